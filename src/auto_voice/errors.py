@@ -1,0 +1,158 @@
+"""Every exception that auto_voice raises on purpose.
+
+    AutoVoiceError
+    ├── AudioError                 the recording
+    │   ├── AudioNotFoundError
+    │   ├── AudioFormatError       not audio, truncated, unsupported
+    │   ├── AudioContentError      empty, silent, NaN, too short, no speech
+    │   └── AudioOutputError       cannot or must not write there
+    ├── ConfigError                a setting, an option, a YAML key
+    │   └── CatalogError           models.yaml: carries file and line
+    ├── ModelError                 a model of the registry
+    │   ├── UnknownModelError      name or version that the catalog lacks
+    │   ├── ModelUnavailableError  no source could serve it
+    │   │   └── OfflineError       it would need the network, which is switched off
+    │   ├── IntegrityError         bytes that do not match their sha256
+    │   ├── UnsafeFileError        pickles that would run code, archive members that climb out
+    │   ├── StoreError             the model folder: not writable, damaged, locked
+    │   │   └── DiskSpaceError
+    │   ├── MissingDependencyError an extra that is not installed
+    │   └── ModelLoadError         weights that do not fit the architecture, memory, device
+    ├── DownloadError              one transfer (the registry tries the next source)
+    │   ├── DownloadStatusError    an HTTP status; ``status`` holds it
+    │   └── DownloadStalledError
+    ├── VoiceError                 a voice: unknown, damaged, made by another encoder
+    ├── TrainingError              data or recipe that cannot be trained on
+    ├── EvaluationError            inputs that cannot be scored
+    └── MockAudioError             mock output where real audio was asked for
+
+Each message is one sentence that says what is wrong and what to do. The command line prints it
+and exits with 2; the server answers ``http_status`` with the same sentence.
+"""
+
+from __future__ import annotations
+
+
+class AutoVoiceError(Exception):
+    """Root of the tree."""
+
+    http_status = 400
+
+
+class AudioError(AutoVoiceError):
+    """Something about a recording."""
+
+    http_status = 422
+
+
+class AudioNotFoundError(AudioError, FileNotFoundError):
+    """The file does not exist."""
+
+    http_status = 404
+
+
+class AudioFormatError(AudioError):
+    """The file is not audio, is truncated, or has an unsupported format."""
+
+    http_status = 415
+
+
+class AudioContentError(AudioError, ValueError):
+    """The audio is empty, silent, not finite, too short, or holds no speech."""
+
+
+class AudioOutputError(AudioError):
+    """The output cannot or must not be written there."""
+
+
+class ConfigError(AutoVoiceError, ValueError):
+    """A setting, an option or a configuration file is wrong."""
+
+
+class CatalogError(ConfigError):
+    """A catalog file is wrong; the message starts with ``file:line:``."""
+
+
+class ModelError(AutoVoiceError):
+    """Something about a model."""
+
+    http_status = 503
+
+
+class UnknownModelError(ModelError, KeyError):
+    """The catalog has no such model or version; the message lists the known ones."""
+
+    http_status = 404
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ModelUnavailableError(ModelError):
+    """No source could serve the model; the message says what each one answered."""
+
+
+class OfflineError(ModelUnavailableError):
+    """The model is not in the store and the network is switched off."""
+
+
+class IntegrityError(ModelError):
+    """Bytes do not match the sha256 of the catalog."""
+
+
+class UnsafeFileError(ModelError):
+    """A file tried to do more than carry numbers."""
+
+    http_status = 400
+
+
+class StoreError(ModelError):
+    """The model folder cannot be used."""
+
+
+class DiskSpaceError(StoreError):
+    """There is not enough room for the model."""
+
+    http_status = 507
+
+
+class MissingDependencyError(ModelError, ImportError):
+    """An optional dependency is missing; the message holds the install command."""
+
+
+class ModelLoadError(ModelError):
+    """The weights do not fit the architecture, the memory or the device."""
+
+
+class DownloadError(AutoVoiceError):
+    """One transfer failed."""
+
+    http_status = 502
+
+
+class DownloadStatusError(DownloadError):
+    """The server answered with an error status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class DownloadStalledError(DownloadError):
+    """The transfer fell below the minimum speed."""
+
+
+class VoiceError(AutoVoiceError):
+    """A stored voice is unknown, damaged, or made by another encoder."""
+
+
+class TrainingError(AutoVoiceError):
+    """The data or the recipe cannot be trained on."""
+
+
+class EvaluationError(AutoVoiceError):
+    """The inputs cannot be scored."""
+
+
+class MockAudioError(AutoVoiceError):
+    """Mock models made this audio and it was not asked for."""

@@ -1,0 +1,101 @@
+"""What each stage of a conversion promises: shapes, rates and units.
+
+Stages speak numpy at their boundary, so real, compact and mock models are interchangeable and
+nothing here imports torch. The registry builds them; the pipeline gets them injected.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice
+
+
+@runtime_checkable
+class ContentEncoder(Protocol):
+    """Speech at 16 kHz to features of what is said, 50 a second."""
+
+    name: str
+    """``name@version`` of the weights; ``mock`` for the mock."""
+    space: str
+    """Feature space that ``encode`` returns; a converter accepts one space."""
+    sample_rate: int
+    frame_rate: float
+    dims: int
+
+    def extract_features(
+        self, audio: ArrayLike, lengths: NDArray[np.int64] | None = None
+    ) -> FloatArray:
+        """``(samples,)`` or ``(batch, samples)`` at ``sample_rate`` to ``(batch, time, dims)``.
+
+        Args:
+            audio: float samples in [-1, 1]; rows shorter than the batch are zero-padded.
+            lengths: valid samples of each row; None if all are full. Frames past a row's own
+                length are zero, and the others equal those of the row computed alone.
+        """
+        ...
+
+    def encode(self, samples: FloatArray) -> Content:
+        """One utterance ``(samples,)`` at ``sample_rate`` to its content, in ``space``."""
+        ...
+
+
+@runtime_checkable
+class SpeakerEncoderStage(Protocol):
+    """Speech at 16 kHz to a unit vector of who speaks."""
+
+    name: str
+    sample_rate: int
+    dims: int
+
+    def embed_utterance(self, samples: FloatArray) -> FloatArray:
+        """``(samples,)`` at ``sample_rate`` to ``(dims,)`` float32 of unit norm."""
+        ...
+
+    def similarity(self, a: FloatArray, b: FloatArray) -> float:
+        """Cosine of two embeddings, in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Converter(Protocol):
+    """Content, pitch and a voice to a log-mel spectrogram."""
+
+    name: str
+    content_space: str
+    """The space that ``content`` must be in."""
+    sample_rate: int
+    hop_samples: int
+
+    def convert(self, content: Content, pitch: Pitch, voice: Voice, frames: int) -> Mel:
+        """The mel of ``content`` spoken by ``voice``: exactly ``frames`` frames.
+
+        Args:
+            pitch: already transposed to where the result should lie.
+            frames: of the output, at ``sample_rate / hop_samples`` a second.
+        """
+        ...
+
+
+@runtime_checkable
+class Vocoder(Protocol):
+    """Log-mel spectrogram to audio."""
+
+    name: str
+    sample_rate: int
+    hop_samples: int
+    bands: int
+
+    def synthesize(self, mel: ArrayLike) -> FloatArray:
+        """``(bands, frames)`` or ``(batch, bands, frames)`` to ``(batch, frames * hop_samples)``."""
+        ...
+
+
+@runtime_checkable
+class Closeable(Protocol):
+    """A model that holds more than memory."""
+
+    def close(self) -> None: ...
