@@ -1,0 +1,205 @@
+"""Settings: argument > environment > .env > file > default, read when asked, never at import.
+
+The file is the user's YAML that ``AUTOVOICE_CONFIG`` or ``config=`` names; its ``settings`` section
+holds the keys below. Every value remembers its origin, which ``autovoice config show`` prints.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from auto_voice.errors import ConfigError
+
+if TYPE_CHECKING:
+    from auto_voice.yaml_nodes import Node
+
+FALLBACKS = ("none", "compact", "mock")
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: its key, its environment variable ``AUTOVOICE_<KEY>``, how text becomes a value."""
+
+    key: str
+    parse: Callable[[Any], Any]
+    default: Callable[[], Any]
+    help: str
+
+    @property
+    def variable(self) -> str:
+        return f"AUTOVOICE_{self.key.upper()}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings that hold, with ``origins[key]`` saying where each one comes from.
+
+    Attributes:
+        config: the user's YAML, which overlays the built-in catalog; None for the catalog alone.
+        model_dir: where models are kept.
+        offline: no socket is opened.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        fallback: ``none``, ``compact`` or ``mock``.
+        memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
+    """
+
+    config: Path | None
+    model_dir: Path
+    offline: bool
+    device: str
+    fallback: str
+    memory_budget_mb: int
+    origins: Mapping[str, str]
+
+
+def get_settings(**arguments: Any) -> Settings:
+    """The settings as they stand now.
+
+    Args:
+        arguments: by key of ``SETTINGS``; None means not given.
+
+    Raises:
+        ConfigError: a value that cannot be; the message names where it stands.
+    """
+    unknown = sorted(set(arguments) - set(SETTINGS))
+    if unknown:
+        raise ConfigError(f"there is no setting {unknown[0]}; known: {', '.join(SETTINGS)}")
+    dotenv, dotenv_path = _read_dotenv()
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    in_file: Mapping[str, Node] = {}
+    for setting in SETTINGS.values():
+        if arguments.get(setting.key) is not None:
+            raw, origin = arguments[setting.key], "argument"
+        elif os.environ.get(setting.variable):
+            raw, origin = os.environ[setting.variable], f"environment {setting.variable}"
+        elif dotenv.get(setting.variable):
+            raw, origin = dotenv[setting.variable], f"{dotenv_path} {setting.variable}"
+        elif setting.key in in_file:
+            node = in_file[setting.key]
+            raw, origin = _from_file(setting, node), f"file {node.place}"
+        else:
+            raw, origin = setting.default(), "default"
+        values[setting.key] = _parsed(setting, raw, origin)
+        origins[setting.key] = origin
+        if setting.key == "config" and values["config"] is not None:
+            in_file = _settings_section(values["config"])
+    return Settings(**values, origins=origins)
+
+
+def unknown_variables() -> list[str]:
+    """``AUTOVOICE_*`` names in the environment or ``.env`` that nothing reads: likely slips."""
+    known = {setting.variable for setting in SETTINGS.values()}
+    names = set(os.environ) | set(_read_dotenv()[0])
+    return sorted(n for n in names if n.startswith("AUTOVOICE_") and n not in known)
+
+
+def _parsed(setting: Setting, raw: Any, origin: str) -> Any:
+    try:
+        return setting.parse(raw)
+    except (TypeError, ValueError) as error:
+        shown = f'"{raw}"' if isinstance(raw, str) else repr(raw)
+        where = setting.key if origin == "argument" else f"{setting.key} ({origin})"
+        raise ConfigError(f"{where} must be {error}, not {shown}") from error
+
+
+def _from_file(setting: Setting, node: Node) -> Any:
+    value = node.plain()
+    if setting.key == "model_dir" and isinstance(value, str):
+        # Relative to the file that says it: a YAML must mean the same wherever it is used from.
+        return node.path.parent / Path(value).expanduser()
+    return value
+
+
+def _settings_section(path: Path) -> Mapping[str, Node]:
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file; AUTOVOICE_CONFIG or config must name one")
+    if not re.search(rb"^settings\s*:", path.read_bytes(), re.MULTILINE):
+        return {}  # Spares the YAML parser where only models are declared.
+    from auto_voice import yaml_nodes
+
+    root = yaml_nodes.read(path)
+    section = root.mapping().get("settings") if root is not None else None
+    if section is None or section.is_a("null"):
+        return {}
+    return section.mapping([key for key in SETTINGS if key != "config"])
+
+
+def _read_dotenv() -> tuple[Mapping[str, str | None], Path]:
+    path = Path(".env")
+    if not path.is_file():
+        return {}, path
+    from dotenv import dotenv_values
+
+    try:
+        return dotenv_values(path, interpolate=False), path
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path.absolute()} cannot be read ({error})") from error
+
+
+def _boolean(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    text = str(raw).strip().lower()
+    if text not in _TRUE | _FALSE:
+        raise ValueError("1 or 0 (true, yes, on; false, no, off)")
+    return text in _TRUE
+
+
+def _path(raw: Any) -> Path:
+    if not isinstance(raw, (str, os.PathLike)) or not os.fspath(raw):
+        raise TypeError("a path")
+    return Path(raw).expanduser()
+
+
+def _optional_path(raw: Any) -> Path | None:
+    return None if raw is None else _path(raw)
+
+
+def _fallback(raw: Any) -> str:
+    if raw not in FALLBACKS:
+        raise ValueError("one of none, compact, mock")
+    return str(raw)
+
+
+def _device(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", raw):
+        raise ValueError("one of auto, cpu, mps, cuda, cuda:0, cuda:1…")
+    return raw
+
+
+def _megabytes(raw: Any) -> int:
+    wanted = "a whole number of MB, 0 for no limit"
+    if isinstance(raw, (bool, float)) or not re.fullmatch(r"\d+", str(raw).strip()):
+        raise ValueError(wanted)
+    return int(raw)
+
+
+def _user_cache() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("auto_voice", appauthor=False) / "models"
+
+
+SETTINGS: Mapping[str, Setting] = {
+    setting.key: setting
+    for setting in (
+        Setting("config", _optional_path, lambda: None, "your YAML: settings and further models"),
+        Setting("model_dir", _path, _user_cache, "where models are kept"),
+        Setting("offline", _boolean, lambda: False, "1: never open a connection"),
+        Setting("device", _device, lambda: "auto", "auto, cpu, cuda, cuda:N or mps"),
+        Setting(
+            "fallback", _fallback, lambda: "none", "when a model cannot be had: none, compact or mock"
+        ),
+        Setting(
+            "memory_budget_mb", _megabytes, lambda: 0, "limit for loaded models in MB, 0 for none"
+        ),
+    )
+}
