@@ -1,0 +1,145 @@
+"""Where a recording may be written and as what."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from auto_voice.errors import AudioOutputError
+
+
+@dataclass(frozen=True)
+class OutputFormat:
+    """Attributes:
+    container: libsndfile's name.
+    subtypes: user's word → libsndfile's subtype; the first is the default.
+    rates: Hz that the format can carry; empty for any.
+    """
+
+    container: str
+    subtypes: dict[str, str]
+    rates: tuple[int, ...] = ()
+
+
+_PCM = {"pcm_16": "PCM_16", "pcm_24": "PCM_24"}
+_WIDE = {"pcm_32": "PCM_32", "float": "FLOAT"}
+FORMATS: dict[str, OutputFormat] = {
+    "wav": OutputFormat("WAV", {**_PCM, **_WIDE, "double": "DOUBLE", "pcm_u8": "PCM_U8"}),
+    "flac": OutputFormat("FLAC", {**_PCM, "pcm_s8": "PCM_S8"}),
+    "ogg": OutputFormat("OGG", {"vorbis": "VORBIS", "opus": "OPUS"}),
+    "opus": OutputFormat("OGG", {"opus": "OPUS"}, (8000, 12000, 16000, 24000, 48000)),
+    "mp3": OutputFormat(
+        "MP3",
+        {"mpeg_layer_iii": "MPEG_LAYER_III"},
+        (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000),
+    ),
+    "aiff": OutputFormat("AIFF", {**_PCM, **_WIDE}),
+}
+_SHORTHANDS = {"8": "pcm_u8", "16": "pcm_16", "24": "pcm_24", "32": "pcm_32", "32f": "float"}
+HOLDS_ANY_PEAK = ("FLOAT", "DOUBLE")
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One row of the table above, chosen.
+
+    Attributes:
+        name: key of ``FORMATS``.
+        container: libsndfile's name of the file format.
+        subtype: libsndfile's name of the sample coding.
+        rates: Hz that it can carry; empty for any.
+    """
+
+    name: str
+    container: str
+    subtype: str
+    rates: tuple[int, ...]
+
+    def nearest_rate(self, sample_rate: int) -> int:
+        """``sample_rate`` if the format can carry it, else the next higher (or highest) rate."""
+        if not self.rates or sample_rate in self.rates:
+            return sample_rate
+        return min((rate for rate in self.rates if rate > sample_rate), default=self.rates[-1])
+
+
+def choose_encoding(path: Path, format: str | None = None, subtype: str | None = None) -> Encoding:
+    """The encoding for ``path`` by its extension, or by ``format`` where that is given.
+
+    Args:
+        format: ``wav``, ``flac``, ``ogg``, ``opus``, ``mp3`` or ``aiff``.
+        subtype: e.g. ``pcm_24``, ``float``, or bits as ``16``, ``24``, ``32f``.
+
+    Raises:
+        AudioOutputError: unknown format or subtype; the message lists the known ones.
+    """
+    name = (format or path.suffix.lstrip(".")).lower()
+    name = {"aif": "aiff", "oga": "ogg", "wave": "wav"}.get(name, name)
+    row = FORMATS.get(name)
+    if row is None:
+        asked = f"{name!r}" if name else f"{str(path)!r}, which has no extension"
+        raise AudioOutputError(
+            f"There is no output format for {asked}; use one of {', '.join(FORMATS)}."
+        )
+    wanted = (subtype or next(iter(row.subtypes))).lower()
+    coding = row.subtypes.get(_SHORTHANDS.get(wanted, wanted))
+    if coding is None:
+        raise AudioOutputError(
+            f"{name} cannot be written as {subtype!r}; use one of {', '.join(row.subtypes)}."
+        )
+    rates = FORMATS["opus"].rates if coding == "OPUS" else row.rates
+    return Encoding(name, row.container, coding, rates)
+
+
+def ensure_writable(
+    path: str | os.PathLike[str],
+    inputs: Iterable[object] = (),
+    *,
+    overwrite: bool = True,
+    create_parents: bool = False,
+) -> Path:
+    """The path to write to, checked before any work is done; nothing is created but parents.
+
+    Args:
+        inputs: recordings that are read (paths count, anything else is ignored): none of them
+            may be the output.
+        overwrite: whether an existing file may be replaced.
+        create_parents: make missing folders; otherwise a missing folder is an error, because it
+            is more often a typing slip than a wish.
+
+    Raises:
+        AudioOutputError: a folder, a missing folder, no permission, one of the inputs, an
+            existing file, or something that is not a regular file.
+    """
+    target = Path(path).expanduser()
+    try:
+        if target.is_symlink():
+            target = target.resolve()
+        if target.is_dir():
+            raise AudioOutputError(f"{target} is a folder; name a file in it.")
+        if create_parents:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.is_dir():
+            raise AudioOutputError(f"The folder {target.parent} does not exist; create it first.")
+        exists = target.exists()
+        if exists and not stat.S_ISREG(target.stat().st_mode):
+            raise AudioOutputError(f"{target} is not a regular file; name another output.")
+        for source in inputs:
+            if not isinstance(source, (str, os.PathLike)):
+                continue
+            original = Path(os.fspath(source)).expanduser()
+            if exists and original.exists() and target.samefile(original):
+                raise AudioOutputError(
+                    f"{target} is also an input and would be overwritten; name another output."
+                )
+        if exists and not overwrite:
+            raise AudioOutputError(f"{target} exists already; remove it or name another output.")
+        if not os.access(target.parent, os.W_OK | os.X_OK):
+            raise AudioOutputError(
+                f"The folder {target.parent} is not writable by this user; name another output."
+            )
+    except (OSError, ValueError) as error:
+        raise AudioOutputError(f"{str(path)!r} cannot be written to: {error}.") from error
+    return target
