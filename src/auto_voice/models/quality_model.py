@@ -1,0 +1,134 @@
+"""Quality without a reference: DNSMOS P.835, three mean opinion scores of a recording.
+
+Reddy, Gopal, Cutler: "DNSMOS P.835: a non-intrusive perceptual objective speech quality metric to
+evaluate noise suppressors" (ICASSP 2022). The network hears 9.01 s at 16 kHz; a quadratic per
+score maps its output to the scale of the listening test, 1 to 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from auto_voice.errors import AudioContentError, MissingDependencyError, ModelLoadError
+from auto_voice.models.catalog import ModelVersion
+from auto_voice.types import FloatArray
+
+SAMPLE_RATE = 16000
+WINDOW_SAMPLES = 144_160
+HOP_SAMPLES = SAMPLE_RATE
+# Published calibration, highest power first: rows speech, background, overall.
+_CALIBRATION = np.array(
+    [
+        [-0.08397278, 1.22083953, 0.0052439],
+        [-0.13166888, 1.60915514, -0.39604546],
+        [-0.06766283, 1.11546468, 0.04602535],
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Mean opinion scores, 1 (bad) to 5 (excellent).
+
+    Attributes:
+        overall: OVRL. speech: SIG, how undistorted the voice is. background: BAK, how little else
+            is heard.
+    """
+
+    overall: float
+    speech: float
+    background: float
+
+
+class QualityModel:
+    """DNSMOS P.835 of recordings.
+
+    Args:
+        session: an ``onnxruntime.InferenceSession`` with input ``input_1`` ``(n, 144160)``.
+        name: ``name@version`` of the weights.
+    """
+
+    sample_rate = SAMPLE_RATE
+
+    def __init__(self, session: Any, name: str = "quality_dnsmos") -> None:
+        self.name = name
+        self._session = session
+
+    def score(self, samples: FloatArray) -> Quality:
+        """The scores of ``(samples,)`` at 16 kHz, averaged over 9.01 s windows one second apart.
+
+        A shorter recording is doubled until it fills one window. Samples beyond full scale are
+        limited to it, as a player would.
+
+        Raises:
+            AudioContentError: the recording is empty or not finite.
+        """
+        x = np.asarray(samples, dtype=np.float32).reshape(-1)
+        if not len(x) or not np.isfinite(x).all():
+            raise AudioContentError("The recording is empty or not finite; give audio to judge.")
+        x = np.clip(x, -1, 1)
+        while len(x) < WINDOW_SAMPLES:
+            x = np.concatenate([x, x])
+        # Whole seconds count: the published script scores floor(seconds) - 9 windows, at least one.
+        windows = max(1, len(x) // SAMPLE_RATE - 9)
+        raw = [
+            self._session.run(None, {"input_1": x[None, s : s + WINDOW_SAMPLES]})[0][0]
+            for s in range(0, windows * HOP_SAMPLES, HOP_SAMPLES)
+        ]
+        speech, background, overall = _calibrate(np.asarray(raw, dtype=np.float64)).mean(0)
+        return Quality(overall=float(overall), speech=float(speech), background=float(background))
+
+
+def _calibrate(raw: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """``(windows, 3)`` network outputs to opinion scores."""
+    a, b, c = _CALIBRATION.T
+    return np.asarray((a * raw + b) * raw + c)
+
+
+def open_onnx(path: Path, name: str, *, inputs: tuple[str, ...]) -> Any:
+    """An ``onnxruntime.InferenceSession`` on the CPU whose inputs are checked by name.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        ModelLoadError: the file is no ONNX graph, or one with other inputs.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{name} needs onnxruntime; install it with: pip install 'auto-voice[eval]'"
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime raises classes of its own C++ module
+        raise ModelLoadError(
+            f"{name}: {path.name} is not an ONNX model that onnxruntime can run; fetch it again "
+            f"with: autovoice models pull {name} --force"
+        ) from error
+    found = tuple(i.name for i in session.get_inputs())
+    if found != inputs:
+        raise ModelLoadError(
+            f"{name}: {path.name} takes the inputs {found} instead of {inputs}; "
+            "give the model that the catalog names."
+        )
+    return session
+
+
+def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> QualityModel:
+    """The model of ``files[version.files[0].file]``, an ONNX graph; it runs on the CPU.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        ModelLoadError: the file is no such graph.
+    """
+    session = open_onnx(files[version.files[0].file], version.key, inputs=("input_1",))
+    return QualityModel(session, version.key)
