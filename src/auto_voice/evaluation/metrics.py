@@ -140,12 +140,11 @@ def pitch_agreement(source: Pitch, converted: Pitch) -> PitchAgreement:
 
 def register_error_cents(target: Pitch, converted: Pitch) -> float:
     """Mean voiced log-F0 of ``converted`` minus that of ``target``, in cents; NaN without voice."""
-    means = [
-        np.log2(p.f0_hz[p.voiced & (p.f0_hz > 0)].astype(np.float64)) for p in (target, converted)
-    ]
-    if min(len(m) for m in means) < MIN_VOICED_FRAMES:
+    voiced = [p.f0_hz[p.voiced & (p.f0_hz > 0)].astype(np.float64) for p in (target, converted)]
+    if min(len(f0_hz) for f0_hz in voiced) < MIN_VOICED_FRAMES:
         return NAN
-    return float(1200 * (means[1].mean() - means[0].mean()))
+    means = [np.log2(f0_hz).mean() for f0_hz in voiced]
+    return float(1200 * (means[1] - means[0]))
 
 
 def mel_cepstrum(samples: FloatArray, sample_rate: int, order: int = 13) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Word and character error rates, and the text normalisation that makes two transcripts comparable."""
+"""Word and character error rates, and the normalisation that makes transcripts comparable."""
 
 from __future__ import annotations
 
@@ -20,11 +20,22 @@ _TITLES = {
     "etc": "et cetera",
     "ok": "okay",
 }
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES: tuple[str, ...] = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+)
+_ONES += ("eleven", "twelve", "thirteen", "fourteen", "fifteen")
+_ONES += ("sixteen", "seventeen", "eighteen", "nineteen")
+_TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"))
 _ORDINALS = {
     "one": "first",
@@ -67,7 +78,7 @@ class ErrorCount:
 
 
 def normalise_text(text: str) -> str:
-    """Lower-case English words, single-spaced: what both transcripts become before they are compared.
+    """Lower-case English words, single-spaced: what transcripts become before comparison.
 
     Compatibility forms and accents are folded, numbers are spelled out (``21st`` is "twenty
     first", ``$3.50`` "three point five zero dollars", ``50%`` "fifty percent", a bare year from

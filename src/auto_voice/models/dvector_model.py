@@ -70,7 +70,8 @@ class DVectorModel:
             batch = np.ascontiguousarray(windows[start : start + BATCH_WINDOWS])
             raw = self._session.run(None, {"mel_window": batch})[0]
             total += (raw / (np.linalg.norm(raw, axis=1, keepdims=True) + 1e-12)).sum(0)
-        return (total / (np.linalg.norm(total) + 1e-12)).astype(np.float32)
+        unit: FloatArray = (total / (np.linalg.norm(total) + 1e-12)).astype(np.float32)
+        return unit
 
     def similarity(self, a: FloatArray, b: FloatArray) -> float:
         """Cosine of two embeddings, in [-1, 1]."""
@@ -78,7 +79,7 @@ class DVectorModel:
 
 
 def log_mel_frames(samples: FloatArray) -> FloatArray:
-    """``(samples,)`` to ``(frames, 40)`` log10 mel energies: 25 ms Hamming, 10 ms hop, no padding."""
+    """``(samples,)`` to ``(frames, 40)`` log10 mel: 25 ms Hamming, 10 ms hop, no padding."""
     x = np.pad(samples, (0, max(0, DVECTOR_MEL.n_fft - len(samples))))
     framed = np.lib.stride_tricks.sliding_window_view(x, DVECTOR_MEL.n_fft)
     framed = framed[:: DVECTOR_MEL.hop_samples]
@@ -88,7 +89,7 @@ def log_mel_frames(samples: FloatArray) -> FloatArray:
         spectrum = np.fft.rfft(framed[start : start + 4096] * window)
         power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
         mel[start : start + 4096] = power @ bank.T
-    return np.log10(mel + np.float32(LOG_OFFSET))
+    return np.asarray(np.log10(mel + np.float32(LOG_OFFSET)))
 
 
 def _windows(frames: FloatArray) -> FloatArray:
@@ -96,7 +97,7 @@ def _windows(frames: FloatArray) -> FloatArray:
     if len(frames) < WINDOW_FRAMES:
         frames = np.pad(frames, ((0, WINDOW_FRAMES - len(frames)), (0, 0)))
     view = np.lib.stride_tricks.sliding_window_view(frames, WINDOW_FRAMES, axis=0)
-    return view[::STRIDE_FRAMES].transpose(0, 2, 1)
+    return np.asarray(view[::STRIDE_FRAMES].transpose(0, 2, 1))
 
 
 @lru_cache(maxsize=1)

@@ -18,7 +18,7 @@ MIN_SAMPLES = 400
 
 
 class Recogniser:
-    """Transcribes speech, the same way each time: beam of five, no sampling, no context carried over.
+    """Transcribes speech, the same each time: beam of five, no sampling, no carried context.
 
     Args:
         model: a ``faster_whisper.WhisperModel``.
