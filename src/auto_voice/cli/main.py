@@ -1,0 +1,89 @@
+"""``autovoice``: the group, whose commands are imported only when they run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+import click
+
+from auto_voice import __version__
+from auto_voice.cli.errors import run_guarded
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "convert": ("auto_voice.cli.convert:convert", "Re-speak a recording in another voice."),
+    "clone": ("auto_voice.cli.clone:clone", "Save the voice of recordings as one file."),
+    "demo": ("auto_voice.cli.demo:demo", "Convert a sample recording and show what happened."),
+    "models": ("auto_voice.cli.models:models", "List, fetch, verify and manage models."),
+    "config": ("auto_voice.cli.config:config", "Show the settings and where each comes from."),
+    "doctor": ("auto_voice.cli.doctor:doctor", "Check that everything needed is in place."),
+}
+"""Command to where it lives and what ``--help`` says of it."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and one-line helps without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if args and not name.startswith("-") and name not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            raise click.UsageError(f"there is no command {name!r}; the commands are {known}.", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="autovoice", message="%(prog)s %(version)s")
+@click.option("--debug", is_flag=True, help="Show tracebacks and everything that is logged.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what is done to stderr.")
+def cli(debug: bool, verbose: bool) -> None:
+    """Clone a voice from a few seconds of speech and re-speak any recording in it.
+
+    \b
+    autovoice convert talk.wav --voice friend.wav -o talk_as_friend.wav
+    autovoice clone friend1.wav friend2.wav -o friend.safetensors
+    autovoice models list
+    """
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    handler = _EchoHandler()
+    handler.setFormatter(logging.Formatter("autovoice: %(levelname)s: %(message)s"))
+    logger = logging.getLogger("auto_voice")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+class _EchoHandler(logging.Handler):
+    """Lines to whatever stderr is when they are written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.levelname = record.levelname.lower()
+        click.echo(self.format(record), err=True)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run ``autovoice`` with ``args`` (the process's own if None) and return its exit code."""
+    given = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in given
+    return run_guarded(
+        lambda: cli.main(given, prog_name="autovoice", standalone_mode=False), debug=debug
+    )
