@@ -120,7 +120,9 @@ def _from_file(setting: Setting, node: Node) -> Any:
 
 def _settings_section(path: Path) -> Mapping[str, Node]:
     if not path.is_file():
-        raise ConfigError(f"{path}: there is no such file; AUTOVOICE_CONFIG or config must name one")
+        raise ConfigError(
+            f"{path}: there is no such file; AUTOVOICE_CONFIG or config must name one"
+        )
     if not re.search(rb"^settings\s*:", path.read_bytes(), re.MULTILINE):
         return {}  # Spares the YAML parser where only models are declared.
     from auto_voice import yaml_nodes
@@ -196,7 +198,10 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("offline", _boolean, lambda: False, "1: never open a connection"),
         Setting("device", _device, lambda: "auto", "auto, cpu, cuda, cuda:N or mps"),
         Setting(
-            "fallback", _fallback, lambda: "none", "when a model cannot be had: none, compact or mock"
+            "fallback",
+            _fallback,
+            lambda: "none",
+            "when a model cannot be had: none, compact or mock",
         ),
         Setting(
             "memory_budget_mb", _megabytes, lambda: 0, "limit for loaded models in MB, 0 for none"

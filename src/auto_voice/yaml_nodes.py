@@ -73,7 +73,9 @@ class Node:
         """Whether the tag is ``map``, ``seq``, ``str``, ``int``, ``float``, ``bool`` or ``null``."""
         return bool(self.raw.tag == f"tag:yaml.org,2002:{kind}")
 
-    def mapping(self, known: Iterable[str] | None = None, *, quoted: bool = False) -> dict[str, Node]:
+    def mapping(
+        self, known: Iterable[str] | None = None, *, quoted: bool = False
+    ) -> dict[str, Node]:
         """The children by key.
 
         Args:

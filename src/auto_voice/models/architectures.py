@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 KINDS = ("content", "converter", "vocoder", "speaker", "sample", "recogniser", "quality")
 
-# Suffixes that already carry nothing but numbers; every other checkpoint is offered to the
-# architecture's ``convert_checkpoint`` once, when it is installed.
+# Files that carry nothing but numbers as they are; the other checkpoints of an architecture that
+# converts go through its ``convert_checkpoint`` once.
 _PLAIN = frozenset({".safetensors", ".onnx", ".json", ".txt", ".wav", ".flac"})
 
 
@@ -68,10 +68,16 @@ class Architecture:
                 raise
             raise MissingDependencyError(_install_hint(error, self.extra)) from error
 
-    def converter(self, file: str) -> Callable[[Path], dict[str, NDArray[np.generic]]] | None:
-        """What turns ``file`` into named arrays; None if it is used as it is."""
-        if not self.converts or Path(file).suffix in _PLAIN:
-            return None
+    def is_foreign(self, file: str) -> bool:
+        """Whether ``file`` is a published checkpoint that is converted once."""
+        return self.converts and Path(file).suffix not in _PLAIN
+
+    def checkpoint_converter(self) -> Callable[[Path], dict[str, NDArray[np.generic]]]:
+        """What turns a published checkpoint into named arrays.
+
+        Raises:
+            MissingDependencyError: an extra is not installed.
+        """
         convert: Callable[[Path], dict[str, NDArray[np.generic]]]
         convert = self._import().convert_checkpoint
         return convert

@@ -31,7 +31,10 @@ _FILE = ("file", "sha256", "bytes", "sources")
 _VERSION = ("architecture", "licence", "params", "needs", "files", *_FILE)
 _NEEDS = ("ram_mb", "vram_mb", "gpu")
 _URIS = {
-    "hf": (r"hf://[^/@]+/[^/@]+@[0-9a-f]{40}/.+", "hf://owner/repo@<40 hex digits of a commit>/file"),
+    "hf": (
+        r"hf://[^/@]+/[^/@]+@[0-9a-f]{40}/.+",
+        "hf://owner/repo@<40 hex digits of a commit>/file",
+    ),
     "https": (r"https://[^/]+/.+", "https://host/file"),
     "http": (r"http://[^/]+/.+", "http://host/file"),
     "pypi": (
@@ -121,7 +124,9 @@ def _known_version(node: Node | None, versions: Mapping[str, Any]) -> str | None
         return None
     value = node.text()
     if value not in versions:
-        raise node.error(f'is "{value}", which is no version here; {yaml_nodes.closest(value, versions)}')
+        raise node.error(
+            f'is "{value}", which is no version here; {yaml_nodes.closest(value, versions)}'
+        )
     return value
 
 

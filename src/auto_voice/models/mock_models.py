@@ -1,0 +1,213 @@
+"""Stand-ins of every kind: numpy only, deterministic, the shapes of the real ones, no weights.
+
+They answer to the input (louder speech gives another embedding, a longer mel longer audio), so a
+pipeline built on them can be tested; what they make is not speech, and ``mock`` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from auto_voice.errors import AudioContentError
+from auto_voice.models.catalog import ModelVersion
+from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice, Waveform
+
+MOCK_SPACE = "mock"
+_WINDOW = 400
+_HOP = 320
+_BANDS = 32
+_LOG_FLOOR = float(np.log(1e-5))
+
+
+class MockContentEncoder:
+    """Band energies through a fixed random projection, framed as HuBERT frames its input."""
+
+    name = "mock"
+    mock = True
+    space = MOCK_SPACE
+    sample_rate = 16000
+    frame_rate = 50.0
+
+    def __init__(self, dims: int = 768) -> None:
+        self.dims = dims
+        self._projection = _projection(_BANDS, dims, seed=1)
+
+    def extract_features(
+        self, audio: ArrayLike, lengths: NDArray[np.int64] | None = None
+    ) -> FloatArray:
+        """``(samples,)`` or ``(batch, samples)`` at 16 kHz to ``(batch, time, dims)``."""
+        features = _bands(_checked(audio)) @ self._projection
+        if lengths is not None:
+            for row, length in enumerate(np.asarray(lengths)):
+                features[row, _frames(int(length)) :] = 0
+        return features
+
+    def encode(self, samples: FloatArray) -> Content:
+        """``(samples,)`` to ``samples // 320`` frames of content in the space ``mock``."""
+        # Centres frame i on its own 20 ms, as the real encoders do.
+        margin = (_WINDOW - _HOP) // 2
+        padded = np.pad(_checked(samples)[0], margin)
+        return Content(self.extract_features(padded)[0], self.frame_rate, self.space)
+
+
+class MockSpeakerEncoder:
+    """The utterance's mean band energies, projected to a unit vector."""
+
+    name = "mock"
+    mock = True
+    sample_rate = 16000
+
+    def __init__(self, dims: int = 256) -> None:
+        self.dims = dims
+        self._projection = _projection(_BANDS, dims, seed=2)
+
+    def embed_utterance(self, samples: FloatArray) -> FloatArray:
+        """``(samples,)`` at 16 kHz to ``(dims,)`` of unit norm."""
+        bands = _bands(_checked(samples))[0]
+        vector = bands.mean(axis=0) @ self._projection
+        # GE2E ends in a ReLU: embeddings have no negative entries.
+        vector = np.maximum(vector, 0) + np.float32(1e-6)
+        return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
+
+    def similarity(self, a: FloatArray, b: FloatArray) -> float:
+        """Cosine of two embeddings, in [-1, 1]."""
+        cosine = np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
+        return float(np.clip(cosine, -1, 1))
+
+
+class MockConverter:
+    """A mel whose loudness follows the content and whose tilt follows the voice."""
+
+    name = "mock"
+    mock = True
+    content_space = MOCK_SPACE
+
+    def __init__(self, sample_rate: int = 22050, hop_samples: int = 256, bands: int = 80) -> None:
+        self.sample_rate = sample_rate
+        self.hop_samples = hop_samples
+        self._bands = bands
+
+    def convert(self, content: Content, pitch: Pitch, voice: Voice, frames: int) -> Mel:
+        """``(bands, frames)`` in the range of real log-mels."""
+        loudness = np.abs(content.features).mean(axis=1) if len(content.features) else np.zeros(1)
+        envelope = np.interp(
+            np.linspace(0, 1, frames), np.linspace(0, 1, len(loudness)), np.tanh(loudness)
+        )
+        tilt = (
+            np.resize(voice.embedding, self._bands)[:, None]
+            - np.linspace(0, 4, self._bands)[:, None]
+        )
+        values = np.clip(-5 + 3 * envelope[None, :] + tilt, _LOG_FLOOR, 2)
+        return Mel(values.astype(np.float32), self.sample_rate, self.hop_samples)
+
+
+class MockVocoder:
+    """A tone whose loudness follows the mel and whose pitch follows its centre of gravity."""
+
+    name = "mock"
+    mock = True
+
+    def __init__(self, sample_rate: int = 22050, hop_samples: int = 256, bands: int = 80) -> None:
+        self.sample_rate = sample_rate
+        self.hop_samples = hop_samples
+        self.bands = bands
+
+    def synthesize(self, mel: ArrayLike) -> FloatArray:
+        """``(bands, frames)`` or ``(batch, bands, frames)`` to ``(batch, frames * hop_samples)``."""
+        values = np.asarray(mel, dtype=np.float32)
+        values = values[None] if values.ndim == 2 else values
+        if values.ndim != 3 or values.shape[1] != self.bands:
+            raise ValueError(f"mel must be (batch, {self.bands}, frames), not {values.shape}")
+        power = np.exp(np.minimum(values, 2))
+        loudness = np.minimum(np.sqrt(power.mean(axis=1)), 0.5)
+        centre = (power * np.arange(self.bands)[:, None]).sum(axis=1) / power.sum(axis=1)
+        f0_hz = np.repeat(100 + 2 * centre, self.hop_samples, axis=1)
+        phase = 2 * np.pi * np.cumsum(f0_hz, axis=1, dtype=np.float64) / self.sample_rate
+        audio = np.sin(phase) * np.repeat(loudness, self.hop_samples, axis=1)
+        return audio.astype(np.float32)
+
+
+class MockRecogniser:
+    """Hears ``mock`` once per second of audio."""
+
+    name = "mock"
+    mock = True
+    sample_rate = 16000
+    language = "en"
+
+    def transcribe(self, samples: FloatArray) -> str:
+        """``(samples,)`` at 16 kHz to text."""
+        return " ".join(["mock"] * max(1, len(samples) // self.sample_rate))
+
+
+class MockQuality:
+    """The same middling scores for everything."""
+
+    name = "mock"
+    mock = True
+    sample_rate = 16000
+
+    def score(self, samples: FloatArray) -> Any:
+        """``(samples,)`` at 16 kHz to a ``Quality``."""
+        from auto_voice.models.quality_model import Quality
+
+        return Quality(overall=3.0, speech=3.0, background=3.0)
+
+
+def mock_sample(seconds: float = 3.0, sample_rate: int = 16000) -> Waveform:
+    """Syllable-like bursts of a harmonic tone: enough for level, pitch and voice detection."""
+    time_s = np.arange(int(seconds * sample_rate)) / sample_rate
+    harmonics = sum(np.sin(2 * np.pi * 140 * k * time_s) / k for k in range(1, 9))
+    syllables = np.clip(np.sin(2 * np.pi * 2 * time_s), 0, None)
+    samples = (0.2 * harmonics * syllables).astype(np.float32)
+    return Waveform(samples, sample_rate, notes=("mock sample, not a recording",))
+
+
+def build_mock(version: ModelVersion) -> Any:
+    """The mock of ``version``'s kind with the dimensions that its params declare."""
+    return _BY_KIND[version.kind](version.params)
+
+
+_BY_KIND: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "content": lambda p: MockContentEncoder(int(p.get("dims", 768))),
+    "converter": lambda p: MockConverter(),
+    "vocoder": lambda p: MockVocoder(
+        int(p.get("sample_rate", 22050)), int(p.get("hop_samples", 256)), int(p.get("bands", 80))
+    ),
+    "speaker": lambda p: MockSpeakerEncoder(int(p.get("dims", 256))),
+    "sample": lambda p: mock_sample(),
+    "recogniser": lambda p: MockRecogniser(),
+    "quality": lambda p: MockQuality(),
+}
+
+
+def _projection(rows: int, columns: int, seed: int) -> FloatArray:
+    # A legacy generator: its stream is frozen, so every numpy version gives the same mock.
+    values = np.random.RandomState(seed).standard_normal((rows, columns)) / np.sqrt(rows)
+    return values.astype(np.float32)
+
+
+def _checked(audio: ArrayLike) -> FloatArray:
+    """``(batch, samples)`` float32 that is finite and not empty, as the real models demand."""
+    rows = np.atleast_2d(np.asarray(audio, dtype=np.float32))
+    if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all():
+        raise AudioContentError("the audio is empty or not finite; give (samples,) of speech")
+    return rows
+
+
+def _frames(samples: int) -> int:
+    return max(0, (samples - _WINDOW) // _HOP + 1)
+
+
+def _bands(rows: FloatArray) -> FloatArray:
+    """``(batch, samples)`` to ``(batch, frames, 32)`` log band energies, 50 frames a second."""
+    padded = np.pad(rows, ((0, 0), (0, max(0, _WINDOW - rows.shape[1]))))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW, axis=1)[:, ::_HOP]
+    power = np.abs(np.fft.rfft(windows * np.hanning(_WINDOW).astype(np.float32))) ** 2
+    edges = np.linspace(0, power.shape[-1], _BANDS + 1).astype(int)[:-1]
+    bands = np.add.reduceat(power, edges, axis=-1)
+    return np.asarray(np.log1p(bands), dtype=np.float32)

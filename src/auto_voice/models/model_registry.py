@@ -1,0 +1,469 @@
+"""The registry: names in, loaded models out; nobody else knows files or network.
+
+registry = ModelRegistry()
+hifigan = registry.load_hifigan()        # fetched and verified once, loaded once
+audio = hifigan.synthesize(mel)
+registry.resolved("hifigan_universal")   # "hifigan_universal@1.0"
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from auto_voice.errors import (
+    AutoVoiceError,
+    DiskSpaceError,
+    DownloadError,
+    IntegrityError,
+    MissingDependencyError,
+    ModelLoadError,
+    ModelUnavailableError,
+    OfflineError,
+    StoreError,
+    UnknownModelError,
+    UnsafeFileError,
+)
+from auto_voice.models.architectures import ARCHITECTURES
+from auto_voice.models.catalog import (
+    Catalog,
+    ModelVersion,
+    builtin_catalog,
+    load_catalog,
+    split_key,
+)
+from auto_voice.models.model_cache import ModelCache
+from auto_voice.models.pins import pinned, read_pins, write_pin
+from auto_voice.settings import Settings, get_settings
+
+if TYPE_CHECKING:
+    from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
+    from auto_voice.models.model_loader import ModelLoader, ProgressCallback
+    from auto_voice.models.store import ModelStore
+    from auto_voice.models.warmup import WarmupTiming
+
+log = logging.getLogger(__name__)
+
+PIPELINE_MODELS: Mapping[str, str] = {
+    "content": "content_compact",
+    "converter": "converter_compact",
+    "speaker": "speaker_encoder",
+    "vocoder": "hifigan_universal",
+}
+"""The model of each stage that a conversion uses unless told otherwise."""
+
+# Why a substitute may step in; UnsafeFileError is not here: an attack must not pass as an outage.
+_REASONS: tuple[tuple[type[AutoVoiceError], str], ...] = (
+    (OfflineError, "not installed and offline"),
+    (ModelUnavailableError, "unreachable"),
+    (DownloadError, "unreachable"),
+    (IntegrityError, "has wrong bytes"),
+    (DiskSpaceError, "finds no disk space"),
+    (StoreError, "cannot be stored"),
+    (MissingDependencyError, "lacks a dependency"),
+    (ModelLoadError, "cannot be loaded"),
+)
+_RECOVERABLE = tuple(kind for kind, _ in _REASONS)
+
+
+class FallbackWarning(UserWarning):
+    """Another model than the one asked for does the work."""
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """Where one version stands.
+
+    Attributes:
+        default: whether its bare name means this version now, pins considered.
+        installed: all its files are in the store.
+        loaded: it is in this registry's memory.
+    """
+
+    name: str
+    version: str
+    kind: str
+    description: str
+    licence: str
+    bytes: int
+    default: bool
+    pinned: bool
+    installed: bool
+    loaded: bool
+
+
+@dataclass(frozen=True)
+class _Substitute:
+    """What loads in place of a model; version None is the mock."""
+
+    version: ModelVersion | None
+    reason: str
+
+
+class ModelRegistry:
+    """Finds, fetches, verifies, loads and shares models; safe to use from many threads.
+
+    Creating one reads settings and nothing else: no YAML, no torch, no network, no folder made.
+
+    Args:
+        model_dir: where models are kept; by default the setting, else the user's cache.
+        use_mock: numpy stand-ins for everything, deterministic, no files.
+        config: the user's YAML that overlays the built-in catalog and may hold settings.
+        offline: never open a connection.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
+        memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
+        progress: whether downloads draw a bar; None draws it on a terminal; a function is told
+            label, bytes done and bytes in all.
+
+    Raises:
+        ConfigError: a setting that cannot be.
+    """
+
+    def __init__(
+        self,
+        model_dir: str | os.PathLike[str] | None = None,
+        use_mock: bool = False,
+        *,
+        config: str | os.PathLike[str] | None = None,
+        offline: bool | None = None,
+        device: str | None = None,
+        fallback: str | None = None,
+        memory_budget_mb: int | None = None,
+        progress: bool | ProgressCallback | None = None,
+    ) -> None:
+        self.settings: Settings = get_settings(
+            config=config,
+            model_dir=model_dir,
+            offline=offline,
+            device=device,
+            fallback=fallback,
+            memory_budget_mb=memory_budget_mb,
+        )
+        self.use_mock = use_mock
+        self._progress = progress
+        self._cache = ModelCache(self.settings.memory_budget_mb)
+        self._lock = threading.RLock()
+        self._catalog: Catalog | None = None
+        self._loader: ModelLoader | None = None
+        self._substitutes: dict[str, _Substitute] = {}
+
+    # What there is
+
+    @property
+    def catalog(self) -> Catalog:
+        """The built-in catalog under the user's, read on first use.
+
+        Raises:
+            CatalogError: a file is wrong.
+        """
+        with self._lock:
+            if self._catalog is None:
+                own = [self.settings.config] if self.settings.config is not None else []
+                self._catalog = load_catalog([builtin_catalog(), *own])
+            return self._catalog
+
+    @property
+    def model_dir(self) -> Path:
+        return self.settings.model_dir
+
+    @property
+    def store(self) -> ModelStore:
+        """The model folder."""
+        return self.loader.store
+
+    @property
+    def loader(self) -> ModelLoader:
+        """What fetches files into the store."""
+        with self._lock:
+            if self._loader is None:
+                from auto_voice.models.model_loader import ModelLoader
+                from auto_voice.models.store import ModelStore
+
+                self._loader = ModelLoader(
+                    ModelStore(self.model_dir),
+                    offline=self.settings.offline,
+                    show_progress=None if callable(self._progress) else self._progress,
+                    progress=self._progress if callable(self._progress) else None,
+                )
+            return self._loader
+
+    def version(self, name: str, version: str | None = None) -> ModelVersion:
+        """The record that a name means: the given version or alias, else the pin, else the default.
+
+        Raises:
+            UnknownModelError: no such model or version.
+        """
+        name, version = split_key(name, version)
+        if version is None:
+            locked = pinned(self.catalog, read_pins(self.model_dir), name)
+            if locked is not None:
+                return locked
+        return self.catalog.version(name, version)
+
+    def status(self) -> list[ModelStatus]:
+        """Every version of the catalog and where it stands."""
+        pins = read_pins(self.model_dir)
+        loaded = set(self._cache.keys())
+        return [
+            ModelStatus(
+                name=version.name,
+                version=version.version,
+                kind=version.kind,
+                description=self.catalog.entry(version.name).description,
+                licence=version.licence,
+                bytes=version.bytes,
+                default=self.version(version.name) == version,
+                pinned=pins.get(version.name, {}).get("version") == version.version,
+                installed=self.is_installed(version),
+                loaded=version.key in loaded,
+            )
+            for version in self.catalog.versions()
+        ]
+
+    # Files
+
+    def is_installed(self, version: ModelVersion) -> bool:
+        """Whether all files of a version are here, in the store or inside the package."""
+        if self.store.lookup(version) is not None or not version.files:
+            return True
+        from auto_voice.models.sources import bundled_path
+
+        sources = [file.sources[0] for file in version.files]
+        paths = [bundled_path(uris[0]) if len(uris) == 1 else None for uris in sources]
+        return all(path is not None and path.is_file() for path in paths)
+
+    def pull(
+        self, name: str, version: str | None = None, *, force: bool = False
+    ) -> Mapping[str, Path]:
+        """The files of a version by name, fetched and verified if they are not there.
+
+        Args:
+            force: fetch again even if they are.
+
+        Raises:
+            ModelUnavailableError: no source could serve them.
+            IntegrityError: every source served other bytes.
+            StoreError: the model folder cannot be used.
+        """
+        wanted = self.version(name, version)
+        return self.loader.ensure(wanted, force=force) if wanted.files else {}
+
+    def path(self, name: str, version: str | None = None, *, file: str | None = None) -> Path:
+        """The path of a version's first file, or of ``file``; fetched if need be.
+
+        Raises:
+            UnknownModelError: the version has no such file.
+        """
+        wanted = self.version(name, version)
+        names = [entry.file for entry in wanted.files]
+        chosen = file if file is not None else next(iter(names), None)
+        if chosen is None or chosen not in names:
+            listed = f"its files: {', '.join(names)}" if names else "it has no files"
+            raise UnknownModelError(f"{wanted.key} has no file {chosen or 'at all'}; {listed}")
+        return self.pull(wanted.name, wanted.version)[chosen]
+
+    def pin(self, name: str, version: str | None = None) -> ModelVersion:
+        """Make a bare ``name`` mean this version in this model folder, with these bytes.
+
+        Raises:
+            StoreError: the model folder cannot be written.
+        """
+        wanted = (
+            self.catalog.version(name, version) if version or "@" in name else self.version(name)
+        )
+        write_pin(self.model_dir, wanted.name, wanted)
+        return wanted
+
+    def unpin(self, name: str) -> None:
+        """Let a bare ``name`` mean the catalog's default again."""
+        write_pin(self.model_dir, self.catalog.entry(name).name, None)
+
+    # Models
+
+    def load(self, name: str, version: str | None = None) -> Any:
+        """The loaded model, the same object for every caller; fetched first if need be.
+
+        Args:
+            name: ``name`` or ``name@version``.
+            version: number or alias.
+
+        Raises:
+            UnknownModelError: no such model or version.
+            ModelUnavailableError: it cannot be had and the fallback policy allows nothing else.
+            ModelLoadError: its weights, the device or the memory do not fit.
+            UnsafeFileError: a file would run code.
+        """
+        wanted = self.version(name, version)
+        if self.use_mock:
+            return self._mock(wanted)
+        with self._lock:
+            substitute = self._substitutes.get(wanted.key)
+        if substitute is None:
+            try:
+                return self._load(wanted)
+            except _RECOVERABLE as error:
+                substitute = self._substitute(wanted, error)
+        return self._mock(wanted) if substitute.version is None else self._load(substitute.version)
+
+    def load_hubert(self, version: str | None = None) -> ContentEncoder:
+        """HuBERT base: ``extract_features(audio)`` gives ``(batch, time, 768)``."""
+        model: ContentEncoder = self.load("hubert_base", version)
+        return model
+
+    def load_hifigan(self, version: str | None = None) -> Vocoder:
+        """HiFi-GAN universal: ``synthesize(mel)`` gives audio at 22 050 Hz."""
+        model: Vocoder = self.load("hifigan_universal", version)
+        return model
+
+    def load_speaker_encoder(self, version: str | None = None) -> SpeakerEncoderStage:
+        """The GE2E encoder: ``embed_utterance(samples)`` gives ``(256,)`` of unit norm."""
+        model: SpeakerEncoderStage = self.load("speaker_encoder", version)
+        return model
+
+    def load_content_encoder(self, name: str = PIPELINE_MODELS["content"]) -> ContentEncoder:
+        """The content encoder of the default pipeline, or another one by name."""
+        model: ContentEncoder = self.load(name)
+        return model
+
+    def load_converter(self, name: str = PIPELINE_MODELS["converter"]) -> Converter:
+        """The converter of the default pipeline, or another one by name."""
+        model: Converter = self.load(name)
+        return model
+
+    def resolved(self, name: str, version: str | None = None) -> str:
+        """What really answers to a name: ``hifigan_universal@1.0``, or a substitute and why.
+
+        Before the model was loaded it is what would be tried first.
+        """
+        wanted = self.version(name, version)
+        if self.use_mock:
+            return f"mock (use_mock, for {wanted.key})"
+        with self._lock:
+            substitute = self._substitutes.get(wanted.key)
+        if substitute is None:
+            return wanted.key
+        served = "mock" if substitute.version is None else substitute.version.key
+        return f"{served} (fallback: {wanted.name} {substitute.reason})"
+
+    def is_mock(self, name: str, version: str | None = None) -> bool:
+        """Whether a mock answers to the name."""
+        return self.resolved(name, version).startswith("mock ")
+
+    def loaded(self) -> tuple[str, ...]:
+        """``name@version`` of what is in memory, least recently used first."""
+        return self._cache.keys()
+
+    def unload(self, name: str | None = None, version: str | None = None) -> None:
+        """Forget a loaded model, or all of them; the next load tries the full model again."""
+        if name is None:
+            keys = list(self._cache.keys())
+            with self._lock:
+                self._substitutes.clear()
+        else:
+            wanted = self.version(name, version)
+            keys = [wanted.key, _mock_key(wanted)]
+            with self._lock:
+                self._substitutes.pop(wanted.key, None)
+        for key in keys:
+            self._cache.drop(key)
+
+    def warmup_models(self, names: Iterable[str] | None = None) -> dict[str, WarmupTiming]:
+        """Load models and run each once on real input; timings by name.
+
+        Args:
+            names: by default every stage of the default pipeline.
+        """
+        from auto_voice.models.warmup import warm_up
+
+        chosen = list(names) if names is not None else list(PIPELINE_MODELS.values())
+        return {name: warm_up(self, name) for name in chosen}
+
+    # How
+
+    def _load(self, version: ModelVersion) -> Any:
+        megabytes = version.needs.ram_mb or -(-version.bytes // 10**6)
+        return self._cache.get(version.key, megabytes, lambda: self._build(version))
+
+    def _mock(self, version: ModelVersion) -> Any:
+        from auto_voice.models.mock_models import build_mock
+
+        return self._cache.get(_mock_key(version), 0, lambda: build_mock(version))
+
+    def _build(self, version: ModelVersion) -> Any:
+        from auto_voice.models.conversion import with_safetensors
+        from auto_voice.models.devices import choose_device
+
+        architecture = ARCHITECTURES[version.architecture]
+        files = self.pull(version.name, version.version)
+        device = choose_device(self.settings.device, version)
+        started = time.perf_counter()
+        try:
+            files = with_safetensors(version, files, self.store) if files else files
+            model = architecture.build(files, version, device)
+        except AutoVoiceError:
+            raise
+        except MemoryError as error:
+            raise ModelLoadError(
+                f"{version.key} does not fit into memory; unload other models, lower "
+                "memory_budget_mb or choose a smaller model"
+            ) from error
+        except Exception as error:
+            # Whatever a network library raises must not leave the registry as a foreign class.
+            raise ModelLoadError(
+                f"{version.key} could not be loaded on {device} ({type(error).__name__}: {error})"
+            ) from error
+        seconds = time.perf_counter() - started
+        log.info("loaded %s on %s in %.3f s", version.key, device, seconds)
+        return model
+
+    def _substitute(self, wanted: ModelVersion, error: AutoVoiceError) -> _Substitute:
+        """What the policy allows in place of ``wanted``; raises ``error`` if nothing."""
+        policy = self.settings.fallback
+        if policy == "none" or isinstance(error, UnsafeFileError):
+            raise error
+        reason = next(text for kind, text in _REASONS if isinstance(error, kind))
+        # One thread decides; the others, who failed with it, find its decision.
+        with self._lock:
+            known = self._substitutes.get(wanted.key)
+            if known is not None:
+                return known
+            log.warning("%s %s: %s", wanted.key, reason, error)
+            chosen = self._compact(wanted, reason)
+            if chosen is None and policy == "mock":
+                chosen = _Substitute(None, reason)
+            if chosen is None:
+                raise error
+            self._substitutes[wanted.key] = chosen
+        served = "a mock, which makes no speech," if chosen.version is None else chosen.version.key
+        message = f"{served} stands in for {wanted.key}, which {_clause(reason)}"
+        log.warning("%s", message)
+        warnings.warn(message, FallbackWarning, stacklevel=3)
+        return chosen
+
+    def _compact(self, wanted: ModelVersion, reason: str) -> _Substitute | None:
+        entry = self.catalog.compact(wanted.kind)
+        if entry is None or entry.name == wanted.name:
+            return None
+        version = self.version(entry.name)
+        try:
+            self._load(version)
+        except _RECOVERABLE as error:
+            log.warning("%s cannot stand in for %s: %s", version.key, wanted.key, error)
+            return None
+        return _Substitute(version, reason)
+
+
+def _mock_key(version: ModelVersion) -> str:
+    return f"{version.key} (mock)"
+
+
+def _clause(reason: str) -> str:
+    return f"is {reason}" if reason.startswith(("unreachable", "not ")) else reason
