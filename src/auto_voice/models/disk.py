@@ -1,0 +1,188 @@
+"""What the store needs from a file system: safe names, hashes, durable and atomic writes.
+
+Nothing here knows a model. Every function works the same on Linux, macOS and Windows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from auto_voice.errors import DiskSpaceError, StoreError, UnsafeFileError
+
+CHUNK_BYTES = 1 << 20
+_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,119}")
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_name(name: str, what: str) -> str:
+    """``name`` unchanged if it is a plain file name on every platform.
+
+    Raises:
+        UnsafeFileError: a separator, ``..``, a hidden or reserved name, a trailing dot.
+    """
+    if not _SAFE_NAME.fullmatch(name) or name.endswith(".") or _RESERVED.fullmatch(name):
+        raise UnsafeFileError(
+            f"{what} {name!r} is not a safe file name: use letters, digits and . _ + - "
+            "(at most 120 characters, no leading or trailing dot, no Windows device name)."
+        )
+    return name
+
+
+def check_sha256(text: str) -> str:
+    """``text`` unchanged if it is a lower-case sha256, since it becomes part of a file name.
+
+    Raises:
+        UnsafeFileError: it is not.
+    """
+    if not _SHA256.fullmatch(text):
+        raise UnsafeFileError(
+            f"sha256 {text!r} is not 64 lower-case hexadecimal digits: correct the catalog."
+        )
+    return text
+
+
+def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """Hex sha256 of a file; ``on_bytes`` hears how many bytes each step read."""
+    digest = hashlib.sha256()
+    buffer = bytearray(CHUNK_BYTES)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            if on_bytes is not None:
+                on_bytes(count)
+    return digest.hexdigest()
+
+
+def fsync_file(path: Path) -> None:
+    """Forces a file's bytes to the disk."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Forces a folder's entries to the disk, where the platform can open a folder."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems refuse this; the rename itself stays atomic.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def temporary_beside(target: Path) -> Path:
+    """A name in the target's folder that nobody else uses; the dot keeps it out of listings."""
+    return target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+def move_into_place(source: Path, target: Path) -> None:
+    """Renames over ``target``; a mapped reader of the old file keeps the old bytes.
+
+    Where ``source`` lies on another file system it is copied beside the target first, so the
+    target still changes in one step.
+    """
+    try:
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        temporary = temporary_beside(target)
+        try:
+            shutil.copyfile(source, temporary)
+            fsync_file(temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        source.unlink(missing_ok=True)
+    fsync_folder(target.parent)
+
+
+def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:
+    """Writes JSON in one step: readers see the old file or the new one, never a half."""
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        fsync_folder(path.parent)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file, or None if it is missing or damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def free_bytes(path: Path) -> int:
+    """Room left on the file system that holds ``path`` or its nearest existing parent."""
+    for folder in (path, *path.parents):
+        if folder.is_dir():
+            return shutil.disk_usage(folder).free
+    return shutil.disk_usage(Path.cwd()).free
+
+
+def megabytes(count: int) -> str:
+    """``1234567`` as ``1.2 MB``."""
+    return f"{count / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
+def storage_errors(root: Path, doing: str) -> Iterator[None]:
+    """Turns what the operating system says about the model folder into our own errors.
+
+    Raises:
+        DiskSpaceError: the disk or the quota is full.
+        StoreError: anything else that keeps the folder from being used.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+            raise DiskSpaceError(
+                f"The disk of {root} filled up while {doing}: what arrived is kept; free some "
+                "space (autovoice models prune helps) or set AUTOVOICE_MODEL_DIR elsewhere, and "
+                "run the same command again."
+            ) from error
+        reason = error.strerror or str(error)
+        raise StoreError(
+            f"The model folder {root} could not be used while {doing} ({reason}): check its "
+            "permissions or set AUTOVOICE_MODEL_DIR to a folder you can write."
+        ) from error
+
+
+def make_folder(folder: Path, root: Path) -> Path:
+    """Creates a folder of the store and its parents.
+
+    Raises:
+        StoreError: it cannot be created.
+    """
+    with storage_errors(root, "creating a folder"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder

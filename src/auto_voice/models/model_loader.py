@@ -1,0 +1,420 @@
+"""From a catalog record to verified files on disk.
+
+``ModelDownloader`` brings one file from the first source that serves the right bytes;
+``ModelLoader`` makes a whole version exist in the store; ``DownloadProgressBar`` shows it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from auto_voice.errors import (
+    DiskSpaceError,
+    DownloadError,
+    IntegrityError,
+    MissingDependencyError,
+    ModelUnavailableError,
+    OfflineError,
+    UnsafeFileError,
+)
+from auto_voice.models import disk
+from auto_voice.models.catalog import ModelFile, ModelVersion
+from auto_voice.models.partials import HashingSink, Partial
+from auto_voice.models.sources import (
+    FetchContext,
+    FetchJob,
+    bundled_path,
+    fetch,
+    needs_network,
+    parse_source,
+)
+from auto_voice.models.store import Fetched, ModelStore, check_bundled
+from auto_voice.models.transfer import Clock, HttpTransfer, RetryPolicy, public_url
+from auto_voice.models.wheels import WheelCache
+
+if TYPE_CHECKING:
+    import httpx2
+
+log = logging.getLogger(__name__)
+
+ProgressCallback = Callable[[str, int, int], None]
+"""Hears a label, the bytes done and the bytes in all (0 where the total is unknown)."""
+
+_SPACE_MARGIN_BYTES = 16 << 20
+
+
+class DownloadProgressBar:
+    """A tqdm bar on standard error, silent where nobody watches, and an optional callback.
+
+    Args:
+        label: shown before the bar.
+        total: bytes; 0 if unknown.
+        enabled: None shows the bar on a terminal alone.
+        callback: told every change, whether the bar shows or not.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        enabled: bool | None = None,
+        callback: ProgressCallback | None = None,
+    ) -> None:
+        self.label = label
+        self.total = total
+        self.enabled = sys.stderr.isatty() if enabled is None else enabled
+        self.position = 0
+        self._callback = callback
+        self._bar: Any = None
+
+    def update_to(self, position: int) -> None:
+        """Moves to ``position`` bytes; backwards where a transfer had to start again."""
+        if position == self.position:
+            return
+        self.position = position
+        if self._callback is not None:
+            self._callback(self.label, position, self.total)
+        if self._bar is None and self.enabled:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=self.label, total=self.total or None, initial=position,
+                unit="B", unit_scale=True, unit_divisor=1000,
+            )  # fmt: skip
+        elif self._bar is not None:
+            self._bar.update(position - self._bar.n)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+    def __enter__(self) -> DownloadProgressBar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class ModelDownloader:
+    """Brings files into partials, trying sources in the catalog's order.
+
+    Args:
+        store: whose partials and wheel cache are used.
+        policy: retries and timeouts of HTTP.
+        transport, clock: replace the network and time in tests.
+        show_progress: None shows bars on a terminal alone.
+        progress: told about every change.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        *,
+        policy: RetryPolicy | None = None,
+        transport: httpx2.BaseTransport | None = None,
+        clock: Clock | None = None,
+        show_progress: bool | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self.store = store
+        self._show = show_progress
+        self._progress = progress
+        wheels = WheelCache(store.root / ".downloads", store.root, self._wheel_progress)
+        transfer = HttpTransfer(policy, transport=transport, clock=clock)
+        self.context = FetchContext(transfer, wheels)
+
+    def close(self) -> None:
+        """Closes connections and removes the wheels of this run."""
+        self.context.transfer.close()
+        self.context.wheels.sweep(0.0)
+
+    def download(self, file: ModelFile, label: str, *, offline: bool = False) -> Fetched:
+        """A complete partial of ``file`` whose sha256 is right.
+
+        Args:
+            label: ``name@version`` for progress and messages.
+            offline: leaves out sources that need the network.
+
+        Raises:
+            ModelUnavailableError: no source served it; the message says what each answered.
+            IntegrityError: every source served other bytes.
+            DiskSpaceError: the disk filled up; the partial is kept.
+        """
+        partial = self.store.partial(file.sha256)
+        if partial.size == file.bytes and disk.sha256_file(partial.path) == file.sha256:
+            disk.fsync_file(partial.path)
+            return Fetched(partial.path, "completed earlier")
+        answers: list[str] = []
+        only_wrong_bytes = True
+        title = f"{label} {file.file}"
+        with DownloadProgressBar(
+            title, file.bytes, enabled=self._show, callback=self._progress
+        ) as bar:
+            for uris in file.sources:
+                if offline and any(needs_network(uri) for uri in uris):
+                    continue
+                try:
+                    self._from_source(uris, file, partial, bar)
+                    return Fetched(partial.path, " + ".join(shown_uri(uri) for uri in uris))
+                except (DownloadError, MissingDependencyError) as error:
+                    only_wrong_bytes = False
+                    answers.append(str(error))
+                except (IntegrityError, UnsafeFileError) as error:
+                    partial.discard()
+                    answers.append(str(error))
+                log.warning("%s: %s; trying the next source", title, answers[-1])
+        raise _unavailable(label, file, answers, only_wrong_bytes)
+
+    def _from_source(
+        self, uris: Sequence[str], file: ModelFile, partial: Partial, bar: DownloadProgressBar
+    ) -> None:
+        """Completes the partial from one source, with one clean second try for wrong bytes."""
+        for last in (False, True):
+            try:
+                digest = self._fetch(uris, file, partial, bar)
+                if digest == file.sha256:
+                    return
+                raise IntegrityError(
+                    f"{' + '.join(map(shown_uri, uris))} served bytes with sha256 {digest} and "
+                    f"not {file.sha256}"
+                )
+            except IntegrityError as error:
+                partial.discard()
+                for index in range(len(uris)):
+                    partial.piece(index).discard()
+                # Local bytes are the same at a second look.
+                if last or not any(needs_network(uri) for uri in uris):
+                    raise
+                log.warning("%s: %s; starting clean once", file.file, error)
+
+    def _fetch(
+        self, uris: Sequence[str], file: ModelFile, partial: Partial, bar: DownloadProgressBar
+    ) -> str:
+        with disk.storage_errors(self.store.root, f"downloading {file.file}"):
+            if len(uris) == 1:
+                job = FetchJob(partial, file.bytes, True, bar.update_to)
+                return fetch(parse_source(uris[0]), job, self.context)
+            return self._fetch_pieces(uris, file, partial, bar)
+
+    def _fetch_pieces(
+        self, uris: Sequence[str], file: ModelFile, partial: Partial, bar: DownloadProgressBar
+    ) -> str:
+        done = 0
+        for index, uri in enumerate(uris):
+            piece = partial.piece(index)
+            job = FetchJob(piece, file.bytes - done, False, _after(done, bar))
+            fetch(parse_source(uri), job, self.context)
+            done += piece.size
+        partial.discard()
+        with HashingSink(partial, file.bytes) as sink:
+            for index in range(len(uris)):
+                with partial.piece(index).path.open("rb") as stream:
+                    while chunk := stream.read(disk.CHUNK_BYTES):
+                        sink.write(chunk)
+            digest = sink.hexdigest()
+            sink.sync()
+        for index in range(len(uris)):
+            partial.piece(index).discard()
+        return digest
+
+    def _wheel_progress(self, name: str, count: int) -> None:
+        if self._progress is not None:
+            self._progress(name, count, 0)
+
+
+class ModelLoader:
+    """Makes versions exist in a store. Safe to share between threads.
+
+    Args:
+        store: the model folder.
+        offline: opens no socket; what is missing raises ``OfflineError``.
+        downloader: brings the files; a default one is made when needed.
+        show_progress, progress: as for ``ModelDownloader``.
+        free_bytes: room on the disk of a path.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        *,
+        offline: bool = False,
+        downloader: ModelDownloader | None = None,
+        show_progress: bool | None = None,
+        progress: ProgressCallback | None = None,
+        free_bytes: Callable[[Path], int] = disk.free_bytes,
+    ) -> None:
+        self.store = store
+        self.offline = offline
+        self.downloader = downloader or ModelDownloader(
+            store, show_progress=show_progress, progress=progress
+        )
+        self._free_bytes = free_bytes
+        self._bundled: dict[tuple[str, str], dict[str, Path]] = {}
+        self._guard = threading.Lock()
+        self._finalizer = weakref.finalize(self, ModelDownloader.close, self.downloader)
+
+    def ensure(self, version: ModelVersion, force: bool = False) -> Mapping[str, Path]:
+        """File name to path of a version whose bytes have been verified.
+
+        A hit makes no request, takes no lock and hashes nothing. On a miss one process and
+        thread transfers while the others wait. Files inside the installed package are used
+        where they lie.
+
+        Args:
+            force: fetch again what is already there.
+
+        Raises:
+            OfflineError: it would need the network.
+            ModelUnavailableError: no source served it.
+            IntegrityError: every source served wrong bytes.
+            DiskSpaceError: too little room; nothing was transferred, a partial is kept.
+            StoreError: the folder is not writable, or stayed locked.
+        """
+        paths = self._from_package(version) or (None if force else self.store.lookup(version))
+        if paths is not None:
+            return paths
+        self._check_offline(version, version.files)
+        with self.store.lock(version.name, version.version):
+            if not force:
+                paths = self.store.lookup(version)
+                if paths is not None:
+                    return paths
+            missing = list(version.files) if force else self.store.adopt(version)
+            self._check_offline(version, missing)
+            self._check_space(version, missing)
+            return self._install(version, missing)
+
+    def repair(self, version: ModelVersion) -> Mapping[str, Path]:
+        """Hashes a version in full, sets damaged files aside and fetches them again.
+
+        Raises:
+            The same as ``ensure``.
+        """
+        paths = self._from_package(version)
+        if paths is not None:
+            return paths
+        with self.store.lock(version.name, version.version):
+            missing = self.store.adopt(version)
+            self._check_offline(version, missing)
+            self._check_space(version, missing)
+            return self._install(version, missing)
+
+    def close(self) -> None:
+        """Closes connections and removes the wheels of this run; the loader stays usable."""
+        self.downloader.close()
+
+    def __enter__(self) -> ModelLoader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _install(self, version: ModelVersion, missing: Sequence[ModelFile]) -> dict[str, Path]:
+        self.downloader.context.wheels.sweep()
+        fetched = {}
+        with ExitStack() as locks:
+            # In one order everywhere, so that versions which share files cannot deadlock.
+            for sha256 in sorted({file.sha256 for file in missing}):
+                locks.enter_context(self.store.partial_lock(sha256))
+            for file in missing:
+                fetched[file.file] = self.downloader.download(
+                    file, version.key, offline=self.offline
+                )
+            paths = self.store.install(version, fetched)
+        log.info("%s is installed in %s", version.key, paths[version.files[0].file].parent)
+        return paths
+
+    def _from_package(self, version: ModelVersion) -> dict[str, Path] | None:
+        """Paths inside the installed package, hashed once per process."""
+        key = (version.key, "".join(file.sha256 for file in version.files))
+        with self._guard:
+            if key in self._bundled:
+                return dict(self._bundled[key])
+            paths = {}
+            for file in version.files:
+                first = file.sources[0] if file.sources else ()
+                path = bundled_path(first[0]) if len(first) == 1 else None
+                if path is None:
+                    return None
+                check_bundled(path, file)
+                paths[file.file] = path
+            self._bundled[key] = paths
+            return dict(paths)
+
+    def _check_offline(self, version: ModelVersion, files: Sequence[ModelFile]) -> None:
+        if not self.offline:
+            return
+        folder = self.store.folder(version.name, version.version)
+        for file in files:
+            local = any(not any(map(needs_network, uris)) for uris in file.sources)
+            if local or (folder / file.file).exists():
+                continue
+            raise OfflineError(
+                f"{version.key} needs {file.file} ({disk.megabytes(file.bytes)}), which is not in "
+                f"{self.store.root}, and the network is switched off: run `autovoice models pull "
+                f"{version.key}` where there is a network, or there `autovoice models export "
+                f"{version.key} -o models.tar` and here `autovoice models import models.tar`."
+            )
+
+    def _check_space(self, version: ModelVersion, files: Sequence[ModelFile]) -> None:
+        needed = 0
+        for file in files:
+            joined = 2 if any(len(uris) > 1 for uris in file.sources) else 1
+            needed += max(0, file.bytes * joined - self.store.partial(file.sha256).size)
+        if not needed:
+            return
+        free = self._free_bytes(self.store.root)
+        if free < needed + _SPACE_MARGIN_BYTES:
+            raise DiskSpaceError(
+                f"{version.key} needs {disk.megabytes(needed)} more on the disk of "
+                f"{self.store.root}, which has {disk.megabytes(free)} left: free some space "
+                "(autovoice models prune helps) or set AUTOVOICE_MODEL_DIR elsewhere; what was "
+                "already downloaded is kept."
+            )
+
+
+def _after(before: int, bar: DownloadProgressBar) -> Callable[[int], None]:
+    def on_position(position: int) -> None:
+        bar.update_to(before + position)
+
+    return on_position
+
+
+def shown_uri(uri: str) -> str:
+    """A URI fit for messages and metadata: without credentials and query."""
+    return public_url(uri) if "://" in uri else uri
+
+
+def _unavailable(
+    label: str, file: ModelFile, answers: Sequence[str], only_wrong_bytes: bool
+) -> IntegrityError | ModelUnavailableError:
+    if answers and only_wrong_bytes:
+        return IntegrityError(
+            f"No source serves the right bytes of {file.file} ({label}): {'; '.join(answers)}. "
+            "Nothing was installed; check the sha256 in the catalog or try again later."
+        )
+    said = "; ".join(answers) or "the catalog names none"
+    return ModelUnavailableError(
+        f"No source could serve {file.file} ({label}): {said}. Check the connection and run the "
+        "command again: what arrived is kept."
+    )
