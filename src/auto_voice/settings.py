@@ -25,7 +25,7 @@ _FALSE = frozenset({"0", "false", "no", "off"})
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting: its key, its environment variable ``AUTOVOICE_<KEY>``, how text becomes a value."""
+    """One setting: its key, its variable ``AUTOVOICE_<KEY>``, how text becomes a value."""
 
     key: str
     parse: Callable[[Any], Any]

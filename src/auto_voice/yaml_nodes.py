@@ -55,7 +55,7 @@ class Node:
 
     def described(self) -> str:
         """What stands there, short enough for a sentence."""
-        kind = _TYPES.get(self.raw.tag, self.raw.tag)
+        kind = _TYPES.get(self.raw.tag, str(self.raw.tag))
         if isinstance(self.raw.value, str) and self.raw.value:
             value = self.raw.value if len(self.raw.value) <= 40 else self.raw.value[:37] + "…"
             return f'{kind} "{value}"' if kind == "text" else f"{kind} ({value})"
@@ -70,7 +70,7 @@ class Node:
         return Node(raw, self.path, key, self.loader)
 
     def is_a(self, kind: str) -> bool:
-        """Whether the tag is ``map``, ``seq``, ``str``, ``int``, ``float``, ``bool`` or ``null``."""
+        """Whether it is a ``map``, ``seq``, ``str``, ``int``, ``float``, ``bool`` or ``null``."""
         return bool(self.raw.tag == f"tag:yaml.org,2002:{kind}")
 
     def mapping(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from auto_voice.models.catalog import Catalog, ModelEntry, ModelFile, ModelVersion, load_catalog
+    from auto_voice.models.fallback import FallbackWarning
     from auto_voice.models.hifigan_model import HiFiGANModel
     from auto_voice.models.hubert_model import HuBERTModel
     from auto_voice.models.model_loader import DownloadProgressBar, ModelDownloader, ModelLoader
-    from auto_voice.models.model_registry import FallbackWarning, ModelRegistry, ModelStatus
+    from auto_voice.models.model_registry import ModelRegistry, ModelStatus
     from auto_voice.models.speaker_encoder import SpeakerEncoder, SpeakerEncoderModel
     from auto_voice.models.store import ModelStore
     from auto_voice.models.warmup import WarmupTiming
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Catalog": "catalog",
     "DownloadProgressBar": "model_loader",
-    "FallbackWarning": "model_registry",
+    "FallbackWarning": "fallback",
     "HiFiGANModel": "hifigan_model",
     "HuBERTModel": "hubert_model",
     "ModelDownloader": "model_loader",

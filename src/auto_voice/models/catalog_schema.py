@@ -219,7 +219,8 @@ def _measured(sources: Iterable[tuple[str, ...]]) -> str:
                 digest = hashlib.sha256()
                 while block := file.read(1 << 20):
                     digest.update(block)
-            return f"; of {path} they are: sha256: {digest.hexdigest()} and bytes: {path.stat().st_size}"
+            size = path.stat().st_size
+            return f"; of {path} they are: sha256: {digest.hexdigest()} and bytes: {size}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Published checkpoints to safetensors: once, beside the original, so that a load is a memory map."""
+"""Published checkpoints to safetensors: once, beside the original; a load is then a memory map."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ class MockVocoder:
         self.bands = bands
 
     def synthesize(self, mel: ArrayLike) -> FloatArray:
-        """``(bands, frames)`` or ``(batch, bands, frames)`` to ``(batch, frames * hop_samples)``."""
+        """``(bands, frames)``, or a batch of them, to ``(batch, frames * hop_samples)``."""
         values = np.asarray(mel, dtype=np.float32)
         values = values[None] if values.ndim == 2 else values
         if values.ndim != 3 or values.shape[1] != self.bands:
@@ -128,7 +128,7 @@ class MockVocoder:
         f0_hz = np.repeat(100 + 2 * centre, self.hop_samples, axis=1)
         phase = 2 * np.pi * np.cumsum(f0_hz, axis=1, dtype=np.float64) / self.sample_rate
         audio = np.sin(phase) * np.repeat(loudness, self.hop_samples, axis=1)
-        return audio.astype(np.float32)
+        return np.asarray(audio, dtype=np.float32)
 
 
 class MockRecogniser:
@@ -188,7 +188,7 @@ _BY_KIND: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 def _projection(rows: int, columns: int, seed: int) -> FloatArray:
     # A legacy generator: its stream is frozen, so every numpy version gives the same mock.
     values = np.random.RandomState(seed).standard_normal((rows, columns)) / np.sqrt(rows)
-    return values.astype(np.float32)
+    return np.asarray(values, dtype=np.float32)
 
 
 def _checked(audio: ArrayLike) -> FloatArray:

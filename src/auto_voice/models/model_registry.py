@@ -12,25 +12,12 @@ import logging
 import os
 import threading
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auto_voice.errors import (
-    AutoVoiceError,
-    DiskSpaceError,
-    DownloadError,
-    IntegrityError,
-    MissingDependencyError,
-    ModelLoadError,
-    ModelUnavailableError,
-    OfflineError,
-    StoreError,
-    UnknownModelError,
-    UnsafeFileError,
-)
+from auto_voice.errors import AutoVoiceError, ModelLoadError, UnknownModelError
 from auto_voice.models.architectures import ARCHITECTURES
 from auto_voice.models.catalog import (
     Catalog,
@@ -39,6 +26,7 @@ from auto_voice.models.catalog import (
     load_catalog,
     split_key,
 )
+from auto_voice.models.fallback import RECOVERABLE, Substitute, reason_of
 from auto_voice.models.model_cache import ModelCache
 from auto_voice.models.pins import pinned, read_pins, write_pin
 from auto_voice.settings import Settings, get_settings
@@ -58,23 +46,6 @@ PIPELINE_MODELS: Mapping[str, str] = {
     "vocoder": "hifigan_universal",
 }
 """The model of each stage that a conversion uses unless told otherwise."""
-
-# Why a substitute may step in; UnsafeFileError is not here: an attack must not pass as an outage.
-_REASONS: tuple[tuple[type[AutoVoiceError], str], ...] = (
-    (OfflineError, "not installed and offline"),
-    (ModelUnavailableError, "unreachable"),
-    (DownloadError, "unreachable"),
-    (IntegrityError, "has wrong bytes"),
-    (DiskSpaceError, "finds no disk space"),
-    (StoreError, "cannot be stored"),
-    (MissingDependencyError, "lacks a dependency"),
-    (ModelLoadError, "cannot be loaded"),
-)
-_RECOVERABLE = tuple(kind for kind, _ in _REASONS)
-
-
-class FallbackWarning(UserWarning):
-    """Another model than the one asked for does the work."""
 
 
 @dataclass(frozen=True)
@@ -97,14 +68,6 @@ class ModelStatus:
     pinned: bool
     installed: bool
     loaded: bool
-
-
-@dataclass(frozen=True)
-class _Substitute:
-    """What loads in place of a model; version None is the mock."""
-
-    version: ModelVersion | None
-    reason: str
 
 
 class ModelRegistry:
@@ -153,7 +116,7 @@ class ModelRegistry:
         self._lock = threading.RLock()
         self._catalog: Catalog | None = None
         self._loader: ModelLoader | None = None
-        self._substitutes: dict[str, _Substitute] = {}
+        self._substitutes: dict[str, Substitute] = {}
 
     # What there is
 
@@ -309,7 +272,7 @@ class ModelRegistry:
         if substitute is None:
             try:
                 return self._load(wanted)
-            except _RECOVERABLE as error:
+            except RECOVERABLE as error:
                 substitute = self._substitute(wanted, error)
         return self._mock(wanted) if substitute.version is None else self._load(substitute.version)
 
@@ -350,8 +313,7 @@ class ModelRegistry:
             substitute = self._substitutes.get(wanted.key)
         if substitute is None:
             return wanted.key
-        served = "mock" if substitute.version is None else substitute.version.key
-        return f"{served} (fallback: {wanted.name} {substitute.reason})"
+        return str(substitute)
 
     def is_mock(self, name: str, version: str | None = None) -> bool:
         """Whether a mock answers to the name."""
@@ -424,46 +386,38 @@ class ModelRegistry:
         log.info("loaded %s on %s in %.3f s", version.key, device, seconds)
         return model
 
-    def _substitute(self, wanted: ModelVersion, error: AutoVoiceError) -> _Substitute:
+    def _substitute(self, wanted: ModelVersion, error: AutoVoiceError) -> Substitute:
         """What the policy allows in place of ``wanted``; raises ``error`` if nothing."""
         policy = self.settings.fallback
-        if policy == "none" or isinstance(error, UnsafeFileError):
+        if policy == "none":
             raise error
-        reason = next(text for kind, text in _REASONS if isinstance(error, kind))
         # One thread decides; the others, who failed with it, find its decision.
         with self._lock:
             known = self._substitutes.get(wanted.key)
             if known is not None:
                 return known
-            log.warning("%s %s: %s", wanted.key, reason, error)
-            chosen = self._compact(wanted, reason)
+            log.warning("%s %s: %s", wanted.key, reason_of(error), error)
+            chosen = self._compact(wanted, error)
             if chosen is None and policy == "mock":
-                chosen = _Substitute(None, reason)
+                chosen = Substitute(wanted, None, reason_of(error))
             if chosen is None:
                 raise error
             self._substitutes[wanted.key] = chosen
-        served = "a mock, which makes no speech," if chosen.version is None else chosen.version.key
-        message = f"{served} stands in for {wanted.key}, which {_clause(reason)}"
-        log.warning("%s", message)
-        warnings.warn(message, FallbackWarning, stacklevel=3)
+        chosen.announce()
         return chosen
 
-    def _compact(self, wanted: ModelVersion, reason: str) -> _Substitute | None:
+    def _compact(self, wanted: ModelVersion, error: AutoVoiceError) -> Substitute | None:
         entry = self.catalog.compact(wanted.kind)
         if entry is None or entry.name == wanted.name:
             return None
         version = self.version(entry.name)
         try:
             self._load(version)
-        except _RECOVERABLE as error:
-            log.warning("%s cannot stand in for %s: %s", version.key, wanted.key, error)
+        except RECOVERABLE as second:
+            log.warning("%s cannot stand in for %s: %s", version.key, wanted.key, second)
             return None
-        return _Substitute(version, reason)
+        return Substitute(wanted, version, reason_of(error))
 
 
 def _mock_key(version: ModelVersion) -> str:
     return f"{version.key} (mock)"
-
-
-def _clause(reason: str) -> str:
-    return f"is {reason}" if reason.startswith(("unreachable", "not ")) else reason

@@ -1,4 +1,4 @@
-"""Recordings as catalog entries: speech for the demo and the tests, fetched and hashed like weights."""
+"""Recordings as catalog entries: speech for demo and tests, fetched and hashed like weights."""
 
 from __future__ import annotations
 
