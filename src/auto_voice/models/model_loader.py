@@ -309,6 +309,7 @@ class ModelLoader:
         if paths is not None:
             return paths
         with self.store.lock(version.name, version.version):
+            self.store.drop_damaged_derived(version)
             missing = self.store.adopt(version)
             self._check_offline(version, missing)
             self._check_space(version, missing)

@@ -239,6 +239,28 @@ class ModelStore:
                 temporary.unlink(missing_ok=True)
             return path
 
+    def drop_damaged_derived(self, version: ModelVersion) -> list[str]:
+        """Forgets derived files whose bytes changed, so that the next load makes them anew.
+
+        Call under the lock. Returns their names.
+        """
+        record = self.metadata(version.name, version.version)
+        if record is None or not isinstance(record.get("derived"), dict):
+            return []
+        folder = self.folder(version.name, version.version)
+        dropped = []
+        for file, entry in list(record["derived"].items()):
+            path = folder / check_name(file, "file")
+            if path.exists() and sha256_file(path) == entry.get("sha256"):
+                continue
+            if path.exists():
+                self.set_aside(path, "its bytes changed since it was made")
+            del record["derived"][file]
+            dropped.append(file)
+        if dropped:
+            write_json(folder / METADATA, record)
+        return dropped
+
     def set_aside(self, path: Path, reason: str) -> Path:
         """Moves a damaged file out of the way; where it went."""
         folder = make_folder(self.root / ".aside", self.root)
