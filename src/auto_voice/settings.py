@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from auto_voice.yaml_nodes import Node
 
 FALLBACKS = ("none", "compact", "mock")
+DOTENV = Path(".env")
+"""Read from the current folder."""
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 
@@ -135,7 +137,7 @@ def _settings_section(path: Path) -> Mapping[str, Node]:
 
 
 def _read_dotenv() -> tuple[Mapping[str, str | None], Path]:
-    path = Path(".env")
+    path = DOTENV
     if not path.is_file():
         return {}, path
     from dotenv import dotenv_values

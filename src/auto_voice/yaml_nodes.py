@@ -35,11 +35,8 @@ class Node:
     path: Path
     key: str
     loader: Any
-
-    @property
-    def line(self) -> int:
-        """Counted from 1."""
-        return int(self.raw.start_mark.line) + 1
+    line: int
+    """Of its key, counted from 1: a block starts below the key that a reader looks for."""
 
     @property
     def place(self) -> str:
@@ -61,13 +58,14 @@ class Node:
             return f'{kind} "{value}"' if kind == "text" else f"{kind} ({value})"
         return kind
 
-    def child(self, raw: Any, name: str | int) -> Node:
+    def child(self, raw: Any, name: str | int, at: Any = None) -> Node:
+        """A part of this node; ``at`` is the YAML node whose line stands for it."""
         if isinstance(name, int):
             key = f"{self.key}[{name}]"
         else:
             part = name if _BARE.fullmatch(name) else f'"{name}"'
             key = f"{self.key}.{part}" if self.key else part
-        return Node(raw, self.path, key, self.loader)
+        return Node(raw, self.path, key, self.loader, _line(at or raw))
 
     def is_a(self, kind: str) -> bool:
         """Whether it is a ``map``, ``seq``, ``str``, ``int``, ``float``, ``bool`` or ``null``."""
@@ -99,7 +97,7 @@ class Node:
                 raise at.error(f"is not a known key; {closest(name, allowed)}")
             if name in found:
                 raise at.error(f"is there twice; the first is in line {found[name].line}")
-            found[name] = self.child(value, name)
+            found[name] = self.child(value, name, key_raw)
         return found
 
     def items(self) -> list[Node]:
@@ -175,7 +173,7 @@ def read(path: Path) -> Node | None:
         raise CatalogError(f"{path}:{line}: is not valid YAML ({error.problem})") from error
     except yaml.YAMLError as error:
         raise CatalogError(f"{path}:1: is not valid YAML ({_first_line(error)})") from error
-    return None if root is None else Node(root, path, "", loader)
+    return None if root is None else Node(root, path, "", loader, _line(root))
 
 
 def closest(name: str, known: Iterable[str]) -> str:
@@ -191,6 +189,10 @@ def require(fields: Mapping[str, Node], owner: Node, *keys: str) -> None:
     for key in keys:
         if key not in fields:
             raise owner.error(f"lacks {key}")
+
+
+def _line(raw: Any) -> int:
+    return int(raw.start_mark.line) + 1
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,61 @@
+"""Isolation for every test: no variable, home, cache or .env of the developer reaches it.
+
+Tests marked ``weights`` share the user's real model folder (or ``AUTOVOICE_TEST_MODEL_DIR``), so
+that real weights are fetched once per machine and not once per test.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from auto_voice import settings
+
+if TYPE_CHECKING:
+    from auto_voice.models import ModelRegistry
+
+HOME_VARIABLES = (
+    "HOME",
+    "USERPROFILE",
+    "LOCALAPPDATA",
+    "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_HOME",
+    "HF_HOME",
+)
+
+
+@pytest.fixture(scope="session")
+def weights_dir() -> Path:
+    """The model folder that tests of real weights share, taken before the isolation below."""
+    given = os.environ.get("AUTOVOICE_TEST_MODEL_DIR")
+    return Path(given) if given else settings.get_settings().model_dir
+
+
+@pytest.fixture(scope="session")
+def weights_registry(weights_dir: Path) -> ModelRegistry:
+    """A registry on ``weights_dir``; what one test loaded the next finds loaded."""
+    from auto_voice.models import ModelRegistry
+
+    return ModelRegistry(weights_dir, device="cpu", fallback="none", progress=False)
+
+
+@pytest.fixture(autouse=True)
+def _isolated(
+    weights_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    home = tmp_path_factory.mktemp("home")
+    # pip must keep the index of the user's own configuration, which it looks up under the home.
+    for pip_file in (".config/pip/pip.conf", ".pip/pip.conf"):
+        if "PIP_CONFIG_FILE" not in os.environ and (Path.home() / pip_file).is_file():
+            monkeypatch.setenv("PIP_CONFIG_FILE", str(Path.home() / pip_file))
+    for name in [n for n in os.environ if n.startswith(("AUTOVOICE_", "HF_", "HUGGING_FACE_"))]:
+        monkeypatch.delenv(name)
+    for name in HOME_VARIABLES:
+        monkeypatch.setenv(name, str(home / name.lower()))
+    monkeypatch.setattr(settings, "DOTENV", home / ".env")
+    yield
