@@ -213,7 +213,8 @@ class HuBERTModel:
     Args:
         net: the network in evaluation mode.
         shape: its sizes.
-        name: ``name@version`` of the weights; also the feature space of ``encode``.
+        name: ``name@version`` of the weights; with ``content_layer`` it names the space of
+            ``encode``, e.g. ``hubert_base@1.0/layer9``.
         device: where ``net`` is.
         content_layer: hidden layer that ``encode`` returns, 0 to ``shape.layers``.
         normalise: bring each row to zero mean and unit variance first. The base model was
@@ -236,12 +237,13 @@ class HuBERTModel:
         self.net = net
         self.shape = shape or HuBERTShape()
         self.name = name
-        self.space = name
         self.dims = self.shape.dims
         self.device = device
         self.content_layer = min(CONTENT_LAYER, self.shape.layers)
         if content_layer is not None:
             self.content_layer = self._checked_layer(content_layer)
+        # An adapter fitted on one layer must not be taken for another's.
+        self.space = f"{name}/layer{self.content_layer}"
         self.normalise = normalise
 
     def extract_features(

@@ -1,0 +1,307 @@
+"""Adapters: any content encoder's features into the space that a converter was trained on.
+
+A ridge regression between two encoders that hear the same speech. The mean of each utterance is
+taken off the source features first, as the compact content encoder does with its own: it holds
+much of the speaker and none of the words.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
+from auto_voice.models.base import ContentEncoder
+from auto_voice.models.disk import fsync_file, move_into_place, temporary_beside
+from auto_voice.types import Content, FloatArray, Waveform
+
+log = logging.getLogger(__name__)
+
+FORMAT = "auto_voice adapter 1"
+PIECE_SECONDS = 10.0
+"""Long recordings are cut into pieces, each an utterance with a mean of its own."""
+HOLD_OUT_EVERY = 5
+MIN_SECONDS = 10.0
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Penalties that are tried, in units of a standardised source dimension's energy."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An affine map from one content space into another.
+
+    Attributes:
+        matrix: ``(source dims, target dims)`` float32, applied to features less their mean over
+            the utterance.
+        bias: ``(target dims,)`` float32.
+        source, target: names of the two spaces.
+        frame_rate: of both, frames per second.
+        r2: share of the target's variance explained on speech that the fit had not seen; 1 is
+            perfect, 0 no better than a constant.
+        seconds: of speech that it was fitted on.
+    """
+
+    matrix: FloatArray
+    bias: FloatArray
+    source: str
+    target: str
+    frame_rate: float
+    r2: float
+    seconds: float
+
+    def apply(self, content: Content) -> Content:
+        """``content`` of one utterance, mapped from ``source`` to ``target``.
+
+        Raises:
+            ConfigError: it is in another space.
+        """
+        if content.space != self.source:
+            raise ConfigError(
+                f"This adapter maps {self.source}, not {content.space}; calibrate that encoder."
+            )
+        centred = content.features - content.features.mean(axis=0)
+        return Content(centred @ self.matrix + self.bias, content.frame_rate, self.target)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as safetensors, whole or not at all."""
+        from safetensors.numpy import save
+
+        facts = {
+            "source": self.source,
+            "target": self.target,
+            "frame_rate": self.frame_rate,
+            "r2": self.r2,
+            "seconds": self.seconds,
+        }
+        data = save(
+            {"matrix": self.matrix, "bias": self.bias},
+            metadata={"format": FORMAT, "adapter": json.dumps(facts)},
+        )
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_beside(target)
+        try:
+            temporary.write_bytes(data)
+            fsync_file(temporary)
+            move_into_place(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return target
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Adapter:
+        """Read what ``save`` wrote.
+
+        Raises:
+            ModelLoadError: missing, damaged, or no adapter.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="np") as file:
+                metadata = file.metadata() or {}
+                matrix, bias = file.get_tensor("matrix"), file.get_tensor("bias")
+            if metadata.get("format") != FORMAT:
+                raise ValueError("another format")
+            adapter = cls(matrix=matrix, bias=bias, **json.loads(metadata["adapter"]))
+            if matrix.ndim != 2 or bias.shape != matrix.shape[1:]:
+                raise ValueError("shapes that do not fit each other")
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelLoadError(
+                f"{path} is not an adapter ({error}); run `autovoice models calibrate` again."
+            ) from error
+        return adapter
+
+
+class AdaptedEncoder:
+    """A content encoder whose features come out in the adapter's target space.
+
+    Args:
+        encoder: what hears the speech.
+        adapter: fitted for the space of ``encoder``.
+
+    Raises:
+        ConfigError: the adapter was fitted for another space.
+    """
+
+    def __init__(self, encoder: ContentEncoder, adapter: Adapter) -> None:
+        if encoder.space != adapter.source:
+            raise ConfigError(
+                f"The adapter was fitted for {adapter.source}, not for {encoder.space}; "
+                f"run `autovoice models calibrate {encoder.name.partition('@')[0]}`."
+            )
+        self.encoder = encoder
+        self.adapter = adapter
+        self.name = encoder.name
+        self.space = adapter.target
+        self.sample_rate = encoder.sample_rate
+        self.frame_rate = encoder.frame_rate
+        self.dims = adapter.matrix.shape[1]
+
+    def encode(self, samples: FloatArray) -> Content:
+        """One utterance ``(samples,)`` to its content in the adapter's target space."""
+        return self.adapter.apply(self.encoder.encode(samples))
+
+    def extract_features(
+        self, audio: ArrayLike, lengths: NDArray[np.int64] | None = None
+    ) -> FloatArray:
+        """``(samples,)`` or ``(batch, samples)`` to ``(batch, time, dims)``, row by row."""
+        batch = np.atleast_2d(np.asarray(audio, dtype=np.float32))
+        sizes = [batch.shape[1]] * len(batch) if lengths is None else np.asarray(lengths).tolist()
+        rows = [self.encode(row[:n]).features for row, n in zip(batch, sizes, strict=True)]
+        frames = max(len(row) for row in rows)
+        return np.stack([np.pad(row, ((0, frames - len(row)), (0, 0))) for row in rows])
+
+
+@dataclass
+class _Sums:
+    """Running sums of a regression: one pass over the speech, memory for the covariance alone."""
+
+    dims: tuple[int, int]
+    frames: int = 0
+    xx: NDArray[np.float64] = field(init=False)
+    xy: NDArray[np.float64] = field(init=False)
+    y: NDArray[np.float64] = field(init=False)
+    yy: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        source, target = self.dims
+        self.xx, self.xy = np.zeros((source, source)), np.zeros((source, target))
+        self.y, self.yy = np.zeros(target), np.zeros(target)
+
+    def add(self, x: FloatArray, y: FloatArray) -> None:
+        wide_x, wide_y = x.astype(np.float64), y.astype(np.float64)
+        self.frames += len(x)
+        self.xx += wide_x.T @ wide_x
+        self.xy += wide_x.T @ wide_y
+        self.y += wide_y.sum(axis=0)
+        self.yy += (wide_y**2).sum(axis=0)
+
+    def plus(self, other: _Sums) -> _Sums:
+        total = _Sums(self.dims, self.frames + other.frames)
+        for name in ("xx", "xy", "y", "yy"):
+            setattr(total, name, getattr(self, name) + getattr(other, name))
+        return total
+
+    def solve(self, ridges: Sequence[float]) -> list[NDArray[np.float64]]:
+        """One ``(source, target)`` matrix for each penalty; x has no mean, so the bias is y's."""
+        scale = np.sqrt(np.maximum(np.diag(self.xx) / self.frames, 1e-12))
+        values, vectors = np.linalg.eigh(self.xx / np.outer(scale, scale) / self.frames)
+        rotated = vectors.T @ (self.xy / scale[:, None] / self.frames)
+        shrunk = (np.maximum(values, 0.0)[:, None] + ridge for ridge in ridges)
+        return [vectors @ (rotated / divisor) / scale[:, None] for divisor in shrunk]
+
+    def r2(self, matrix: NDArray[np.float64], bias: NDArray[np.float64]) -> float:
+        """Share of the variance about the mean that ``x @ matrix + bias`` explains here."""
+        error = (
+            self.yy.sum()
+            - 2 * (self.xy * matrix).sum()
+            - 2 * (self.y * bias).sum()
+            + (matrix * (self.xx @ matrix)).sum()
+            + self.frames * (bias**2).sum()
+        )
+        variance = (self.yy - self.y**2 / self.frames).sum()
+        return float(1 - error / max(variance, 1e-12))
+
+
+def fit_adapter(
+    source_encoder: ContentEncoder,
+    target_encoder: ContentEncoder,
+    waveforms: Iterable[Waveform],
+) -> Adapter:
+    """The adapter that takes ``source_encoder``'s content closest to ``target_encoder``'s.
+
+    Speech is cut into pieces of at most 10 s. Every fifth piece is held out to choose the
+    penalty and to measure ``r2``; the final fit uses all of them.
+
+    Args:
+        source_encoder: whose features will be mapped.
+        target_encoder: whose space the converter speaks.
+        waveforms: speech of any rate, the more and the more varied the better (a minute at
+            least; ten speakers are better than one).
+
+    Raises:
+        AudioContentError: less than 10 s of speech.
+        ConfigError: the encoders have different frame rates.
+    """
+    if source_encoder.frame_rate != target_encoder.frame_rate:
+        raise ConfigError(
+            f"{source_encoder.name} has {source_encoder.frame_rate} frames a second and "
+            f"{target_encoder.name} {target_encoder.frame_rate}; adapters need equal rates."
+        )
+    fitted, held_out, seconds = _gather(source_encoder, target_encoder, waveforms)
+    total = fitted.plus(held_out)
+    matrices = fitted.solve(RIDGES)
+    scores = [held_out.r2(matrix, fitted.y / fitted.frames) for matrix in matrices]
+    best = int(np.argmax(scores))
+    matrix = total.solve(RIDGES[best : best + 1])[0]
+    log.info(
+        "adapter %s to %s: R² %.3f on held-out speech, ridge %g, %.0f s",
+        source_encoder.space,
+        target_encoder.space,
+        scores[best],
+        RIDGES[best],
+        seconds,
+    )
+    return Adapter(
+        matrix=matrix.astype(np.float32),
+        bias=(total.y / total.frames).astype(np.float32),
+        source=source_encoder.space,
+        target=target_encoder.space,
+        frame_rate=float(target_encoder.frame_rate),
+        r2=scores[best],
+        seconds=seconds,
+    )
+
+
+def _gather(
+    source: ContentEncoder, target: ContentEncoder, waveforms: Iterable[Waveform]
+) -> tuple[_Sums, _Sums, float]:
+    fitted: _Sums | None = None
+    held_out: _Sums | None = None
+    seconds = 0.0
+    for index, piece in enumerate(_pieces(waveforms)):
+        x, y = _pair(source, target, piece)
+        if fitted is None or held_out is None:
+            fitted, held_out = (_Sums((x.shape[1], y.shape[1])) for _ in range(2))
+        (held_out if index % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1 else fitted).add(x, y)
+        seconds += piece.seconds
+    if fitted is None or held_out is None or seconds < MIN_SECONDS or not held_out.frames:
+        raise AudioContentError(
+            f"{seconds:.1f} s of speech in too few pieces are not enough to calibrate on; "
+            "give at least a minute."
+        )
+    return fitted, held_out, seconds
+
+
+def _pair(
+    source: ContentEncoder, target: ContentEncoder, piece: Waveform
+) -> tuple[FloatArray, FloatArray]:
+    x = source.encode(_at(piece, source.sample_rate)).features
+    y = target.encode(_at(piece, target.sample_rate)).features
+    frames = min(len(x), len(y))
+    return x[:frames] - x[:frames].mean(axis=0), y[:frames]
+
+
+def _pieces(waveforms: Iterable[Waveform]) -> Iterator[Waveform]:
+    for waveform in waveforms:
+        # Equal pieces, so that no recording ends in a scrap.
+        count = max(1, int(np.ceil(waveform.seconds / PIECE_SECONDS)))
+        for samples in np.array_split(waveform.samples, count):
+            if len(samples) >= waveform.sample_rate // 2:
+                yield Waveform(samples, waveform.sample_rate)
+
+
+def _at(piece: Waveform, sample_rate: int) -> FloatArray:
+    if piece.sample_rate == sample_rate:
+        return piece.samples
+    from auto_voice.audio.resample import resample
+
+    return resample(piece.samples, piece.sample_rate, sample_rate)
