@@ -49,7 +49,7 @@ _ORDINALS = {
 _CURRENCY = {"$": ("dollar", "dollars"), "£": ("pound", "pounds"), "€": ("euro", "euros")}
 _NUMBER = re.compile(
     r"(?P<currency>[$£€])?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?:\.(?P<fraction>\d+))?"
-    r"(?P<suffix>st|nd|rd|th|s)?(?P<percent>%)?\b|(?<=\d)%"
+    r"(?P<suffix>(?:st|nd|rd|th|s)(?![a-z]))?(?P<percent>%)?(?!\d)"
 )
 
 
@@ -157,8 +157,6 @@ def _prepare(text: str, normalise: bool) -> str:
 
 def _spell_match(match: re.Match[str]) -> str:
     whole, fraction, suffix = match["whole"], match["fraction"], match["suffix"]
-    if whole is None:
-        return " percent"
     number = int(whole.replace(",", ""))
     plain = not (fraction or suffix in ("st", "nd", "rd", "th") or match["currency"])
     if plain and len(whole) == 4 and 1100 <= number <= 1999:

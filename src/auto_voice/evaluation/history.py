@@ -1,0 +1,263 @@
+"""Figures over time: a JSONL log, its regressions, and a gate with an exit status."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from auto_voice.errors import EvaluationError
+from auto_voice.evaluation.results import METRICS, Evaluation, load_evaluation
+from auto_voice.evaluation.statistics import Estimate
+from auto_voice.evaluation.tables import figure, title
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the log.
+
+    Attributes:
+        pairs_digest: fingerprint of the pair ids; entries over other pairs are not compared.
+        estimates: metric key to its figure and interval.
+    """
+
+    name: str
+    created: str
+    pairs: int
+    pairs_digest: str
+    estimates: Mapping[str, Estimate]
+    models: Mapping[str, str]
+    system: Mapping[str, str]
+    machine: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """Day and commit, or version."""
+        commit = str(self.machine.get("commit") or self.machine.get("auto_voice") or "")
+        return f"{self.created[:10]} {commit}".strip()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One figure that fails a limit or has become worse."""
+
+    metric: str
+    message: str
+
+
+def to_entry(evaluation: Evaluation) -> Entry:
+    """What the log keeps of an evaluation."""
+    ids = "\n".join(sorted(p.id for p in evaluation.pairs))
+    return Entry(
+        name=evaluation.name,
+        created=evaluation.created,
+        pairs=len(evaluation.pairs),
+        pairs_digest=hashlib.sha256(ids.encode()).hexdigest()[:16],
+        estimates=evaluation.estimates,
+        models=evaluation.models,
+        system=evaluation.system,
+        machine=evaluation.machine,
+    )
+
+
+def append_history(evaluation: Evaluation, path: str | Path) -> Entry:
+    """Add one line to the log; the file is made if it is not there.
+
+    Raises:
+        EvaluationError: the file cannot be written.
+    """
+    entry = to_entry(evaluation)
+    line = json.dumps(_plain(entry), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        # One write to a file opened for appending: concurrent runs do not mix their lines.
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be written: {error.strerror}.") from error
+    return entry
+
+
+def read_history(path: str | Path) -> list[Entry]:
+    """All entries, oldest first.
+
+    Raises:
+        EvaluationError: the file is missing, empty, or a line is damaged (its number is named).
+    """
+    file = Path(path)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(
+            f"{file} cannot be read; `autovoice evaluate … --history {file}` starts a log."
+        ) from error
+    entries = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entries.append(_entry(json.loads(line)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise EvaluationError(
+                f"{file}:{number} is not a line of an evaluation log; remove it."
+            ) from error
+    if not entries:
+        raise EvaluationError(f"{file} has no entries; `autovoice evaluate … --history` adds one.")
+    return entries
+
+
+def comparable(a: Entry, b: Entry) -> bool:
+    """Whether two entries measured the same pairs of the same system by the same judges."""
+    return (a.name, a.pairs_digest, a.models) == (b.name, b.pairs_digest, b.models)
+
+
+def regressions(entries: Sequence[Entry]) -> tuple[list[Finding], Entry | None]:
+    """What the last entry does worse than the comparable one before it, beyond both intervals.
+
+    Worse means: each of the two figures lies outside the other's 95 % interval, on the wrong
+    side. Speed counts only on the same hardware.
+
+    Returns:
+        The findings, and the entry that was compared with (None if there is none).
+    """
+    last = entries[-1]
+    before = next((e for e in reversed(entries[:-1]) if comparable(e, last)), None)
+    if before is None:
+        return [], None
+    return worse_than(last, before, {}), before
+
+
+def worse_than(last: Entry, before: Entry, margins: Mapping[str, float]) -> list[Finding]:
+    """Metrics of ``last`` that are worse than ``before`` beyond the intervals, or beyond a margin.
+
+    Args:
+        margins: metric key to how much worse is allowed, in place of the intervals.
+    """
+    findings = []
+    for key, metric in METRICS.items():
+        old, new = before.estimates.get(key), last.estimates.get(key)
+        if old is None or new is None or not metric.better:
+            continue
+        if "machine" in metric.judges and not _same_hardware(last, before):
+            continue
+        sign = 1 if metric.better == "up" else -1
+        loss = sign * (old.value - new.value)
+        if key in margins:
+            worse = loss > margins[key]
+        else:
+            worse = (
+                loss > 0 and _outside(new.value, old, sign) and _outside_up(old.value, new, sign)
+            )
+        if worse:
+            findings.append(
+                Finding(
+                    key,
+                    f"{title(metric)} went from {figure(metric, old.value)} to "
+                    f"{figure(metric, new.value)}",
+                )
+            )
+    return findings
+
+
+def check_limits(
+    entry: Entry, at_least: Mapping[str, float], at_most: Mapping[str, float]
+) -> list[Finding]:
+    """Metrics outside of fixed limits; a metric that was not measured fails its limit.
+
+    Raises:
+        EvaluationError: no such metric; the message lists the known ones.
+    """
+    findings = []
+    for limits, sign, words in ((at_least, 1, "below"), (at_most, -1, "above")):
+        for key, limit in limits.items():
+            metric = METRICS.get(key)
+            if metric is None:
+                raise EvaluationError(f"There is no metric {key!r}; they are {', '.join(METRICS)}.")
+            found = entry.estimates.get(key)
+            if found is None:
+                findings.append(Finding(key, f"{title(metric)} was not measured"))
+            elif sign * (found.value - limit) < 0 or not math.isfinite(found.value):
+                findings.append(
+                    Finding(
+                        key,
+                        f"{title(metric)} is {figure(metric, found.value)}, {words} the limit "
+                        f"{figure(metric, limit)}",
+                    )
+                )
+    return findings
+
+
+def load_entry(path: str | Path) -> Entry:
+    """The evaluation of a JSON file, or the last line of a JSONL log.
+
+    Raises:
+        EvaluationError: the file is neither.
+    """
+    if Path(path).suffix == ".jsonl":
+        return read_history(path)[-1]
+    return to_entry(load_evaluation(path))
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values as a row of eight heights, for a terminal."""
+    known = [v for v in values if math.isfinite(v)]
+    if not known:
+        return ""
+    low, span = min(known), (max(known) - min(known)) or 1.0
+    heights = "▁▂▃▄▅▆▇█"
+    return "".join(
+        heights[round((v - low) / span * 7)] if math.isfinite(v) else " " for v in values
+    )
+
+
+def _outside(value: float, other: Estimate, sign: int) -> bool:
+    bound = other.low if sign > 0 else other.high
+    return math.isfinite(bound) and sign * (value - bound) < 0
+
+
+def _outside_up(value: float, other: Estimate, sign: int) -> bool:
+    bound = other.high if sign > 0 else other.low
+    return math.isfinite(bound) and sign * (value - bound) > 0
+
+
+def _same_hardware(a: Entry, b: Entry) -> bool:
+    keys = ("system", "processor", "cores")
+    return [a.machine.get(k) for k in keys] == [b.machine.get(k) for k in keys]
+
+
+def _plain(entry: Entry) -> dict[str, Any]:
+    figures = {
+        key: [None if not math.isfinite(x) else round(x, 6) for x in (e.value, e.low, e.high)]
+        + [e.n]
+        for key, e in entry.estimates.items()
+    }
+    return {
+        "schema": SCHEMA,
+        "name": entry.name,
+        "created": entry.created,
+        "pairs": entry.pairs,
+        "pairs_digest": entry.pairs_digest,
+        "estimates": figures,
+        "models": dict(entry.models),
+        "system": dict(entry.system),
+        "machine": dict(entry.machine),
+    }
+
+
+def _entry(data: Any) -> Entry:
+    if data.pop("schema") != SCHEMA:
+        raise ValueError("schema")
+    figures = {}
+    for key, (value, low, high, n) in data.pop("estimates").items():
+        numbers = (math.nan if x is None else float(x) for x in (value, low, high))
+        figures[key] = Estimate(*numbers, int(n))
+    return Entry(estimates=figures, **data)

@@ -1,0 +1,280 @@
+"""What an evaluation found: figures by pair, estimates over pairs, and what they rest on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from auto_voice.errors import EvaluationError
+from auto_voice.evaluation.statistics import Estimate, estimate
+
+SCHEMA = 1
+NO_TEXT: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a pair.
+
+    Attributes:
+        key: its name in files. label: its name for people.
+        unit: what stands behind the number; ``%`` shows 0.034 as 3.4 %.
+        better: ``up``, ``down``, or ``""`` where neither is.
+        digits: shown after the point.
+        judges: pinned models it depends on (keys of ``Evaluation.models``).
+        meaning: one line for the report.
+        ratio: numerator and denominator among the counts of a pair: the estimate is their
+            ratio of sums, not the mean of the pairs' rates.
+    """
+
+    key: str
+    label: str
+    unit: str
+    better: str
+    digits: int
+    judges: tuple[str, ...]
+    meaning: str
+    ratio: tuple[str, str] | None = None
+
+
+METRICS: Mapping[str, Metric] = {
+    m.key: m
+    for m in (
+        Metric("secs", "SECS", "", "up", 3, ("speaker",),
+               "likeness to the target, cosine of GE2E embeddings; converters see such an "
+               "embedding, so it flatters them"),
+        Metric("secs2", "SECS2", "", "up", 3, ("speaker2",),
+               "likeness to the target by an independent encoder"),
+        Metric("source_similarity", "Likeness to source", "", "down", 3, ("speaker",),
+               "how much of the source's voice is left (GE2E)"),
+        Metric("source_similarity2", "Likeness to source 2", "", "down", 3, ("speaker2",),
+               "the same by the independent encoder"),
+        Metric("unconverted_secs", "Unconverted SECS", "", "", 3, ("speaker",),
+               "source against target: what doing nothing scores"),
+        Metric("unconverted_secs2", "Unconverted SECS2", "", "", 3, ("speaker2",),
+               "the same by the independent encoder"),
+        Metric("wer", "WER", "%", "down", 1, ("recogniser",),
+               "words lost, added or changed, of all words", ("word_edits", "words")),
+        Metric("cer", "CER", "%", "down", 1, ("recogniser",),
+               "characters lost, added or changed", ("character_edits", "characters")),
+        Metric("dnsmos", "DNSMOS overall", "", "up", 2, ("quality",),
+               "predicted listener score, 1 bad to 5 excellent"),
+        Metric("dnsmos_speech", "DNSMOS speech", "", "up", 2, ("quality",),
+               "how undistorted the voice is"),
+        Metric("dnsmos_background", "DNSMOS background", "", "up", 2, ("quality",),
+               "how free of noise"),
+        Metric("dnsmos_source", "DNSMOS of source", "", "", 2, ("quality",),
+               "the source's own score, for scale"),
+        Metric("f0_correlation", "F0 correlation", "", "up", 3, ("pitch",),
+               "how well the melody follows the source; transposition does not count"),
+        Metric("f0_rmse_cents", "F0 RMSE", "cents", "down", 0, ("pitch",),
+               "melody error after the mean shift is removed; 100 cents are a semitone"),
+        Metric("voicing_error", "Voicing error", "%", "down", 1, ("pitch",),
+               "frames voiced in only one of source and conversion"),
+        Metric("register_cents", "Register error", "cents", "down", 0, ("pitch",),
+               "distance of the mean pitch from the target's"),
+        Metric("mcd_db", "Mel-cepstral distance", "dB", "down", 2, (),
+               "distance to the target saying the same words (parallel recordings only)"),
+        Metric("duration_ratio", "Duration ratio", "", "", 3, (),
+               "seconds out per second in"),
+        Metric("loudness_lufs", "Loudness", "LUFS", "", 1, (),
+               "integrated loudness of the conversion (ITU-R BS.1770)"),
+        Metric("loudness_change_lu", "Loudness change", "LU", "", 1, (),
+               "conversion minus source"),
+        Metric("clipped", "Clipped samples", "%", "down", 3, (),
+               "samples at full scale"),
+        Metric("rtf", "Real-time factor", "", "down", 3, ("machine",),
+               "seconds of computing per second of audio"),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PairScore:
+    """Figures of one conversion.
+
+    Attributes:
+        id: names the pair in every system's results.
+        source, converted: file names as given; ``targets`` likewise.
+        source_speaker, target_speaker: who, as far as known; bootstrap groups.
+        values: metric key to figure; a metric that could not be measured is absent.
+        counts: numerators and denominators of ratio metrics.
+        texts: ``reference`` and ``heard`` words.
+        notes: what went wrong or was altered, one sentence each.
+    """
+
+    id: str
+    source: str
+    targets: tuple[str, ...]
+    converted: str
+    source_speaker: str
+    target_speaker: str
+    values: Mapping[str, float]
+    counts: Mapping[str, int] = field(default_factory=dict)
+    texts: Mapping[str, str] = NO_TEXT
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation.
+
+    Attributes:
+        name: of the system.
+        created: ISO 8601 time, UTC.
+        pairs: figures by pair.
+        estimates: metric key to its figure over all pairs.
+        models: role of each judge (``speaker``, ``speaker2``, ``recogniser``, ``quality``,
+            ``pitch``) to its ``name@version``; results with other judges are not comparable.
+        system: stage to ``name@version`` of the pipeline, where this project ran it.
+        settings: how intervals were drawn and text was taken.
+        machine: where, and with which versions.
+        verification: equal error rates by encoder, with numbers of trials.
+        peak_memory_mb: of the conversions, where this project ran them.
+        notes: about the whole.
+    """
+
+    name: str
+    created: str
+    pairs: tuple[PairScore, ...]
+    estimates: Mapping[str, Estimate]
+    models: Mapping[str, str]
+    system: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    verification: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON; numbers that are not finite become null."""
+        plain: dict[str, Any] = _finite({"schema": SCHEMA, **asdict(self)})
+        return plain
+
+
+def estimate_all(
+    pairs: Sequence[PairScore], *, group_by: str = "pair", resamples: int, seed: int
+) -> dict[str, Estimate]:
+    """Each metric that at least one pair has, over all pairs.
+
+    Args:
+        group_by: what the bootstrap resamples: ``pair``, ``source`` or ``target`` (speakers).
+    """
+    groups = None
+    if group_by in ("source", "target"):
+        groups = [p.source_speaker if group_by == "source" else p.target_speaker for p in pairs]
+    found = {}
+    for key in METRICS:
+        top, bottom = metric_columns(pairs, key)
+        result = estimate(top, bottom, groups=groups, resamples=resamples, seed=seed)
+        if result.n:
+            found[key] = result
+    return found
+
+
+def metric_columns(pairs: Iterable[PairScore], key: str) -> tuple[list[float], list[float] | None]:
+    """Numerators and denominators of a metric by pair; NaN where it is missing."""
+    metric = METRICS[key]
+    if metric.ratio is None:
+        return [p.values.get(key, math.nan) for p in pairs], None
+    top, bottom = metric.ratio
+    rows = [p.counts for p in pairs]
+    return [float(r.get(top, math.nan)) for r in rows], [
+        float(r.get(bottom, math.nan)) for r in rows
+    ]
+
+
+def save_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
+    """Write the JSON file that ``load_evaluation``, ``compare`` and ``gate`` read."""
+    target = Path(path)
+    text = json.dumps(evaluation.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(target, text + "\n")
+    return target
+
+
+def load_evaluation(path: str | Path) -> Evaluation:
+    """Read what ``save_evaluation`` wrote.
+
+    Raises:
+        EvaluationError: the file is missing, no JSON, or not an evaluation of this schema.
+    """
+    file = Path(path)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EvaluationError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise EvaluationError(
+            f"{file} is not JSON; give a file that `autovoice evaluate --json` wrote."
+        ) from error
+    return evaluation_from_json(data, str(file))
+
+
+def evaluation_from_json(data: Any, where: str) -> Evaluation:
+    """Plain data back to the record.
+
+    Raises:
+        EvaluationError: it is not an evaluation of this schema.
+    """
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        raise EvaluationError(
+            f"{where} is not an evaluation of schema {SCHEMA}; write it again with "
+            "`autovoice evaluate --json`."
+        )
+    try:
+        pairs = tuple(
+            PairScore(**{**p, "targets": tuple(p["targets"]), "notes": tuple(p["notes"])})
+            for p in data["pairs"]
+        )
+        estimates = {key: _estimate(fields) for key, fields in data["estimates"].items()}
+        rest = {k: v for k, v in data.items() if k not in ("schema", "pairs", "estimates", "notes")}
+        return Evaluation(
+            pairs=pairs, estimates=estimates, notes=tuple(data.get("notes", ())), **rest
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise EvaluationError(
+            f"{where} lacks or has a field that an evaluation does not ({error}); write it again "
+            "with `autovoice evaluate --json`."
+        ) from error
+
+
+def _estimate(fields: Mapping[str, Any]) -> Estimate:
+    value, low, high = (
+        math.nan if fields[name] is None else float(fields[name])
+        for name in ("value", "low", "high")
+    )
+    return Estimate(value, low, high, int(fields["n"]))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write through a temporary file beside ``path``, so that a reader sees all or nothing.
+
+    Raises:
+        EvaluationError: the folder does not exist or cannot be written.
+    """
+    import os
+    import tempfile
+
+    try:
+        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be written: {error.strerror}.") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value

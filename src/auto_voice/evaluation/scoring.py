@@ -1,0 +1,330 @@
+"""From a list of conversions to an ``Evaluation``; a shared recording is judged once."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from auto_voice.audio.io import read_audio
+from auto_voice.audio.pitch import extract_pitch
+from auto_voice.errors import AudioError, EvaluationError
+from auto_voice.evaluation import metrics
+from auto_voice.evaluation.items import Item
+from auto_voice.evaluation.judges import Judges
+from auto_voice.evaluation.machine import machine
+from auto_voice.evaluation.results import Evaluation, PairScore, estimate_all
+from auto_voice.evaluation.statistics import RESAMPLES, SEED
+from auto_voice.evaluation.text import character_errors, normalise_text, word_errors
+from auto_voice.models.quality_model import Quality
+from auto_voice.types import FloatArray, Pitch, Waveform
+
+log = logging.getLogger(__name__)
+
+
+class Recording:
+    """One file, read and judged when asked, each judgement kept; the samples are let go.
+
+    Args:
+        path: of the recording.
+        judges: who listens.
+    """
+
+    def __init__(self, path: Path, judges: Judges) -> None:
+        self.path = path
+        self._judges = judges
+        self._audio: Waveform | None = None
+
+    @property
+    def audio(self) -> Waveform:
+        if self._audio is None:
+            self._audio = read_audio(self.path)
+        return self._audio
+
+    def release(self) -> None:
+        """Forget the samples; the judgements stay."""
+        self._audio = None
+
+    @cached_property
+    def embeddings(self) -> Mapping[str, FloatArray]:
+        """Role of each speaker encoder to its unit vector."""
+        found = {}
+        for role in ("speaker", "speaker2"):
+            encoder = getattr(self._judges, role)
+            if encoder is not None:
+                samples = metrics.samples_at(self.audio, encoder.sample_rate)
+                found[role] = encoder.embed_utterance(samples)
+        return found
+
+    @cached_property
+    def text(self) -> str:
+        recogniser = self._judges.recogniser
+        assert recogniser is not None
+        return recogniser.transcribe(metrics.samples_at(self.audio, recogniser.sample_rate))
+
+    @cached_property
+    def quality(self) -> Quality:
+        judge = self._judges.quality
+        assert judge is not None
+        return judge.score(metrics.samples_at(self.audio, judge.sample_rate))
+
+    @cached_property
+    def pitch(self) -> Pitch:
+        return extract_pitch(self.audio.samples, self.audio.sample_rate)
+
+    @cached_property
+    def loudness(self) -> float:
+        return metrics.loudness_lufs(self.audio)
+
+    @cached_property
+    def seconds(self) -> float:
+        return self.audio.seconds
+
+
+class Scorer:
+    """Scores conversions; sources and references that several share are judged once.
+
+    Args:
+        judges: loaded models.
+    """
+
+    def __init__(self, judges: Judges) -> None:
+        self.judges = judges
+        self._recordings: dict[Path, Recording] = {}
+
+    def recording(self, path: Path) -> Recording:
+        """The one record of a file."""
+        key = path.resolve()
+        if key not in self._recordings:
+            self._recordings[key] = Recording(path, self.judges)
+        return self._recordings[key]
+
+    def score(self, item: Item, extra: Mapping[str, float] | None = None) -> PairScore:
+        """Every figure of one conversion.
+
+        Args:
+            extra: figures measured elsewhere, such as ``rtf``.
+
+        Raises:
+            AudioError: a recording cannot be used.
+            EvaluationError: ``item`` has no conversion.
+        """
+        if item.converted is None:
+            raise EvaluationError(f"{item.id} has not been converted; run the pipeline first.")
+        source, converted = self.recording(item.source), self.recording(item.converted)
+        targets = [self.recording(p) for p in item.targets]
+        values: dict[str, float] = dict(extra or {})
+        counts: dict[str, int] = {}
+        texts: dict[str, str] = {}
+        values |= self._similarities(source, targets, converted)
+        if self.judges.recogniser is not None:
+            texts = {"reference": item.transcript or source.text, "heard": converted.text}
+            counts = _counts(texts["reference"], texts["heard"])
+            if counts["words"]:
+                values["wer"] = counts["word_edits"] / counts["words"]
+                values["cer"] = counts["character_edits"] / counts["characters"]
+        if self.judges.quality is not None:
+            values |= _qualities(source.quality, converted.quality)
+        if self.judges.pitch:
+            values |= _pitches(source.pitch, targets[0].pitch, converted.pitch)
+        if self.judges.signal:
+            values |= _signals(source, converted)
+            if item.parallel is not None:
+                parallel = self.recording(item.parallel)
+                values["mcd_db"] = metrics.mel_cepstral_distance(parallel.audio, converted.audio)
+                parallel.release()
+        notes = tuple(f"converted: {note}" for note in converted.audio.notes)
+        for recording in (source, converted, *targets):
+            recording.release()
+        return PairScore(
+            id=item.id,
+            source=str(item.source),
+            targets=tuple(str(p) for p in item.targets),
+            converted=str(item.converted),
+            source_speaker=item.source_speaker,
+            target_speaker=item.target_speaker,
+            values={k: float(v) for k, v in values.items() if math.isfinite(v)},
+            counts=counts,
+            texts=texts,
+            notes=notes,
+        )
+
+    def voice(self, paths: Iterable[Path], role: str) -> FloatArray:
+        """Mean embedding of several recordings of one person, by the encoder of ``role``."""
+        recordings = [self.recording(p) for p in paths]
+        found = np.mean([r.embeddings[role] for r in recordings], axis=0)
+        for recording in recordings:
+            recording.release()
+        return np.asarray(found, dtype=np.float32)
+
+    def _similarities(
+        self, source: Recording, targets: Sequence[Recording], converted: Recording
+    ) -> dict[str, float]:
+        values = {}
+        for role in converted.embeddings:
+            end = role.removeprefix("speaker")
+            target = np.mean([t.embeddings[role] for t in targets], axis=0)
+            values[f"secs{end}"] = metrics.cosine(target, converted.embeddings[role])
+            values[f"source_similarity{end}"] = metrics.cosine(
+                source.embeddings[role], converted.embeddings[role]
+            )
+            values[f"unconverted_secs{end}"] = metrics.cosine(target, source.embeddings[role])
+        return values
+
+    def verification(self, items: Sequence[Item]) -> dict[str, dict[str, float]]:
+        """Can a verifier tell whose voice the conversions are? Equal error rate by encoder.
+
+        Each conversion is tried against its own target (same) and against the target of every
+        other speaker in the list (different). Empty with fewer than two target speakers.
+        """
+        voices: dict[str, tuple[Path, ...]] = {}
+        for item in items:
+            voices.setdefault(item.target_speaker, item.targets)
+        if len(voices) < 2:
+            return {}
+        trials = [
+            ((item.converted,), item.targets if who == item.target_speaker else refs,
+             who == item.target_speaker)
+            for item in items
+            if item.converted is not None
+            for who, refs in voices.items()
+        ]  # fmt: skip
+        return self.trials(trials)
+
+    def trials(
+        self, trials: Iterable[tuple[Sequence[Path], Sequence[Path], bool]]
+    ) -> dict[str, dict[str, float]]:
+        """Equal error rate over (recordings, recordings, same speaker?), by encoder.
+
+        Raises:
+            EvaluationError: trials of one kind are missing.
+        """
+        listed = list(trials)
+        found = {}
+        for role in ("speaker", "speaker2"):
+            if getattr(self.judges, role) is None:
+                continue
+            scores: dict[bool, list[float]] = {True: [], False: []}
+            for a, b, same in listed:
+                scores[same].append(metrics.cosine(self.voice(a, role), self.voice(b, role)))
+            result = metrics.equal_error_rate(scores[True], scores[False])
+            found[role] = {
+                "eer": result.rate,
+                "threshold": result.threshold,
+                "same": result.same,
+                "different": result.different,
+            }
+        return found
+
+
+def evaluate(
+    items: Sequence[Item],
+    judges: Judges,
+    *,
+    name: str,
+    group_by: str = "pair",
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
+    extra: Mapping[str, Mapping[str, float]] | None = None,
+    system: Mapping[str, str] | None = None,
+    peak_memory_mb: float | None = None,
+    notes: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Score every conversion and put intervals around the figures.
+
+    A conversion whose recordings cannot be used is left out of the figures and named in the
+    notes; nothing is scored in its place.
+
+    Args:
+        items: with conversions.
+        name: of the system.
+        group_by: what the bootstrap resamples: ``pair``, ``source`` or ``target`` (speakers).
+        extra: pair id to figures measured elsewhere.
+        system: stage to ``name@version``, where this project converted.
+        progress: told pairs done and pairs in all.
+
+    Raises:
+        EvaluationError: not one conversion could be scored.
+    """
+    scorer = Scorer(judges)
+    pairs, scored, problems = [], [], list(notes)
+    for done, item in enumerate(items, 1):
+        try:
+            pairs.append(scorer.score(item, (extra or {}).get(item.id)))
+            scored.append(item)
+        except AudioError as error:
+            log.warning("%s left out: %s", item.id, error)
+            problems.append(f"{item.id} was left out: {error}")
+        if progress is not None:
+            progress(done, len(items))
+    if not pairs:
+        raise EvaluationError(
+            f"None of the {len(items)} conversions could be scored: {problems[-1]}"
+        )
+    return Evaluation(
+        name=name,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        pairs=tuple(pairs),
+        estimates=estimate_all(pairs, group_by=group_by, resamples=resamples, seed=seed),
+        models=dict(judges.pins),
+        system=dict(system or {}),
+        settings={
+            "interval": "95 % percentile bootstrap",
+            "resampled_by": group_by,
+            "resamples": resamples,
+            "seed": seed,
+            "reference_text": "given" if all(i.transcript for i in scored) else
+            "heard in the source" if not any(i.transcript for i in scored) else "mixed",
+        },
+        machine=machine(),
+        verification=scorer.verification(scored),
+        peak_memory_mb=peak_memory_mb,
+        notes=tuple(problems),
+    )  # fmt: skip
+
+
+def _counts(reference: str, heard: str) -> dict[str, int]:
+    words, characters = word_errors(reference, heard), character_errors(reference, heard)
+    if not normalise_text(reference):
+        log.warning("No words in a reference text; its pair has no word error rate.")
+    return {
+        "word_edits": words.edits,
+        "words": words.reference,
+        "character_edits": characters.edits,
+        "characters": characters.reference,
+    }
+
+
+def _qualities(source: Quality, converted: Quality) -> dict[str, float]:
+    return {
+        "dnsmos": converted.overall,
+        "dnsmos_speech": converted.speech,
+        "dnsmos_background": converted.background,
+        "dnsmos_source": source.overall,
+    }
+
+
+def _pitches(source: Pitch, target: Pitch, converted: Pitch) -> dict[str, float]:
+    agreement = metrics.pitch_agreement(source, converted)
+    return {
+        "f0_correlation": agreement.correlation,
+        "f0_rmse_cents": agreement.rmse_cents,
+        "voicing_error": agreement.voicing_error,
+        "register_cents": abs(metrics.register_error_cents(target, converted)),
+    }
+
+
+def _signals(source: Recording, converted: Recording) -> dict[str, float]:
+    return {
+        "duration_ratio": converted.seconds / source.seconds,
+        "loudness_lufs": converted.loudness,
+        "loudness_change_lu": converted.loudness - source.loudness,
+        "clipped": metrics.clipped_share(converted.audio.samples),
+    }
