@@ -1,0 +1,230 @@
+"""How good a recording is as a reference: speech, noise, clipping, bandwidth, reverberation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auto_voice.audio.loudness import integrated_loudness
+from auto_voice.audio.resample import resample
+from auto_voice.audio.vad import Method, speech_segments
+from auto_voice.types import BoolArray, FloatArray
+
+MAX_SNR_DB = 80.0
+MIN_SPEECH_SECONDS = 3.0
+LOW_SNR_DB = 15.0
+HIGH_CLIPPING = 1e-3
+NARROW_BANDWIDTH_HZ = 5000.0
+LONG_DECAY_SECONDS = 0.6
+
+_FRAME_SECONDS = 0.016
+
+
+@dataclass(frozen=True)
+class RecordingQuality:
+    """Attributes:
+    seconds: length.
+    speech_seconds: of it speech.
+    speech_ratio: ``speech_seconds / seconds``.
+    peak: largest magnitude.
+    loudness_lufs: integrated loudness; -inf for silence.
+    snr_db: speech over background, up to 80; None without speech.
+    clipping_ratio: share of samples on a flat top.
+    bandwidth_hz: up to where there is sound.
+    decay_seconds: time in which sound falls by 60 dB, as far as speech shows it (a dry booth
+        gives 0.1 to 0.3, a living room 0.4, a hall more than 1); None if no decay was heard.
+    """
+
+    seconds: float
+    speech_seconds: float
+    speech_ratio: float
+    peak: float
+    loudness_lufs: float
+    snr_db: float | None
+    clipping_ratio: float
+    bandwidth_hz: float
+    decay_seconds: float | None
+
+    def advice(self) -> tuple[str, ...]:
+        """What is wrong with it as a reference and what to do, one sentence each."""
+        found = []
+        if self.speech_seconds == 0:
+            found.append("no speech was found: record someone talking")
+        elif self.speech_seconds < MIN_SPEECH_SECONDS:
+            found.append(
+                f"only {self.speech_seconds:.1f} s of speech: 5 to 30 s give a better likeness"
+            )
+        if self.snr_db is not None and self.snr_db < LOW_SNR_DB:
+            found.append(
+                f"noisy ({self.snr_db:.0f} dB SNR): record in a quiet room, near the microphone"
+            )
+        if self.clipping_ratio > HIGH_CLIPPING:
+            found.append(
+                f"clipped ({100 * self.clipping_ratio:.1f} % of the samples): "
+                "record again at a lower level"
+            )
+        if self.speech_seconds and self.bandwidth_hz < NARROW_BANDWIDTH_HZ:
+            found.append(
+                f"narrow band (nothing above {self.bandwidth_hz / 1000:.1f} kHz): "
+                "use the original rather than a telephone recording"
+            )
+        if self.decay_seconds is not None and self.decay_seconds > LONG_DECAY_SECONDS:
+            found.append(
+                f"reverberant (decay about {self.decay_seconds:.1f} s): "
+                "record in a furnished room, near the microphone"
+            )
+        return tuple(found)
+
+    def as_dict(self) -> dict[str, float | None]:
+        """Plain numbers for JSON; infinite values become None."""
+        return {
+            key: value if value is not None and math.isfinite(value) else None
+            for key, value in asdict(self).items()
+        }
+
+
+def measure_quality(
+    samples: FloatArray, sample_rate: int, *, method: Method = "auto"
+) -> RecordingQuality:
+    """All measures of ``(samples,)``; ``method`` chooses the speech detector (see ``vad``)."""
+    spans = speech_segments(samples, sample_rate, padding_seconds=0.0, method=method)
+    seconds = len(samples) / sample_rate
+    speech = sum(end - start for start, end in spans) / sample_rate
+    return RecordingQuality(
+        seconds=seconds,
+        speech_seconds=speech,
+        speech_ratio=speech / seconds if seconds else 0.0,
+        peak=float(np.max(np.abs(samples), initial=0.0)),
+        loudness_lufs=integrated_loudness(samples, sample_rate),
+        snr_db=signal_to_noise(samples, sample_rate, spans),
+        clipping_ratio=clipping_ratio(samples),
+        bandwidth_hz=bandwidth(samples, sample_rate),
+        decay_seconds=decay_time(samples, sample_rate),
+    )
+
+
+def signal_to_noise(
+    samples: FloatArray, sample_rate: int, spans: list[tuple[int, int]]
+) -> float | None:
+    """Speech over background in dB, at most 80; None without speech.
+
+    The background is what sounds at least 0.1 s away from the speech in ``spans``. Where there
+    is less than a quarter of a second of that, the quietest 5 % of the frames stand for it: an
+    upper bound of the noise, so the figure is then a lower bound.
+    """
+    power, size = _frame_power(samples, sample_rate)
+    if not spans or len(power) == 0:
+        return None
+    speech = np.zeros(len(power), np.bool_)
+    near = np.zeros(len(power), np.bool_)
+    margin = round(0.1 * sample_rate)
+    for start, end in spans:
+        speech[start // size : end // size] = True
+        near[max(0, start - margin) // size : (end + margin) // size + 1] = True
+    if not speech.any():
+        return None
+    background = power[~near]
+    if len(background) * size < 0.25 * sample_rate:
+        background = np.sort(power)[: max(1, len(power) // 20)]
+    # The loudest tenth is left out: a cough between two sentences is not the noise floor.
+    noise = float(np.sort(background)[: max(1, math.ceil(0.9 * len(background)))].mean())
+    clean = max(float(power[speech].mean()) - noise, 1e-3 * noise)
+    if clean <= 0:
+        return None
+    return min(MAX_SNR_DB, 10 * math.log10(clean / max(noise, 1e-20)))
+
+
+def clipping_ratio(samples: FloatArray) -> float:
+    """Share of the samples that lie on a flat top: four or more in a row at the extreme.
+
+    The extreme is that of the recording itself, so clipping is found after a change of level.
+    """
+    x = np.asarray(samples)
+    flat = 0
+    for side in (x, -x):
+        top = float(np.max(side, initial=0.0))
+        if top <= 1e-3:
+            continue
+        at = side >= top * (1 - 1e-4)
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], at.view(np.int8), [0]))))
+        runs = np.diff(edges.reshape(-1, 2), axis=1).reshape(-1)
+        # One run is what the crest of a slow wave makes; a limit is met again and again.
+        long = runs[runs >= 4]
+        flat += int(long.sum()) if len(long) > 1 else 0
+    return flat / len(x) if len(x) else 0.0
+
+
+def bandwidth(samples: FloatArray, sample_rate: int) -> float:
+    """Highest frequency in Hz with sound less than 60 dB below the strongest, in 125 Hz steps.
+
+    Taken from the loud frames, so that a hiss in the pauses does not count as treble; 0 for
+    silence.
+    """
+    size = 1 << round(math.log2(0.032 * sample_rate))
+    if len(samples) < size:
+        return 0.0
+    frames = np.lib.stride_tricks.sliding_window_view(samples, size)[:: size // 2]
+    frames = frames[:: max(1, len(frames) // 4000)]
+    # Blackman: its side lobes stay below what is looked for.
+    power = np.square(np.abs(np.fft.rfft(frames * np.blackman(size))))
+    total = power.sum(axis=1)
+    spectrum = np.quantile(power[total >= np.quantile(total, 0.5)], 0.95, axis=0)
+    width = max(1, round(125 * size / sample_rate))
+    bands = np.add.reduceat(spectrum, np.arange(0, len(spectrum), width))
+    if bands.max() <= 1e-12:
+        return 0.0
+    highest = int(np.flatnonzero(bands > 1e-6 * bands.max())[-1])
+    return float(min((highest + 1) * width * sample_rate / size, sample_rate / 2))
+
+
+def decay_time(samples: FloatArray, sample_rate: int) -> float | None:
+    """Seconds in which sound dies away by 60 dB, judged by the fastest decays of the recording.
+
+    A voice can stop at once, a room cannot: it sets the limit of how fast the level falls.
+    Straight 80 ms stretches of the falling log level (500 to 4000 Hz) are fitted with lines, and
+    the steep end of their slopes is taken (the idea of Ratnam et al. 2003). A hint, good to a
+    factor of about 1.5; None if there are too few decays.
+    """
+    at_16k = resample(samples, sample_rate, 16_000)
+    hop, size, span = 64, 256, 20
+    if len(at_16k) < size * span:
+        return None
+    window = np.hanning(size)
+    frames = np.lib.stride_tricks.sliding_window_view(at_16k, size)[::hop]
+    level = np.concatenate(
+        [
+            np.square(np.abs(np.fft.rfft(frames[at : at + 8192] * window)[:, 8:64])).sum(axis=1)
+            for at in range(0, len(frames), 8192)
+        ]
+    )
+    db = 10 * np.log10(level + 1e-12)
+    slopes, straight = _line_fits(db, span)
+    starts = db[: len(slopes)]
+    ends = db[span - 1 : span - 1 + len(slopes)]
+    noise, loud = np.quantile(db, 0.02), np.quantile(db, 0.95)
+    falling = straight & (ends > noise + 6) & (starts > loud - 20) & (starts - ends > 3)
+    if int(falling.sum()) < 10:
+        return None
+    steep = -float(np.quantile(slopes[falling], 0.1)) * 16_000 / hop
+    return 60 / steep
+
+
+def _line_fits(db: NDArray[np.float64], span: int) -> tuple[NDArray[np.float64], BoolArray]:
+    """Slope per step of every ``span``-long stretch, and whether a line explains 90 % of it."""
+    stretches = np.lib.stride_tricks.sliding_window_view(db, span)
+    time = np.arange(span) - (span - 1) / 2
+    slopes = stretches @ time / np.square(time).sum()
+    variance = stretches.var(axis=1)
+    explained = np.square(slopes) * time.var()
+    return slopes, explained > 0.9 * np.maximum(variance, 1e-12)
+
+
+def _frame_power(samples: FloatArray, sample_rate: int) -> tuple[NDArray[np.float64], int]:
+    """Mean square of 16 ms frames without their mean, and the frame size in samples."""
+    size = max(1, round(_FRAME_SECONDS * sample_rate))
+    whole = len(samples) // size * size
+    frames = np.asarray(samples[:whole], np.float64).reshape(-1, size)
+    return frames.var(axis=1), size
