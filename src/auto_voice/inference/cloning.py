@@ -21,6 +21,7 @@ LEAST_SECONDS = 1.0
 GOOD_SECONDS = 4.0
 MOST_SECONDS = 30.0
 """Speech that is used; more changes a voice little and costs time in every conversion."""
+LONGEST_PAUSE_SECONDS = 0.3
 EMBEDDING_DIMS = 256
 
 
@@ -75,7 +76,7 @@ def build_voice(
     )
 
 
-def bare_voice(embedding: FloatArray, encoder: str) -> Voice:
+def bare_voice(embedding: FloatArray) -> Voice:
     """A voice of which only the embedding is known: less likeness, and the source's own pitch."""
     values = np.asarray(embedding, dtype=np.float32).reshape(-1)
     norm = float(np.linalg.norm(values)) if np.isfinite(values).all() else 0.0
@@ -89,12 +90,12 @@ def bare_voice(embedding: FloatArray, encoder: str) -> Voice:
         "The voice is a bare embedding: without a recording of it the pitch stays at the source's "
         "and the likeness is lower."
     )
-    return Voice(embedding=values / norm, encoder=encoder, notes=(note,))
+    return Voice(embedding=values / norm, notes=(note,))
 
 
 def _speech(what: str, waveform: Waveform) -> FloatArray:
     samples = resample(waveform.samples, waveform.sample_rate, SAMPLE_RATE)
-    speech = trim_silence(samples, SAMPLE_RATE)
+    speech = trim_silence(samples, SAMPLE_RATE, max_pause_seconds=LONGEST_PAUSE_SECONDS)
     seconds = len(speech) / SAMPLE_RATE
     if seconds < LEAST_SECONDS:
         found = f"only {seconds:.1f} s of speech" if len(speech) else "no speech"

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.pitch import extract_pitch, log_f0_statistics, transpose
 from auto_voice.audio.resample import resample, resampled_length
-from auto_voice.errors import ConfigError, ModelLoadError
+from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.chunking import Chunk, join
 from auto_voice.inference.cloning import EMBEDDING_DIMS, bare_voice, build_voice
 from auto_voice.inference.inputs import AudioInput, as_waveform
@@ -114,20 +114,20 @@ class VoiceConversionPipeline:
     @property
     def content_encoder(self) -> ContentEncoder:
         """The content encoder, through its adapter where the converter was trained on another."""
-        encoder = cast(ContentEncoder, self._load(self.config.content_encoder))
+        encoder = cast(ContentEncoder, self._load("content", self.config.content_encoder))
         return _into_space(encoder, self.converter, self.registry)
 
     @property
     def converter(self) -> Converter:
-        return cast(Converter, self._load(self.config.converter))
+        return cast(Converter, self._load("converter", self.config.converter))
 
     @property
     def vocoder(self) -> Vocoder:
-        return cast(Vocoder, self._load(self.config.vocoder))
+        return cast(Vocoder, self._load("vocoder", self.config.vocoder))
 
     @property
     def speaker_encoder(self) -> SpeakerEncoderStage:
-        return cast(SpeakerEncoderStage, self._load(self.config.speaker_encoder))
+        return cast(SpeakerEncoderStage, self._load("speaker", self.config.speaker_encoder))
 
     def clone(self, references: Target, *, name: str = "", sample_rate: int = 16000) -> Voice:
         """The voice heard in one or several recordings.
@@ -142,10 +142,9 @@ class VoiceConversionPipeline:
         """
         if isinstance(references, Voice):
             return references
-        several = isinstance(references, (list, tuple)) and any(
-            isinstance(item, (str, PathLike, Waveform)) for item in references
+        listed = cast(
+            "Sequence[AudioInput]", references if _is_several(references) else [references]
         )
-        listed = cast("Sequence[AudioInput]", references if several else [references])
         pairs = []
         for item in listed:
             path = item if isinstance(item, (str, PathLike)) else None
@@ -201,7 +200,7 @@ class VoiceConversionPipeline:
         rendered = _reporting(job.render(chunks), len(chunks), progress)
         samples = join(rendered, vocoder.hop_samples, length)
         samples, level_notes = _restore_level(samples, gain)
-        models, mock = self._account(content_encoder, converter, vocoder)
+        models, mock = self._account()
         notes = (
             *(f"source: {note}" for note in source.notes),
             *voice.notes,
@@ -237,12 +236,19 @@ class VoiceConversionPipeline:
             embedding = self.speaker_encoder.embed_utterance(noise)
         with timed(timings, "load"):
             self._stages()
-        result = self.convert(Waveform(noise, 16000), bare_voice(embedding, ""))
+        result = self.convert(Waveform(noise, 16000), bare_voice(embedding))
         return timings | {k: v for k, v in (result.timings or {}).items() if k not in timings}
 
-    def _load(self, spec: str) -> object:
-        name, _, version = spec.partition("@")
-        return self.registry.load(name, version or None)
+    def _load(self, kind: str, name: str) -> object:
+        version = self.registry.version(name)
+        if version.kind != kind:
+            models = self.registry.catalog.models.values()
+            fitting = [entry.name for entry in models if entry.kind == kind]
+            raise ConfigError(
+                f"{name} is a {version.kind} model, not a {kind} model; choose one of "
+                f"{', '.join(fitting)}."
+            )
+        return self.registry.load(name)
 
     def _stages(self) -> tuple[ContentEncoder, Converter, Vocoder]:
         converter, vocoder = self.converter, self.vocoder
@@ -257,23 +263,26 @@ class VoiceConversionPipeline:
 
     def _voice(self, target: Target, sample_rate: int) -> Voice:
         if isinstance(target, Voice):
-            return target
+            return self._of_this_encoder(target)
         if isinstance(target, (str, PathLike)) and Path(target).suffix == SUFFIX:
-            return load_voice(target)
-        if isinstance(target, (str, PathLike, Waveform)):
-            return self.clone(target)
-        if isinstance(target, (list, tuple)) and any(
-            isinstance(item, (str, PathLike, Waveform)) for item in target
-        ):
+            return self._of_this_encoder(load_voice(target))
+        if isinstance(target, (str, PathLike, Waveform)) or _is_several(target):
             return self.clone(target)
         values = np.asarray(cast(ArrayLike, target))
         if values.size > EMBEDDING_DIMS:
-            return self.clone(cast(ArrayLike, target), sample_rate=sample_rate)
-        return bare_voice(values, self.speaker_encoder.name)
+            return self.clone(target, sample_rate=sample_rate)
+        return bare_voice(values)
 
-    def _account(
-        self, content_encoder: ContentEncoder, converter: Converter, vocoder: Vocoder
-    ) -> tuple[dict[str, str], bool]:
+    def _of_this_encoder(self, voice: Voice) -> Voice:
+        encoder = self.registry.resolved(self.config.speaker_encoder).partition(" ")[0]
+        if voice.encoder and voice.encoder != encoder:
+            raise VoiceError(
+                f"the voice {voice.name or '(unnamed)'} was made with {voice.encoder}, and this "
+                f"pipeline uses {encoder}; clone it again from its recordings."
+            )
+        return voice
+
+    def _account(self) -> tuple[dict[str, str], bool]:
         specs = {
             "content": self.config.content_encoder,
             "speaker": self.config.speaker_encoder,
@@ -281,8 +290,14 @@ class VoiceConversionPipeline:
             "vocoder": self.config.vocoder,
         }
         models = {stage: self.registry.resolved(spec) for stage, spec in specs.items()}
-        stages = (content_encoder, converter, vocoder, self.speaker_encoder)
-        return models, any(getattr(stage, "mock", False) for stage in stages)
+        return models, any(self.registry.is_mock(spec) for spec in specs.values())
+
+
+def _is_several(target: Target) -> bool:
+    """Whether it is a list of recordings rather than one recording or a list of numbers."""
+    return isinstance(target, (list, tuple)) and all(
+        isinstance(item, (str, PathLike, Waveform)) for item in target
+    )
 
 
 def _into_space(

@@ -21,6 +21,15 @@ _WINDOW = 400
 _HOP = 320
 _BANDS = 32
 _LOG_FLOOR = float(np.log(1e-5))
+_SYLLABLE_SECONDS = 0.22
+_VOWELS_HZ = (
+    (730, 1090, 2440),
+    (270, 2290, 3010),
+    (300, 870, 2240),
+    (530, 1840, 2480),
+    (570, 840, 2410),
+)
+"""The first three formants of five vowels (Peterson and Barney 1952, men)."""
 
 
 class MockContentEncoder:
@@ -158,13 +167,34 @@ class MockQuality:
         return Quality(overall=3.0, speech=3.0, background=3.0)
 
 
-def mock_sample(seconds: float = 3.0, sample_rate: int = 16000) -> Waveform:
-    """Syllable-like bursts of a harmonic tone: enough for level, pitch and voice detection."""
+def mock_sample(
+    seconds: float = 6.0, sample_rate: int = 16000, *, f0_hz: float = 140.0, seed: int = 0
+) -> Waveform:
+    """Babble without words: glides between vowels, hisses and pauses, which detectors of level,
+    pitch and speech take for speech."""
+    rng = np.random.RandomState(seed)
     time_s = np.arange(int(seconds * sample_rate)) / sample_rate
-    harmonics = sum(np.sin(2 * np.pi * 140 * k * time_s) / k for k in range(1, 9))
-    syllables = np.clip(np.sin(2 * np.pi * 2 * time_s), 0, None)
-    samples = (0.2 * harmonics * syllables).astype(np.float32)
-    return Waveform(samples, sample_rate, notes=("mock sample, not a recording",))
+    position = time_s / _SYLLABLE_SECONDS
+    index, within = position.astype(int), position % 1
+    vowels = rng.randint(len(_VOWELS_HZ), size=int(index[-1]) + 1)
+    formants = np.array(_VOWELS_HZ, dtype=float)[vowels]
+    f0 = f0_hz * (1 + 0.06 * np.sin(2 * np.pi * 0.7 * time_s))
+    phase = 2 * np.pi * np.cumsum(f0) / sample_rate
+    voice = np.zeros(len(time_s))
+    glides = [np.interp(position - 0.5, np.arange(len(vowels)), column) for column in formants.T]
+    for k in range(1, int(min(4500, 0.45 * sample_rate) / f0_hz)):
+        resonance = sum(
+            height / (1 + ((k * f0 - centre) / width) ** 2)
+            for centre, height, width in zip(glides, (1, 0.6, 0.3), (60, 90, 130), strict=True)
+        )
+        voice += (resonance + 0.003) / np.sqrt(k) * np.sin(k * phase + k)
+    envelope = np.clip(4 * np.minimum(within, 1 - within), 0, 1) ** 0.7
+    hiss = np.diff(rng.standard_normal(len(time_s)), prepend=0)
+    onset = np.where(vowels[index] % 2, np.sin(np.pi * np.clip(5 * within, 0, 1)), 0)
+    speaking = np.sin(2 * np.pi * 0.23 * time_s + 1) > -0.8
+    samples = (voice * envelope / np.max(np.abs(voice)) + 0.05 * onset * hiss) * speaking
+    samples = 0.25 * samples / np.max(np.abs(samples)) + 1e-4 * rng.standard_normal(len(samples))
+    return Waveform(samples.astype(np.float32), sample_rate, ("mock sample, not a recording",))
 
 
 def build_mock(version: ModelVersion) -> Any:

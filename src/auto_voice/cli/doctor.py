@@ -1,0 +1,94 @@
+"""``autovoice doctor``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import click
+
+NEEDED = ("numpy", "soundfile", "soxr", "swift-f0", "safetensors", "huggingface_hub")
+OPTIONAL = {"torch": "auto-voice[torch]", "matplotlib": "auto-voice[plot]"}
+ROOMY_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``ok`` is false only for what stops a conversion."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(as_json: bool) -> int:
+    """Check that everything a conversion needs is in place.
+
+    Exits with 2 if something is missing. Opens no network connection.
+    """
+    findings = [*_packages(), *_devices(), *_store()]
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            click.echo(f"{'ok     ' if finding.ok else 'MISSING'} {finding.what}: {finding.detail}")
+    return 0 if all(finding.ok for finding in findings) else 2
+
+
+def _packages() -> Iterator[Finding]:
+    yield Finding("python", sys.version_info >= (3, 10), platform.python_version())
+    for name in NEEDED:
+        yield _package(name, f"run: pip install {name}", needed=True)
+    for name, extra in OPTIONAL.items():
+        yield _package(name, f'run: pip install "{extra}"', needed=name == "torch")
+
+
+def _package(name: str, hint: str, *, needed: bool) -> Finding:
+    try:
+        return Finding(name, True, metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return Finding(name, not needed, f"not installed; {hint}")
+
+
+def _devices() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("cpu", True, f"{cores} cores")
+    try:
+        import torch
+    except ImportError:
+        return
+    if torch.cuda.is_available():
+        yield Finding("gpu", True, torch.cuda.get_device_name(0))
+    elif torch.backends.mps.is_available():
+        yield Finding("gpu", True, "Apple (mps)")
+    else:
+        yield Finding("gpu", True, "none; the CPU is enough")
+
+
+def _store() -> Iterator[Finding]:
+    from auto_voice.settings import get_settings, unknown_variables
+
+    settings = get_settings()
+    folder = settings.model_dir
+    nearest = _nearest_existing(folder)
+    writable = os.access(nearest, os.W_OK)
+    detail = f"{folder} ({settings.origins['model_dir']})"
+    yield Finding("model folder", writable, detail if writable else f"{detail} is not writable")
+    free = shutil.disk_usage(nearest).free
+    yield Finding("disk space", free > ROOMY_BYTES, f"{free / 1e9:.1f} GB free")
+    yield Finding("network", True, "switched off" if settings.offline else "allowed")
+    for name in unknown_variables():
+        yield Finding(name, True, "is set but nothing reads it; see .env.example")
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
