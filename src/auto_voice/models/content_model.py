@@ -1,0 +1,129 @@
+"""The compact content encoder: what is said, 64 numbers 50 times a second.
+
+A stack of one-dimensional ConvNeXt blocks on a log-mel spectrogram, trained to predict whitened
+principal components of a recogniser's hidden states from voice-perturbed speech, so that the
+words stay and the speaker does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from auto_voice.audio.level import gain_to_speech_level
+from auto_voice.audio.mel import CONTENT_MEL, log_mel
+from auto_voice.models.catalog import ModelVersion
+from auto_voice.models.convnext import ConvNeXtBlock
+from auto_voice.models.weights import load_module
+from auto_voice.types import Content, FloatArray
+
+SAMPLES_PER_FRAME = 2 * CONTENT_MEL.hop_samples
+MEL_MEAN, MEL_SCALE = -9.0, 4.0
+"""Rough mean and spread of ``CONTENT_MEL`` at the level that the networks are trained at."""
+
+
+class ContentNet(nn.Module):
+    """``(batch, 80, 2 * frames)`` log-mel at 100 Hz to ``(batch, frames, dims)`` at 50 Hz.
+
+    Args:
+        dims: of the content space.
+        width: channels of the trunk.
+        blocks: ConvNeXt blocks.
+        kernel: frames that one block sees, at 50 Hz.
+        expansion: of the blocks' perceptrons.
+        lookahead: frames of the future that each block sees; None for a centred kernel.
+    """
+
+    def __init__(
+        self,
+        dims: int = 64,
+        width: int = 256,
+        blocks: int = 8,
+        kernel: int = 9,
+        expansion: int = 3,
+        lookahead: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(CONTENT_MEL.bands, width, 6, stride=2)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(width, kernel, expansion, lookahead=lookahead) for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, dims)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        x = self.stem(F.pad((mel - MEL_MEAN) / MEL_SCALE, (2, 2)))
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.head(self.norm(x.transpose(1, 2)))
+        return out
+
+
+class CompactContentEncoder:
+    """``ContentNet`` as a stage: levels the input, removes the utterance's mean.
+
+    Args:
+        net: with weights, in evaluation mode.
+        name: ``name@version`` of the weights.
+        space: of the features; encoders that were trained on one teacher share it.
+        device: where ``net`` is.
+    """
+
+    sample_rate = CONTENT_MEL.sample_rate
+    frame_rate = CONTENT_MEL.sample_rate / SAMPLES_PER_FRAME
+
+    def __init__(self, net: ContentNet, name: str, space: str, device: str = "cpu") -> None:
+        self.net = net
+        self.name = name
+        self.space = space
+        self.device = device
+        self.dims = net.head.out_features
+
+    def extract_features(
+        self, audio: ArrayLike, lengths: NDArray[np.int64] | None = None
+    ) -> FloatArray:
+        """``(samples,)`` or ``(batch, samples)`` at 16 kHz to ``(batch, samples // 320, dims)``.
+
+        Each row equals what it gives alone; frames past a row's length are zero.
+        """
+        batch = np.atleast_2d(np.asarray(audio, dtype=np.float32))
+        valid = np.full(len(batch), batch.shape[1]) if lengths is None else np.asarray(lengths)
+        out = np.zeros((len(batch), batch.shape[1] // SAMPLES_PER_FRAME, self.dims), np.float32)
+        for row, samples, length in zip(out, batch, valid, strict=True):
+            features = self._one(samples[:length])
+            row[: len(features)] = features
+        return out
+
+    def encode(self, samples: FloatArray) -> Content:
+        """One utterance ``(samples,)`` at 16 kHz to ``(samples // 320, dims)`` in ``space``."""
+        features = self._one(np.asarray(samples, dtype=np.float32))
+        return Content(features, self.frame_rate, self.space)
+
+    @torch.inference_mode()
+    def _one(self, samples: FloatArray) -> FloatArray:
+        frames = len(samples) // SAMPLES_PER_FRAME
+        if frames == 0:
+            return np.zeros((0, self.dims), np.float32)
+        leveled = samples * np.float32(gain_to_speech_level(samples, self.sample_rate))
+        mel = torch.from_numpy(log_mel(leveled, CONTENT_MEL)[:, : 2 * frames])
+        features: FloatArray = self.net(mel[None].to(self.device))[0].float().cpu().numpy()
+        return features - features.mean(0)
+
+
+def build(
+    files: Mapping[str, Path], version: ModelVersion, device: str = "cpu"
+) -> CompactContentEncoder:
+    """From the catalog's record; ``params`` holds ``net`` (arguments of ``ContentNet``) and ``space``.
+
+    Raises:
+        ModelLoadError: the weights do not fit the architecture.
+    """
+    path = next(iter(files.values()))
+    net = load_module(lambda: ContentNet(**version.params.get("net", {})), path, device=device).float()
+    return CompactContentEncoder(net, version.key, version.params["space"], device)

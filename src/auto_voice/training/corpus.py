@@ -1,0 +1,95 @@
+"""Features of a whole corpus in memory, and random crops of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from auto_voice.errors import TrainingError
+from auto_voice.training.data import Utterance
+from auto_voice.training.features import load
+from auto_voice.types import FloatArray
+
+
+@dataclass(eq=False)
+class Item:
+    """One utterance's features; see ``features.compute``."""
+
+    utterance: Utterance
+    features: dict[str, FloatArray]
+    log_f0_mean: float = 0.0
+    log_f0_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        voiced = self.features["voiced"] > 0.5
+        log_f0 = self.features["log_f0"]
+        spoken = log_f0[voiced] if voiced.any() else log_f0
+        near = spoken[np.abs(spoken - np.median(spoken)) < 0.6 * np.log(2.0)]
+        self.log_f0_mean, self.log_f0_std = float(near.mean()), float(near.std())
+
+    @property
+    def frames(self) -> int:
+        return int(self.features["mel"].shape[1])
+
+
+@dataclass(eq=False)
+class Corpus:
+    """Utterances with features, grouped by speaker.
+
+    Attributes:
+        items: those that had features.
+        weights: how often a corpus is drawn, relative to its share of frames; missing: 1.
+    """
+
+    items: Sequence[Item]
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise TrainingError("No features were found; prepare them first.")
+        self.by_speaker: dict[str, list[int]] = defaultdict(list)
+        for index, item in enumerate(self.items):
+            self.by_speaker[item.utterance.speaker].append(index)
+        # A speaker with an hour of speech must not drown one with ten seconds: share by sqrt.
+        spoken = {
+            speaker: sum(self.items[i].frames for i in indices)
+            for speaker, indices in self.by_speaker.items()
+        }
+        chance = np.array(
+            [
+                item.frames
+                / np.sqrt(spoken[item.utterance.speaker])
+                * self.weights.get(item.utterance.corpus, 1.0)
+                for item in self.items
+            ]
+        )
+        self._chance = chance / chance.sum()
+
+    @classmethod
+    def load(
+        cls, utterances: Sequence[Utterance], folder: Path, weights: dict[str, float]
+    ) -> Corpus:
+        """From stored features; utterances without any are skipped."""
+        loaded = ((u, load(folder, u)) for u in utterances)
+        return cls([Item(u, f) for u, f in loaded if f is not None], weights)
+
+    def draw(self, rng: np.random.Generator, count: int) -> list[Item]:
+        """``count`` random items."""
+        return [self.items[i] for i in rng.choice(len(self.items), count, p=self._chance)]
+
+    def companion(self, rng: np.random.Generator, item: Item) -> Item:
+        """Another utterance of the same speaker, or the same one where there is no other."""
+        others = [
+            i for i in self.by_speaker[item.utterance.speaker] if self.items[i] is not item
+        ]
+        return self.items[others[rng.integers(len(others))]] if others else item
+
+
+def crop(rng: np.random.Generator, total: int, length: int) -> slice:
+    """A random stretch of ``length`` frames, or all of them where there are fewer."""
+    start = int(rng.integers(max(1, total - length + 1)))
+    return slice(start, min(start + length, total))

@@ -1,0 +1,93 @@
+"""Speech to train on: which recordings there are, who speaks, and who is held out."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from auto_voice.errors import TrainingError
+
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One recording of one speaker.
+
+    Attributes:
+        path: of the recording.
+        speaker: unique among all corpora.
+        corpus: where it comes from; sampling weights are set by corpus.
+    """
+
+    path: Path
+    speaker: str
+    corpus: str
+
+
+def scan(sources: Sequence[Path]) -> list[Utterance]:
+    """Recordings of folders and of CSV lists, sorted by path.
+
+    A folder's direct subfolders name speakers, and recordings right inside it are one speaker
+    each, named by their file. A CSV has the columns ``path`` (relative to the CSV or absolute),
+    ``speaker`` (empty: the file is its own speaker) and, if wanted, ``corpus``.
+
+    Raises:
+        TrainingError: a source is missing, empty, or a CSV without these columns.
+    """
+    found: dict[Path, Utterance] = {}
+    for source in sources:
+        listed = _from_csv(source) if source.suffix.lower() == ".csv" else _from_folder(source)
+        if not listed:
+            raise TrainingError(
+                f"{source} holds no recordings; name a folder with one subfolder per speaker "
+                f"({', '.join(sorted(SUFFIXES))}) or a CSV with the columns path,speaker."
+            )
+        found.update((utterance.path, utterance) for utterance in listed)
+    return sorted(found.values(), key=lambda utterance: str(utterance.path))
+
+
+def hold_out(utterances: Sequence[Utterance], share: float) -> tuple[list[Utterance], list[Utterance]]:
+    """Training and held-out utterances: whole speakers, chosen by a hash of their name.
+
+    The choice depends on nothing but the name, so adding data never moves a held-out speaker
+    into training.
+    """
+
+    def held(speaker: str) -> bool:
+        digest = hashlib.sha256(speaker.encode()).digest()
+        return int.from_bytes(digest[:4], "big") < share * 2**32
+
+    train = [u for u in utterances if not held(u.speaker)]
+    return train, [u for u in utterances if held(u.speaker)]
+
+
+def _from_csv(path: Path) -> list[Utterance]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainingError(f"{path} cannot be read as a CSV list: {error}.") from error
+    if rows and not {"path", "speaker"} <= rows[0].keys():
+        raise TrainingError(f"{path} needs the columns path,speaker; it has {','.join(rows[0])}.")
+    utterances = []
+    for row in rows:
+        recording = path.parent / row["path"]
+        corpus = row.get("corpus") or path.stem
+        utterances.append(Utterance(recording, row["speaker"] or f"{corpus}/{recording.stem}", corpus))
+    return utterances
+
+
+def _from_folder(folder: Path) -> list[Utterance]:
+    if not folder.is_dir():
+        raise TrainingError(f"{folder} is not a folder; name a folder of recordings or a CSV list.")
+    utterances = []
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            inside = path.relative_to(folder).parts
+            speaker = inside[0] if len(inside) > 1 else path.stem
+            utterances.append(Utterance(path, f"{folder.name}/{speaker}", folder.name))
+    return utterances

@@ -1,0 +1,169 @@
+"""Features of training speech: the same functions that inference calls, computed once and stored.
+
+One safetensors file an utterance, named by what it was made from, so that a broken run goes on
+where it stopped and a changed recording is computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from auto_voice.audio.io import read_audio
+from auto_voice.audio.level import gain_to_speech_level
+from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel
+from auto_voice.audio.pitch import align_pitch, extract_pitch
+from auto_voice.audio.resample import resample
+from auto_voice.errors import AutoVoiceError
+from auto_voice.models.speaker_encoder import SpeakerEncoder
+from auto_voice.training.data import Utterance
+from auto_voice.training.teacher import ContentSpace, WhisperTeacher
+from auto_voice.types import FloatArray
+
+VERSION = 1
+"""Part of every file's name; raise it when a feature's definition changes."""
+SPEEDS = (0.86, 1.0, 1.16)
+"""Playback speeds of the content encoder's training input: pitch and formants move together."""
+MIN_SECONDS, MAX_SECONDS = 0.8, 29.5
+
+
+@dataclass(frozen=True)
+class Models:
+    """Weights that the extraction needs, as paths, so that workers load them themselves."""
+
+    teacher: Path
+    speaker_encoder: Path
+    content_space: Path
+
+
+def feature_path(folder: Path, utterance: Utterance) -> Path:
+    stat = utterance.path.stat()
+    made_from = f"{VERSION}|{utterance.path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return folder / f"{hashlib.sha256(made_from.encode()).hexdigest()[:24]}.safetensors"
+
+
+def prepare(utterance: Utterance) -> FloatArray:
+    """``(samples,)`` at 16 kHz and at the level that the networks are trained at."""
+    audio = read_audio(utterance.path, sample_rate=16000).samples
+    seconds = len(audio) / 16000
+    if seconds < MIN_SECONDS:
+        raise AutoVoiceError(f"{utterance.path} lasts {seconds:.2f} s; at least {MIN_SECONDS} s are needed.")
+    audio = audio[: int(MAX_SECONDS * 16000)]
+    return (audio * gain_to_speech_level(audio, 16000)).astype(np.float32)
+
+
+def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
+    """Everything that the trainings read of one utterance.
+
+    Returns:
+        ``mel`` ``(80, frames)`` float16 as the vocoder takes it; ``log_f0`` and ``voiced``
+        ``(frames,)`` at its frame rate; ``teacher`` ``(time, dims)`` float16 at 50 Hz;
+        ``embedding`` ``(256,)`` of the whole utterance; ``content_mel_<speed>`` ``(80, 2 time)``
+        float16 at 100 Hz for each of ``SPEEDS``.
+    """
+    audio = prepare(utterance)
+    mel = log_mel(resample(audio, 16000, HIFIGAN_MEL.sample_rate), HIFIGAN_MEL)
+    pitch = extract_pitch(audio, 16000)
+    log_f0, voiced = align_pitch(pitch, HIFIGAN_MEL.frame_rate, mel.shape[1])
+    teacher, space, speaker = _loaded(models)
+    features: dict[str, FloatArray] = {
+        "mel": mel.astype(np.float16),
+        "log_f0": log_f0,
+        "voiced": voiced.astype(np.float16),
+        "teacher": space.project(teacher.features(audio)).astype(np.float16),
+        "embedding": speaker.embed_utterance(audio),
+    }
+    for speed in SPEEDS:
+        # Reading n samples as if they were n / speed plays them faster and higher.
+        played = audio if speed == 1.0 else resample(audio, round(16000 * speed), 16000)
+        features[f"content_mel_{speed}"] = log_mel(played, CONTENT_MEL).astype(np.float16)
+    return features
+
+
+def extract(
+    utterances: Sequence[Utterance], folder: Path, models: Models, workers: int | None = None
+) -> dict[Path, str]:
+    """Computes what is missing in ``folder``; goes on where an earlier run stopped.
+
+    Returns:
+        What was wrong with each recording that was left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [u for u in utterances if not feature_path(folder, u).exists()]
+    failures: dict[Path, str] = {}
+    workers = workers or os.cpu_count() or 1
+    with (
+        ProcessPoolExecutor(workers, get_context("spawn"), _single_thread) as pool,
+        tqdm(total=len(missing), desc="features", unit="file", disable=None) as bar,
+    ):
+        jobs = [pool.submit(_store, batch, folder, models) for batch in _batches(missing, 16)]
+        for job in as_completed(jobs):
+            done, failed = job.result()
+            failures.update(failed)
+            bar.update(done)
+    return failures
+
+
+def load(folder: Path, utterance: Utterance) -> dict[str, FloatArray] | None:
+    """Stored features of an utterance; None where there are none."""
+    path = feature_path(folder, utterance)
+    return load_file(path) if path.exists() else None
+
+
+def _store(
+    utterances: Sequence[Utterance], folder: Path, models: Models
+) -> tuple[int, dict[Path, str]]:
+    failed: dict[Path, str] = {}
+    for utterance in utterances:
+        try:
+            features = compute(utterance, models)
+        except AutoVoiceError as error:
+            failed[utterance.path] = str(error)
+            continue
+        target = feature_path(folder, utterance)
+        partial = target.with_suffix(f".{os.getpid()}.part")
+        save_file({k: np.ascontiguousarray(v) for k, v in features.items()}, partial)
+        partial.replace(target)
+    return len(utterances), failed
+
+
+def _batches(items: Sequence[Utterance], size: int) -> Iterator[Sequence[Utterance]]:
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _single_thread() -> None:
+    """Workers share the cores: one thread each."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@lru_cache(maxsize=1)
+def _loaded(models: Models) -> tuple[WhisperTeacher, ContentSpace, SpeakerEncoder]:
+    arrays = load_file(models.content_space)
+    return (
+        WhisperTeacher(models.teacher),
+        ContentSpace(arrays["mean"], arrays["scale"], arrays["projection"]),
+        SpeakerEncoder.from_file(models.speaker_encoder),
+    )
+
+
+def fit_content_space(
+    utterances: Sequence[Utterance], teacher: WhisperTeacher, target: Path, dims: int, sample: int
+) -> None:
+    """Fits the content space on ``sample`` utterances spread evenly over the list, and stores it."""
+    chosen = utterances[:: max(1, len(utterances) // sample)][:sample]
+    features = [teacher.features(prepare(u)) for u in tqdm(chosen, desc="content space", disable=None)]
+    space = ContentSpace.fit(features, dims)
+    save_file(vars(space), target)

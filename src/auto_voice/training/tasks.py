@@ -1,0 +1,217 @@
+"""What one training step computes: batches, networks, losses and held-out figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from auto_voice.audio.frames import interpolate_frames
+from auto_voice.audio.mel import HIFIGAN_MEL
+from auto_voice.models.content_model import ContentNet
+from auto_voice.models.converter_model import (
+    MEL_MEAN,
+    MEL_SCALE,
+    ConverterNet,
+    VoiceCondition,
+    pitch_inputs,
+    voice_profile,
+)
+from auto_voice.training.augmentation import perturb
+from auto_voice.training.corpus import Corpus, Item, crop
+from auto_voice.training.features import SPEEDS
+from auto_voice.types import FloatArray
+
+CONTENT_RATE = 50.0
+MIN_REFERENCE_FRAMES = 48
+GUARD_FRAMES = 16
+"""Mel frames on both sides of a crop that its own reference must not show."""
+
+
+class Task(Protocol):
+    """A network and its loss."""
+
+    model: nn.Module
+
+    def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Terms of one random batch; ``loss`` is the one that is minimised."""
+        ...
+
+    def validate(self) -> dict[str, float]:
+        """Figures on held-out speakers, from the same crops each time."""
+        ...
+
+
+class ContentTask:
+    """The content encoder: teacher features of clean speech from a perturbed copy.
+
+    Args:
+        corpus, held_out: what to train and to validate on.
+        net: arguments of ``ContentNet``.
+        batch: crops in a step.
+        frames: content frames in a crop.
+    """
+
+    def __init__(
+        self, corpus: Corpus, held_out: Corpus, net: dict[str, int], batch: int, frames: int
+    ) -> None:
+        self.model = ContentNet(**net)
+        self.corpus, self.held_out = corpus, held_out
+        self.batch, self.frames = batch, frames
+
+    def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        crops = [self._crop(item, rng, 1.0) for item in self.corpus.draw(rng, self.batch)]
+        error = self._error(crops)
+        return {"loss": error.mean(), "r2": 1 - error.detach().mean()}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        figures = {}
+        for name, strength in (("clean", 0.0), ("perturbed", 1.0)):
+            rng = np.random.default_rng(0)
+            crops = [self._crop(i, rng, strength) for i in self.held_out.draw(rng, 4 * self.batch)]
+            figures[f"r2_{name}"] = 1 - float(self._error(crops).mean())
+        return figures
+
+    def _error(self, crops: Sequence[tuple[FloatArray, FloatArray]]) -> Tensor:
+        mel, target, mask = _pad([c[0] for c in crops]), _pad([c[1] for c in crops]), None
+        mask = _mask([len(c[1]) for c in crops])
+        predicted = self.model(mel.transpose(1, 2)).float()
+        squared = (predicted - target).square().mean(-1)
+        return squared[mask]
+
+    def _crop(
+        self, item: Item, rng: np.random.Generator, strength: float
+    ) -> tuple[FloatArray, FloatArray]:
+        speed = SPEEDS[rng.integers(len(SPEEDS))] if strength else 1.0
+        mel = item.features[f"content_mel_{speed}"]
+        total = mel.shape[1] // 2
+        part = crop(rng, total, self.frames)
+        # Played at ``speed``, the teacher's frames pass at 50 * speed a second.
+        teacher = item.features["teacher"].astype(np.float32)
+        target = interpolate_frames(teacher, CONTENT_RATE * speed, CONTENT_RATE, total)[part]
+        seen = mel[:, 2 * part.start : 2 * part.stop].astype(np.float32)
+        return perturb(seen, rng, strength).T, target
+
+
+class ConverterTask:
+    """The converter: the mel of speech from its content, its pitch and another sample of the voice.
+
+    Args:
+        corpus, held_out: what to train and to validate on.
+        net: arguments of ``ConverterNet``.
+        batch: crops in a step.
+        frames: mel frames in a crop.
+        reference_frames: mel frames of the reference at most.
+        content: name of the feature that holds the content.
+        bare: share of crops whose voice is the embedding alone.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        held_out: Corpus,
+        net: dict[str, int],
+        batch: int,
+        frames: int,
+        reference_frames: int,
+        content: str = "teacher",
+        bare: float = 0.1,
+    ) -> None:
+        self.model = ConverterNet(**net)
+        self.corpus, self.held_out = corpus, held_out
+        self.batch, self.frames, self.reference_frames = batch, frames, reference_frames
+        self.content, self.bare = content, bare
+
+    def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        predicted, target, mask = self.forward(self.corpus, rng, self.batch)
+        error = (predicted - target).abs().mean(-1)[mask].mean()
+        return {"loss": error, "l1": error.detach() * MEL_SCALE}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        predicted, target, mask = self.forward(
+            self.held_out, np.random.default_rng(0), 4 * self.batch
+        )
+        error = (predicted - target).abs().mean(-1)[mask].mean()
+        detail = _detail(predicted)[mask].mean() / _detail(target)[mask].mean()
+        return {"l1": float(error) * MEL_SCALE, "detail": float(detail)}
+
+    def forward(
+        self, corpus: Corpus, rng: np.random.Generator, count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Standardised mels ``(batch, frames, bands)`` predicted and true, and which frames count."""
+        content, pitch, target, voices = [], [], [], []
+        for item in corpus.draw(rng, count):
+            part = crop(rng, item.frames, self.frames)
+            voice, log_f0_mean = self._voice(corpus, item, part, rng)
+            features = item.features
+            log_f0, voiced = features["log_f0"][part], features["voiced"][part].astype(np.float32)
+            content.append(mel_rate_content(features[self.content], item.frames)[part])
+            pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
+            target.append(standardise(features["mel"][:, part].T))
+            voices.append(voice)
+        predicted = self.model(_pad(content), _pad(pitch), _stack_voices(voices)).float()
+        return predicted, _pad(target), _mask([len(t) for t in target])
+
+    def _voice(
+        self, corpus: Corpus, item: Item, part: slice, rng: np.random.Generator
+    ) -> tuple[tuple[FloatArray, ...], float]:
+        """Embedding, profile, keys and values from elsewhere in the speaker's speech."""
+        other = corpus.companion(rng, item)
+        frames = np.arange(other.frames)
+        if other is item:
+            hidden = (frames >= part.start - GUARD_FRAMES) & (frames < part.stop + GUARD_FRAMES)
+            frames = frames[~hidden]
+        length = int(rng.integers(self.reference_frames // 4, self.reference_frames + 1))
+        frames = frames[crop(rng, len(frames), length)]
+        embedding = other.features["embedding"]
+        dims = other.features[self.content].shape[1]
+        if len(frames) < MIN_REFERENCE_FRAMES or rng.random() < self.bare:
+            bands = HIFIGAN_MEL.bands
+            nothing = np.zeros((0, dims), np.float32), np.zeros((0, bands), np.float32)
+            return (embedding, np.zeros(2 * bands + 2, np.float32), *nothing), other.log_f0_mean
+        mel = other.features["mel"][:, frames].T.astype(np.float32)
+        keys = mel_rate_content(other.features[self.content], other.frames)[frames]
+        profile = voice_profile(mel, other.log_f0_mean, other.log_f0_std)
+        return (embedding, profile, keys, standardise(mel)), other.log_f0_mean
+
+
+def mel_rate_content(content: FloatArray, frames: int) -> FloatArray:
+    """``(time, dims)`` at 50 Hz to ``(frames, dims)`` at the mel rate."""
+    return interpolate_frames(
+        content.astype(np.float32), CONTENT_RATE, HIFIGAN_MEL.frame_rate, frames
+    )
+
+
+def standardise(mel: FloatArray) -> FloatArray:
+    """Natural-log mel to the scale that networks see."""
+    return (mel.astype(np.float32) - np.float32(MEL_MEAN)) / np.float32(MEL_SCALE)
+
+
+def _detail(mel: Tensor) -> Tensor:
+    """How much neighbouring bands and frames differ: falls when a mel is blurred. ``(batch, frames)``"""
+    across = (mel[..., 2:] - 2 * mel[..., 1:-1] + mel[..., :-2]).abs().mean(-1)
+    return across
+
+
+def _pad(rows: Sequence[FloatArray]) -> Tensor:
+    longest = max(len(row) for row in rows)
+    out = np.zeros((len(rows), longest, rows[0].shape[1]), np.float32)
+    for target, row in zip(out, rows, strict=True):
+        target[: len(row)] = row
+    return torch.from_numpy(out)
+
+
+def _mask(lengths: Sequence[int]) -> Tensor:
+    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+
+
+def _stack_voices(voices: Sequence[tuple[FloatArray, ...]]) -> VoiceCondition:
+    embedding, profile = (torch.from_numpy(np.stack([v[i] for v in voices])) for i in (0, 1))
+    keys, values = _pad([v[2] for v in voices]), _pad([v[3] for v in voices])
+    return VoiceCondition(embedding, profile, keys, values, _mask([len(v[2]) for v in voices]))

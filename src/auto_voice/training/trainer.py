@@ -1,0 +1,182 @@
+"""The training loop: one for every task; stops and goes on at any step.
+
+A run folder holds ``checkpoint.pt`` (network, averaged network, optimiser, generators: enough to go
+on as if nothing had happened), ``log.jsonl`` (a line every few seconds) and ``curves.png``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from auto_voice.training.tasks import Task
+
+CHECKPOINT_SECONDS = 60.0
+AVERAGE_DECAY = 0.999
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast.
+
+    Attributes:
+        steps: in all.
+        learning_rate: at its peak; rises over ``warmup`` steps, then falls along a cosine to 2 %.
+        warmup: steps.
+        weight_decay: of matrices.
+        validate_every: steps.
+        seed: of crops, augmentation and initial weights.
+    """
+
+    steps: int
+    learning_rate: float = 1.5e-3
+    warmup: int = 100
+    weight_decay: float = 0.01
+    validate_every: int = 500
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, counted from 0."""
+        rise = min(1.0, (step + 1) / self.warmup)
+        fall = 0.5 * (1 + np.cos(np.pi * min(1.0, step / self.steps)))
+        return float(self.learning_rate * rise * (0.02 + 0.98 * fall))
+
+
+class Trainer:
+    """Runs a task to the end of its schedule, from wherever the run folder stands.
+
+    Args:
+        task: what to train.
+        schedule: how long and how fast.
+        folder: of the run.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, task: Task, schedule: Schedule, folder: Path, device: str = "cpu") -> None:
+        self.task, self.schedule, self.folder, self.device = task, schedule, folder, device
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model = task.model.to(device)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        others = [p for p in self.model.parameters() if p.ndim < 2]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": schedule.weight_decay},
+             {"params": others, "weight_decay": 0.0}],
+            lr=schedule.learning_rate, betas=(0.9, 0.98),
+        )  # fmt: skip
+        self.step = 0
+        self.seconds = 0.0
+        self._resume()
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Trains to the last step, or until ``until()``; returns the last held-out figures."""
+        started, saved, sums, count = time.monotonic(), time.monotonic(), defaultdict(float), 0
+        figures: dict[str, float] = {}
+        with tqdm(total=self.schedule.steps, initial=self.step, unit="step", disable=None) as bar:
+            while self.step < self.schedule.steps and not until():
+                for name, value in self._step().items():
+                    sums[name] += value
+                count += 1
+                bar.update()
+                last = self.step == self.schedule.steps
+                if self.step % self.schedule.validate_every == 0 or last:
+                    figures = self.validate()
+                    now = time.monotonic()
+                    self.seconds, started = self.seconds + now - started, now
+                    means = {name: total / count for name, total in sums.items()}
+                    self._log(means, figures)
+                    bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()})
+                    sums.clear()
+                    count = 0
+                if last or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    now = time.monotonic()
+                    self.seconds, started, saved = self.seconds + now - started, now, now
+                    self.save()
+        self.save()
+        return figures
+
+    def validate(self) -> dict[str, float]:
+        """Held-out figures of the averaged network."""
+        kept = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.model.load_state_dict(self.average)
+        self.model.eval()
+        with self._precision():
+            figures = self.task.validate()
+        self.model.train()
+        self.model.load_state_dict(kept)
+        return figures
+
+    def save(self) -> None:
+        """Writes the checkpoint; a crash leaves the old one or the new one."""
+        state = {
+            "model": self.model.state_dict(), "average": self.average,
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+            "extra": self._extra_state(),
+        }  # fmt: skip
+        partial = self.folder / f"checkpoint.{os.getpid()}.part"
+        torch.save(state, partial)
+        partial.replace(self.folder / "checkpoint.pt")
+
+    def _step(self) -> dict[str, float]:
+        # Each step has its own generator, so a resumed run draws what the whole one would have.
+        rng = np.random.default_rng((self.schedule.seed, self.step))
+        torch.manual_seed(self.schedule.seed * 1_000_003 + self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule.rate(self.step)
+        with self._precision():
+            terms = self.task.loss(rng)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(AVERAGE_DECAY, self.step / (self.step + 10))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                self.average[name].lerp_(value, 1 - decay)
+        return {name: float(value.detach()) for name, value in terms.items()}
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device, dtype=torch.bfloat16)
+
+    def _extra_state(self) -> dict[str, Any]:
+        save = getattr(self.task, "state_dict", None)
+        return save() if save else {}
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average = state["average"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds = state["step"], state["seconds"]
+        if state["extra"]:
+            self.task.load_state_dict(state["extra"])  # type: ignore[attr-defined]
+
+    def _log(self, means: dict[str, float], figures: dict[str, float]) -> None:
+        row = {"step": self.step, "seconds": round(self.seconds, 1)}
+        row |= {f"train_{k}": round(v, 5) for k, v in means.items()}
+        row |= {f"held_out_{k}": round(v, 5) for k, v in figures.items()}
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def averaged_weights(folder: Path) -> dict[str, Tensor]:
+    """The averaged network of a run folder."""
+    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    average: dict[str, Tensor] = state["average"]
+    return average
