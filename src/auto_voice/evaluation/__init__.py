@@ -1,0 +1,37 @@
+"""How good a conversion is: metrics, comparison, history and report.
+
+from auto_voice.evaluation import evaluate, load_judges, read_items
+result = evaluate(read_items("conversions/"), load_judges(ModelRegistry()), name="mine")
+result.estimates["secs2"].value
+"""
+
+from auto_voice.evaluation.comparison import Comparison, compare
+from auto_voice.evaluation.items import Item, read_items, read_test_set
+from auto_voice.evaluation.judges import Judges, load_judges
+from auto_voice.evaluation.results import (
+    METRICS,
+    Evaluation,
+    PairScore,
+    load_evaluation,
+    save_evaluation,
+)
+from auto_voice.evaluation.scoring import Scorer, evaluate
+from auto_voice.evaluation.statistics import Estimate
+
+__all__ = [
+    "METRICS",
+    "Comparison",
+    "Estimate",
+    "Evaluation",
+    "Item",
+    "Judges",
+    "PairScore",
+    "Scorer",
+    "compare",
+    "evaluate",
+    "load_evaluation",
+    "load_judges",
+    "read_items",
+    "read_test_set",
+    "save_evaluation",
+]

@@ -258,6 +258,6 @@ def _entry(data: Any) -> Entry:
         raise ValueError("schema")
     figures = {}
     for key, (value, low, high, n) in data.pop("estimates").items():
-        numbers = (math.nan if x is None else float(x) for x in (value, low, high))
-        figures[key] = Estimate(*numbers, int(n))
+        value, low, high = (math.nan if x is None else float(x) for x in (value, low, high))
+        figures[key] = Estimate(value, low, high, int(n))
     return Entry(estimates=figures, **data)
