@@ -7,7 +7,6 @@ that real weights are fetched once per machine and not once per test.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,7 +46,7 @@ def weights_registry(weights_dir: Path) -> ModelRegistry:
 @pytest.fixture(autouse=True)
 def _isolated(
     weights_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+) -> None:
     home = tmp_path_factory.mktemp("home")
     # pip must keep the index of the user's own configuration, which it looks up under the home.
     for pip_file in (".config/pip/pip.conf", ".pip/pip.conf"):
@@ -58,4 +57,3 @@ def _isolated(
     for name in HOME_VARIABLES:
         monkeypatch.setenv(name, str(home / name.lower()))
     monkeypatch.setattr(settings, "DOTENV", home / ".env")
-    yield

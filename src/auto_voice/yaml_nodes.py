@@ -179,7 +179,9 @@ def read(path: Path) -> Node | None:
 def closest(name: str, known: Iterable[str]) -> str:
     """``did you mean x?`` where something is near, then the list of what exists."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    near = [n for n in names if name and n.startswith(name)] or difflib.get_close_matches(
+        name, names, n=1, cutoff=0.6
+    )
     listed = f"known: {', '.join(names)}" if names else "there are none"
     return f"did you mean {near[0]}? ({listed})" if near else listed
 

@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Fetch and verify models: a thin call into the registry, as ``autovoice models pull`` is."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from auto_voice.cli.models import pull_models
+from auto_voice.errors import AutoVoiceError
+from auto_voice.models import ModelRegistry
+
+
+def main(args: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Fetch and verify models (default: all).")
+    parser.add_argument("--list", action="store_true", help="list the models and stop")
+    parser.add_argument("--model", metavar="NAME", action="append", help="NAME or NAME@VERSION")
+    parser.add_argument("--force", action="store_true", help="fetch again what is already here")
+    options = parser.parse_args(args)
+    try:
+        registry = ModelRegistry()
+        if options.list:
+            for row in registry.status():
+                state = "installed" if row.installed else "not installed"
+                print(f"{row.name}@{row.version}  {row.kind}  {row.bytes / 1e6:.1f} MB  {state}")
+        else:
+            pull_models(registry, options.model or registry.catalog.models, force=options.force)
+    except AutoVoiceError as error:
+        print(f"download_models: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""The house rules that a reader relies on: imports go one way, and light imports stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "auto_voice"
+FOUNDATION = {"types", "errors", "settings", "yaml_nodes"}
+# What each room may import besides itself.
+MAY_IMPORT = {
+    "audio": FOUNDATION,
+    "models": FOUNDATION | {"audio"},
+    "inference": FOUNDATION | {"audio", "models"},
+    "training": FOUNDATION | {"audio", "models", "inference"},
+    "evaluation": FOUNDATION | {"audio", "models", "inference"},
+    "server": FOUNDATION | {"audio", "models", "inference"},
+    "cli": FOUNDATION | {"audio", "models", "inference", "server", "training", "evaluation"},
+}
+HEAVY = ("torch", "onnxruntime", "transformers", "faster_whisper", "scipy", "pandas", "matplotlib")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Rooms of auto_voice that a module imports, wherever in its code."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "auto_voice" and len(parts) > 1:
+                yield parts[1]
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_imports_go_inward(room: str) -> None:
+    allowed = MAY_IMPORT[room] | {room, "__version__"}
+    wrong = [
+        f"{path.relative_to(SOURCE)} imports {name}"
+        for path in sorted((SOURCE / room).rglob("*.py"))
+        for name in imports_of(path)
+        if name not in allowed
+    ]
+    assert not wrong
+
+
+def test_the_foundation_imports_no_room() -> None:
+    for name in FOUNDATION:
+        assert set(imports_of(SOURCE / f"{name}.py")) <= FOUNDATION
+
+
+def test_no_module_uses_relative_imports() -> None:
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), path
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after ``code``."""
+    script = (
+        f"{code}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(result.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import auto_voice",
+        "from auto_voice.models import ModelRegistry; ModelRegistry()",
+        "from auto_voice.models import ModelRegistry\n"
+        "r = ModelRegistry(use_mock=True)\n"
+        "r.load_hubert().extract_features([0.1] * 16000)\n"
+        "r.load_hifigan().synthesize([[0.0] * 10] * 80)\n"
+        "r.warmup_models(['speaker_encoder'])",
+        "import auto_voice.cli.main",
+    ],
+    ids=["import", "registry", "mock", "cli"],
+)
+def test_light_use_loads_nothing_heavy(code: str) -> None:
+    assert not loaded_after(code) & {*HEAVY, "pydantic", "huggingface_hub"}
+
+
+def test_creating_a_registry_parses_no_yaml_and_touches_no_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    code = f"from auto_voice.models import ModelRegistry; ModelRegistry({str(folder)!r})"
+    assert not loaded_after(code) & {"yaml", "numpy", "filelock", "httpx2", "tqdm"}
+    assert not folder.exists()

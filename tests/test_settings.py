@@ -1,0 +1,132 @@
+"""Settings: who wins, where a value comes from, and the sentence for a value that cannot be."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from auto_voice import settings
+from auto_voice.errors import CatalogError, ConfigError
+from auto_voice.settings import SETTINGS, get_settings, unknown_variables
+
+
+@pytest.fixture
+def dotenv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / ".env"
+    monkeypatch.setattr(settings, "DOTENV", path)
+    return path
+
+
+def config_file(folder: Path, text: str) -> Path:
+    path = folder / "mine.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_each_level_wins_over_the_next_and_says_so(tmp_path, dotenv, monkeypatch) -> None:
+    assert get_settings().device == "auto"
+    assert get_settings().origins["device"] == "default"
+
+    mine = config_file(tmp_path, "models: {}\nsettings:\n  device: mps\n")
+    from_file = get_settings(config=mine)
+    assert (from_file.device, from_file.origins["device"]) == ("mps", f"file {mine}:3")
+
+    dotenv.write_text('AUTOVOICE_DEVICE="cuda:1"\n')
+    from_dotenv = get_settings(config=mine)
+    assert from_dotenv.device == "cuda:1"
+    assert from_dotenv.origins["device"] == f"{dotenv} AUTOVOICE_DEVICE"
+
+    monkeypatch.setenv("AUTOVOICE_DEVICE", "cuda")
+    from_environment = get_settings(config=mine)
+    assert from_environment.device == "cuda"
+    assert from_environment.origins["device"] == "environment AUTOVOICE_DEVICE"
+
+    from_argument = get_settings(config=mine, device="cpu")
+    assert (from_argument.device, from_argument.origins["device"]) == ("cpu", "argument")
+
+
+def test_an_empty_variable_is_not_set(monkeypatch) -> None:
+    monkeypatch.setenv("AUTOVOICE_FALLBACK", "")
+    assert get_settings().fallback == "none"
+
+
+def test_the_environment_is_read_when_asked_and_never_changed(dotenv, monkeypatch) -> None:
+    import os
+
+    dotenv.write_text("AUTOVOICE_OFFLINE=yes\nOTHER=1\n")
+    before = dict(os.environ)
+    assert get_settings().offline is True
+    assert dict(os.environ) == before
+    dotenv.write_text("AUTOVOICE_OFFLINE=off\n")
+    assert get_settings().offline is False
+
+
+def test_the_config_file_may_be_named_by_a_variable(tmp_path, monkeypatch) -> None:
+    mine = config_file(tmp_path, "settings: {memory_budget_mb: 300, model_dir: weights}\n")
+    monkeypatch.setenv("AUTOVOICE_CONFIG", str(mine))
+    found = get_settings()
+    assert found.memory_budget_mb == 300
+    assert found.model_dir == tmp_path / "weights", "a path counts from the file that says it"
+
+
+def test_a_home_is_expanded(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.setenv("AUTOVOICE_MODEL_DIR", "~/models")
+    assert get_settings().model_dir == tmp_path / "models"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("offline", "perhaps", "offline (environment AUTOVOICE_OFFLINE) must be 1 or 0"),
+        ("device", "gpu", "device (environment AUTOVOICE_DEVICE) must be one of auto, cpu, mps"),
+        ("fallback", "big", 'must be one of none, compact, mock, not "big"'),
+        ("memory_budget_mb", "-5", "must be a whole number of MB"),
+        ("memory_budget_mb", "1.5", "must be a whole number of MB"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_origin(monkeypatch, key, value, says) -> None:
+    monkeypatch.setenv(SETTINGS[key].variable, value)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        get_settings()
+
+
+def test_a_wrong_argument_is_named() -> None:
+    with pytest.raises(ConfigError, match="^fallback must be one of none, compact, mock"):
+        get_settings(fallback="all")
+    with pytest.raises(ConfigError, match="^model_dir must be a path"):
+        get_settings(model_dir=3)
+    with pytest.raises(ConfigError, match="there is no setting modeldir; known: config"):
+        get_settings(modeldir="x")
+
+
+def test_mistakes_in_the_file_are_named_with_their_line(tmp_path) -> None:
+    with pytest.raises(
+        CatalogError, match=r"mine.yaml:2: settings.devise .* did you mean device\?"
+    ):
+        get_settings(config=config_file(tmp_path, "settings:\n  devise: cpu\n"))
+    with pytest.raises(ConfigError, match=r"offline \(file .*mine.yaml:3\) must be 1 or 0"):
+        get_settings(config=config_file(tmp_path, "settings:\n  device: cpu\n  offline: maybe\n"))
+    with pytest.raises(ConfigError, match="there is no such file"):
+        get_settings(config=tmp_path / "none.yaml")
+
+
+def test_an_unreadable_dotenv_is_named(dotenv) -> None:
+    dotenv.write_bytes(b"AUTOVOICE_DEVICE=\xff\xfe\n")
+    with pytest.raises(ConfigError, match=r"\.env cannot be read"):
+        get_settings()
+
+
+def test_variables_that_nothing_reads_are_found(dotenv, monkeypatch) -> None:
+    monkeypatch.setenv("AUTOVOICE_MODELDIR", "/x")
+    dotenv.write_text("AUTOVOICE_OFLINE=1\n")
+    assert unknown_variables() == ["AUTOVOICE_MODELDIR", "AUTOVOICE_OFLINE"]
+
+
+def test_the_example_names_every_variable_and_no_other() -> None:
+    example = Path(__file__).parents[1] / ".env.example"
+    named = set(re.findall(r"^#?(AUTOVOICE_\w+)=", example.read_text(encoding="utf-8"), re.M))
+    assert named == {setting.variable for setting in SETTINGS.values()}
