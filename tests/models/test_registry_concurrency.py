@@ -1,0 +1,196 @@
+"""Many at once: one transfer across processes, one load across threads."""
+
+from __future__ import annotations
+
+import http.server
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from registry_kit import model_entry, tone_catalog, version_entry, write_catalog, write_tone
+
+from auto_voice.errors import ModelLoadError, ModelUnavailableError
+from auto_voice.models import ModelRegistry
+from auto_voice.models.model_cache import ModelCache
+
+THREADS = 32
+PROCESSES = 8
+
+
+def all_at_once(count: int, call: Callable[[], object]) -> list[object]:
+    """What ``call`` returns or raises in ``count`` threads that start together."""
+    barrier = threading.Barrier(count)
+
+    def one(_: int) -> object:
+        barrier.wait()
+        try:
+            return call()
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(one, range(count)))
+
+
+class Served(http.server.SimpleHTTPRequestHandler):
+    """Serves bytes from memory and remembers who asked."""
+
+    data: bytes = b""
+    requests: list[str]
+
+    def do_GET(self) -> None:
+        self.requests.append(self.path)
+        time.sleep(0.2)  # Long enough for the others to arrive while it is under way.
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.data)))
+        self.end_headers()
+        self.wfile.write(self.data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
+    """A catalog whose one model comes over HTTP, and the requests that were made."""
+    path = write_tone(tmp_path / "tone.wav", seconds=3)
+    requests: list[str] = []
+    handler = type("Handler", (Served,), {"data": path.read_bytes(), "requests": requests})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/tone.wav"
+    entry = {**version_entry(path), "sources": [url]}
+    yield write_catalog(tmp_path / "served.yaml", {"tone": model_entry({"1": entry})}), requests
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_threads_share_one_transfer_and_one_load(
+    served: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from auto_voice.models import sample_model
+
+    config, requests = served
+    build, builds = sample_model.build, []
+
+    def counted(*args: object) -> object:
+        builds.append(threading.get_ident())
+        time.sleep(0.05)
+        return build(*args)
+
+    monkeypatch.setattr(sample_model, "build", counted)
+    registry = ModelRegistry(tmp_path / "models", config=config, progress=False)
+    found = all_at_once(THREADS, lambda: registry.load("tone"))
+    assert all(model is found[0] for model in found)
+    assert found[0].sample_rate == 16000
+    assert len(builds) == 1
+    assert len(requests) == 1
+
+
+def test_processes_share_one_transfer(served: tuple[Path, list[str]], tmp_path: Path) -> None:
+    config, requests = served
+    code = (
+        "import sys\n"
+        "from auto_voice.models import ModelRegistry\n"
+        "r = ModelRegistry(sys.argv[1], config=sys.argv[2], progress=False)\n"
+        "print(r.load('tone').seconds)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "models"), str(config)]
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(PROCESSES)
+    ]
+    outputs = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0] * PROCESSES, outputs
+    assert [out.strip() for out, _ in outputs] == ["3.0"] * PROCESSES
+    assert len(requests) == 1
+
+
+def test_different_models_load_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def build(files: object, version: object, device: str) -> object:
+        together.wait()  # Passes only if the other load is under way as well.
+        return object()
+
+    monkeypatch.setattr("auto_voice.models.sample_model.build", build)
+    registry = ModelRegistry(tmp_path / "m", config=tone_catalog(tmp_path, ("1", "2")))
+    with ThreadPoolExecutor(2) as pool:
+        low, high = pool.map(registry.load, ["tone@1", "tone@2"])
+    assert low is not high
+
+
+def test_a_failure_reaches_every_waiting_thread_and_the_next_load_tries_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+    registry = ModelRegistry(tmp_path / "m", config=tone_catalog(tmp_path), progress=False)
+
+    def fail(*_: object) -> object:
+        attempts.append(1)
+        time.sleep(0.2)
+        raise RuntimeError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("auto_voice.models.sample_model.build", fail)
+        found = all_at_once(THREADS, lambda: registry.load("tone"))
+    assert all(isinstance(error, ModelLoadError) for error in found)
+    assert len(attempts) < THREADS
+    assert registry.load("tone").sample_rate == 16000
+
+
+def test_threads_that_fall_back_together_warn_once(tmp_path: Path) -> None:
+    import warnings
+
+    from auto_voice.models import FallbackWarning
+
+    missing = version_entry(write_tone(tmp_path / "gone.wav"), "hifigan")
+    config = write_catalog(
+        tmp_path / "mine.yaml", {"mine": model_entry({"1": missing}, kind="vocoder")}
+    )
+    (tmp_path / "gone.wav").unlink()
+    registry = ModelRegistry(tmp_path / "m", config=config, fallback="compact", progress=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = all_at_once(8, lambda: registry.load("mine"))
+    assert all(model is found[0] for model in found)
+    assert not isinstance(found[0], ModelUnavailableError)
+    assert [w.category for w in caught].count(FallbackWarning) == 1
+
+
+def test_a_load_that_needs_itself_is_an_error_and_not_a_deadlock() -> None:
+    cache = ModelCache()
+    with pytest.raises(ModelLoadError, match="needs a itself"):
+        cache.get("a", 1, lambda: cache.get("a", 1, object))
+
+
+def test_the_budget_counts_loads_under_way() -> None:
+    cache = ModelCache(budget_mb=100)
+    cache.get("old", 60, object)
+    inside, release = threading.Event(), threading.Event()
+
+    def slow() -> object:
+        inside.set()
+        release.wait(30)
+        return object()
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(cache.get, "slow", 70, slow)
+        assert inside.wait(30)
+        assert cache.keys() == (), "old made room before the load began"
+        assert cache.megabytes == 70
+        release.set()
+        loading.result(30)
+    assert cache.keys() == ("slow",)
+    assert cache.peek("slow") is not None
+    assert cache.peek("old") is None
+    assert not cache.drop("old")
