@@ -7,14 +7,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation.statistics import Estimate, estimate
 
 SCHEMA = 1
-NO_TEXT: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ class PairScore:
     target_speaker: str
     values: Mapping[str, float]
     counts: Mapping[str, int] = field(default_factory=dict)
-    texts: Mapping[str, str] = NO_TEXT
+    texts: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
