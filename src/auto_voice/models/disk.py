@@ -103,14 +103,20 @@ def move_into_place(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        temporary = temporary_beside(target)
-        try:
-            shutil.copyfile(source, temporary)
-            fsync_file(temporary)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        copy_into_place(source, target)
         source.unlink(missing_ok=True)
+    fsync_folder(target.parent)
+
+
+def copy_into_place(source: Path, target: Path) -> None:
+    """Like ``move_into_place``, with ``source`` left where it is."""
+    temporary = temporary_beside(target)
+    try:
+        shutil.copyfile(source, temporary)
+        fsync_file(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
     fsync_folder(target.parent)
 
 

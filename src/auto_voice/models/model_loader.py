@@ -342,6 +342,8 @@ class ModelLoader:
                     file, version.key, offline=self.offline
                 )
             paths = self.store.install(version, fetched)
+            for file in missing:
+                self.store.partial(file.sha256).discard()
         log.info("%s is installed in %s", version.key, paths[version.files[0].file].parent)
         return paths
 

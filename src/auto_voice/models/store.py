@@ -20,11 +20,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from auto_voice.errors import IntegrityError, StoreError
+from auto_voice.errors import IntegrityError, StoreError, UnsafeFileError
 from auto_voice.models.catalog import ModelFile, ModelVersion
 from auto_voice.models.disk import (
     check_name,
     check_sha256,
+    copy_into_place,
     fsync_file,
     make_folder,
     move_into_place,
@@ -131,7 +132,7 @@ class ModelStore:
             return None
         paths = {}
         for file in version.files:
-            path = self.folder(version.name, version.version) / check_name(file.file, "file")
+            path = self._path(version, file.file)
             entry = record["files"].get(file.file)
             if not isinstance(entry, dict) or entry.get("sha256") != file.sha256:
                 return None
@@ -151,7 +152,7 @@ class ModelStore:
             self.set_aside(folder / METADATA, "its metadata is damaged")
         missing = []
         for file in version.files:
-            path = folder / check_name(file.file, "file")
+            path = self._path(version, file.file)
             if not path.exists():
                 missing.append(file)
             elif path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
@@ -169,11 +170,14 @@ class ModelStore:
         entries: dict[str, Any] = {}
         paths: dict[str, Path] = {}
         with storage_errors(self.root, f"installing {version.key}"):
-            for file in version.files:
-                path = folder / check_name(file.file, "file")
+            for index, file in enumerate(version.files):
+                path = self._path(version, file.file)
                 new = fetched.get(file.file)
                 if new is not None:
-                    move_into_place(new.path, path)
+                    # Two names for the same bytes are transferred once.
+                    rest = (fetched.get(later.file) for later in version.files[index + 1 :])
+                    again = any(later and later.path == new.path for later in rest)
+                    (copy_into_place if again else move_into_place)(new.path, path)
                     self._hashed.pop(path, None)
                 source = new.source if new else _source_of(old, file)
                 entries[file.file] = _entry(path, file.sha256, source)
@@ -198,7 +202,7 @@ class ModelStore:
         entry = record.get("derived", {}).get(file) if record else None
         if not isinstance(entry, dict) or not self._derived_current(version, entry):
             return None
-        path = self.folder(version.name, version.version) / check_name(file, "file")
+        path = self._path(version, file)
         expected = ModelFile(file, (), str(entry.get("sha256")), int(entry.get("bytes", -1)))
         return path if self._intact(path, expected, entry) else None
 
@@ -215,7 +219,7 @@ class ModelStore:
         Raises:
             StoreError: the version is not installed, or the folder is not writable.
         """
-        check_name(file, "file")
+        path = self._path(version, file)
         with self.lock(version.name, version.version):
             existing = self.derived(version, file)
             if existing is not None:
@@ -223,7 +227,6 @@ class ModelStore:
             record = self.metadata(version.name, version.version)
             if record is None or of not in record["files"]:
                 raise StoreError(f"{version.key} is not installed: run `autovoice models pull`.")
-            path = self.folder(version.name, version.version) / file
             temporary = temporary_beside(path)
             try:
                 with storage_errors(self.root, f"converting {of}"):
@@ -250,7 +253,7 @@ class ModelStore:
         folder = self.folder(version.name, version.version)
         dropped = []
         for file, entry in list(record["derived"].items()):
-            path = folder / check_name(file, "file")
+            path = self._path(version, file)
             if path.exists() and sha256_file(path) == entry.get("sha256"):
                 continue
             if path.exists():
@@ -271,6 +274,11 @@ class ModelStore:
             move_into_place(path, target)
         log.warning("%s was set aside: %s; it is now %s", path, reason, target)
         return target
+
+    def _path(self, version: ModelVersion, file: str) -> Path:
+        if check_name(file, "file").lower() == METADATA:
+            raise UnsafeFileError(f"{version.key} may not name a file {METADATA}: rename it.")
+        return self.folder(version.name, version.version) / file
 
     def _intact(self, path: Path, file: ModelFile, entry: Mapping[str, Any]) -> bool:
         try:

@@ -294,6 +294,8 @@ class HttpTransfer:
                         raise DownloadError(f"{public_url(url)} redirects to an insecure address")
                     response.close()
                     response = client.send(following, stream=True)
+                if response.next_request is not None:
+                    raise DownloadError(f"{public_url(url)} redirects too often")
                 yield response
             finally:
                 response.close()
