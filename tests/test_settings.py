@@ -130,3 +130,24 @@ def test_the_example_names_every_variable_and_no_other() -> None:
     example = Path(__file__).parents[1] / ".env.example"
     named = set(re.findall(r"^#?(AUTOVOICE_\w+)=", example.read_text(encoding="utf-8"), re.M))
     assert named == {setting.variable for setting in SETTINGS.values()}
+
+
+@pytest.mark.parametrize(
+    ("platform", "variables", "expected"),
+    [
+        ("linux", {"XDG_CACHE_HOME": ""}, "home/.cache/auto_voice/models"),
+        ("linux", {"XDG_CACHE_HOME": "relative"}, "home/.cache/auto_voice/models"),
+        ("linux", {"XDG_CACHE_HOME": "{root}/xdg"}, "xdg/auto_voice/models"),
+        ("darwin", {}, "home/Library/Caches/auto_voice/models"),
+        ("win32", {"LOCALAPPDATA": "{root}/local"}, "local/auto_voice/Cache/models"),
+        ("win32", {"LOCALAPPDATA": ""}, "home/AppData/Local/auto_voice/Cache/models"),
+    ],
+)
+def test_models_lie_in_the_platforms_user_cache(
+    tmp_path, monkeypatch, platform, variables, expected
+) -> None:
+    monkeypatch.setattr(settings.sys, "platform", platform)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(root=tmp_path))
+    assert get_settings().model_dir == tmp_path / expected

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,9 +188,17 @@ def _megabytes(raw: Any) -> int:
 
 
 def _user_cache() -> Path:
-    from platformdirs import user_cache_path
-
-    return user_cache_path("auto_voice", appauthor=False) / "models"
+    """Where each platform keeps what can be fetched again."""
+    # Three lines of platformdirs, whose import alone would take as long as creating a registry.
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData/Local") / "auto_voice/Cache/models"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/auto_voice/models"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    # A relative XDG path is invalid by its specification and must be ignored.
+    base = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
+    return base / "auto_voice" / "models"
 
 
 SETTINGS: Mapping[str, Setting] = {
