@@ -1,0 +1,197 @@
+"""Adapters: a known linear relation is found, an absent one is admitted, files round-trip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
+from auto_voice.models.base import ContentEncoder
+from auto_voice.models.calibration import AdaptedEncoder, Adapter, fit_adapter
+from auto_voice.types import Content, Waveform
+
+RATE = 16000
+
+
+class BandEncoder:
+    """Log energies of ``dims`` bands, 50 a second, times a fixed matrix, plus an offset.
+
+    ``tilt`` adds a constant that depends on the utterance, as a speaker's timbre does.
+    """
+
+    sample_rate = RATE
+    frame_rate = 50.0
+
+    def __init__(self, name: str, matrix: np.ndarray, *, tilt: float = 0.0, noise: float = 0.0):
+        self.name, self.space = f"{name}@1", f"{name}@1"
+        self.matrix, self.tilt, self.noise = matrix, tilt, noise
+        self.dims = matrix.shape[1]
+
+    def encode(self, samples: np.ndarray) -> Content:
+        frames = samples[: len(samples) // 320 * 320].reshape(-1, 320)
+        energies = np.abs(np.fft.rfft(frames))[:, 1:].reshape(len(frames), -1, 16).mean(axis=2)
+        features = np.log(energies + 1e-3)
+        features = features - features.mean(axis=0)
+        rng = np.random.default_rng(int(1e6 * abs(float(samples[:100].sum()))))
+        features = features @ self.matrix + self.tilt * rng.standard_normal(self.dims)
+        features = features + self.noise * rng.standard_normal(features.shape)
+        return Content(features.astype(np.float32), self.frame_rate, self.space)
+
+    def extract_features(self, audio: np.ndarray, lengths: np.ndarray | None = None) -> np.ndarray:
+        raise AssertionError("not needed")
+
+
+BANDS = 10
+
+
+def speech(count: int, seconds: float = 6.0, rate: int = RATE, seed: int = 0) -> list[Waveform]:
+    """Noise whose bands swell independently, like syllables."""
+    rng = np.random.default_rng(seed)
+    waves = []
+    for _ in range(count):
+        n = round(seconds * rate)
+        spectrum = np.fft.rfft(rng.standard_normal(n))
+        envelope = np.repeat(rng.uniform(0.05, 1, n // 1600 + 1), 1600)[:n]
+        tilt = np.linspace(1, rng.uniform(0.1, 1), len(spectrum))
+        waves.append(Waveform((np.fft.irfft(spectrum * tilt, n) * envelope).astype("f4"), rate))
+    return waves
+
+
+@pytest.fixture(scope="module")
+def mixing() -> np.ndarray:
+    return np.random.default_rng(5).standard_normal((BANDS, 24))
+
+
+def test_a_linear_relation_is_found(mixing: np.ndarray) -> None:
+    source = BandEncoder("source", mixing, tilt=3.0)
+    target = BandEncoder("target", np.eye(BANDS))
+    adapter = fit_adapter(source, target, speech(12))
+    assert adapter.r2 > 0.99
+    assert (adapter.source, adapter.target) == ("source@1", "target@1")
+    assert adapter.seconds == pytest.approx(72, abs=1e-6)
+    unseen = speech(1, seed=9)[0].samples
+    mapped = adapter.apply(source.encode(unseen))
+    assert mapped.space == "target@1"
+    wanted = target.encode(unseen).features
+    assert np.abs(mapped.features - wanted).mean() < 0.05 * np.abs(wanted).mean()
+
+
+def test_an_absent_relation_is_admitted(mixing: np.ndarray) -> None:
+    source = BandEncoder("source", np.zeros((BANDS, 24)), noise=1.0)
+    target = BandEncoder("target", np.eye(BANDS))
+    adapter = fit_adapter(source, target, speech(12))
+    assert adapter.r2 < 0.05
+    assert np.isfinite(adapter.matrix).all()
+
+
+def test_noise_costs_what_it_must(mixing: np.ndarray) -> None:
+    clean = fit_adapter(BandEncoder("s", mixing), BandEncoder("t", np.eye(BANDS)), speech(12))
+    noisy = fit_adapter(
+        BandEncoder("s", mixing, noise=1.0), BandEncoder("t", np.eye(BANDS)), speech(12)
+    )
+    assert 0.0 < noisy.r2 < clean.r2
+
+
+def test_a_target_with_a_mean_keeps_it(mixing: np.ndarray) -> None:
+    class Offset(BandEncoder):
+        def encode(self, samples: np.ndarray) -> Content:
+            content = super().encode(samples)
+            return Content(content.features + np.float32(4.0), 50.0, self.space)
+
+    source, target = BandEncoder("s", mixing), Offset("t", np.eye(BANDS))
+    adapter = fit_adapter(source, target, speech(12))
+    np.testing.assert_allclose(adapter.bias, 4.0, atol=0.01)
+    assert adapter.r2 > 0.99
+
+
+def test_long_recordings_of_another_rate_are_cut_and_resampled(mixing: np.ndarray) -> None:
+    source, target = BandEncoder("s", mixing), BandEncoder("t", np.eye(BANDS))
+    adapter = fit_adapter(source, target, speech(1, seconds=64.0, rate=22050))
+    assert adapter.r2 > 0.95
+    assert adapter.seconds == pytest.approx(64.0, abs=0.01)
+
+
+def test_too_little_speech_is_refused(mixing: np.ndarray) -> None:
+    encoder = BandEncoder("s", mixing)
+    for waves in ([], speech(1, 5.0), speech(2, 0.2), speech(1, 12.0)):
+        with pytest.raises(AudioContentError, match="at least a minute"):
+            fit_adapter(encoder, encoder, waves)
+
+
+def test_other_frame_rates_are_refused(mixing: np.ndarray) -> None:
+    slow = BandEncoder("slow", mixing)
+    slow.frame_rate = 25.0
+    with pytest.raises(ConfigError, match="equal rates"):
+        fit_adapter(slow, BandEncoder("t", mixing), speech(5))
+
+
+@pytest.fixture
+def adapter() -> Adapter:
+    rng = np.random.default_rng(0)
+    return Adapter(
+        matrix=rng.standard_normal((24, BANDS)).astype("f4"),
+        bias=rng.standard_normal(BANDS).astype("f4"),
+        source="source@1",
+        target="target@1",
+        frame_rate=50.0,
+        r2=0.5,
+        seconds=60.0,
+    )
+
+
+def test_an_adapter_survives_its_file(adapter: Adapter, tmp_path: Path) -> None:
+    path = adapter.save(tmp_path / "new" / "adapter.safetensors")
+    again = Adapter.load(path)
+    np.testing.assert_array_equal(again.matrix, adapter.matrix)
+    np.testing.assert_array_equal(again.bias, adapter.bias)
+    for name in ("source", "target", "frame_rate", "r2", "seconds"):
+        assert getattr(again, name) == getattr(adapter, name)
+    adapter.save(path)
+    assert [entry.name for entry in path.parent.iterdir()] == ["adapter.safetensors"]
+
+
+def test_files_that_are_no_adapter_are_refused(adapter: Adapter, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    path = adapter.save(tmp_path / "a.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-3])
+    with pytest.raises(ModelLoadError, match=r"a\.safetensors"):
+        Adapter.load(path)
+    save_file({"matrix": adapter.matrix, "bias": adapter.bias}, path)
+    with pytest.raises(ModelLoadError, match="format"):
+        Adapter.load(path)
+    save_file({"other": adapter.matrix}, path)
+    with pytest.raises(ModelLoadError, match="calibrate"):
+        Adapter.load(path)
+    with pytest.raises(ModelLoadError, match="absent"):
+        Adapter.load(tmp_path / "absent.safetensors")
+
+
+def test_an_adapted_encoder_speaks_the_targets_space(adapter: Adapter, mixing: np.ndarray) -> None:
+    source = BandEncoder("source", mixing)
+    adapted = AdaptedEncoder(source, adapter)
+    assert isinstance(adapted, ContentEncoder)
+    assert (adapted.name, adapted.space, adapted.dims) == ("source@1", "target@1", BANDS)
+    wave = speech(1, 1.0)[0].samples
+    content = adapted.encode(wave)
+    raw = source.encode(wave).features
+    by_hand = (raw - raw.mean(axis=0)) @ adapter.matrix + adapter.bias
+    np.testing.assert_allclose(content.features, by_hand, atol=1e-5)
+    batch = np.zeros((2, 16000), np.float32)
+    batch[0], batch[1, :8000] = wave, wave[:8000]
+    features = adapted.extract_features(batch, np.array([16000, 8000]))
+    np.testing.assert_allclose(features[0], content.features, atol=1e-6)
+    np.testing.assert_allclose(features[1, :25], adapted.encode(wave[:8000]).features, atol=1e-6)
+    assert not features[1, 25:].any()
+    assert adapted.extract_features(wave).shape == (1, 50, BANDS)
+
+
+def test_an_adapter_of_another_encoder_is_refused(adapter: Adapter, mixing: np.ndarray) -> None:
+    stranger = BandEncoder("stranger", mixing)
+    with pytest.raises(ConfigError, match="models calibrate stranger"):
+        AdaptedEncoder(stranger, adapter)
+    with pytest.raises(ConfigError, match="not stranger@1"):
+        adapter.apply(stranger.encode(speech(1, 1.0)[0].samples))

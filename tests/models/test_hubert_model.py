@@ -1,0 +1,274 @@
+"""HuBERT: equal to the reference implementation at every layer, alone or in a padded batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
+from auto_voice.models.base import ContentEncoder
+from auto_voice.models.catalog import ModelVersion
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from auto_voice.models import hubert_model as hubert  # noqa: E402
+from auto_voice.models.weights import fold_weight_norm  # noqa: E402
+
+SMALL = {
+    "dims": 48,
+    "layers": 4,
+    "heads": 3,
+    "feed_forward": 96,
+    "channels": 24,
+    "position_kernel": 16,
+    "position_groups": 4,
+}
+
+
+def reference(**sizes: int) -> Any:
+    """The reference implementation at random weights, in evaluation mode."""
+    torch.manual_seed(0)
+    config = transformers.HubertConfig()
+    if sizes:
+        config = transformers.HubertConfig(
+            hidden_size=sizes["dims"],
+            num_hidden_layers=sizes["layers"],
+            num_attention_heads=sizes["heads"],
+            intermediate_size=sizes["feed_forward"],
+            conv_dim=(sizes["channels"],) * 7,
+            num_conv_pos_embeddings=sizes["position_kernel"],
+            num_conv_pos_embedding_groups=sizes["position_groups"],
+        )
+    model = transformers.HubertModel(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def published_state(model: Any) -> dict[str, Any]:
+    """Its tensors under the names of the published ``pytorch_model.bin``."""
+    spelling = {"original0": "weight_g", "original1": "weight_v"}
+    return {
+        name.replace(f"parametrizations.weight.{name[-9:]}", spelling.get(name[-9:], "")): value
+        for name, value in model.state_dict().items()
+    }
+
+
+def version(**params: object) -> ModelVersion:
+    return ModelVersion(
+        "hubert_base", "1.0", "content", "hubert", (), "Apache-2.0", {**SMALL, **params}
+    )
+
+
+@pytest.fixture(scope="module")
+def expected() -> Any:
+    return reference(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(expected: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hubert") / "pytorch_model.bin"
+    torch.save(published_state(expected), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> hubert.HuBERTModel:
+    return hubert.build({"pytorch_model.bin": checkpoint}, version(), "cpu")
+
+
+def speech(*seconds: float, seed: int = 0) -> np.ndarray:
+    """Rows of decaying noise bursts, zero-padded to the longest."""
+    rng = np.random.default_rng(seed)
+    rows = np.zeros((len(seconds), round(max(seconds) * 16000)), np.float32)
+    for row, duration in zip(rows, seconds, strict=True):
+        n = round(duration * 16000)
+        row[:n] = 0.1 * rng.standard_normal(n) * np.sin(np.arange(n) / 3000.0)
+    return rows
+
+
+def hidden_states(network: Any, audio: np.ndarray) -> list[np.ndarray]:
+    with torch.no_grad():
+        answer = network(torch.from_numpy(audio), output_hidden_states=True)
+    return [state.numpy() for state in answer.hidden_states]
+
+
+def test_the_published_layout_is_what_the_test_writes(checkpoint: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    assert "encoder.pos_conv_embed.conv.weight_g" in state
+    assert "encoder.pos_conv_embed.conv.weight_v" in state
+    assert "masked_spec_embed" in state
+    assert state["encoder.pos_conv_embed.conv.weight_g"].shape == (1, 1, 16)
+
+
+def test_every_layer_equals_the_reference(model: hubert.HuBERTModel, expected: Any) -> None:
+    audio = speech(1.3, 1.3)
+    states = hidden_states(expected, audio)
+    assert len(states) == SMALL["layers"] + 1
+    for layer, state in enumerate(states):
+        ours = model.extract_features(audio, layer=layer)
+        assert ours.shape == state.shape
+        assert np.abs(ours - state).max() <= 1e-4, layer
+    np.testing.assert_array_equal(model.extract_features(audio), ours)
+
+
+@pytest.mark.slow
+def test_the_full_size_equals_the_reference() -> None:
+    network = reference()
+    state = {key: value.numpy() for key, value in published_state(network).items()}
+    assert sum(value.size for value in state.values()) == 94_371_712
+    folded = fold_weight_norm(state)
+    folded.pop("masked_spec_embed")
+    with torch.device("meta"):
+        net = hubert.HuBERTNet(hubert.HuBERTShape())
+    tensors = {key: torch.from_numpy(value) for key, value in folded.items()}
+    net.load_state_dict(tensors, assign=True)
+    ours = hubert.HuBERTModel(net.eval())
+    audio = speech(1.0)
+    for layer, state in enumerate(hidden_states(network, audio)):
+        features = ours.extract_features(audio, layer=layer)
+        assert features.shape == (1, 49, 768)
+        assert np.abs(features - state).max() <= 1e-4, layer
+
+
+def test_a_padded_batch_equals_each_row_alone(model: hubert.HuBERTModel, expected: Any) -> None:
+    seconds = (1.0, 0.31, 0.7, 0.025)
+    audio = speech(*seconds)
+    lengths = np.array([round(s * 16000) for s in seconds])
+    # What lies in the padding must not matter either.
+    for row, length in zip(audio, lengths, strict=True):
+        row[length:] = 0.5
+    for layer in (0, 2, None):
+        batch = model.extract_features(audio, lengths, layer=layer)
+        assert batch.shape == (4, 49, SMALL["dims"])
+        for row, length, features in zip(audio, lengths, batch, strict=True):
+            alone = model.extract_features(row[:length], layer=layer)[0]
+            frames = hubert.frames_of(int(length))
+            assert alone.shape == (frames, SMALL["dims"])
+            assert np.abs(features[:frames] - alone).max() <= 1e-5
+            assert not features[frames:].any()
+    state = hidden_states(expected, audio[1:2, : lengths[1]])[-1]
+    frames = state.shape[1]
+    assert np.abs(model.extract_features(audio, lengths)[1, :frames] - state[0]).max() <= 1e-4
+
+
+def test_a_batch_whose_longest_row_is_padded_keeps_its_frames(model: hubert.HuBERTModel) -> None:
+    audio = np.pad(speech(0.5, 0.4), ((0, 0), (0, 4000)))
+    features = model.extract_features(audio, np.array([8000, 6400]))
+    assert features.shape[1] == hubert.frames_of(12000)
+    assert not features[:, hubert.frames_of(8000) :].any()
+
+
+@pytest.mark.parametrize("samples", [400, 719, 720, 721, 1039, 1040, 16000, 16239, 16240])
+def test_frame_count_is_that_of_the_convolutions(
+    samples: int, model: hubert.HuBERTModel, expected: Any
+) -> None:
+    count = int(expected._get_feat_extract_output_lengths(torch.tensor(samples)))
+    assert hubert.frames_of(samples) == count
+    assert model.extract_features(speech(samples / 16000)).shape[1] == count
+
+
+def test_torch_and_numpy_inputs_give_the_same(model: hubert.HuBERTModel) -> None:
+    audio = speech(0.5)
+    ours = model.extract_features(torch.from_numpy(audio[0]).double())
+    np.testing.assert_array_equal(ours, model.extract_features(audio))
+    assert ours.dtype == np.float32
+
+
+def test_the_level_hardly_matters(model: hubert.HuBERTModel) -> None:
+    audio = speech(0.6)
+    loud, soft = model.extract_features(audio), model.extract_features(0.5 * audio)
+    assert np.abs(loud - soft).max() < 0.02 * np.abs(loud).max()
+
+
+def test_normalisation_makes_it_exactly_immaterial(checkpoint: Path) -> None:
+    model = hubert.build({"f": checkpoint}, version(normalise=True), "cpu")
+    audio = speech(0.6, 0.3)
+    lengths = np.array([9600, 4800])
+    loud = model.extract_features(audio, lengths)
+    soft = model.extract_features(0.1 * audio + 0.01, lengths)
+    assert np.abs(loud - soft).max() < 1e-2
+    alone = model.extract_features(audio[1, :4800])[0]
+    assert np.abs(loud[1, : len(alone)] - alone).max() <= 1e-5
+
+
+def test_silence_gives_finite_features(model: hubert.HuBERTModel) -> None:
+    assert np.isfinite(model.extract_features(np.zeros(8000))).all()
+
+
+def test_content_frames_are_the_middle_of_their_20_ms(model: hubert.HuBERTModel) -> None:
+    audio = speech(0.61)[0]
+    content = model.encode(audio)
+    assert isinstance(model, ContentEncoder)
+    assert content.features.shape == (len(audio) // 320, SMALL["dims"])
+    assert (content.frame_rate, content.space) == (50.0, "hubert_base@1.0/layer4")
+    padded = np.pad(audio, 40)
+    np.testing.assert_array_equal(content.features, model.extract_features(padded, layer=4)[0])
+
+
+def test_the_content_layer_is_part_of_the_space(checkpoint: Path) -> None:
+    model = hubert.build({"f": checkpoint}, version(content_layer=2), "cpu")
+    audio = speech(0.3)[0]
+    content = model.encode(audio)
+    assert content.space == "hubert_base@1.0/layer2"
+    expected = model.extract_features(np.pad(audio, 40), layer=2)[0]
+    np.testing.assert_array_equal(content.features, expected)
+
+
+def test_a_converted_checkpoint_loads_as_the_published_one(
+    checkpoint: Path, model: hubert.HuBERTModel, tmp_path: Path
+) -> None:
+    from safetensors.numpy import save_file
+
+    arrays = hubert.convert_checkpoint(checkpoint)
+    assert not [key for key in arrays if key.endswith(("weight_g", "weight_v"))]
+    save_file(arrays, tmp_path / "model.safetensors")
+    converted = hubert.build({"f": tmp_path / "model.safetensors"}, version(), "cpu")
+    audio = speech(0.5)
+    np.testing.assert_array_equal(converted.extract_features(audio), model.extract_features(audio))
+
+
+@pytest.mark.parametrize("prefix", ["", "hubert."])
+def test_safetensors_of_the_library_load_directly(
+    prefix: str, expected: Any, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    state = {f"{prefix}{key}": value for key, value in expected.state_dict().items()}
+    if prefix:
+        state["lm_head.weight"] = torch.ones(2, 2)
+    save_file(state, tmp_path / "model.safetensors")
+    model = hubert.build({"f": tmp_path / "model.safetensors"}, version(), "cpu")
+    audio = speech(0.4)
+    ours = model.extract_features(audio)
+    assert np.abs(ours - hidden_states(expected, audio)[-1]).max() <= 1e-4
+
+
+def test_another_shape_is_named(checkpoint: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin .*'encoder.layers.4"):
+        hubert.build({"f": checkpoint}, version(layers=6), "cpu")
+    with pytest.raises(ModelLoadError, match="shape"):
+        hubert.build({"f": checkpoint}, version(feed_forward=64), "cpu")
+
+
+def test_bad_requests_are_refused(model: hubert.HuBERTModel, checkpoint: Path) -> None:
+    with pytest.raises(AudioContentError, match="400 samples"):
+        model.extract_features(np.zeros(399))
+    with pytest.raises(AudioContentError, match="400 samples"):
+        model.extract_features(np.zeros((2, 8000)), np.array([8000, 100]))
+    for lengths in ([8000], [8000, 8001]):
+        with pytest.raises(AudioContentError, match="lengths"):
+            model.extract_features(np.zeros((2, 8000)), np.array(lengths))
+    for layer in (-1, 5):
+        with pytest.raises(ConfigError, match="layers 0 to 4"):
+            model.extract_features(np.zeros(8000), layer=layer)
+    with pytest.raises(ConfigError, match="layers 0 to 4"):
+        hubert.build({"f": checkpoint}, version(content_layer=7), "cpu")
+    with pytest.raises(ModelLoadError, match="exactly one"):
+        hubert.build({}, version(), "cpu")
