@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ import numpy as np
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.pitch import align_pitch
 from auto_voice.models.mock_models import mock_sample
+from auto_voice.models.store import ModelStore
 from auto_voice.types import Content, Mel
 
 
@@ -95,6 +97,7 @@ class HandMade:
     }
 
     def __init__(self, **stages) -> None:
+        self.store = ModelStore(Path("no-such-folder"))
         self.stages = {
             "content_compact": LocalContent(),
             "converter_compact": LocalConverter(),
@@ -103,7 +106,7 @@ class HandMade:
         } | stages
 
     def version(self, name, version=None):
-        return SimpleNamespace(kind=self.KINDS[name])
+        return SimpleNamespace(name=name, version="1.0", kind=self.KINDS[name])
 
     def load(self, name, version=None):
         return self.stages[name]

@@ -263,7 +263,7 @@ def test_models_that_do_not_fit_each_other_are_named(hand_made, source, referenc
     foreign = LocalContent()
     foreign.space, foreign.name = "elsewhere", "foreign@1"
     pipeline, _ = hand_made(content_compact=foreign)
-    with pytest.raises(ModelLoadError, match="autovoice models calibrate foreign"):
+    with pytest.raises(ModelLoadError, match="autovoice models calibrate content_compact"):
         pipeline.convert(source, reference)
     coarse = LocalVocoder()
     coarse.hop_samples = 512

@@ -46,7 +46,7 @@ def clone(
         raise click.UsageError(f"a voice file's name ends in {SUFFIX}, and {target} does not.")
     if target.exists() and not overwrite:
         raise click.UsageError(f"{target} exists already; add --overwrite or name another output.")
-    voice = make_pipeline(mock, **models).clone(list(references), name=name)
+    voice = make_pipeline(mock, quiet or as_json, **models).clone(list(references), name=name)
     save_voice(target, voice)
     pitch_hz = None if voice.log_f0_mean is None else 2.718281828459045**voice.log_f0_mean
     if as_json:

@@ -78,7 +78,7 @@ def convert(
         raise click.UsageError(f"{target} exists already; add --overwrite or name another output.")
     choose_encoding(target, format_, subtype)
 
-    pipeline = make_pipeline(mock, **models)
+    pipeline = make_pipeline(mock, quiet or as_json, **models)
     voice = voices[0] if len(voices) == 1 else list(voices)
     with progress_bar(hidden=quiet or as_json) as progress:
         result = pipeline.convert(

@@ -41,7 +41,7 @@ def demo(folder: Path, as_json: bool, mock: bool, **models: Any) -> None:
     from auto_voice.audio.io import ensure_writable, write_audio
 
     converted = ensure_writable(folder / "converted.wav", create_parents=True)
-    pipeline = make_pipeline(mock, **models)
+    pipeline = make_pipeline(mock, as_json, **models)
     source = cast("Waveform", pipeline.registry.load(SOURCE))
     reference = cast("Waveform", pipeline.registry.load(REFERENCE))
     voice = pipeline.clone(reference, name=REFERENCE)

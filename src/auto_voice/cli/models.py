@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from auto_voice.cli.calibrate import calibrate
 from auto_voice.errors import ConfigError, ModelError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def models() -> None:
 
     A model is named NAME or NAME@VERSION; a version may be an alias such as latest.
     """
+
+
+models.add_command(calibrate)
 
 
 @models.command("list")

@@ -30,6 +30,8 @@ _OPTIONS = (
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
 )
 
+_REGISTRY_OPTIONS = ("config", "model_dir", "offline", "device", "fallback")
+
 
 def model_options(command: F) -> F:
     """Add the options; the command takes them as ``**models`` for :func:`make_pipeline`."""
@@ -38,7 +40,22 @@ def model_options(command: F) -> F:
     return command
 
 
-def make_pipeline(mock: bool = False, **models: Any) -> VoiceConversionPipeline:
-    """The pipeline that the options ask for; what was not given keeps its default."""
-    given = {name: value for name, value in models.items() if value is not None}
-    return VoiceConversionPipeline(PipelineConfig(use_mock_models=mock, **given))
+def make_pipeline(
+    mock: bool = False, quiet: bool = False, **models: Any
+) -> VoiceConversionPipeline:
+    """The pipeline that the options ask for; what was not given keeps its default.
+
+    Args:
+        quiet: draw no bar while models are fetched.
+    """
+    import warnings
+
+    from auto_voice.models import FallbackWarning, ModelRegistry
+
+    # The registry also logs each fallback, and the log reaches the user in our own words.
+    warnings.simplefilter("ignore", FallbackWarning)
+    where = {name: models.pop(name) for name in _REGISTRY_OPTIONS}
+    registry = ModelRegistry(use_mock=mock, progress=False if quiet else None, **where)
+    chosen = {name: value for name, value in models.items() if value is not None}
+    config = PipelineConfig(use_mock_models=mock, **chosen)
+    return VoiceConversionPipeline(config, model_registry=registry)

@@ -17,6 +17,7 @@ from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.pitch import extract_pitch, log_f0_statistics, transpose
 from auto_voice.audio.resample import resample, resampled_length
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
+from auto_voice.inference.adapting import into_space_of
 from auto_voice.inference.chunking import Chunk, join
 from auto_voice.inference.cloning import EMBEDDING_DIMS, bare_voice, build_voice
 from auto_voice.inference.inputs import AudioInput, as_waveform
@@ -115,7 +116,7 @@ class VoiceConversionPipeline:
     def content_encoder(self) -> ContentEncoder:
         """The content encoder, through its adapter where the converter was trained on another."""
         encoder = cast(ContentEncoder, self._load("content", self.config.content_encoder))
-        return _into_space(encoder, self.converter, self.registry)
+        return into_space_of(self.converter, encoder, self.registry, self.config.content_encoder)
 
     @property
     def converter(self) -> Converter:
@@ -297,18 +298,6 @@ def _is_several(target: Target) -> bool:
     """Whether it is a list of recordings rather than one recording or a list of numbers."""
     return isinstance(target, (list, tuple)) and all(
         isinstance(item, (str, PathLike, Waveform)) for item in target
-    )
-
-
-def _into_space(
-    encoder: ContentEncoder, converter: Converter, registry: ModelRegistry
-) -> ContentEncoder:
-    if encoder.space == converter.content_space:
-        return encoder
-    name = encoder.name.partition("@")[0]
-    raise ModelLoadError(
-        f"{converter.name} was trained on {converter.content_space}, and {encoder.name} has not "
-        f"been fitted to it; run `autovoice models calibrate {name}` once."
     )
 
 

@@ -1,0 +1,92 @@
+"""``autovoice models calibrate``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from auto_voice.errors import AudioError, AudioNotFoundError
+
+if TYPE_CHECKING:
+    from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.types import Waveform
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"})
+GOOD_R2 = 0.5
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--speech",
+    multiple=True,
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    help="A folder of recordings, or one of them; repeat for more "
+    "[default: the samples of the catalog].",
+)
+@click.option("--converter", default="converter_compact", show_default=True, metavar="MODEL")
+@click.option("--own-encoder", default="content_compact", show_default=True, metavar="MODEL",
+              help="The content encoder that the converter was trained on.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models.")
+@click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept.")
+@click.option("--offline", is_flag=True, default=None, help="Open no network connection.")
+def calibrate(
+    name: str,
+    speech: tuple[Path, ...],
+    converter: str,
+    own_encoder: str,
+    as_json: bool,
+    **where: Any,
+) -> None:
+    """Fit the content encoder NAME to a converter that was trained on another.
+
+    A minute of speech is enough to start, ten speakers are better; nobody needs to say what is
+    spoken. Afterwards `convert --content-encoder NAME` works.
+    """
+    from auto_voice.inference import adapting
+    from auto_voice.models import ModelRegistry
+
+    registry = ModelRegistry(**where)
+    waveforms = _recordings(speech) if speech else _samples(registry)
+    adapter, path = adapting.calibrate(
+        registry, name, waveforms, converter=converter, own_encoder=own_encoder
+    )
+    if as_json:
+        about = {"adapter": str(path), "r2": round(adapter.r2, 4), "seconds": adapter.seconds}
+        click.echo(json.dumps(about | {"source": adapter.source, "target": adapter.target}))
+        return
+    click.echo(
+        f"fitted {adapter.source} to {adapter.target} on {adapter.seconds:.0f} s of speech: "
+        f"it explains {100 * adapter.r2:.0f} % of what the converter listens to"
+    )
+    if adapter.r2 < GOOD_R2:
+        click.echo("  note       words may get lost; give more speech, of more speakers")
+    click.echo(f"  kept in    {path}")
+
+
+def _recordings(paths: tuple[Path, ...]) -> Iterator[Waveform]:
+    from auto_voice.audio.io import read_audio
+
+    for path in paths:
+        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in AUDIO_SUFFIXES)
+        if path.is_dir() and not found:
+            raise AudioNotFoundError(f"{path} holds no recordings.")
+        for file in found if path.is_dir() else [path]:
+            try:
+                yield read_audio(file)
+            except AudioError as error:
+                if not path.is_dir():
+                    raise
+                click.echo(f"autovoice: left out: {error}", err=True)
+
+
+def _samples(registry: ModelRegistry) -> Iterator[Waveform]:
+    for entry in registry.catalog.models.values():
+        if entry.kind == "sample":
+            yield registry.load(entry.name)
