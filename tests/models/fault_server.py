@@ -153,10 +153,10 @@ def _handler(server: FaultServer) -> type[http.server.BaseHTTPRequestHandler]:
             wanted = self.headers.get("Range", "")
             if not served.ranges or not wanted.startswith("bytes="):
                 return 0
-            condition = self.headers.get("If-Range")
-            if condition and served.honour_if_range:
-                if condition not in (served.etag, served.last_modified):
-                    return 0
+            condition = self.headers.get("If-Range", "")
+            known = ("", served.etag, served.last_modified)
+            if served.honour_if_range and condition not in known:
+                return 0
             return int(wanted[len("bytes=") :].partition("-")[0])
 
         def _plain(self, status: int, headers: tuple[tuple[str, str], ...], seen: Seen) -> None:

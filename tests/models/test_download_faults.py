@@ -236,9 +236,11 @@ def test_a_full_disk_is_refused_before_the_transfer_and_keeps_the_partial(
     url = server.serve("w", DATA)
     partial = store.partial(hashlib.sha256(DATA).hexdigest())
     partial.path.write_bytes(DATA[:CUT])
-    with ModelLoader(store, free_bytes=lambda path: SIZE - CUT - 1) as loader:
-        with pytest.raises(DiskSpaceError, match=r"needs 2\.0 MB more.*has 2\.0 MB left"):
-            pull(loader, url)
+    with (
+        ModelLoader(store, free_bytes=lambda path: SIZE - CUT - 1) as loader,
+        pytest.raises(DiskSpaceError, match=r"needs 2\.0 MB more.*has 2\.0 MB left"),
+    ):
+        pull(loader, url)
     assert server.seen == []
     assert partial.path.read_bytes() == DATA[:CUT]
     with ModelLoader(store) as loader:

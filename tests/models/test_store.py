@@ -149,17 +149,21 @@ def test_a_read_only_folder_without_the_model_says_what_to_do(
     root = tmp_path / "models"
     root.mkdir()
     forbid_writes_below(root, monkeypatch)
-    with ModelLoader(ModelStore(root)) as loader:
-        with pytest.raises(StoreError, match=r"Read-only.*AUTOVOICE_MODEL_DIR"):
-            loader.ensure(version)
+    with (
+        ModelLoader(ModelStore(root)) as loader,
+        pytest.raises(StoreError, match=r"Read-only.*AUTOVOICE_MODEL_DIR"),
+    ):
+        loader.ensure(version)
 
 
 def test_a_model_folder_that_is_a_file_says_what_to_do(
     original: Path, version: ModelVersion
 ) -> None:
-    with ModelLoader(ModelStore(original)) as loader:
-        with pytest.raises(StoreError, match="AUTOVOICE_MODEL_DIR"):
-            loader.ensure(version)
+    with (
+        ModelLoader(ModelStore(original)) as loader,
+        pytest.raises(StoreError, match="AUTOVOICE_MODEL_DIR"),
+    ):
+        loader.ensure(version)
 
 
 @pytest.mark.parametrize("restore_time", [False, True], ids=["new mtime", "old mtime"])
@@ -297,9 +301,8 @@ def test_offline_names_the_file_and_the_commands(
 ) -> None:
     monkeypatch.setattr(socket, "socket", refuse)
     wanted = model_version(model_file(DATA, "https://example.org/w", "hf://a/b@" + "0" * 40 + "/w"))
-    with ModelLoader(loader.store, offline=True) as offline:
-        with pytest.raises(OfflineError) as caught:
-            offline.ensure(wanted)
+    with ModelLoader(loader.store, offline=True) as offline, pytest.raises(OfflineError) as caught:
+        offline.ensure(wanted)
     message = str(caught.value)
     assert "weights.bin (0.2 MB)" in message
     for command in ("pull toy@1.0", "export toy@1.0", "import models.tar"):
@@ -329,9 +332,11 @@ def test_a_lock_names_its_holder_and_the_wait_is_bounded(
 ) -> None:
     with loader.store.lock("toy", "1.0"):
         impatient = ModelStore(loader.store.root, lock_timeout_s=0.1)
-        with ModelLoader(impatient) as second:
-            with pytest.raises(StoreError, match=f"locked by process {os.getpid()} on "):
-                second.ensure(version)
+        with (
+            ModelLoader(impatient) as second,
+            pytest.raises(StoreError, match=f"locked by process {os.getpid()} on "),
+        ):
+            second.ensure(version)
     loader.ensure(version)
     assert holder_of(loader.store.root / ".locks" / "toy@1.0.lock") == "another process"
 
@@ -340,9 +345,13 @@ def test_a_wait_that_is_long_is_logged(
     loader: ModelLoader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("auto_voice.models.locks._SAY_AFTER_S", 0.05)
-    with loader.store.lock("toy", "1.0"), caplog.at_level("INFO", logger="auto_voice"):
-        with pytest.raises(StoreError), loader.store.lock("toy", "1.0", timeout_s=0.2):
-            pass
+    with (
+        loader.store.lock("toy", "1.0"),
+        caplog.at_level("INFO", logger="auto_voice"),
+        pytest.raises(StoreError),
+        loader.store.lock("toy", "1.0", timeout_s=0.2),
+    ):
+        pass
     assert f"process {os.getpid()}" in caplog.text
 
 

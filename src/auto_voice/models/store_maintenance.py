@@ -189,7 +189,7 @@ def _prunable(store: ModelStore) -> Iterator[Path]:
     yield from sorted((root / ".partial").glob("*.part"))
     yield from sorted((root / ".partial").glob("import-*"))
     yield from sorted((root / ".aside").glob("*"))
-    yield from sorted(root.glob("*/*/.*.tmp"))
+    yield from sorted([*root.glob("*/*/.*.tmp"), *root.glob(".partial/.*.tmp")])
     for record in sorted((root / ".partial").glob("*.json")):
         if read_json(record) is None or not record.with_suffix(".part").exists():
             yield record
