@@ -203,7 +203,7 @@ def build_mock(version: ModelVersion) -> Any:
 
 
 _BY_KIND: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
-    "content": lambda p: MockContentEncoder(int(p.get("dims", 768))),
+    "content": lambda p: MockContentEncoder(int(p.get("dims", p.get("net", {}).get("dims", 768)))),
     "converter": lambda p: MockConverter(),
     "vocoder": lambda p: MockVocoder(
         int(p.get("sample_rate", 22050)), int(p.get("hop_samples", 256)), int(p.get("bands", 80))
