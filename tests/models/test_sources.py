@@ -427,10 +427,16 @@ def test_the_sweep_leaves_what_is_young_or_in_use(tmp_path: Path) -> None:
             archive.writestr("w.bin", SMALL)
     digest = sha256_file(used)
     used = used.rename(folder / f"{digest}.whl")
+    (folder / "pip-2-x").mkdir()
+    (folder / "pip-2-x" / "growing").write_bytes(b"x")
     past = time.time() - 7200
+    os.utime(folder / "pip-2-x", (past, past))
     with cache.member("toy", "1.0", digest, "", "w.bin", 100):
         for path in (old, used, folder / "pip-1-x"):
             os.utime(path, (past, past))
         assert set(cache.sweep()) == {old, folder / "pip-1-x"}
     assert used.exists()
     assert young.exists()
+    assert (folder / "pip-2-x").exists()
+    cache.release()
+    assert not used.exists()

