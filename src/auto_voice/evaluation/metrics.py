@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.errors import EvaluationError
 from auto_voice.types import FloatArray, Pitch, Waveform
@@ -166,11 +167,18 @@ def mel_cepstral_distance(
     """Mean ``10 / ln 10 * sqrt(2 * sum(dc_k^2))`` in dB over the frames of two parallel recordings.
 
     Both say the same words; ``align`` warps their time axes onto each other (dynamic time
-    warping), else frame ``i`` meets frame ``i`` and the longer one is cut. The cepstrum is that
-    of a mel filterbank, so figures do not compare with ones from WORLD or SPTK.
+    warping), else frame ``i`` meets frame ``i`` and the longer one is cut. Level does not count.
+    The cepstrum is that of a mel filterbank, so figures do not compare with WORLD's or SPTK's.
     """
-    x = mel_cepstrum(a.samples, a.sample_rate, order)
-    y = mel_cepstrum(b.samples, b.sample_rate, order)
+    # One level for both: the floor of the log-mel would else make the louder one differ.
+    x, y = (
+        mel_cepstrum(
+            w.samples * np.float32(gain_to_speech_level(w.samples, w.sample_rate)),
+            w.sample_rate,
+            order,
+        )
+        for w in (a, b)
+    )
     if align:
         squares = (x**2).sum(0)[:, None] + (y**2).sum(0)[None] - 2 * x.T @ y
         distances = np.sqrt(2 * np.maximum(squares, 0))

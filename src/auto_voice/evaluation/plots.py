@@ -113,7 +113,7 @@ def pitch_plot(source: Pitch, converted: Pitch) -> str:
                 f'<line class="rule" x1="{left}" y1="{y(hz):.1f}" x2="{width}" y2="{y(hz):.1f}"/>'
                 f'<text x="{left - 6}" y="{y(hz) + 4:.1f}" text-anchor="end">{hz}</text>'
             )
-    for pitch, name in ((source, "one"), (converted, "two")):
+    for pitch, name in ((source, "one under"), (converted, "two")):
         path, pen = [], False
         for i, (hz, on) in enumerate(zip(pitch.f0_hz, pitch.voiced, strict=True)):
             if on:
@@ -186,7 +186,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    step = _nice((high - low) / 3)
+    step = _nice((high - low) / 5)
     first = math.ceil(low / step)
     return [k * step for k in range(first, math.floor(high / step) + 1)]
 

@@ -149,7 +149,7 @@ def _verdict(evaluation: Evaluation) -> str:
     if likeness:
         before = e.get("unconverted_secs2") if "secs2" in e else e.get("unconverted_secs")
         clause = f"The likeness to the target voice is {likeness.value:.2f}"
-        said.append(clause + (f", up from {before.value:.2f} unconverted" if before else ""))
+        said.append(clause + (f", against {before.value:.2f} unconverted" if before else ""))
     if "wer" in e:
         said.append(f"{100 * e['wer'].value:.1f} of 100 words come out differently")
     if "dnsmos" in e:

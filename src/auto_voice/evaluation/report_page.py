@@ -27,7 +27,8 @@ table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font
 caption{text-align:left;padding:.6rem .75rem;color:var(--soft);font-size:.9rem}
 th,td{padding:.4rem .75rem;text-align:right;border-top:1px solid var(--line);vertical-align:top}
 th:first-child,td:first-child,td.words,th.words{text-align:left}
-td.words{min-width:15rem;color:var(--soft)}
+td{white-space:nowrap}
+td.words{min-width:13rem;color:var(--soft);white-space:normal}
 thead th{border-top:0;color:var(--soft);font-weight:600;white-space:nowrap}
 tbody th{font-weight:600;overflow-wrap:anywhere;min-width:9rem}
 th button{all:unset;cursor:pointer;font-weight:600}
@@ -52,7 +53,7 @@ svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font-size:11p
 .diagonal{stroke-dasharray:4 4;stroke:var(--soft)}
 .dot{fill:var(--one);fill-opacity:.62}.mean{stroke:var(--two);stroke-width:2.5}
 .band{fill:var(--band)}.whisker{stroke:var(--soft);stroke-width:1.5}
-.track{stroke-width:1.8;stroke-linejoin:round}.one{stroke:var(--one)}.two{stroke:var(--two)}
+.track{stroke-width:1.7;stroke-linejoin:round}.track.under{stroke-width:4;opacity:.55}.one{stroke:var(--one)}.two{stroke:var(--two)}
 .key{display:inline-block;width:1.4em;height:.25em;vertical-align:middle;border-radius:2px}
 .key.k1{background:var(--one)}.key.k2{background:var(--two)}
 @media (max-width:34rem){body{padding:1rem .8rem 3rem}th,td{padding:.35rem .5rem}
@@ -105,11 +106,12 @@ def table(
     header: tuple[str, ...], rows: list[list[str]], caption: str, *, sortable: bool = False
 ) -> str:
     """A table whose first column heads the rows; cells are HTML (``<td…>``) or plain text."""
+    words = [any(r[i].startswith('<td class="words"') for r in rows) for i in range(len(header))]
     heads = "".join(
-        f'<th scope="col"><button type="button">{escape(h)}</button></th>'
-        if sortable
-        else f'<th scope="col">{escape(h)}</th>'
-        for h in header
+        f'<th scope="col"{" class=words" if left else ""}>'
+        + (f'<button type="button">{escape(h)}</button>' if sortable else escape(h))
+        + "</th>"
+        for h, left in zip(header, words, strict=True)
     )
     lines = []
     for row in rows:

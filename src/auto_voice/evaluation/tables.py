@@ -74,8 +74,9 @@ def markdown(evaluation: Evaluation) -> str:
 def verification_lines(evaluation: Evaluation) -> list[str]:
     """One sentence for each equal error rate."""
     return [
-        f"Equal error rate of the {ROLES[role]}: {100 * v['eer']:.1f} % "
-        f"({v['same']:.0f} same-speaker and {v['different']:.0f} different-speaker trials)."
+        f"Telling whose voice it is, the {ROLES[role]} has an equal error rate of "
+        f"{100 * v['eer']:.1f} % (50 % is guessing; {v['same']:.0f} trials against the target, "
+        f"{v['different']:.0f} against others)."
         for role, v in evaluation.verification.items()
     ]
 

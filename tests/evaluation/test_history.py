@@ -1,0 +1,145 @@
+"""The log over time, its regressions, and the gate."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from evaluation_kit import PINS
+from test_comparison import BASE, results
+
+from auto_voice.cli.main import main
+from auto_voice.errors import EvaluationError
+from auto_voice.evaluation import save_evaluation
+from auto_voice.evaluation.history import (
+    append_history,
+    load_entry,
+    read_history,
+    regressions,
+    sparkline,
+)
+
+
+def log_of(path: Path, *shifts: float) -> Path:
+    for shift in shifts:
+        append_history(results("mine", BASE + shift), path)
+    return path
+
+
+def test_a_line_holds_what_was_measured(tmp_path: Path) -> None:
+    evaluation = results("mine", BASE)
+    append_history(evaluation, tmp_path / "log.jsonl")
+    (entry,) = read_history(tmp_path / "log.jsonl")
+    assert entry.estimates["secs"].value == pytest.approx(BASE.mean(), abs=1e-6)
+    assert entry.models == PINS
+    assert entry.pairs == 40
+
+
+def test_only_a_loss_beyond_both_intervals_is_a_regression(tmp_path: Path) -> None:
+    entries = read_history(log_of(tmp_path / "log.jsonl", 0.0, -0.02, 0.3, 0.0))
+    assert regressions(entries[:1]) == ([], None)
+    assert regressions(entries[:2])[0] == []
+    assert regressions(entries[:3])[0] == []
+    findings, before = regressions(entries)
+    assert [f.metric for f in findings] == ["secs"]
+    assert before is entries[2]
+
+
+def test_runs_by_other_judges_or_over_other_pairs_are_passed_over(tmp_path: Path) -> None:
+    path = log_of(tmp_path / "log.jsonl", 0.4)
+    append_history(replace(results("mine", BASE + 0.4), models={"speaker": "other@1"}), path)
+    append_history(results("mine", BASE[:20] + 0.4), path)
+    append_history(results("mine", BASE), path)
+    findings, before = regressions(read_history(path))
+    assert [f.metric for f in findings] == ["secs"]
+    assert before is not None
+    assert before.estimates["secs"].value == pytest.approx((BASE + 0.4).mean(), abs=1e-6)
+
+
+def test_damaged_logs_are_named_by_line(tmp_path: Path) -> None:
+    path = log_of(tmp_path / "log.jsonl", 0.0)
+    with path.open("a") as file:
+        file.write("\n{broken\n")
+    with pytest.raises(EvaluationError, match=r"log\.jsonl:3"):
+        read_history(path)
+    path.write_text("\n")
+    with pytest.raises(EvaluationError, match="no entries"):
+        read_history(path)
+    with pytest.raises(EvaluationError, match="cannot be read"):
+        read_history(tmp_path / "nowhere.jsonl")
+    with pytest.raises(EvaluationError, match="cannot be written"):
+        append_history(results("mine", BASE), tmp_path)
+
+
+def test_the_command_names_the_regression_and_exits_with_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(log_of(tmp_path / "log.jsonl", 0.3, 0.0))
+    page = tmp_path / "trend.html"
+    assert main(["evaluate", "history", path, "--html", str(page)]) == 1
+    out = capsys.readouterr().out
+    assert "2 comparable runs of 2" in out
+    assert "regression since 2024-01-01" in out
+    assert "SECS" in out.split("regression")[1]
+    assert page.read_text(encoding="utf-8").count("<svg") >= 2
+    assert main(["evaluate", "history", path, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["regressions"][0]["metric"] == "secs"
+    assert main(["evaluate", "history", str(log_of(tmp_path / "fine.jsonl", 0.0, 0.0))]) == 0
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> str:
+    return str(save_evaluation(results("mine", BASE), tmp_path / "r.json"))
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "says"),
+    [
+        (["--min", "secs=0.4", "--max", "wer=0.2"], 0, "passed: mine, 40 conversions"),
+        (["--min", "secs=0.95"], 1, "failed: SECS ↑ is 0.6"),
+        (["--max", "wer=0.05"], 1, "failed: WER, % ↓ is 10.0, above the limit 5.0"),
+        (["--min", "dnsmos=1"], 1, "was not measured"),
+    ],
+)
+def test_the_gate_answers_by_exit_code(
+    result: str, limits: list[str], code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "gate", result, *limits]) == code
+    assert says in capsys.readouterr().out
+
+
+def test_the_gate_compares_with_a_baseline(
+    result: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    better = str(save_evaluation(results("old", BASE + 0.2), tmp_path / "old.json"))
+    assert main(["evaluate", "gate", result, "--baseline", better]) == 1
+    assert "SECS ↑ went from" in capsys.readouterr().out
+    wide = [*["evaluate", "gate", result, "--baseline", better], "--margin", "secs=0.25"]
+    assert main(wide) == 0
+    log = str(log_of(tmp_path / "log.jsonl", 0.5, 0.0))
+    assert main(["evaluate", "gate", result, "--baseline", log]) == 0
+    assert load_entry(log).name == "mine"
+
+
+def test_the_gate_refuses_what_it_cannot_judge(
+    result: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = replace(results("old", BASE), models={"speaker": "other@1"})
+    path = str(save_evaluation(other, tmp_path / "old.json"))
+    for given, says in (
+        (["--baseline", path], "other models or over other pairs"),
+        ([], "at least one of"),
+        (["--min", "taste=1"], "no metric 'taste'"),
+        (["--min", "secs=high"], "should look like secs=0.5"),
+        (["--min", "secs=1", "--margin", "secs=1"], "needs --baseline"),
+    ):
+        assert main(["evaluate", "gate", result, *given]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_sparklines_show_the_shape() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([1.0, float("nan"), 1.0]) == "▁ ▁"
+    assert sparkline([float("nan")]) == ""
