@@ -50,6 +50,10 @@ class ContentNet(nn.Module):
         lookahead: int | None = None,
     ) -> None:
         super().__init__()
+        self.arguments = {
+            "dims": dims, "width": width, "blocks": blocks, "kernel": kernel,
+            "expansion": expansion, "lookahead": lookahead,
+        }  # fmt: skip
         self.stem = nn.Conv1d(CONTENT_MEL.bands, width, 6, stride=2)
         self.blocks = nn.ModuleList(
             ConvNeXtBlock(width, kernel, expansion, lookahead=lookahead) for _ in range(blocks)
@@ -119,11 +123,13 @@ class CompactContentEncoder:
 def build(
     files: Mapping[str, Path], version: ModelVersion, device: str = "cpu"
 ) -> CompactContentEncoder:
-    """From the catalog's record; ``params`` holds ``net`` (arguments of ``ContentNet``) and ``space``.
+    """From the catalog's record; ``params`` has ``net`` (for ``ContentNet``) and ``space``.
 
     Raises:
         ModelLoadError: the weights do not fit the architecture.
     """
     path = next(iter(files.values()))
-    net = load_module(lambda: ContentNet(**version.params.get("net", {})), path, device=device).float()
+    net = load_module(
+        lambda: ContentNet(**version.params.get("net", {})), path, device=device
+    ).float()
     return CompactContentEncoder(net, version.key, version.params["space"], device)

@@ -110,6 +110,10 @@ class ConverterNet(nn.Module):
         use_profile: bool = True,
     ) -> None:
         super().__init__()
+        self.arguments = {
+            "dims": dims, "width": width, "blocks": blocks, "kernel": kernel,
+            "expansion": expansion, "heads": heads, "use_profile": use_profile,
+        }  # fmt: skip
         self.use_profile = use_profile
         self.stem = nn.Conv1d(dims + 3, width, 5, padding=2)
         self.attention = ReferenceAttention(dims, heads, width) if heads else None
@@ -243,7 +247,9 @@ class CompactConverter:
         return torch.from_numpy(np.ascontiguousarray(array))[None].to(self.device)
 
 
-def build(files: Mapping[str, Path], version: ModelVersion, device: str = "cpu") -> CompactConverter:
+def build(
+    files: Mapping[str, Path], version: ModelVersion, device: str = "cpu"
+) -> CompactConverter:
     """From the catalog's record; ``params`` holds ``net`` (arguments of ``ConverterNet``) and
     ``content_space``.
 
@@ -251,5 +257,7 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str = "cpu")
         ModelLoadError: the weights do not fit the architecture.
     """
     path = next(iter(files.values()))
-    net = load_module(lambda: ConverterNet(**version.params.get("net", {})), path, device=device).float()
+    net = load_module(
+        lambda: ConverterNet(**version.params.get("net", {})), path, device=device
+    ).float()
     return CompactConverter(net, version.key, version.params["content_space"], device)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class ConvNeXtBlock(nn.Module):
-    """``(batch, width, frames)`` to the same shape (Liu et al. 2022; one-dimensional: Siuzdak 2023).
+    """``(batch, width, frames)`` to the same shape (Liu et al. 2022; in time: Siuzdak 2023).
 
     A depthwise convolution over time, then a two-layer perceptron at each frame, added to the
     input. With a condition, the normalised activations are scaled and shifted by it (FiLM, Perez
@@ -23,7 +23,12 @@ class ConvNeXtBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, kernel: int, expansion: int, condition: int = 0, lookahead: int | None = None
+        self,
+        width: int,
+        kernel: int,
+        expansion: int,
+        condition: int = 0,
+        lookahead: int | None = None,
     ) -> None:
         super().__init__()
         ahead = (kernel - 1) // 2 if lookahead is None else lookahead

@@ -20,8 +20,7 @@ def warp_formants(mel: FloatArray, factor: float) -> FloatArray:
     before = position.astype(np.int64)
     share = (position - before).astype(np.float32)[:, None]
     after = np.minimum(before + 1, bands - 1)
-    warped: FloatArray = mel[before] * (1 - share) + mel[after] * share
-    return warped
+    return np.asarray(mel[before] * (1 - share) + mel[after] * share, np.float32)
 
 
 def equalise(mel: FloatArray, rng: np.random.Generator, spread_db: float) -> FloatArray:
@@ -30,7 +29,8 @@ def equalise(mel: FloatArray, rng: np.random.Generator, spread_db: float) -> Flo
     order = np.arange(5)[:, None]
     basis = np.cos(np.pi * order * (np.arange(bands) + 0.5) / bands)
     amounts = rng.normal(0, spread_db, (5, 1)) / (1 + order)
-    return mel + np.float32(LOG_POWER_PER_DB) * (basis * amounts).sum(0)[:, None].astype(np.float32)
+    response = LOG_POWER_PER_DB * (basis * amounts).sum(0)[:, None]
+    return np.asarray(mel + response, np.float32)
 
 
 def add_noise(mel: FloatArray, rng: np.random.Generator, snr_db: float) -> FloatArray:
@@ -41,8 +41,7 @@ def add_noise(mel: FloatArray, rng: np.random.Generator, snr_db: float) -> Float
     level = loud + LOG_POWER_PER_DB * (tilt - snr_db)
     # The power of one noise frame is exponentially distributed; averaging over a band narrows it.
     flutter = rng.normal(0, 0.35, mel.shape)
-    noisy: FloatArray = np.logaddexp(mel, level + flutter)
-    return noisy.astype(np.float32)
+    return np.asarray(np.logaddexp(mel, level + flutter), np.float32)
 
 
 def limit_band(mel: FloatArray, top_band: int, floor: float) -> FloatArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +30,12 @@ class Item:
         spoken = log_f0[voiced] if voiced.any() else log_f0
         near = spoken[np.abs(spoken - np.median(spoken)) < 0.6 * np.log(2.0)]
         self.log_f0_mean, self.log_f0_std = float(near.mean()), float(near.std())
+
+    def cached(self, name: str, compute: Callable[[], FloatArray]) -> FloatArray:
+        """A derived feature, computed on first use and kept in half precision."""
+        if name not in self.features:
+            self.features[name] = compute().astype(np.float16)
+        return self.features[name]
 
     @property
     def frames(self) -> int:
@@ -83,9 +89,7 @@ class Corpus:
 
     def companion(self, rng: np.random.Generator, item: Item) -> Item:
         """Another utterance of the same speaker, or the same one where there is no other."""
-        others = [
-            i for i in self.by_speaker[item.utterance.speaker] if self.items[i] is not item
-        ]
+        others = [i for i in self.by_speaker[item.utterance.speaker] if self.items[i] is not item]
         return self.items[others[rng.integers(len(others))]] if others else item
 
 

@@ -50,7 +50,9 @@ def scan(sources: Sequence[Path]) -> list[Utterance]:
     return sorted(found.values(), key=lambda utterance: str(utterance.path))
 
 
-def hold_out(utterances: Sequence[Utterance], share: float) -> tuple[list[Utterance], list[Utterance]]:
+def hold_out(
+    utterances: Sequence[Utterance], share: float
+) -> tuple[list[Utterance], list[Utterance]]:
     """Training and held-out utterances: whole speakers, chosen by a hash of their name.
 
     The choice depends on nothing but the name, so adding data never moves a held-out speaker
@@ -77,7 +79,9 @@ def _from_csv(path: Path) -> list[Utterance]:
     for row in rows:
         recording = path.parent / row["path"]
         corpus = row.get("corpus") or path.stem
-        utterances.append(Utterance(recording, row["speaker"] or f"{corpus}/{recording.stem}", corpus))
+        utterances.append(
+            Utterance(recording, row["speaker"] or f"{corpus}/{recording.stem}", corpus)
+        )
     return utterances
 
 

@@ -25,11 +25,13 @@ from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import align_pitch, extract_pitch
 from auto_voice.audio.resample import resample
 from auto_voice.errors import AutoVoiceError
-from auto_voice.models.speaker_encoder import SpeakerEncoder
+from auto_voice.models.base import SpeakerEncoderStage
+from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.training.data import Utterance
 from auto_voice.training.teacher import ContentSpace, WhisperTeacher
 from auto_voice.types import FloatArray
 
+TEACHER = "recogniser_base"
 VERSION = 1
 """Part of every file's name; raise it when a feature's definition changes."""
 SPEEDS = (0.86, 1.0, 1.16)
@@ -39,11 +41,17 @@ MIN_SECONDS, MAX_SECONDS = 0.8, 29.5
 
 @dataclass(frozen=True)
 class Models:
-    """Weights that the extraction needs, as paths, so that workers load them themselves."""
+    """What the extraction needs, by name, so that workers load it themselves.
 
-    teacher: Path
-    speaker_encoder: Path
+    Attributes:
+        model_dir: of the registry that serves the teacher and the speaker encoder.
+        content_space: file that ``fit_content_space`` wrote.
+        layers: of the teacher.
+    """
+
+    model_dir: Path
     content_space: Path
+    layers: int = 4
 
 
 def feature_path(folder: Path, utterance: Utterance) -> Path:
@@ -57,7 +65,9 @@ def prepare(utterance: Utterance) -> FloatArray:
     audio = read_audio(utterance.path, sample_rate=16000).samples
     seconds = len(audio) / 16000
     if seconds < MIN_SECONDS:
-        raise AutoVoiceError(f"{utterance.path} lasts {seconds:.2f} s; at least {MIN_SECONDS} s are needed.")
+        raise AutoVoiceError(
+            f"{utterance.path} lasts {seconds:.2f} s; at least {MIN_SECONDS} s are needed."
+        )
     audio = audio[: int(MAX_SECONDS * 16000)]
     return (audio * gain_to_speech_level(audio, 16000)).astype(np.float32)
 
@@ -150,20 +160,24 @@ def _single_thread() -> None:
 
 
 @lru_cache(maxsize=1)
-def _loaded(models: Models) -> tuple[WhisperTeacher, ContentSpace, SpeakerEncoder]:
-    arrays = load_file(models.content_space)
-    return (
-        WhisperTeacher(models.teacher),
-        ContentSpace(arrays["mean"], arrays["scale"], arrays["projection"]),
-        SpeakerEncoder.from_file(models.speaker_encoder),
-    )
+def _loaded(models: Models) -> tuple[WhisperTeacher, ContentSpace, SpeakerEncoderStage]:
+    registry = ModelRegistry(models.model_dir)
+    space = ContentSpace(**load_file(models.content_space))
+    return load_teacher(registry, models.layers), space, registry.load_speaker_encoder()
+
+
+def load_teacher(registry: ModelRegistry, layers: int = 4) -> WhisperTeacher:
+    """The content teacher from the catalog's recogniser."""
+    return WhisperTeacher(registry.path(TEACHER, file="model.bin"), layers)
 
 
 def fit_content_space(
     utterances: Sequence[Utterance], teacher: WhisperTeacher, target: Path, dims: int, sample: int
 ) -> None:
-    """Fits the content space on ``sample`` utterances spread evenly over the list, and stores it."""
+    """Fits the content space on ``sample`` utterances, spread over the list, and stores it."""
     chosen = utterances[:: max(1, len(utterances) // sample)][:sample]
-    features = [teacher.features(prepare(u)) for u in tqdm(chosen, desc="content space", disable=None)]
+    features = [
+        teacher.features(prepare(u)) for u in tqdm(chosen, desc="content space", disable=None)
+    ]
     space = ContentSpace.fit(features, dims)
     save_file(vars(space), target)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.mel import HIFIGAN_MEL
@@ -32,10 +31,13 @@ GUARD_FRAMES = 16
 """Mel frames on both sides of a crop that its own reference must not show."""
 
 
-class Task(Protocol):
+NetT = TypeVar("NetT", bound=nn.Module)
+
+
+class Task(Protocol[NetT]):
     """A network and its loss."""
 
-    model: nn.Module
+    model: NetT
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Terms of one random batch; ``loss`` is the one that is minimised."""
@@ -57,7 +59,7 @@ class ContentTask:
     """
 
     def __init__(
-        self, corpus: Corpus, held_out: Corpus, net: dict[str, int], batch: int, frames: int
+        self, corpus: Corpus, held_out: Corpus, net: Mapping[str, Any], batch: int, frames: int
     ) -> None:
         self.model = ContentNet(**net)
         self.corpus, self.held_out = corpus, held_out
@@ -66,7 +68,7 @@ class ContentTask:
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
         crops = [self._crop(item, rng, 1.0) for item in self.corpus.draw(rng, self.batch)]
         error = self._error(crops)
-        return {"loss": error.mean(), "r2": 1 - error.detach().mean()}
+        return {"loss": error, "r2": 1 - error.detach()}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -74,15 +76,16 @@ class ContentTask:
         for name, strength in (("clean", 0.0), ("perturbed", 1.0)):
             rng = np.random.default_rng(0)
             crops = [self._crop(i, rng, strength) for i in self.held_out.draw(rng, 4 * self.batch)]
-            figures[f"r2_{name}"] = 1 - float(self._error(crops).mean())
+            figures[f"r2_{name}"] = 1 - float(self._error(crops))
         return figures
 
     def _error(self, crops: Sequence[tuple[FloatArray, FloatArray]]) -> Tensor:
-        mel, target, mask = _pad([c[0] for c in crops]), _pad([c[1] for c in crops]), None
+        """Share of the target's energy that the prediction misses."""
+        mel, target = _pad([c[0] for c in crops]), _pad([c[1] for c in crops])
         mask = _mask([len(c[1]) for c in crops])
         predicted = self.model(mel.transpose(1, 2)).float()
-        squared = (predicted - target).square().mean(-1)
-        return squared[mask]
+        missed = (predicted - target)[mask].square().sum()
+        return missed / target[mask].square().sum()
 
     def _crop(
         self, item: Item, rng: np.random.Generator, strength: float
@@ -92,8 +95,13 @@ class ContentTask:
         total = mel.shape[1] // 2
         part = crop(rng, total, self.frames)
         # Played at ``speed``, the teacher's frames pass at 50 * speed a second.
-        teacher = item.features["teacher"].astype(np.float32)
-        target = interpolate_frames(teacher, CONTENT_RATE * speed, CONTENT_RATE, total)[part]
+        target = item.cached(
+            f"teacher_{speed}",
+            lambda: interpolate_frames(
+                item.features["teacher"].astype(np.float32),
+                CONTENT_RATE * speed, CONTENT_RATE, total,
+            ),
+        )[part].astype(np.float32)  # fmt: skip
         seen = mel[:, 2 * part.start : 2 * part.stop].astype(np.float32)
         return perturb(seen, rng, strength).T, target
 
@@ -115,7 +123,7 @@ class ConverterTask:
         self,
         corpus: Corpus,
         held_out: Corpus,
-        net: dict[str, int],
+        net: Mapping[str, Any],
         batch: int,
         frames: int,
         reference_frames: int,
@@ -144,14 +152,14 @@ class ConverterTask:
     def forward(
         self, corpus: Corpus, rng: np.random.Generator, count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Standardised mels ``(batch, frames, bands)`` predicted and true, and which frames count."""
+        """Mels ``(batch, frames, bands)``, predicted and true, and which frames count."""
         content, pitch, target, voices = [], [], [], []
         for item in corpus.draw(rng, count):
             part = crop(rng, item.frames, self.frames)
             voice, log_f0_mean = self._voice(corpus, item, part, rng)
             features = item.features
             log_f0, voiced = features["log_f0"][part], features["voiced"][part].astype(np.float32)
-            content.append(mel_rate_content(features[self.content], item.frames)[part])
+            content.append(mel_rate_content(item, self.content)[part].astype(np.float32))
             pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
             target.append(standardise(features["mel"][:, part].T))
             voices.append(voice)
@@ -176,27 +184,30 @@ class ConverterTask:
             nothing = np.zeros((0, dims), np.float32), np.zeros((0, bands), np.float32)
             return (embedding, np.zeros(2 * bands + 2, np.float32), *nothing), other.log_f0_mean
         mel = other.features["mel"][:, frames].T.astype(np.float32)
-        keys = mel_rate_content(other.features[self.content], other.frames)[frames]
+        keys = mel_rate_content(other, self.content)[frames].astype(np.float32)
         profile = voice_profile(mel, other.log_f0_mean, other.log_f0_std)
         return (embedding, profile, keys, standardise(mel)), other.log_f0_mean
 
 
-def mel_rate_content(content: FloatArray, frames: int) -> FloatArray:
-    """``(time, dims)`` at 50 Hz to ``(frames, dims)`` at the mel rate."""
-    return interpolate_frames(
-        content.astype(np.float32), CONTENT_RATE, HIFIGAN_MEL.frame_rate, frames
-    )
+def mel_rate_content(item: Item, feature: str) -> FloatArray:
+    """A content feature ``(time, dims)`` at 50 Hz as ``(frames, dims)`` float16 at the mel rate."""
+    return item.cached(
+        f"{feature}_at_mel_rate",
+        lambda: interpolate_frames(
+            item.features[feature].astype(np.float32),
+            CONTENT_RATE, HIFIGAN_MEL.frame_rate, item.frames,
+        ),
+    )  # fmt: skip
 
 
 def standardise(mel: FloatArray) -> FloatArray:
     """Natural-log mel to the scale that networks see."""
-    return (mel.astype(np.float32) - np.float32(MEL_MEAN)) / np.float32(MEL_SCALE)
+    return np.asarray((mel.astype(np.float32) - MEL_MEAN) / MEL_SCALE, np.float32)
 
 
 def _detail(mel: Tensor) -> Tensor:
-    """How much neighbouring bands and frames differ: falls when a mel is blurred. ``(batch, frames)``"""
-    across = (mel[..., 2:] - 2 * mel[..., 1:-1] + mel[..., :-2]).abs().mean(-1)
-    return across
+    """How much neighbouring bands differ, ``(batch, frames)``: falls when a mel is blurred."""
+    return (mel[..., 2:] - 2 * mel[..., 1:-1] + mel[..., :-2]).abs().mean(-1)
 
 
 def _pad(rows: Sequence[FloatArray]) -> Tensor:

@@ -34,7 +34,7 @@ _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
 class WhisperTeacher(nn.Module):
-    """``(batch, 80, 2 * frames)`` Whisper log-mel to ``(batch, frames, 512)`` after ``layers`` layers."""
+    """``(batch, 80, 2 * frames)`` Whisper log-mel to ``(batch, frames, 512)`` hidden states."""
 
     def __init__(self, model_bin: Path, layers: int = 4) -> None:
         super().__init__()
@@ -56,7 +56,9 @@ class WhisperTeacher(nn.Module):
                 for i in range(layers)
             ]
         except KeyError as error:
-            raise ModelLoadError(f"{model_bin} is not a Whisper encoder: it lacks {error}.") from error
+            raise ModelLoadError(
+                f"{model_bin} is not a Whisper encoder: it lacks {error}."
+            ) from error
         self.width = self.positions.shape[1]
         self.heads = self.width // 64
 
@@ -113,8 +115,7 @@ class ContentSpace:
         values, vectors = np.linalg.eigh(np.cov(z, rowvar=False))
         largest = np.argsort(values)[::-1][:dims]
         projection = vectors[:, largest] / np.sqrt(values[largest])
-        mean, scale, projection = (a.astype(np.float32) for a in (mean, scale, projection))
-        return cls(mean, scale, projection)
+        return cls(*(np.asarray(a, np.float32) for a in (mean, scale, projection)))
 
     def project(self, features: FloatArray) -> FloatArray:
         """Without the utterance's mean, which holds much of the speaker and the channel."""

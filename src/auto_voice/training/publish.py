@@ -1,0 +1,91 @@
+"""Trained networks as models of a catalog: weights, ``models.yaml``, card."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import nn
+
+from auto_voice.models.content_model import ContentNet
+from auto_voice.models.converter_model import ConverterNet
+from auto_voice.training.recipes import Recipe
+
+LICENCE = "MIT"
+
+
+def publish(
+    recipe: Recipe,
+    folder: Path,
+    content: ContentNet,
+    converter: ConverterNet,
+    *,
+    figures: Mapping[str, float],
+    speakers: int,
+    hours: float,
+) -> Path:
+    """Writes both networks in half precision and the catalog that offers them.
+
+    Returns:
+        The ``models.yaml``; name it in ``AUTOVOICE_CONFIG`` or ``--config`` and the models are
+        ``content_compact@<recipe>`` and ``converter_compact@<recipe>``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    space = f"content_compact@{recipe.name}" if recipe.content else _kept_space(recipe)
+    models: dict[str, Any] = {}
+    entries: list[tuple[str, str, ContentNet | ConverterNet, dict[str, Any]]] = [
+        ("converter_compact", "converter", converter, {"content_space": space})
+    ]
+    if recipe.content is not None:
+        entries.append(("content_compact", "content", content, {"space": space}))
+    for name, kind, net, params in entries:
+        file = f"{name}-{recipe.name}.safetensors"
+        _write(net, folder / file, recipe.name)
+        data = (folder / file).read_bytes()
+        version = {
+            "architecture": {"content": "content_student", "converter": "mel_converter"}[kind],
+            "licence": LICENCE,
+            "file": file,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "bytes": len(data),
+            "sources": [(folder / file).resolve().as_uri()],
+            "params": {**params, "net": net.arguments},
+        }
+        models[name] = {"kind": kind, "versions": {recipe.name: version}}
+    catalog = folder / "models.yaml"
+    catalog.write_text(
+        yaml.safe_dump({"schema": 1, "models": models}, sort_keys=False), encoding="utf-8"
+    )
+    (folder / "card.md").write_text(_card(recipe, figures, speakers, hours), encoding="utf-8")
+    return catalog
+
+
+def _write(net: nn.Module, path: Path, version: str) -> None:
+    halves = {key: value.detach().half().contiguous() for key, value in net.state_dict().items()}
+    partial = path.with_suffix(".part")
+    save_file(halves, partial, metadata={"format": "pt", "version": version})
+    partial.replace(path)
+
+
+def _kept_space(recipe: Recipe) -> str:
+    return recipe.content_from or "content_compact@1.0"
+
+
+def _card(recipe: Recipe, figures: Mapping[str, float], speakers: int, hours: float) -> str:
+    rows = "\n".join(f"| {name} | {value:.4g} |" for name, value in sorted(figures.items()))
+    return f"""# {recipe.name}
+
+{recipe.description}
+
+Trained on {speakers} speakers, {hours:.2f} h of speech; torch {torch.__version__}.
+Held-out figures are of speakers that were never trained on.
+
+| figure | value |
+|---|---|
+{rows}
+"""

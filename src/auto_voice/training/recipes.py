@@ -1,0 +1,130 @@
+"""Recipes: YAML files that say what a training does, so that it can be done again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from auto_voice.errors import TrainingError
+from auto_voice.training.trainer import Schedule
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """Which speech counts how much.
+
+    Attributes:
+        hold_out: share of speakers that are validated on and never trained on.
+        weights: how often a corpus is drawn, relative to its size; missing: 1.
+    """
+
+    hold_out: float = 0.04
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ContentSpaceRecipe:
+    """Dimensions of the content space, the utterances it is fitted on, the teacher's layers."""
+
+    dims: int = 64
+    sample: int = 240
+    layers: int = 4
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """One network's training.
+
+    Attributes:
+        schedule: how long and how fast.
+        net: arguments of the network; see ``ContentNet`` and ``ConverterNet``.
+        task: arguments of the task; see ``ContentTask`` and ``ConverterTask``.
+    """
+
+    schedule: Schedule
+    net: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training.
+
+    Attributes:
+        name: version that the result is published as.
+        description: one line, for the card.
+        data, content_space: see there.
+        content: the content encoder; None keeps an existing one (``content_from``).
+        converter: on the teacher's features; None starts from an existing one.
+        tune: the converter on the content encoder's own output, which is what it will hear.
+        content_from, converter_from: ``name@version`` to start from.
+    """
+
+    name: str
+    description: str = ""
+    data: DataRecipe = field(default_factory=DataRecipe)
+    content_space: ContentSpaceRecipe = field(default_factory=ContentSpaceRecipe)
+    content: StageRecipe | None = None
+    converter: StageRecipe | None = None
+    tune: StageRecipe | None = None
+    content_from: str | None = None
+    converter_from: str | None = None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads and checks a recipe.
+
+    Raises:
+        TrainingError: missing file, wrong YAML, unknown or missing key; the message names it.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainingError(f"The recipe {path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise TrainingError(f"The recipe {path} is not valid YAML: {error}.") from error
+    return _build(Recipe, data, str(path))
+
+
+_NESTED: Mapping[str, type] = {
+    "data": DataRecipe, "content_space": ContentSpaceRecipe, "schedule": Schedule,
+    "content": StageRecipe, "converter": StageRecipe, "tune": StageRecipe,
+}  # fmt: skip
+
+
+def _build(kind: type[T], data: object, where: str) -> T:
+    if not isinstance(data, Mapping):
+        raise TrainingError(f"{where}: expected keys and values, found {type(data).__name__}.")
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := [str(key) for key in data if key not in fields]:
+        raise TrainingError(
+            f"{where}: unknown key {unknown[0]}; known are {', '.join(sorted(fields))}."
+        )
+    required = [
+        name
+        for name, f in fields.items()
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in required if name not in data]:
+        raise TrainingError(f"{where}: the key {missing[0]} is missing.")
+    values = {}
+    for key, value in data.items():
+        nested = _NESTED.get(key)
+        place = f"{where}: {key}"
+        if nested is not None and value is not None:
+            value = _build(nested, value, place)
+        elif isinstance(fields[key].default, int | float) and not _is_number(value):
+            raise TrainingError(f"{place} must be a number, not {value!r}.")
+        values[key] = value
+    return kind(**values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,194 @@
+"""A recipe from speech to published models, step by step; each step goes on where it stopped.
+
+Output folder::
+
+    content_space.safetensors   the teacher's whitened subspace
+    features/                   one file an utterance
+    content/ converter/ tune/   run folders: checkpoint.pt, log.jsonl, curves.png
+    published/                  weights, models.yaml that a registry reads, card.md
+    failures.csv                recordings that were left out, and why
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auto_voice.errors import TrainingError
+from auto_voice.models.content_model import ContentNet
+from auto_voice.models.converter_model import ConverterNet
+from auto_voice.models.model_registry import ModelRegistry
+from auto_voice.training import features
+from auto_voice.training.corpus import Corpus
+from auto_voice.training.curves import plot_curves
+from auto_voice.training.data import Utterance, hold_out, scan
+from auto_voice.training.publish import publish
+from auto_voice.training.recipes import Recipe, StageRecipe
+from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
+from auto_voice.training.trainer import Trainer, averaged_weights
+
+STUDENT = "student"
+"""Name of the feature that holds the content encoder's own output."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training left.
+
+    Attributes:
+        catalog: the ``models.yaml`` to name in ``AUTOVOICE_CONFIG`` or ``--config``.
+        figures: last held-out figures, ``<stage>.<figure>``.
+        failures: recordings that were left out, and why.
+    """
+
+    catalog: Path
+    figures: dict[str, float]
+    failures: dict[Path, str]
+
+
+class Workflow:
+    """One recipe in one output folder.
+
+    Args:
+        recipe: what to do.
+        sources: folders and CSV lists of speech.
+        folder: where everything goes.
+        registry: serves the teacher, the speaker encoder and the models to start from.
+        device: of the networks: ``cpu`` or ``cuda``.
+        workers: processes that compute features.
+        say: is told of each step.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        sources: Sequence[Path],
+        folder: Path,
+        registry: ModelRegistry,
+        *,
+        device: str = "cpu",
+        workers: int | None = None,
+        say: Say = print,
+    ) -> None:
+        self.recipe, self.sources, self.folder = recipe, sources, folder
+        self.registry, self.device, self.workers, self.say = registry, device, workers, say
+        self.figures: dict[str, float] = {}
+
+    def run(self) -> Outcome:
+        """All steps.
+
+        Raises:
+            TrainingError: no usable speech, or nobody to hold out.
+            ModelError: the teacher or the speaker encoder cannot be had.
+        """
+        torch.manual_seed(0)
+        utterances = scan(self.sources)
+        failures = self._features(utterances)
+        train, held = self._corpora(utterances)
+        content = self._content(train, held)
+        self._encode(content, [train, held])
+        converter = self._converter(train, held)
+        catalog = publish(
+            self.recipe, self.folder / "published", content, converter,
+            figures=self.figures, speakers=len(train.by_speaker), hours=_hours(train),
+        )  # fmt: skip
+        return Outcome(catalog, dict(self.figures), failures)
+
+    def _features(self, utterances: Sequence[Utterance]) -> dict[Path, str]:
+        space = self.folder / "content_space.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not space.exists():
+            self.say("Fitting the content space")
+            features.fit_content_space(
+                utterances, features.load_teacher(self.registry), space,
+                self.recipe.content_space.dims, self.recipe.content_space.sample,
+            )  # fmt: skip
+        self.say(f"Features of {len(utterances)} recordings")
+        models = features.Models(self.registry.model_dir, space)
+        self.registry.pull("speaker_encoder")
+        failures = features.extract(utterances, self.folder / "features", models, self.workers)
+        if failures:
+            self.say(f"{len(failures)} recordings were left out; see failures.csv")
+        with (self.folder / "failures.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([["path", "reason"], *sorted(failures.items())])
+        return failures
+
+    def _corpora(self, utterances: Sequence[Utterance]) -> tuple[Corpus, Corpus]:
+        train, held = hold_out(utterances, self.recipe.data.hold_out)
+        if not held or not train:
+            raise TrainingError(
+                f"{len({u.speaker for u in utterances})} speakers are too few to hold one out; "
+                "add speakers or raise data.hold_out in the recipe."
+            )
+        weights = dict(self.recipe.data.weights)
+        folder = self.folder / "features"
+        return Corpus.load(train, folder, weights), Corpus.load(held, folder, weights)
+
+    def _content(self, train: Corpus, held: Corpus) -> ContentNet:
+        stage = self.recipe.content
+        if stage is None:
+            encoder = self.registry.load(*_reference(self.recipe.content_from, "content_compact"))
+            net: ContentNet = encoder.net
+            return net
+        task = ContentTask(train, held, dict(stage.net), **stage.task)
+        return self._train("content", stage, task)
+
+    @torch.inference_mode()
+    def _encode(self, net: ContentNet, corpora: Sequence[Corpus]) -> None:
+        """Adds the content encoder's output to every item, as inference computes it."""
+        self.say("Content of all recordings")
+        net = net.eval().to(self.device)
+        for corpus in corpora:
+            for item in corpus.items:
+                mel = torch.from_numpy(item.features["content_mel_1.0"].astype(np.float32))
+                frames = mel.shape[1] // 2
+                out = net(mel[None, :, : 2 * frames].to(self.device))[0].float().cpu().numpy()
+                item.features[STUDENT] = (out - out.mean(0)).astype(np.float16)
+
+    def _converter(self, train: Corpus, held: Corpus) -> ConverterNet:
+        weights: dict[str, Tensor] | None = None
+        if self.recipe.converter is not None:
+            model = ConverterNet(**self.recipe.converter.net)
+        else:
+            start = self.registry.load(*_reference(self.recipe.converter_from, "converter_compact"))
+            model = start.net
+            weights = {key: value.clone() for key, value in model.state_dict().items()}
+        for name, stage, content in (
+            ("converter", self.recipe.converter, "teacher"),
+            ("tune", self.recipe.tune, STUDENT),
+        ):
+            if stage is None:
+                continue
+            task = ConverterTask(train, held, model.arguments, content=content, **stage.task)
+            if weights is not None:
+                task.model.load_state_dict(weights)
+            model = self._train(name, stage, task)
+            weights = model.state_dict()
+        return model
+
+    def _train(self, name: str, stage: StageRecipe, task: Task[NetT]) -> NetT:
+        self.say(f"Training: {name}")
+        folder = self.folder / name
+        trainer = Trainer(task, stage.schedule, folder, self.device)
+        figures = trainer.run() or trainer.validate()
+        self.figures |= {f"{name}.{key}": value for key, value in figures.items()}
+        self.figures[f"{name}.minutes"] = round(trainer.seconds / 60, 1)
+        plot_curves(folder)
+        task.model.load_state_dict(averaged_weights(folder))
+        return task.model.eval()
+
+
+def _reference(named: str | None, default: str) -> tuple[str, str | None]:
+    name, _, version = (named or default).partition("@")
+    return name, version or None
+
+
+def _hours(corpus: Corpus) -> float:
+    return sum(item.frames for item in corpus.items) * 256 / 22050 / 3600
