@@ -37,7 +37,7 @@ def denoise(samples: FloatArray, sample_rate: int, *, reduction_db: float = 15.0
     x = np.asarray(samples, np.float32)
     size = 1 << max(6, round(np.log2(FRAME_SECONDS * sample_rate)))
     if len(x) < 4 * size or reduction_db == 0:
-        return x.copy()
+        return np.array(x, np.float32)
     hop = size // OVERLAP
     padded = np.pad(x, (size, size + -len(x) % hop))
     window = np.sqrt(np.hanning(size + 1)[:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +116,8 @@ def ensure_writable(
     """
     target = Path(path).expanduser()
     try:
+        with suppress(FileNotFoundError):
+            target.lstat()  # raises for names that no system call takes
         if target.is_symlink():
             target = target.resolve()
         if target.is_dir():

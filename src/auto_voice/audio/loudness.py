@@ -101,7 +101,7 @@ def k_weighted(channel: NDArray[np.float64], sample_rate: int) -> NDArray[np.flo
     return out[: len(channel)]
 
 
-def _k_response(cycles: NDArray[np.float64], sample_rate: int) -> NDArray[np.complex128]:
+def _k_response(cycles: NDArray[np.floating], sample_rate: int) -> NDArray[np.complex128]:
     """Response of both biquads at ``cycles`` per sample, for any rate.
 
     The standard tabulates coefficients at 48 kHz only; these are their analogue prototypes

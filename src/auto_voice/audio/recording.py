@@ -227,6 +227,8 @@ class Recording:
         """``(frames, channels)`` blocks up to the end, checked for NaN and for a missing end."""
         expected = self.frames
         failure: Exception | None = None
+        # A read that fails loses its whole block, so a cut file is read in small ones.
+        block_frames = 1024 if self._allow_truncated else block_frames
         while True:
             try:
                 block = self._sound.read(block_frames, dtype="float32", always_2d=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -68,7 +69,7 @@ def speech_segments(
 def speech_probability(
     samples: FloatArray, sample_rate: int, *, method: Method = "auto"
 ) -> FloatArray:
-    """``(frames,)`` in [0, 1], 31.25 a second; frame ``i`` covers ``i`` to ``i + 1`` over that rate.
+    """``(frames,)`` in [0, 1], 31.25 a second: ``i`` covers ``i`` to ``i + 1`` over that.
 
     There are ``ceil(seconds * 31.25)`` frames (at 16 kHz: blocks of 512 samples, the last
     zero-padded).
@@ -111,13 +112,11 @@ def trim_silence(
         return samples[spans[0][0] : spans[-1][1]]
     keep = round(max_pause_seconds * sample_rate)
     parts = [samples[spans[0][0] : spans[0][1]]]
-    for (_, before), (start, end) in zip(spans, spans[1:], strict=False):
+    for (_, before), (start, end) in pairwise(spans):
         pause = min(start - before, keep)
         # Half from either end of the pause: the cut falls where nothing sounds.
-        parts += [
-            samples[before : before + pause // 2],
-            samples[start - (pause - pause // 2) : end],
-        ]
+        half = pause // 2
+        parts += [samples[before : before + half], samples[start - (pause - half) : end]]
     return np.concatenate(parts)
 
 
@@ -142,6 +141,9 @@ def _energy(levelled: FloatArray) -> FloatArray:
     Noise that does not change sits on its floor in every band; knocks rise but have no pitch.
     Music has both: it counts as speech here.
     """
+    missing = max(0, 4 * FRAME_SAMPLES - len(levelled))
+    if missing:
+        return _energy(np.pad(levelled, (0, missing)))[: len(levelled) // FRAME_SAMPLES]
     power = _spectra(levelled)
     bands = _band_power(power)
     floor = _noise_floor(bands)
