@@ -109,3 +109,10 @@ def test_plain_data_has_no_nan() -> None:
 
     b = replace(results("b", BASE), models=PINS | {"recogniser": "table@2"})
     json.dumps(compare(results("a", BASE), b).to_json(), allow_nan=False)
+
+
+def test_too_few_pairs_are_said_to_be_too_few() -> None:
+    found = compare(results("a", BASE[:5]), results("b", BASE[:5] + 0.3))
+    assert not any(d.verdict for d in found.differences)
+    assert "5 pairs are too few" in found.notes[-1]
+    assert "compare at least 7" in found.notes[-1]  # three metrics: 3 * 2 / 2^7 < 0.05

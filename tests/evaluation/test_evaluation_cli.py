@@ -54,7 +54,7 @@ def test_json_to_stdout_is_json_alone(
 def test_compare_scores_folders_and_reads_results(
     make_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, copy = make_folder("good", pairs=8), make_folder("copy", pairs=8, quality=0.0)
+    good, copy = make_folder("good", pairs=11), make_folder("copy", pairs=11, quality=0.0)
     saved = tmp_path / "copy.json"
     assert main(["evaluate", str(copy), "-q", "--json", str(saved)]) == 0
     assert capsys.readouterr().out == ""
@@ -64,7 +64,7 @@ def test_compare_scores_folders_and_reads_results(
     assert line.endswith("better")
     assert "better" in page.read_text(encoding="utf-8")
     assert main(["compare", str(saved), str(good), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["pairs"] == 8
+    assert json.loads(capsys.readouterr().out)[0]["pairs"] == 11
     assert main(["compare", str(saved), str(saved), "--markdown"]) == 0
     assert "| SECS ↑ |" in capsys.readouterr().out
 

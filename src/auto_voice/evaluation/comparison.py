@@ -38,7 +38,8 @@ class Difference:
         metric: its key.
         a, b: the two figures over the shared pairs.
         difference: B minus A over pairs, with its paired interval.
-        p: Wilcoxon's signed-rank test on the pairs, corrected for the number of metrics (Holm).
+        p: Wilcoxon's signed-rank test on the pairs, corrected for the number of metrics that
+            have a better and a worse (Holm).
         verdict: ``better``, ``worse``, ``different`` (where neither is better), or ``""`` where
             no difference is shown.
         why_not: why the figures must not be compared; empty if they may.
@@ -118,8 +119,16 @@ def compare(
     notes += [f"{reason}" for reason in dict.fromkeys(blocked.values())]
     if a.settings.get("reference_text") != b.settings.get("reference_text"):
         notes.append("The reference texts come from different places, so WER and CER differ too.")
-    corrected = holm({d.metric: d.p for d in rows if math.isfinite(d.p)})
-    judged = tuple(_judged(d, corrected.get(d.metric, math.nan)) for d in rows)
+    asked = {d.metric: d.p for d in rows if math.isfinite(d.p) and METRICS[d.metric].better}
+    corrected = holm(asked)
+    judged = tuple(_judged(d, corrected.get(d.metric, d.p)) for d in rows)
+    # The smallest p that so many pairs can give is 2 / 2^pairs: all differences of one sign.
+    enough = 1 + math.ceil(math.log2(max(len(asked), 1) / ALPHA))
+    if len(shared) < enough:
+        notes.append(
+            f"{len(shared)} pairs are too few to show any difference over {len(asked)} metrics; "
+            f"compare at least {enough}."
+        )
     return Comparison(a.name, b.name, len(shared), judged, tuple(notes))
 
 

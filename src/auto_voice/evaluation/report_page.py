@@ -30,12 +30,12 @@ th:first-child,td:first-child,td.words,th.words{text-align:left}
 td{white-space:nowrap}
 td.words{min-width:13rem;color:var(--soft);white-space:normal}
 thead th{border-top:0;color:var(--soft);font-weight:600;white-space:nowrap}
-tbody th{font-weight:600;overflow-wrap:anywhere;min-width:9rem}
+tbody th{font-weight:600;overflow-wrap:anywhere;min-width:min(13rem,38vw)}
 th button{all:unset;cursor:pointer;font-weight:600}
 th button:focus-visible{outline:3px solid var(--one);outline-offset:2px}
 th[aria-sort=ascending] button::after{content:" ▲"}
 th[aria-sort=descending] button::after{content:" ▼"}
-.grid{display:grid;gap:1rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr))}
+.grid{display:grid;gap:1rem;align-items:start;grid-template-columns:repeat(auto-fill,minmax(min(100%,20rem),1fr))}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.8rem .9rem}
 .example{margin-bottom:1rem}
 .takes{display:grid;gap:.9rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,18rem),1fr))}
