@@ -24,6 +24,12 @@
     ├── VoiceError                 a voice: unknown, damaged, made by another encoder
     ├── TrainingError              data or recipe that cannot be trained on
     ├── EvaluationError            inputs that cannot be scored
+    ├── ServerError                the server and what clients ask of it
+    │   ├── NotPermittedError      no token, a wrong one, another web site, a foreign host name
+    │   ├── UnknownJobError
+    │   ├── JobStateError          not finished yet, cancelled, expired
+    │   ├── UploadError            too large, too slow, broken
+    │   └── BusyError              the queue is full; ``retry_after`` holds seconds
     └── MockAudioError             mock output where real audio was asked for
 
 Each message is one sentence that says what is wrong and what to do. The command line prints it
@@ -152,6 +158,49 @@ class TrainingError(AutoVoiceError):
 
 class EvaluationError(AutoVoiceError):
     """The inputs cannot be scored."""
+
+
+class ServerError(AutoVoiceError):
+    """The server refused; ``status`` is what it answers where that differs from the class's."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        if status is not None:
+            self.http_status = status
+
+
+class NotPermittedError(ServerError):
+    """The caller may not do this; the message says how to be allowed."""
+
+    http_status = 403
+
+
+class UnknownJobError(ServerError):
+    """There is no such job, or no longer."""
+
+    http_status = 404
+
+
+class JobStateError(ServerError):
+    """The job is not in the state that the request needs."""
+
+    http_status = 409
+
+
+class UploadError(ServerError):
+    """The upload is too large, too slow or broken."""
+
+    http_status = 413
+
+
+class BusyError(ServerError):
+    """More is asked for than can be queued; try again after ``retry_after`` seconds."""
+
+    http_status = 503
+
+    def __init__(self, message: str, retry_after: int = 1, status: int | None = None) -> None:
+        super().__init__(message, status)
+        self.retry_after = retry_after
 
 
 class MockAudioError(AutoVoiceError):
