@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from audio_signals import speech_like, tone
+
+from auto_voice.audio.quality import (
+    bandwidth,
+    clipping_ratio,
+    decay_time,
+    measure_quality,
+    signal_to_noise,
+)
+from auto_voice.audio.resample import resample
+from auto_voice.audio.vad import speech_segments
+
+RATE = 16_000
+
+
+def active_power(x, spans):
+    return float(np.mean(np.concatenate([x[start:end] for start, end in spans]) ** 2))
+
+
+@pytest.mark.parametrize("snr_db", [0, 5, 10, 20, 30, 40])
+@pytest.mark.parametrize("pauses", [True, False])
+def test_the_snr_of_a_known_mixture_is_found(snr_db, pauses):
+    x = speech_like(8.0)
+    clean_spans = speech_segments(x, RATE, padding_seconds=0.0, method="energy")
+    noise = np.random.default_rng(0).standard_normal(len(x))
+    noise *= np.sqrt(active_power(x, clean_spans) / 10 ** (snr_db / 10))
+    mixed = (x + noise).astype(np.float32)
+    spans = clean_spans if pauses else [(0, len(x))]
+    got = signal_to_noise(mixed, RATE, spans)
+    if pauses:
+        assert got == pytest.approx(snr_db, abs=1.5)
+    else:
+        assert got == pytest.approx(snr_db, abs=5)
+
+
+def test_snr_bounds():
+    x = speech_like(4.0)
+    spans = speech_segments(x, RATE, padding_seconds=0.0, method="energy")
+    assert signal_to_noise(x, RATE, spans) == 80.0
+    assert signal_to_noise(x, RATE, []) is None
+    assert signal_to_noise(x[:10], RATE, [(0, 10)]) is None
+    assert signal_to_noise(np.zeros(RATE, np.float32), RATE, [(0, RATE)]) is None
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.3])
+def test_clipping_is_found_at_any_level(gain):
+    x = speech_like(4.0)
+    limit = np.quantile(np.abs(x), 0.99)
+    clipped = np.clip(x, -limit, limit)
+    cut = np.mean(np.abs(x) >= limit)
+    got = clipping_ratio(clipped * np.float32(gain))
+    assert 0.2 * cut < got <= 1.1 * cut
+    assert clipping_ratio(x * np.float32(gain)) == 0.0
+
+
+def test_smooth_waves_and_silence_are_not_clipped():
+    assert clipping_ratio(np.zeros(1000, np.float32)) == 0
+    assert clipping_ratio(np.zeros(0, np.float32)) == 0
+    assert clipping_ratio(tone(440)) == 0
+
+
+@pytest.mark.parametrize("original", [8_000, 16_000, 22_050])
+def test_bandwidth_shows_what_a_recording_was_before_it_was_resampled(original):
+    noise = np.random.default_rng(0).standard_normal(2 * original).astype(np.float32) * 0.1
+    got = bandwidth(resample(noise, original, 48_000), 48_000)
+    assert got == pytest.approx(original / 2, rel=0.06)
+    assert bandwidth(np.zeros(RATE, np.float32), RATE) == 0
+    assert bandwidth(noise[:10], RATE) == 0
+
+
+def in_room(x, decay_seconds, seed=0):
+    """``x`` far from the microphone, in a room that decays by 60 dB in ``decay_seconds``."""
+    n = round(RATE * decay_seconds)
+    tail = np.random.default_rng(seed).standard_normal(n)
+    tail *= 10 ** (-3 * np.arange(n) / RATE / decay_seconds)
+    tail /= np.sqrt(np.square(tail).sum())
+    size = len(x) + n
+    wet = np.fft.irfft(np.fft.rfft(x, size) * np.fft.rfft(tail, size), size)
+    return wet[: len(x)].astype(np.float32)
+
+
+def test_decay_grows_with_the_reverberation_of_the_room():
+    x = speech_like(10.0)
+    heard = [decay_time(in_room(x, seconds), RATE) for seconds in (0.2, 0.4, 0.8)]
+    assert None not in heard
+    assert heard[0] < heard[1] < heard[2]
+    assert heard == pytest.approx([0.2, 0.4, 0.8], rel=0.35)
+
+
+def test_decay_needs_decays():
+    assert decay_time(np.zeros(100, np.float32), RATE) is None
+    assert decay_time(tone(1000, 3.0), RATE) is None
+
+
+def test_a_good_recording_needs_no_advice_and_each_fault_gets_its_own():
+    good = speech_like(8.0)
+    rng = np.random.default_rng(0)
+
+    def advice(x):
+        return " ".join(measure_quality(x.astype(np.float32), RATE, method="energy").advice())
+
+    assert advice(good) == ""
+    assert "only 1." in advice(np.concatenate([good[: 2 * RATE], np.zeros(3 * RATE)]))
+    assert "noisy" in advice(good + 0.05 * rng.standard_normal(len(good)))
+    assert "clipped" in advice(np.clip(good, -0.08, 0.08))
+    assert "reverberant" in advice(in_room(good, 1.0))
+    assert "narrow band" in advice(resample(resample(good, RATE, 8_000), 8_000, RATE))
+    assert "no speech was found" in advice(0.01 * rng.standard_normal(3 * RATE))
+
+
+def test_the_figures_are_plain_json():
+    for x in (speech_like(4.0), np.zeros(RATE, np.float32), np.zeros(0, np.float32)):
+        quality = measure_quality(x, RATE, method="energy")
+        text = json.dumps(quality.as_dict(), allow_nan=False)
+        assert json.loads(text)["seconds"] == len(x) / RATE
+        assert 0 <= quality.speech_ratio <= 1
