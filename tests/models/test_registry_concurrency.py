@@ -167,6 +167,27 @@ def test_threads_that_fall_back_together_warn_once(tmp_path: Path) -> None:
     assert [w.category for w in caught].count(FallbackWarning) == 1
 
 
+def test_a_fallback_waits_for_a_load_of_its_substitute_without_a_deadlock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from auto_voice.models import FallbackWarning, griffin_lim_model
+
+    build, building = griffin_lim_model.build, threading.Event()
+
+    def slow(*args: object) -> object:
+        building.set()
+        time.sleep(0.3)  # The other thread decides to fall back meanwhile.
+        return build(*args)
+
+    monkeypatch.setattr(griffin_lim_model, "build", slow)
+    registry = ModelRegistry(tmp_path / "m", offline=True, fallback="compact")
+    with ThreadPoolExecutor(2) as pool, pytest.warns(FallbackWarning):
+        direct = pool.submit(registry.load, "griffin_lim")
+        assert building.wait(30)
+        fallen = pool.submit(registry.load_hifigan)
+        assert fallen.result(30) is direct.result(30)
+
+
 def test_a_load_that_needs_itself_is_an_error_and_not_a_deadlock() -> None:
     cache = ModelCache()
     with pytest.raises(ModelLoadError, match="needs a itself"):

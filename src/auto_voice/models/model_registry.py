@@ -114,6 +114,8 @@ class ModelRegistry:
         self._progress = progress
         self._cache = ModelCache(self.settings.memory_budget_mb)
         self._lock = threading.RLock()
+        # Of its own: deciding may load a model, and another thread's load needs the first lock.
+        self._deciding = threading.Lock()
         self._catalog: Catalog | None = None
         self._loader: ModelLoader | None = None
         self._substitutes: dict[str, Substitute] = {}
@@ -364,7 +366,7 @@ class ModelRegistry:
         from auto_voice.models.devices import choose_device
 
         architecture = ARCHITECTURES[version.architecture]
-        files = self.pull(version.name, version.version)
+        files = self.loader.ensure(version) if version.files else {}
         device = choose_device(self.settings.device, version)
         started = time.perf_counter()
         try:
@@ -392,7 +394,7 @@ class ModelRegistry:
         if policy == "none":
             raise error
         # One thread decides; the others, who failed with it, find its decision.
-        with self._lock:
+        with self._deciding:
             known = self._substitutes.get(wanted.key)
             if known is not None:
                 return known
@@ -402,7 +404,8 @@ class ModelRegistry:
                 chosen = Substitute(wanted, None, reason_of(error))
             if chosen is None:
                 raise error
-            self._substitutes[wanted.key] = chosen
+            with self._lock:
+                self._substitutes[wanted.key] = chosen
         chosen.announce()
         return chosen
 
