@@ -1,0 +1,42 @@
+"""Recipes say what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from auto_voice.errors import TrainingError
+from auto_voice.training.recipes import load_recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_committed_recipes_load(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name
+    assert recipe.content or recipe.converter or recipe.tune
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("- a\n", "expected keys and values"),
+        ("description: x\n", "name is missing"),
+        ("name: x\nspeed: 1\n", "unknown key speed; known are"),
+        ("name: x\ncontent: {net: {}}\n", "content: the key schedule is missing"),
+        ("name: x\ncontent: {schedule: {steps: 5, learning_rate: fast}}\n", "must be a number"),
+        ("name: [\n", "not valid YAML"),
+    ],
+)
+def test_a_wrong_recipe_names_the_key(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(TrainingError, match=says):
+        load_recipe(path)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"nowhere\.yaml cannot be read"):
+        load_recipe(tmp_path / "nowhere.yaml")

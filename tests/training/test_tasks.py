@@ -1,0 +1,104 @@
+"""What a training step sees, and that it learns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from speech_kit import DIMS, corpus, item
+
+from auto_voice.errors import TrainingError
+from auto_voice.training.corpus import Corpus, crop
+from auto_voice.training.tasks import GUARD_FRAMES, ContentTask, ConverterTask
+
+SMALL = {"dims": DIMS, "width": 32, "blocks": 2}
+
+
+def test_a_companion_is_another_utterance_of_the_same_speaker() -> None:
+    speech = corpus(speakers=3, each=3)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        (drawn,) = speech.draw(rng, 1)
+        other = speech.companion(rng, drawn)
+        assert other is not drawn
+        assert other.utterance.speaker == drawn.utterance.speaker
+
+
+def test_a_lone_utterance_is_its_own_companion() -> None:
+    speech = corpus(speakers=2, each=1)
+    first = speech.items[0]
+    assert speech.companion(np.random.default_rng(0), first) is first
+
+
+def test_a_speaker_with_much_speech_does_not_drown_the_others() -> None:
+    speech = Corpus([item(0, n) for n in range(16)] + [item(1, 0)])
+    drawn = speech.draw(np.random.default_rng(0), 4000)
+    share = sum(i.utterance.speaker == "speaker1" for i in drawn) / 4000
+    # By square roots: 1 against 4.
+    assert share == pytest.approx(0.2, abs=0.03)
+
+
+def test_no_features_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="prepare them first"):
+        Corpus([])
+
+
+def test_crops_stay_inside() -> None:
+    rng = np.random.default_rng(0)
+    for total in (5, 50, 51):
+        part = crop(rng, total, 50)
+        assert 0 <= part.start < part.stop <= total
+        assert part.stop - part.start == min(total, 50)
+
+
+def test_a_reference_never_shows_the_crop_it_must_explain() -> None:
+    speech = corpus(speakers=1, each=1)
+    only = speech.items[0]
+    # Frame i carries its own number in band 0, so overlap shows.
+    numbers = np.arange(only.frames)
+    only.features["mel"] = np.tile(numbers.astype(np.float16), (80, 1))
+    task = ConverterTask(speech, speech, SMALL, 2, 40, 400, bare=0.0)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        part = crop(rng, only.frames, 40)
+        (_, _, _, values), _ = task._voice(speech, only, part, rng)
+        seen = np.round(values[:, 0] * 2.2 - 5.5)
+        assert not ((seen >= part.start - GUARD_FRAMES) & (seen < part.stop + GUARD_FRAMES)).any()
+
+
+def _train(task: ContentTask | ConverterTask, steps: int) -> tuple[float, float]:
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(task.model.parameters(), 3e-3)
+    first = float(task.loss(np.random.default_rng(0))["loss"].detach())
+    for step in range(steps):
+        loss = task.loss(np.random.default_rng(step))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return first, float(task.loss(np.random.default_rng(0))["loss"].detach())
+
+
+def test_the_content_task_learns_through_perturbation() -> None:
+    torch.manual_seed(0)
+    task = ContentTask(corpus(), corpus(2), SMALL, 8, 40)
+    first, last = _train(task, 60)
+    assert last < 0.7 * first
+    figures = task.validate()
+    assert figures["r2_clean"] > 0.3
+    assert figures == task.validate()
+
+
+def test_the_converter_task_learns_the_speaker_from_the_reference() -> None:
+    torch.manual_seed(0)
+    speech = corpus(speakers=6)
+    task = ConverterTask(speech, corpus(2), SMALL, 8, 40, 80)
+    first, last = _train(task, 60)
+    assert last < 0.5 * first
+    # With the voice of somebody else the same content must come out differently.
+    rng = np.random.default_rng(1)
+    own, _, _ = task.forward(speech, rng, 4)
+    for i in speech.items:
+        i.features["embedding"] = np.roll(i.features["embedding"], 1)
+        i.features["mel"] = i.features["mel"][::-1].copy()
+    other, _, _ = task.forward(speech, np.random.default_rng(1), 4)
+    assert (own - other).abs().mean() > 0.05

@@ -1,0 +1,152 @@
+"""The teacher equals PyTorch's own transformer layers, and its subspace is white."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from auto_voice.errors import ModelLoadError
+from auto_voice.training.teacher import (
+    ContentSpace,
+    WhisperTeacher,
+    read_ctranslate2,
+    whisper_log_mel,
+)
+
+WIDTH = 128
+
+
+def _text(value: str) -> bytes:
+    data = value.encode() + b"\0"
+    return struct.pack("<H", len(data)) + data
+
+
+def _write_ctranslate2(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    out = struct.pack("<I", 6) + _text("WhisperSpec") + struct.pack("<II", 3, len(arrays))
+    for name, array in arrays.items():
+        code = {"float32": 0, "float16": 4, "int32": 3}[array.dtype.name]
+        out += _text(name) + struct.pack("<B", array.ndim)
+        out += b"".join(struct.pack("<I", size) for size in array.shape)
+        out += struct.pack("<BI", code, array.nbytes) + array.tobytes()
+    path.write_bytes(out)
+
+
+class _Reference(nn.Module):
+    """The same encoder out of PyTorch's own parts."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(80, WIDTH, 3, padding=1)
+        self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1)
+        self.positions = nn.Parameter(torch.randn(60, WIDTH))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                WIDTH, WIDTH // 64, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+
+    def forward(self, mel: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.gelu(self.conv1(mel))
+        x = nn.functional.gelu(self.conv2(x)).transpose(1, 2)
+        x = x + self.positions[: x.shape[1]]
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        out = {
+            "encoder/num_heads": np.int32([2]),
+            "decoder/embeddings/weight": np.zeros((2, 2), "f4"),
+        }
+        for name in ("conv1", "conv2"):
+            for part in ("weight", "bias"):
+                out[f"encoder/{name}/{part}"] = getattr(getattr(self, name), part).detach().numpy()
+        out["encoder/position_encodings/encodings"] = self.positions.detach().numpy()
+        for i, layer in enumerate(self.layers):
+            names = {
+                "self_attention/layer_norm/gamma": layer.norm1.weight,
+                "self_attention/layer_norm/beta": layer.norm1.bias,
+                "self_attention/linear_0/weight": layer.self_attn.in_proj_weight,
+                "self_attention/linear_0/bias": layer.self_attn.in_proj_bias,
+                "self_attention/linear_1/weight": layer.self_attn.out_proj.weight,
+                "self_attention/linear_1/bias": layer.self_attn.out_proj.bias,
+                "ffn/layer_norm/gamma": layer.norm2.weight,
+                "ffn/layer_norm/beta": layer.norm2.bias,
+                "ffn/linear_0/weight": layer.linear1.weight,
+                "ffn/linear_0/bias": layer.linear1.bias,
+                "ffn/linear_1/weight": layer.linear2.weight,
+                "ffn/linear_1/bias": layer.linear2.bias,
+            }
+            for name, value in names.items():
+                out[f"encoder/layer_{i}/{name}"] = value.detach().numpy()
+        return out
+
+
+def test_the_encoder_equals_pytorchs_own_layers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reference = _Reference(3).eval()
+    for parameter in reference.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    _write_ctranslate2(tmp_path / "model.bin", reference.arrays())
+    mel = torch.randn(1, 80, 100)
+    with torch.no_grad():
+        expected = reference(mel)
+    found = WhisperTeacher(tmp_path / "model.bin", layers=3)(mel)
+    assert (found - expected).abs().max() < 1e-4
+
+
+def test_features_come_fifty_times_a_second(tmp_path: Path) -> None:
+    _write_ctranslate2(tmp_path / "model.bin", _Reference(1).arrays())
+    teacher = WhisperTeacher(tmp_path / "model.bin", layers=1)
+    noise = np.random.default_rng(0).normal(size=16000).astype(np.float32) * 0.1
+    assert teacher.features(noise).shape == (50, WIDTH)
+
+
+def test_halves_are_widened_and_integers_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    _write_ctranslate2(path, {"a": np.float16([[1, 2.5]]), "n": np.int32([3])})
+    arrays = dict(read_ctranslate2(path))
+    assert set(arrays) == {"a"}
+    assert arrays["a"].dtype == np.float32
+    assert arrays["a"].tolist() == [[1.0, 2.5]]
+
+
+@pytest.mark.parametrize("content", [b"", b"\x06\0\0\0", b"PK\x03\x04" + b"x" * 99])
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match="not a CTranslate2 model"):
+        dict(read_ctranslate2(path))
+
+
+def test_a_model_without_an_encoder_is_refused(tmp_path: Path) -> None:
+    _write_ctranslate2(tmp_path / "model.bin", {"x": np.zeros((1, 1), "f4")})
+    with pytest.raises(ModelLoadError, match="not a Whisper encoder"):
+        WhisperTeacher(tmp_path / "model.bin")
+
+
+def test_log_mel_spans_two_units_below_its_peak() -> None:
+    # Whisper clamps to 80 dB under the loudest value and scales by a quarter: 8 / 4.
+    rng = np.random.default_rng(0)
+    mel = whisper_log_mel(np.concatenate([rng.normal(size=8000), np.zeros(8000)]).astype("f4"))
+    assert mel.shape == (80, 100)
+    assert np.ptp(mel) == pytest.approx(2.0)
+
+
+def test_the_subspace_is_white_centred_and_deaf_to_outliers() -> None:
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(12, 12))
+    clean = (rng.normal(size=(4000, 12)) @ mixing + rng.normal(size=12)).astype(np.float32)
+    space = ContentSpace.fit([clean], 6)
+    y = space.project(clean)
+    assert np.abs(y.mean(0)).max() < 1e-4
+    assert np.allclose(np.cov(y, rowvar=False), np.eye(6), atol=0.05)
+    wild = clean.copy()
+    wild[10, 3] = 1e4
+    assert np.abs(space.project(wild)[11:] - y[11:]).max() < 0.05

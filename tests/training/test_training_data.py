@@ -1,0 +1,67 @@
+"""Which speech is found, and who is held out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from auto_voice.errors import TrainingError
+from auto_voice.training.data import Utterance, hold_out, scan
+
+
+def _touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+def test_subfolders_are_speakers_and_loose_files_speak_for_themselves(tmp_path: Path) -> None:
+    for name in ("anna/1.wav", "anna/deep/2.flac", "ben/1.mp3", "loose.ogg", "notes.txt"):
+        _touch(tmp_path / "speech" / name)
+    found = {u.path.name: u.speaker for u in scan([tmp_path / "speech"])}
+    assert found["1.wav"] == "speech/ben" or found["1.wav"] == "speech/anna"
+    speakers = [u.speaker for u in scan([tmp_path / "speech"])]
+    assert sorted(speakers) == ["speech/anna", "speech/anna", "speech/ben", "speech/loose"]
+
+
+def test_a_list_names_speakers_and_corpora(tmp_path: Path) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text("path,speaker,corpus\na.wav,s1,c1\nb.wav,,c2\n")
+    assert scan([listing]) == [
+        Utterance(tmp_path / "a.wav", "s1", "c1"),
+        Utterance(tmp_path / "b.wav", "c2/b", "c2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("file,who\na.wav,s\n", "path,speaker"), ("path,speaker\n", "holds no recordings")],
+)
+def test_a_list_without_its_columns_or_rows_says_so(
+    tmp_path: Path, content: str, says: str
+) -> None:
+    listing = tmp_path / "list.csv"
+    listing.write_text(content)
+    with pytest.raises(TrainingError, match=says):
+        scan([listing])
+
+
+def test_a_missing_folder_and_an_empty_one_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="not a folder"):
+        scan([tmp_path / "nowhere"])
+    with pytest.raises(TrainingError, match="holds no recordings"):
+        scan([tmp_path])
+    with pytest.raises(TrainingError, match="cannot be read"):
+        scan([tmp_path / "nowhere.csv"])
+
+
+def test_whole_speakers_are_held_out_and_more_data_moves_none_of_them() -> None:
+    def utterances(speakers: int) -> list[Utterance]:
+        return [Utterance(Path(f"{s}-{n}"), f"s{s}", "c") for s in range(speakers) for n in (0, 1)]
+
+    train, held = hold_out(utterances(200), 0.1)
+    assert {u.speaker for u in train}.isdisjoint(u.speaker for u in held)
+    assert 8 <= len({u.speaker for u in held}) <= 40
+    more_train, _ = hold_out(utterances(400), 0.1)
+    assert {u.speaker for u in held}.isdisjoint(u.speaker for u in more_train)
