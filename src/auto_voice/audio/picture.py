@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.audio.resample import resample
@@ -16,12 +17,15 @@ from auto_voice.errors import MissingDependencyError
 from auto_voice.types import Waveform
 
 PANEL_INCHES = (9.0, 1.9)
+F0_RANGE_HZ = (50.0, 2000.0)
+"""The upper half of the axis stays free, so that the melody lies over the lower bands."""
+F0_COLOUR = "cyan"
 
 
 def draw_spectrograms(
     recordings: Mapping[str, Waveform], path: str | Path, *, seconds: float | None = None
 ) -> Path:
-    """Write a PNG with one panel a recording: mel spectrogram in dB, the F0 track drawn over it.
+    """Write a PNG with one panel a recording: mel spectrogram in dB, and the F0 track over it.
 
     Args:
         recordings: title to recording, top to bottom.
@@ -55,11 +59,10 @@ def _head(recording: Waveform, seconds: float | None) -> Waveform:
 
 def _draw(panel: Any, title: str, recording: Waveform) -> None:
     spec = HIFIGAN_MEL
-    mel = log_mel(resample(recording.samples, recording.sample_rate, spec.sample_rate), spec)
+    levelled = recording.samples * gain_to_speech_level(recording.samples, recording.sample_rate)
+    mel = log_mel(resample(levelled, recording.sample_rate, spec.sample_rate), spec)
     decibels = mel * (20 / np.log(10))
     loudest = float(decibels.max())
-    pitch = extract_pitch(recording.samples, recording.sample_rate)
-    track = np.where(pitch.voiced, _mel_band(pitch.f0_hz), np.nan)
     panel.imshow(
         decibels,
         origin="lower",
@@ -69,11 +72,20 @@ def _draw(panel: Any, title: str, recording: Waveform) -> None:
         vmax=loudest,
         extent=(0, recording.seconds, -0.5, spec.bands - 0.5),
     )
-    panel.plot(np.arange(len(track)) / pitch.frame_rate, track, color="cyan", linewidth=1.2)
     ticks_hz = np.array([500, 1000, 2000, 4000])
     panel.set_yticks(_mel_band(ticks_hz), [f"{hz / 1000:g}" for hz in ticks_hz])
     panel.set_ylabel("kHz")
     panel.set_title(title, loc="left", fontsize=10)
+    pitch = extract_pitch(levelled, recording.sample_rate)
+    track_hz = np.where(pitch.voiced, pitch.f0_hz, np.nan)
+    melody = panel.twinx()
+    melody.set_yscale("log")
+    melody.set_ylim(*F0_RANGE_HZ)
+    melody.set_yticks([100, 200, 400], ["100", "200", "400"])
+    melody.set_yticks([], minor=True)
+    melody.set_ylabel("F0, Hz", color=F0_COLOUR)
+    melody.plot(np.arange(len(track_hz)) / pitch.frame_rate, track_hz, F0_COLOUR, linewidth=1.5)
+    melody.set_xlim(0, recording.seconds)
 
 
 def _mel_band(hz: ArrayLike) -> NDArray[np.float64]:
