@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auto_voice.audio import io as audio_io
-from auto_voice.audio.io import iter_blocks, probe, read_audio
+from auto_voice.audio.io import AudioWriter, iter_blocks, probe, read_audio
 from auto_voice.audio.resample import resample
 from auto_voice.errors import (
     AudioContentError,
@@ -343,7 +344,7 @@ def test_no_bytes_escape_the_error_tree(data, magic):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    format=st.sampled_from(["WAV", "FLAC", "AIFF", "AU"]),
+    format=st.sampled_from(["WAV", "FLAC", "AIFF", "AU", "W64", "CAF", "OGG", "MP3"]),
     places=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=6),
 )
 def test_no_damaged_header_escapes_the_error_tree(format, places):
@@ -372,6 +373,23 @@ def test_blocks_joined_equal_the_whole(wav, rate, block_seconds):
     if rate:
         plain = read_audio(path).samples
         np.testing.assert_allclose(whole.samples, resample(plain, 44_100, rate), atol=1e-5)
+
+
+def test_blocks_of_a_long_file_take_the_memory_of_one(tmp_path):
+    minute = speech_like(60.0, 8_000)
+    peaks = []
+    for minutes in (2, 20):
+        path = tmp_path / f"{minutes}.wav"
+        with AudioWriter(path, 8_000) as writer:
+            for _ in range(minutes):
+                writer.write(minute)
+        tracemalloc.start()
+        total = sum(len(block) for block in iter_blocks(path, 5.0, 16_000))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert total == minutes * 60 * 16_000
+    assert peaks[1] < 1.1 * peaks[0] + 100_000
+    assert peaks[1] < 20e6
 
 
 def test_blocks_check_their_input(wav):

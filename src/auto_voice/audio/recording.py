@@ -158,7 +158,7 @@ class Recording:
         size = self._stream.seek(0, os.SEEK_END) - self._start
         if size <= 0:
             raise AudioContentError(f"{self.name} is empty (0 bytes); choose a file with sound.")
-        window = cast(BinaryIO, _Window(self._stream, self._start)) if self._start else self._stream
+        window = cast(BinaryIO, _Window(self._stream, self._start, size))
         window.seek(0)
         seen = sniff(window.read(HEAD_BYTES))
         if not seen.readable:
@@ -180,12 +180,12 @@ class Recording:
         if found.truncated and not self._allow_truncated:
             raise self._truncated(None if math.isnan(found.missing or 0) else found.missing)
         window.seek(0)
-        self._stream = window
+        self._window = window
         return found
 
     def _open_decoder(self) -> Any:
         try:
-            return soundfile.SoundFile(self._stream)
+            return soundfile.SoundFile(self._window)
         except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
             reason = getattr(error, "error_string", "") or str(error)
             raise AudioFormatError(
@@ -309,16 +309,20 @@ class Recording:
     def _rewind(self) -> None:
         """Start again with a fresh decoder: seeking in MP3 is not exact to the sample."""
         self._sound.close()
-        self._stream.seek(0)
+        self._window.seek(0)
         self._sound = self._open_decoder()
 
 
 class _Window(io.RawIOBase):
-    """The rest of a seekable stream, as if it began where the stream stood."""
+    """The rest of a seekable stream, as if it began where the stream stood.
 
-    def __init__(self, stream: BinaryIO, start: int) -> None:
+    Seeking before the start lands on it: damaged headers make decoders try, and an exception in
+    their callback could only be printed.
+    """
+
+    def __init__(self, stream: BinaryIO, start: int, size: int) -> None:
         super().__init__()
-        self._inner, self._start = stream, start
+        self._inner, self._start, self._size = stream, start, size
 
     def seekable(self) -> bool:
         return True
@@ -327,8 +331,8 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        shift = self._start if whence == os.SEEK_SET else 0
-        return self._inner.seek(offset + shift, whence) - self._start
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._size}[whence]
+        return self._inner.seek(max(0, base + offset) + self._start) - self._start
 
     def tell(self) -> int:
         return self._inner.tell() - self._start
