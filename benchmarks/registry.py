@@ -22,9 +22,13 @@ PROLOGUE = """
 import sys, time
 start = time.perf_counter()
 def done(value=None):
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_mb = peak / (2**20 if sys.platform == 'darwin' else 2**10)
+    try:  # ru_maxrss on Linux counts what the parent held before exec.
+        lines = open('/proc/self/status').read().splitlines()
+        peak_mb = next(int(x.split()[1]) for x in lines if x.startswith('VmHWM')) / 2**10
+    except OSError:
+        import resource
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak_mb = peak / (2**20 if sys.platform == 'darwin' else 2**10)
     inner_ms = 1000 * ((time.perf_counter() - start) if value is None else value)
     print(inner_ms, peak_mb, 'torch' in sys.modules)
 """

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from auto_voice.models.hifigan_model import HiFiGANModel
     from auto_voice.models.hubert_model import HuBERTModel
     from auto_voice.models.model_loader import DownloadProgressBar, ModelDownloader, ModelLoader
-    from auto_voice.models.model_registry import ModelRegistry, ModelStatus
+    from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.models.model_status import ModelStatus
     from auto_voice.models.speaker_encoder import SpeakerEncoder, SpeakerEncoderModel
     from auto_voice.models.store import ModelStore
     from auto_voice.models.warmup import WarmupTiming
@@ -29,7 +30,7 @@ _HOMES = {
     "ModelFile": "catalog",
     "ModelLoader": "model_loader",
     "ModelRegistry": "model_registry",
-    "ModelStatus": "model_registry",
+    "ModelStatus": "model_status",
     "ModelStore": "store",
     "ModelVersion": "catalog",
     "SpeakerEncoder": "speaker_encoder",

@@ -13,7 +13,6 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +33,7 @@ from auto_voice.settings import Settings, get_settings
 if TYPE_CHECKING:
     from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
     from auto_voice.models.model_loader import ModelLoader, ProgressCallback
+    from auto_voice.models.model_status import ModelStatus
     from auto_voice.models.store import ModelStore
     from auto_voice.models.warmup import WarmupTiming
 
@@ -46,28 +46,6 @@ PIPELINE_MODELS: Mapping[str, str] = {
     "vocoder": "hifigan_universal",
 }
 """The model of each stage that a conversion uses unless told otherwise."""
-
-
-@dataclass(frozen=True)
-class ModelStatus:
-    """Where one version stands.
-
-    Attributes:
-        default: whether its bare name means this version now, pins considered.
-        installed: all its files are in the store.
-        loaded: it is in this registry's memory.
-    """
-
-    name: str
-    version: str
-    kind: str
-    description: str
-    licence: str
-    bytes: int
-    default: bool
-    pinned: bool
-    installed: bool
-    loaded: bool
 
 
 class ModelRegistry:
@@ -175,23 +153,9 @@ class ModelRegistry:
 
     def status(self) -> list[ModelStatus]:
         """Every version of the catalog and where it stands."""
-        pins = read_pins(self.model_dir)
-        loaded = set(self._cache.keys())
-        return [
-            ModelStatus(
-                name=version.name,
-                version=version.version,
-                kind=version.kind,
-                description=self.catalog.entry(version.name).description,
-                licence=version.licence,
-                bytes=version.bytes,
-                default=self.version(version.name) == version,
-                pinned=pins.get(version.name, {}).get("version") == version.version,
-                installed=self.is_installed(version),
-                loaded=version.key in loaded,
-            )
-            for version in self.catalog.versions()
-        ]
+        from auto_voice.models.model_status import status_of
+
+        return status_of(self)
 
     # Files
 
