@@ -127,7 +127,7 @@ def log_mel(samples: FloatArray, spec: MelSpec) -> FloatArray:
 
 @lru_cache(maxsize=8)
 def mel_filters(spec: MelSpec) -> FloatArray:
-    """``(bands, n_fft // 2 + 1)`` float32 triangles of unit area in Hz (Slaney's Auditory Toolbox)."""
+    """``(bands, n_fft // 2 + 1)`` float32 triangles of unit area in Hz, after Slaney (1998)."""
     bins = np.linspace(0, spec.sample_rate / 2, spec.n_fft // 2 + 1)
     low, high = _hz_to_mel(np.array([spec.f_min_hz, spec.f_max_hz]))
     edges = _mel_to_hz(np.linspace(low, high, spec.bands + 2))

@@ -26,7 +26,7 @@ _lock = threading.Lock()
 
 
 def extract_pitch(samples: FloatArray, sample_rate: int) -> Pitch:
-    """F0 of ``(samples,)`` at any rate: 62.5 frames a second, frame ``i`` centred at ``i * 16`` ms."""
+    """F0 of ``(samples,)`` at any rate, 62.5 frames a second; ``i`` is at ``i * 16`` ms."""
     at_16k = resample(samples, sample_rate, SAMPLE_RATE)
     if len(at_16k) == 0:
         return Pitch(np.zeros(0, np.float32), np.zeros(0, np.bool_), FRAME_RATE)
