@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "inference": FOUNDATION | {"audio", "models"},
     "training": FOUNDATION | {"audio", "models", "inference"},
     "evaluation": FOUNDATION | {"audio", "models", "inference"},
+    "client": {"errors"},
     "server": FOUNDATION | {"audio", "models", "inference"},
     "cli": FOUNDATION | {"audio", "models", "inference", "server", "training", "evaluation"},
 }

@@ -18,6 +18,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "demo": ("auto_voice.cli.demo:demo", "Convert a sample recording and show what happened."),
     "evaluate": ("auto_voice.cli.evaluate:evaluate", "Measure how good conversions are."),
     "compare": ("auto_voice.cli.compare:compare", "Compare systems on the same pairs."),
+    "serve": ("auto_voice.cli.serve:serve", "Answer an HTTP API and show a web page."),
     "models": ("auto_voice.cli.models:models", "List, fetch, verify and manage models."),
     "config": ("auto_voice.cli.config:config", "Show the settings and where each comes from."),
     "doctor": ("auto_voice.cli.doctor:doctor", "Check that everything needed is in place."),

@@ -1,0 +1,340 @@
+"""The API as methods; what the server refuses comes back as the exception that it raised there."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import httpx2 as httpx
+
+from auto_voice import errors
+from auto_voice.client.records import Conversion, JobStatus, ModelInfo, VoiceInfo, known
+from auto_voice.errors import AutoVoiceError, BusyError, ServerError
+
+Sound: TypeAlias = "str | Path | tuple[str, bytes]"
+"""A file, or a name and the bytes of one."""
+
+POLL_SECONDS = 0.3
+
+
+class Client:
+    """One server.
+
+    Args:
+        url: of the server.
+        token: where it needs one.
+        timeout_seconds: longest silence of the server; a direct conversion is silent until it is
+            done.
+        patience_seconds: how long to try again, as the server advises, while it is busy.
+        transport: instead of the network, for tests.
+    """
+
+    def __init__(
+        self,
+        url: str = "http://127.0.0.1:8000",
+        token: str | None = None,
+        *,
+        timeout_seconds: float = 300.0,
+        patience_seconds: float = 0.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._patience = patience_seconds
+        self._http = httpx.Client(
+            base_url=url.rstrip("/"),
+            headers=headers,
+            timeout=httpx.Timeout(timeout_seconds, connect=10.0),
+            transport=transport,
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    # Converting
+
+    def convert(
+        self,
+        source: Sound,
+        *,
+        voice: str = "",
+        references: Sequence[Sound] = (),
+        format: str = "wav",
+        **options: Any,
+    ) -> Conversion:
+        """Convert a short recording and wait for it.
+
+        Args:
+            voice: a stored voice; or give ``references``.
+            options: fields of ``POST /v1/convert``: semitones, keep_pitch, strength, measure…
+
+        Raises:
+            AutoVoiceError: what the server says is wrong.
+        """
+        fields = {"voice": voice, "format": format, **options}
+        answer = self._send_files(
+            "/v1/convert", fields, [("source", source), *_each("reference", references)]
+        )
+        account = json.loads(answer.headers.get("x-conversion", "{}"))
+        return Conversion(answer.content, _file_name(answer), account)
+
+    def submit(
+        self,
+        sources: Sequence[Sound],
+        *,
+        voice: str = "",
+        references: Sequence[Sound] = (),
+        format: str = "wav",
+        key: str = "",
+        **options: Any,
+    ) -> JobStatus:
+        """Queue recordings of any length; with the same ``key`` twice they are queued once."""
+        fields = {"voice": voice, "format": format, **options}
+        files = [*_each("source", sources), *_each("reference", references)]
+        headers = {"idempotency-key": key} if key else {}
+        return JobStatus.of(self._send_files("/v1/jobs", fields, files, headers).json())
+
+    def job(self, job_id: str) -> JobStatus:
+        """How a job stands."""
+        return JobStatus.of(self._ask("GET", f"/v1/jobs/{quote(job_id, safe='')}").json())
+
+    def jobs(self, limit: int = 20) -> list[JobStatus]:
+        """Your newest jobs."""
+        answer = self._ask("GET", "/v1/jobs", params={"limit": limit})
+        return [JobStatus.of(job) for job in answer.json()["jobs"]]
+
+    def wait(
+        self,
+        job: JobStatus | str,
+        *,
+        progress: Callable[[float], None] | None = None,
+        within_seconds: float | None = None,
+    ) -> JobStatus:
+        """The job once it is finished.
+
+        Args:
+            progress: told the fraction done.
+            within_seconds: raise TimeoutError after so long.
+        """
+        job_id = job if isinstance(job, str) else job.id
+        deadline = None if within_seconds is None else time.monotonic() + within_seconds
+        while True:
+            found = self.job(job_id)
+            if progress is not None:
+                progress(found.progress)
+            if found.is_finished:
+                return found
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {job_id} is {found.state} after {within_seconds:g} s")
+            time.sleep(POLL_SECONDS)
+
+    def result(self, job: JobStatus | str, index: int | None = None) -> Conversion:
+        """The sound of a job, of one of its recordings, or a zip of a batch."""
+        job_id = quote(job if isinstance(job, str) else job.id, safe="")
+        path = (
+            f"/v1/jobs/{job_id}/result" if index is None else f"/v1/jobs/{job_id}/results/{index}"
+        )
+        answer = self._ask("GET", path)
+        return Conversion(answer.content, _file_name(answer), {})
+
+    def cancel(self, job: JobStatus | str) -> JobStatus:
+        """Stop a job; what is finished of it stays."""
+        job_id = quote(job if isinstance(job, str) else job.id, safe="")
+        return JobStatus.of(self._ask("POST", f"/v1/jobs/{job_id}/cancel").json())
+
+    def delete(self, job: JobStatus | str) -> None:
+        """Delete a job and its results."""
+        job_id = quote(job if isinstance(job, str) else job.id, safe="")
+        self._ask("DELETE", f"/v1/jobs/{job_id}")
+
+    # Voices
+
+    def voices(self) -> list[VoiceInfo]:
+        """The stored voices."""
+        return [
+            known(VoiceInfo, voice) for voice in self._ask("GET", "/v1/voices").json()["voices"]
+        ]
+
+    def voice(self, name: str) -> VoiceInfo:
+        """One of them."""
+        return known(VoiceInfo, self._ask("GET", _voice(name)).json())
+
+    def enrol(
+        self, name: str, references: Sequence[Sound], *, consent: str = "", overwrite: bool = False
+    ) -> VoiceInfo:
+        """Keep the voice heard in the recordings."""
+        fields = {"name": name, "consent": consent, "overwrite": overwrite}
+        answer = self._send_files("/v1/voices", fields, _each("reference", references))
+        return known(VoiceInfo, answer.json())
+
+    def rename_voice(self, name: str, to: str) -> VoiceInfo:
+        """Call a voice something else."""
+        return known(VoiceInfo, self._ask("PATCH", _voice(name), json={"name": to}).json())
+
+    def delete_voice(self, name: str) -> None:
+        """Forget a voice."""
+        self._ask("DELETE", _voice(name))
+
+    def export_voice(self, name: str) -> bytes:
+        """A voice as a file that ``autovoice`` takes."""
+        return self._ask("GET", f"{_voice(name)}/file").content
+
+    def import_voice(self, file: Sound, name: str = "") -> VoiceInfo:
+        """Keep the voice of such a file."""
+        answer = self._send_files("/v1/voices/import", {"name": name}, [("file", file)])
+        return known(VoiceInfo, answer.json())
+
+    # Models and measures
+
+    def models(self) -> list[ModelInfo]:
+        """Every version of every model."""
+        return [
+            known(ModelInfo, model) for model in self._ask("GET", "/v1/models").json()["models"]
+        ]
+
+    def pull_model(self, name: str, version: str | None = None) -> JobStatus:
+        """Fetch a model's files."""
+        return JobStatus.of(self._model("pull", name, version).json())
+
+    def warm_model(self, name: str, version: str | None = None) -> JobStatus:
+        """Load a model and run it once."""
+        return JobStatus.of(self._model("warm", name, version).json())
+
+    def unload_model(self, name: str, version: str | None = None) -> None:
+        """Free its memory."""
+        self._model("unload", name, version)
+
+    def inspect(self, file: Sound) -> Mapping[str, Any]:
+        """What is in a recording."""
+        answer: Mapping[str, Any] = self._send_files("/v1/inspect", {}, [("file", file)]).json()
+        return answer
+
+    def evaluate(
+        self, source: Sound, targets: Sequence[Sound], converted: Sound, transcript: str = ""
+    ) -> Mapping[str, Any]:
+        """Figures of one conversion."""
+        files = [("source", source), *_each("target", targets), ("converted", converted)]
+        answer: Mapping[str, Any] = self._send_files(
+            "/v1/evaluate", {"transcript": transcript}, files
+        ).json()
+        return answer
+
+    def server(self) -> Mapping[str, Any]:
+        """What the server takes and gives."""
+        answer: Mapping[str, Any] = self._ask("GET", "/v1/server").json()
+        return answer
+
+    # How
+
+    def _model(self, action: str, name: str, version: str | None) -> httpx.Response:
+        params = {} if version is None else {"version": version}
+        return self._ask("POST", f"/v1/models/{quote(name, safe='')}/{action}", params=params)
+
+    def _send_files(
+        self,
+        path: str,
+        fields: Mapping[str, Any],
+        files: Sequence[tuple[str, Sound]],
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        plain = {name: _text(value) for name, value in fields.items() if value not in ("", None)}
+
+        def send() -> httpx.Response:
+            # Opened again for each try: a refused upload has been read in part.
+            with ExitStack() as opened:
+                parts = [(field, _part(sound, opened)) for field, sound in files]
+                return self._http.post(path, data=plain, files=parts, headers=dict(headers or {}))
+
+        return self._patiently(send)
+
+    def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
+        return self._patiently(lambda: self._http.request(method, path, **more))
+
+    def _patiently(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return _checked(send())
+            except BusyError as error:
+                if time.monotonic() + error.retry_after > deadline:
+                    raise
+                time.sleep(error.retry_after)
+            except httpx.TransportError as error:
+                raise ServerError(
+                    f"{self._http.base_url} cannot be reached ({error}); is the server running?",
+                    503,
+                ) from error
+
+
+def _checked(answer: httpx.Response) -> httpx.Response:
+    """The answer if it is one.
+
+    Raises:
+        AutoVoiceError: of the class that the server raised.
+    """
+    if answer.is_success:
+        return answer
+    try:
+        record = answer.json()["error"]
+        kind, message = str(record["type"]), str(record["message"])
+    except (ValueError, KeyError, TypeError):
+        kind, message = "ServerError", f"The server answered {answer.status_code}."
+    if answer.status_code in (429, 503) and "retry-after" in answer.headers:
+        wait = answer.headers["retry-after"]
+        raise BusyError(message, int(wait) if wait.isdigit() else 1, answer.status_code)
+    found = getattr(errors, kind, None)
+    if not (isinstance(found, type) and issubclass(found, AutoVoiceError)):
+        raise ServerError(message, answer.status_code)
+    if issubclass(found, ServerError):
+        raise (
+            ServerError(message, answer.status_code)
+            if found is BusyError
+            else found(message, answer.status_code)
+        )
+    if found is errors.DownloadStatusError:
+        raise errors.DownloadStatusError(message, answer.status_code)
+    raise found(message)
+
+
+def _each(field: str, sounds: Sequence[Sound]) -> list[tuple[str, Sound]]:
+    return [(field, sound) for sound in sounds]
+
+
+def _part(sound: Sound, opened: ExitStack) -> tuple[str, Any]:
+    if isinstance(sound, tuple):
+        return sound
+    path = Path(sound)
+    if not path.is_file():
+        raise errors.AudioNotFoundError(f"there is no file {path}; check the name.")
+    return path.name, opened.enter_context(path.open("rb"))
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _voice(name: str) -> str:
+    return f"/v1/voices/{quote(name, safe='')}"
+
+
+def _file_name(answer: httpx.Response) -> str:
+    """What Content-Disposition calls the file (RFC 6266), as a bare name."""
+    header = answer.headers.get("content-disposition", "")
+    coded = re.search(r"filename\*=utf-8''([^;]+)", header, re.IGNORECASE)
+    plain = re.search(r'filename="([^"]*)"', header)
+    from urllib.parse import unquote
+
+    name = unquote(coded[1]) if coded else plain[1] if plain else "result"
+    return Path(name.replace("\\", "/")).name or "result"

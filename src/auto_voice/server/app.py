@@ -1,0 +1,179 @@
+"""The app: routes on one context, errors as sentences, workers that live as long as it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from filelock import FileLock, Timeout
+from starlette.exceptions import HTTPException
+
+from auto_voice import __version__
+from auto_voice.errors import AutoVoiceError, ConfigError, ServerError
+from auto_voice.server.context import Context
+from auto_voice.server.engine import Engine
+from auto_voice.server.files import JobFiles
+from auto_voice.server.gate import Gate, error_answer
+from auto_voice.server.jobs import Claim, JobStore
+from auto_voice.server.metrics import Metrics
+from auto_voice.server.routes import convert, jobs, models, operations, page, voices
+from auto_voice.server.schemas import ErrorAnswer
+from auto_voice.server.settings import ServerSettings
+from auto_voice.server.sqlite_store import SqliteJobStore
+from auto_voice.server.work import Work
+from auto_voice.server.worker import Workers
+
+log = logging.getLogger(__name__)
+
+_STATUSES = {
+    400: "An option is wrong.",
+    401: "A token is needed.",
+    403: "Not permitted.",
+    404: "There is no such thing.",
+    408: "The upload stalled.",
+    409: "Not in this state.",
+    413: "Too large.",
+    415: "Not a recording that can be read.",
+    422: "A recording or a field that cannot be used.",
+    429: "Too much of yours waits; Retry-After says when to try again.",
+    503: "The queue is full, or a model cannot be had.",
+}
+
+
+def create_app(
+    settings: ServerSettings, engine: Engine, *, store: JobStore | None = None
+) -> FastAPI:
+    """The whole server as one ASGI app; workers run between its start and its stop.
+
+    Args:
+        store: where jobs are kept instead of SQLite in the data folder.
+
+    Raises:
+        ConfigError: the data folder cannot be used, or another server uses it.
+    """
+    context = _context(settings, engine, store)
+    app = FastAPI(
+        title="auto_voice",
+        version=__version__,
+        description="Re-speak recordings in another person's voice.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        responses={
+            status: {"model": ErrorAnswer, "description": text}
+            for status, text in _STATUSES.items()
+        },
+    )
+    app.state.context = context
+    for module in (convert, jobs, voices, models, operations, page):
+        app.include_router(module.router)
+    app.add_exception_handler(AutoVoiceError, _own_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _field_error)
+    app.add_exception_handler(Exception, _defect)
+    app.add_middleware(Gate, context=context)
+    return app
+
+
+def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -> Context:
+    files = JobFiles(settings.data_dir / "jobs")
+    store = store or SqliteJobStore(settings.data_dir / "jobs.sqlite", settings.workers)
+    metrics = Metrics()
+
+    def observe(claim: Claim, how: str, seconds: float) -> None:
+        metrics.work(claim.job.kind, how, seconds)
+        log.info(
+            "%s %s",
+            claim.job.kind,
+            how,
+            extra={"job": claim.job.id, "item": claim.item.index, "seconds": round(seconds, 3)},
+        )
+
+    workers = Workers(
+        store,
+        files,
+        Work(engine, files, settings, metrics),
+        count=settings.workers,
+        keep_bytes=settings.keep_mb * 1_000_000,
+        observe=observe,
+    )
+    return Context(settings, engine, store, files, workers, metrics)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    context: Context = app.state.context
+    with _only_server(context.settings.data_dir):
+        context.workers.start()
+        warming = asyncio.create_task(_warm(context)) if context.settings.warm else None
+        try:
+            yield
+        finally:
+            if warming is not None:
+                warming.cancel()
+            await asyncio.to_thread(context.workers.stop, context.settings.grace_seconds)
+            context.store.close()
+
+
+async def _warm(context: Context) -> None:
+    try:
+        timings = await asyncio.to_thread(context.engine.warm_up)
+        context.warm = True
+        log.info("models are loaded", extra={"seconds": round(sum(timings.values()), 3)})
+    except AutoVoiceError as error:
+        log.error("the models could not be loaded: %s", error)
+
+
+def _only_server(data_dir: Path) -> Any:
+    """A lock for as long as the server lives, gone with its process.
+
+    Raises:
+        ConfigError: another server holds it.
+    """
+    lock = FileLock(data_dir / "server.lock")
+    try:
+        return lock.acquire(timeout=2)
+    except Timeout:
+        raise ConfigError(
+            f"another server uses {data_dir}; stop it, or start this one with another --data-dir."
+        ) from None
+
+
+async def _own_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, AutoVoiceError)
+    body, headers = error_answer(error, request.scope.get("autovoice.request_id", ""))
+    return Response(body, error.http_status, headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, AutoVoiceError):
+        # A form that could not be read to its end, and why: the limit of the upload.
+        return await _own_error(request, error.__cause__)
+    plain = {404: "There is nothing here; GET /openapi.json lists what there is.",
+             405: "This path does not take that method."}  # fmt: skip
+    text = plain.get(error.status_code, str(error.detail))
+    answer = await _own_error(request, ServerError(text, error.status_code))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _field_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    said = []
+    for found in error.errors()[:5]:
+        where = ".".join(str(part) for part in found["loc"][1:] or found["loc"])
+        said.append(f"{where}: {found['msg']}")
+    return await _own_error(request, ServerError("; ".join(said)[:1000] + ".", 422))
+
+
+async def _defect(request: Request, error: Exception) -> Response:
+    log.error("unexpected %s", type(error).__name__, exc_info=error)
+    text = f"Unexpected {type(error).__name__}; the server's log has more under this request id."
+    return await _own_error(request, ServerError(text, 500))

@@ -1,0 +1,122 @@
+"""Figures for Prometheus, in a registry of each app's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_REQUEST_SECONDS = (0.005, 0.02, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
+_RTF = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5)
+_STAGES = ("pitch", "content", "convert", "vocode")
+
+
+class Metrics:
+    """What is counted; every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "autovoice_requests", "Requests answered.", ["method", "route", "status"],
+            registry=registry,
+        )  # fmt: skip
+        self._request_seconds = Histogram(
+            "autovoice_request_seconds", "Time to the end of the answer.", ["route"],
+            buckets=_REQUEST_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._rejected = Counter(
+            "autovoice_rejected", "Requests turned away because of load.", ["status"],
+            registry=registry,
+        )  # fmt: skip
+        self._work = Counter(
+            "autovoice_work", "Items of jobs that ended.", ["kind", "how"], registry=registry
+        )
+        self._work_seconds = Histogram(
+            "autovoice_work_seconds", "Time that an item took.", ["kind"],
+            buckets=_REQUEST_SECONDS, registry=registry,
+        )  # fmt: skip
+        self._audio_seconds = Counter(
+            "autovoice_audio_seconds", "Seconds of audio converted.", registry=registry
+        )
+        self._rtf = Histogram(
+            "autovoice_rtf", "Seconds of work per second of audio.", ["stage"],
+            buckets=_RTF, registry=registry,
+        )  # fmt: skip
+        self._waiting = Gauge(
+            "autovoice_queue_items", "Items in the queue.", ["state"], registry=registry
+        )
+        self._loads = Counter(
+            "autovoice_model_loads", "Models loaded into memory.", ["model"], registry=registry
+        )
+        self._hits = Counter(
+            "autovoice_model_cache_hits", "Uses of a model that was loaded already.",
+            registry=registry,
+        )  # fmt: skip
+        self._fallbacks = Counter(
+            "autovoice_fallbacks", "Conversions in which another model stood in.", ["stage"],
+            registry=registry,
+        )  # fmt: skip
+        self._loaded = Gauge("autovoice_models_loaded", "Models in memory.", registry=registry)
+        self._memory = Gauge(
+            "autovoice_memory_bytes", "Resident memory of the process.", registry=registry
+        )
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
+
+    def request(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, str(status)).inc()
+        self._request_seconds.labels(route).observe(seconds)
+
+    def rejected(self, status: int) -> None:
+        self._rejected.labels(str(status)).inc()
+
+    def work(self, kind: str, how: str, seconds: float) -> None:
+        self._work.labels(kind, how).inc()
+        self._work_seconds.labels(kind).observe(seconds)
+
+    def conversion(self, summary: Mapping[str, Any]) -> None:
+        """Count one conversion by its account."""
+        seconds = float(summary["seconds"])
+        self._audio_seconds.inc(seconds)
+        for stage in _STAGES:
+            if stage in summary["timings"]:
+                self._rtf.labels(stage).observe(summary["timings"][stage] / seconds)
+        self._rtf.labels("all").observe(summary["seconds_per_second"])
+        for stage, model in summary["models"].items():
+            if "fallback" in model:
+                self._fallbacks.labels(stage).inc()
+
+    def models_used(self, before: Iterable[str], after: Iterable[str], wanted: int) -> None:
+        """Count loads and hits by what was in memory before and after ``wanted`` models ran."""
+        new = set(after) - set(before)
+        with self._lock:
+            for model in new:
+                self._loads.labels(model).inc()
+            self._hits.inc(max(0, wanted - len(new)))
+
+    def page(self, queue: Mapping[str, int], models: int) -> bytes:
+        """Everything in the text format of Prometheus."""
+        for state, count in queue.items():
+            self._waiting.labels(state).set(count)
+        self._loaded.set(models)
+        self._memory.set(resident_bytes())
+        return generate_latest(self._registry)
+
+
+def resident_bytes() -> int:
+    """Memory of this process now; where the system does not tell, its peak."""
+    status = Path("/proc/self/statm")
+    if status.is_file():
+        return int(status.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,145 @@
+"""``/v1/jobs``: long recordings and batches, which outlive the connection and the server."""
+
+from __future__ import annotations
+
+import asyncio
+import zipfile
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, File, Header, Query, Response, UploadFile
+from fastapi import Path as PathField
+from fastapi.responses import FileResponse
+
+from auto_voice.errors import JobStateError, UploadError
+from auto_voice.server.context import Client, Context, Here, failure
+from auto_voice.server.jobs import DONE, Job
+from auto_voice.server.options import ConvertOptions
+from auto_voice.server.routes.convert import References, check_target
+from auto_voice.server.schemas import JOB_ID, MEDIA_TYPES, JobList, JobView
+
+router = APIRouter(prefix="/v1/jobs")
+
+JobId = Annotated[str, PathField(max_length=64, examples=[JOB_ID])]
+
+
+@router.post("", status_code=202, summary="Convert long recordings, or many")
+async def create(
+    response: Response,
+    here: Here,
+    client: Client,
+    options: Annotated[ConvertOptions, Depends()],
+    source: Annotated[list[UploadFile], File(description="One recording or a batch.")],
+    reference: References = [],  # noqa: B006
+    idempotency_key: Annotated[
+        str, Header(max_length=100, description="The same key twice gives the same job.")
+    ] = "",
+) -> JobView:
+    """Queue a conversion of each `source`. What is accepted survives a restart."""
+    most = here.settings.batch_items
+    if len(source) > most:
+        raise UploadError(f"{len(source)} recordings are more than the {most} of one job.")
+    await check_target(here, options, reference)
+    job = await asyncio.to_thread(
+        here.accept,
+        client,
+        "convert",
+        source,
+        reference,
+        options.request(),
+        direct=False,
+        most_seconds=here.settings.longest_seconds,
+        key=idempotency_key,
+    )
+    response.headers["location"] = f"/v1/jobs/{job.id}"
+    return JobView.of(job)
+
+
+@router.get("", summary="Your newest jobs")
+def listed(here: Here, client: Client, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> JobList:
+    return JobList(jobs=[JobView.of(job) for job in here.store.listed(client, limit)])
+
+
+@router.get("/{job_id}", summary="How a job stands")
+def show(here: Here, job_id: JobId) -> JobView:
+    return JobView.of(here.store.get(job_id))
+
+
+@router.post("/{job_id}/cancel", summary="Stop a job")
+def cancel(here: Here, job_id: JobId) -> JobView:
+    """What is finished of it stays; what runs stops within a second."""
+    here.store.get(job_id)
+    return JobView.of(here.workers.cancel(job_id))
+
+
+@router.delete("/{job_id}", status_code=204, summary="Delete a job and its results")
+def delete(here: Here, job_id: JobId) -> None:
+    here.store.get(job_id)
+    here.workers.cancel(job_id)
+    here.workers.remove(job_id)
+
+
+@router.get(
+    "/{job_id}/result",
+    summary="The result",
+    response_class=FileResponse,
+    responses={200: {"content": {"audio/wav": {}, "application/zip": {}}}},
+)
+def result(here: Here, job_id: JobId) -> FileResponse:
+    """The sound of a job with one recording, a zip of all results of a batch."""
+    job = here.store.get(job_id)
+    if not job.is_finished:
+        raise JobStateError("The job is not finished; ask again when its state is done.")
+    if len(job.items) == 1:
+        return _sound(here, job, 0)
+    return FileResponse(_archive(here, job), media_type="application/zip", filename="converted.zip")
+
+
+@router.get(
+    "/{job_id}/results/{index}",
+    summary="The result of one recording of a batch",
+    response_class=FileResponse,
+    responses={200: {"content": {"audio/wav": {}}}},
+)
+def one_result(
+    here: Here, job_id: JobId, index: Annotated[int, PathField(ge=0, le=10_000)]
+) -> FileResponse:
+    """As soon as it is done, even while the rest of the batch runs."""
+    return _sound(here, here.store.get(job_id), index)
+
+
+def _sound(here: Context, job: Job, index: int) -> FileResponse:
+    found = [item for item in job.items if item.index == index]
+    if not found:
+        raise JobStateError(f"The job has {len(job.items)} recordings, counted from 0.", 404)
+    (item,) = found
+    if item.error is not None:
+        raise failure(item.error)
+    if item.state != DONE or item.result is None:
+        raise JobStateError(f"The recording is {item.state}, so it has no result.")
+    if "file" not in item.result:
+        raise JobStateError("This kind of job has no sound; its result is in the job itself.")
+    path = here.files.folder(job.id) / item.result["file"]
+    if not path.is_file():
+        raise JobStateError("The result has been deleted.", 410)
+    media = MEDIA_TYPES[path.suffix.lstrip(".")]
+    return FileResponse(path, media_type=media, filename=item.result["name"])
+
+
+def _archive(here: Context, job: Job) -> Path:
+    """The finished sounds in one zip, stored as they are; made once."""
+    folder = here.files.folder(job.id)
+    path = folder / "out-all.zip"
+    if path.is_file():
+        return path
+    temporary = folder / f"out-all.{id(job):x}.partial"
+    done = [item for item in job.items if item.state == DONE and item.result]
+    if not done:
+        raise JobStateError("No recording of this job was converted; the job says why.")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for item in done:
+            assert item.result is not None
+            name = f"{item.index:03d}_{item.result['name']}"
+            archive.write(folder / item.result["file"], name)
+    temporary.replace(path)
+    return path

@@ -1,0 +1,152 @@
+"""Who may ask: host names, web sites, tokens, sessions; and the headers of every answer."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import time
+from collections.abc import Iterable, Mapping
+from http.cookies import CookieError, SimpleCookie
+
+from auto_voice.errors import NotPermittedError
+from auto_voice.server.settings import LOOPBACK_NAMES, ServerSettings
+
+COOKIE = "autovoice_session"
+SESSION_SECONDS = 7 * 86400
+HEADERS: Mapping[str, str] = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
+    "img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; form-action 'none'; "
+    "base-uri 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "permissions-policy": "microphone=(self), camera=(), geolocation=()",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+EXPOSED = "content-disposition, location, retry-after, x-conversion, x-job-id, x-request-id"
+
+
+def check_host(settings: ServerSettings, host: str) -> None:
+    """Refuse names that are not this server's: a web site may point its own name at this address.
+
+    Raises:
+        NotPermittedError: 421.
+    """
+    name = _without_port(host)
+    known = {*LOOPBACK_NAMES, *settings.allow_hosts, settings.host}
+    if name in known:
+        return
+    # An address cannot be re-pointed as a name can.
+    if not settings.is_loopback and _is_address(name):
+        return
+    raise NotPermittedError(
+        f"This server does not answer to the name {name[:80]!r}; start it with --allow-host NAME "
+        "if that is its name.",
+        421,
+    )
+
+
+def check_origin(settings: ServerSettings, scheme: str, headers: Mapping[str, str]) -> str:
+    """The allowed foreign origin that asks, or "" for our own page and for programs.
+
+    Raises:
+        NotPermittedError: another web site's page is asking.
+    """
+    origin = headers.get("origin", "")
+    if origin and origin in settings.allow_origins:
+        return origin
+    host = headers.get("host", "")
+    foreign = bool(origin) and origin not in (f"{scheme}://{host}", f"https://{host}")
+    if foreign or headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+        raise NotPermittedError(
+            "Pages of other web sites may not call this server; start it with --allow-origin "
+            "ORIGIN to let one."
+        )
+    return ""
+
+
+def token_of(settings: ServerSettings, headers: Mapping[str, str]) -> str:
+    """The token that the request proves to know; "" where none is needed.
+
+    Raises:
+        NotPermittedError: 401.
+    """
+    if not settings.tokens:
+        return ""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        found = matching(settings.tokens, given.strip())
+        if found:
+            return found
+        raise NotPermittedError("The token is wrong; ask whoever runs this server.", 401)
+    found = _by_cookie(settings.tokens, headers.get("cookie", ""))
+    if found:
+        return found
+    raise NotPermittedError(
+        "This server needs a token; send the header Authorization: Bearer TOKEN.", 401
+    )
+
+
+def matching(tokens: Iterable[str], given: str) -> str:
+    """The token that equals ``given``, found in constant time, or ""."""
+    offered = given.encode("utf-8", "surrogateescape")
+    found = ""
+    for token in tokens:
+        if hmac.compare_digest(token.encode(), offered):
+            found = token
+    return found
+
+
+def session_cookie(token: str, now: float | None = None) -> str:
+    """Proof of knowing ``token`` until it expires, from which the token cannot be told."""
+    until = int((time.time() if now is None else now) + SESSION_SECONDS)
+    return f"{until}.{_proof(token, until)}"
+
+
+def _proof(token: str, until: int) -> str:
+    return hmac.new(
+        token.encode(), f"autovoice session {until}".encode(), hashlib.sha256
+    ).hexdigest()
+
+
+def _by_cookie(tokens: Iterable[str], header: str) -> str:
+    try:
+        morsel = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return ""
+    until, _, proof = (morsel.value if morsel else "").partition(".")
+    if not until.isascii() or not until.isdigit() or int(until[:12]) < time.time():
+        return ""
+    found = ""
+    for token in tokens:
+        if hmac.compare_digest(_proof(token, int(until[:12])), proof):
+            found = token
+    return found
+
+
+def client_of(token: str, address: str) -> str:
+    """Whom limits and fairness count a request for: token and address (IPv6: its /64)."""
+    try:
+        ip = ipaddress.ip_address(address)
+        if ip.version == 6:
+            address = str(ipaddress.ip_network((ip, 64), strict=False).network_address)
+    except ValueError:
+        address = "unknown"
+    mark = hashlib.sha256(token.encode()).hexdigest()[:8] + "@" if token else ""
+    return mark + address
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.rpartition(":")[0].lower() if host.count(":") == 1 else host.lower()
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

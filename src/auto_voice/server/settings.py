@@ -1,0 +1,132 @@
+"""What a server is started with: where it listens, who may ask, and how much."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from auto_voice.errors import ConfigError
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Everything about a server but its models.
+
+    Attributes:
+        host: address to bind; a token is required unless it is loopback.
+        port: 0 takes a free one.
+        tokens: any of them opens the server; empty for none on loopback.
+        data_dir: queue, uploads and results.
+        allow_hosts: further names under which clients reach the server.
+        allow_origins: other web sites whose pages may call it (``https://host[:port]``).
+        workers: conversions at the same time, on one set of models.
+        direct_waiting: direct requests that may wait, of all clients together.
+        direct_waiting_client: of one client.
+        queue_items: recordings that may wait in jobs, of all clients together.
+        queue_items_client: of one client.
+        uploads_at_once: requests whose body is being read.
+        upload_mb: of one request.
+        upload_stall_seconds: longest pause within an upload.
+        batch_items: recordings of one job.
+        direct_seconds: of audio that is answered directly.
+        longest_seconds: of audio in a job.
+        reference_seconds: of one reference.
+        decode_seconds: of work that decoding one upload may take.
+        keep_hours: results are deleted so long after they were made.
+        keep_mb: and before that, oldest first, when they take more than this.
+        grace_seconds: for running work when the server stops; what is not done by then goes back
+            to the queue.
+        warm: load the models before the first request.
+        trusted_proxies: addresses whose ``X-Forwarded-*`` headers are believed.
+    """
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tokens: tuple[str, ...] = field(default=(), repr=False)
+    allow_hosts: tuple[str, ...] = ()
+    allow_origins: tuple[str, ...] = ()
+    workers: int = 1
+    direct_waiting: int = 8
+    direct_waiting_client: int = 4
+    queue_items: int = 200
+    queue_items_client: int = 100
+    uploads_at_once: int = 16
+    upload_mb: int = 200
+    upload_stall_seconds: float = 30.0
+    batch_items: int = 100
+    direct_seconds: float = 60.0
+    longest_seconds: float = 3600.0
+    reference_seconds: float = 300.0
+    decode_seconds: float = 60.0
+    keep_hours: float = 24.0
+    keep_mb: int = 2000
+    grace_seconds: float = 30.0
+    warm: bool = False
+    trusted_proxies: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.tokens and not self.is_loopback:
+            raise ConfigError(
+                f"{self.host} can be reached from other machines, so a token is needed; add "
+                "--token-file FILE, or bind 127.0.0.1."
+            )
+        for token in self.tokens:
+            if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable():
+                raise ConfigError(
+                    f"a token needs at least {SHORTEST_TOKEN} printable ASCII characters; make one "
+                    'with: python3 -c "import secrets; print(secrets.token_urlsafe(32))"'
+                )
+        for origin in self.allow_origins:
+            if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
+                raise ConfigError(
+                    f"{origin} is no origin; write it as https://host or https://host:port."
+                )
+        least: Mapping[str, float] = {
+            "workers": 1,
+            "direct_waiting": 1,
+            "direct_waiting_client": 1,
+            "queue_items": 1,
+            "queue_items_client": 1,
+            "uploads_at_once": 1,
+            "upload_mb": 1,
+            "batch_items": 1,
+            "keep_hours": 0,
+            "keep_mb": 1,
+        }
+        for name, smallest in least.items():
+            if not getattr(self, name) >= smallest:
+                raise ConfigError(f"{name} must be at least {smallest:g}.")
+
+    @property
+    def is_loopback(self) -> bool:
+        if self.host in LOOPBACK_NAMES:
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def upload_bytes(self) -> int:
+        return self.upload_mb * 1_000_000
+
+
+def default_data_dir() -> Path:
+    """Where each platform keeps what a program made for its user."""
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData/Local") / "auto_voice/server"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Application Support/auto_voice/server"
+    data = os.environ.get("XDG_DATA_HOME", "")
+    # A relative XDG path is invalid by its specification and must be ignored.
+    base = Path(data) if Path(data).is_absolute() else Path.home() / ".local/share"
+    return base / "auto_voice" / "server"
