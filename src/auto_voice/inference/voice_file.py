@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.errors import AudioOutputError, VoiceError
+from auto_voice.models.disk import fsync_file, move_into_place, temporary_beside
 from auto_voice.types import Voice
 
 SUFFIX = ".safetensors"
@@ -29,19 +31,23 @@ def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:
         "encoder": voice.encoder,
         "content_space": voice.content_space,
         "notes": list(voice.notes),
+        "quality": dict(voice.quality),
+        "consent": voice.consent,
     }
-    arrays = {"embedding": voice.embedding}
+    arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding}
+    if voice.speech is not None:
+        arrays["speech"] = voice.speech
     arrays |= {f"frames.{name}": values for name, values in voice.frames.items()}
     contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     data = save(contiguous, metadata={"format": FORMAT, "voice": json.dumps(about)})
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}.", delete=False
-        ) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(file.name).replace(target)
+        temporary = temporary_beside(target)
+        try:
+            temporary.write_bytes(data)
+            fsync_file(temporary)
+            move_into_place(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise AudioOutputError(f"the voice cannot be written to {target}: {error}.") from error
     return target
@@ -65,6 +71,7 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
         if metadata.get("format") != FORMAT:
             raise VoiceError(f"{source} is not a voice file; make one with `autovoice clone`.")
         about = json.loads(metadata["voice"])
+        speech = arrays.pop("speech", None)
         voice = Voice(
             embedding=arrays.pop("embedding").astype(np.float32),
             log_f0_mean=_number(about["log_f0_mean"]),
@@ -75,6 +82,10 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
             encoder=str(about["encoder"]),
             content_space=str(about["content_space"]),
             notes=tuple(str(note) for note in about["notes"]),
+            # Files of the first release hold none of these.
+            quality={str(k): _number(v) for k, v in about.get("quality", {}).items()},
+            consent=str(about.get("consent", "")),
+            speech=None if speech is None else speech.astype(np.int16).reshape(-1),
         )
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, VoiceError):
