@@ -110,6 +110,14 @@ def test_register_error_is_the_interval_between_the_means() -> None:
     assert metrics.register_error_cents(source, transpose(source, 5)) == pytest.approx(500, abs=0.1)
 
 
+def test_octave_errors_of_the_tracker_do_not_move_the_register() -> None:
+    source = track(melody)
+    f0 = source.f0_hz.copy()
+    f0[10:20] /= 2
+    wrong = Pitch(f0, source.voiced, source.frame_rate)
+    assert metrics.register_error_cents(source, wrong) == pytest.approx(0, abs=25)
+
+
 def test_an_empty_track_is_refused() -> None:
     empty = Pitch(np.zeros(0, np.float32), np.zeros(0, bool), 62.5)
     with pytest.raises(EvaluationError, match="empty"):

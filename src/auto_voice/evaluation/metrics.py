@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
+from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.errors import EvaluationError
 from auto_voice.types import FloatArray, Pitch, Waveform
 
@@ -140,12 +141,17 @@ def pitch_agreement(source: Pitch, converted: Pitch) -> PitchAgreement:
 
 
 def register_error_cents(target: Pitch, converted: Pitch) -> float:
-    """Mean voiced log-F0 of ``converted`` minus that of ``target``, in cents; NaN without voice."""
-    voiced = [p.f0_hz[p.voiced & (p.f0_hz > 0)].astype(np.float64) for p in (target, converted)]
-    if min(len(f0_hz) for f0_hz in voiced) < MIN_VOICED_FRAMES:
+    """Mean log-F0 of ``converted`` minus that of ``target``, in cents; NaN without voice.
+
+    The mean is the pipeline's own: frames more than 0.6 octaves from the median are left out, so
+    that octave errors of the tracker in either recording do not count.
+    """
+    if min(int(p.voiced.sum()) for p in (target, converted)) < MIN_VOICED_FRAMES:
         return NAN
-    means = [np.log2(f0_hz).mean() for f0_hz in voiced]
-    return float(1200 * (means[1] - means[0]))
+    wanted, got = log_f0_statistics(target), log_f0_statistics(converted)
+    if wanted is None or got is None:
+        return NAN
+    return float(1200 / np.log(2) * (got[0] - wanted[0]))
 
 
 def mel_cepstrum(samples: FloatArray, sample_rate: int, order: int = 13) -> FloatArray:
