@@ -51,6 +51,7 @@ class Settings:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         fallback: ``none``, ``compact`` or ``mock``.
         memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
+        voice_dir: where stored voices are.
     """
 
     config: Path | None
@@ -59,6 +60,7 @@ class Settings:
     device: str
     fallback: str
     memory_budget_mb: int
+    voice_dir: Path
     origins: Mapping[str, str]
 
 
@@ -115,7 +117,7 @@ def _parsed(setting: Setting, raw: Any, origin: str) -> Any:
 
 def _from_file(setting: Setting, node: Node) -> Any:
     value = node.plain()
-    if setting.key == "model_dir" and isinstance(value, str):
+    if setting.parse is _path and isinstance(value, str):
         # Relative to the file that says it: a YAML must mean the same wherever it is used from.
         return node.path.parent / Path(value).expanduser()
     return value
@@ -201,6 +203,18 @@ def _user_cache() -> Path:
     return base / "auto_voice" / "models"
 
 
+def _user_voices() -> Path:
+    """Where each platform keeps what a user made and would miss."""
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else Path.home() / "AppData/Local") / "auto_voice/voices"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Application Support/auto_voice/voices"
+    data = os.environ.get("XDG_DATA_HOME", "")
+    base = Path(data) if Path(data).is_absolute() else Path.home() / ".local/share"
+    return base / "auto_voice" / "voices"
+
+
 SETTINGS: Mapping[str, Setting] = {
     setting.key: setting
     for setting in (
@@ -217,5 +231,6 @@ SETTINGS: Mapping[str, Setting] = {
         Setting(
             "memory_budget_mb", _megabytes, lambda: 0, "limit for loaded models in MB, 0 for none"
         ),
+        Setting("voice_dir", _path, _user_voices, "where stored voices are"),
     )
 }

@@ -105,6 +105,11 @@ class Voice:
         encoder: ``name@version`` of the speaker encoder that made ``embedding``.
         content_space: feature space of ``frames["content"]``.
         notes: warnings from enrolment, one sentence each.
+        quality: figures of the reference by name, such as ``snr_db``, ``clipping_ratio`` and
+            ``speakers``; None where one could not be had.
+        consent: what the owner of the voice agreed to, in the user's words.
+        speech: ``(samples,)`` int16 at 16 kHz, the speech that the voice was made from; None where
+            it was not kept. With it a voice can be encoded again for other models.
     """
 
     embedding: FloatArray
@@ -116,3 +121,6 @@ class Voice:
     encoder: str = ""
     content_space: str = ""
     notes: tuple[str, ...] = ()
+    quality: Mapping[str, float | None] = field(default_factory=dict)
+    consent: str = ""
+    speech: NDArray[np.int16] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.types import FloatArray
 
@@ -21,6 +22,11 @@ def speech_level(samples: FloatArray, sample_rate: int) -> float:
     whole = len(samples) // size * size
     framed = samples[:whole].reshape(-1, size) if whole else samples[None, :]
     power = np.mean(np.square(framed, dtype=np.float64), axis=1) if framed.size else np.zeros(1)
+    return active_level(power)
+
+
+def active_level(power: NDArray[np.float64]) -> float:
+    """:func:`speech_level` of a recording whose ``(frames,)`` mean squares are given."""
     loudest = np.percentile(power, 99)
     active = power[power >= loudest * 10 ** (-ACTIVE_RANGE_DB / 10)]
     mean = float(active.mean()) if len(active) else 0.0

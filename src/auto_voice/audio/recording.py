@@ -104,6 +104,11 @@ class Recording:
         frames = int(self._sound.frames)
         return frames if 0 <= frames < _UNKNOWN_FRAMES else None
 
+    @property
+    def frames_read(self) -> int:
+        """Frames that were decoded so far."""
+        return self._frames_read
+
     def info(self) -> AudioInfo:
         doubts = [self._completeness.note] if self._completeness.note else []
         if self._completeness.truncated or log_says_truncated(self._sound.extra_info):

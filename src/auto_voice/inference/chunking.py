@@ -15,12 +15,14 @@ from itertools import pairwise
 from math import gcd, lcm
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.types import FloatArray
 
 CONTEXT_SECONDS = 1.5
 """At least this much is rendered on each side of a core and thrown away."""
 LEVEL_HOP_SECONDS = 0.01
+HOP = Fraction(1, 100)
 LEVEL_WINDOW_HOPS = 11
 
 
@@ -66,10 +68,39 @@ def plan_chunks(
         grid_frames: context starts at multiples of it.
         longest_seconds: of a core; a shorter recording is one piece.
     """
-    context = int(np.ceil(context_seconds * frame_rate))
-    cuts = [round(Fraction(at, sample_rate) * frame_rate) for at in
-            quiet_cuts(samples, sample_rate, longest_seconds)]  # fmt: skip
+    levels = hop_energies(samples, sample_rate)
+    return plan_from_energies(
+        levels,
+        len(samples) / sample_rate,
+        frames=frames,
+        frame_rate=frame_rate,
+        grid_frames=grid_frames,
+        longest_seconds=longest_seconds,
+        context_seconds=context_seconds,
+    )
+
+
+def plan_from_energies(
+    energies: NDArray[np.float64],
+    seconds: float,
+    *,
+    frames: int,
+    frame_rate: Fraction,
+    grid_frames: int,
+    longest_seconds: float,
+    context_seconds: float = CONTEXT_SECONDS,
+) -> list[Chunk]:
+    """:func:`plan_chunks` of a recording of which only ``hop_energies`` are at hand."""
+    cuts = [round(Fraction(at) * HOP * frame_rate) for at in
+            quiet_hops(energies, seconds, longest_seconds)]  # fmt: skip
     edges = [0, *(cut for cut in cuts if 0 < cut < frames), frames]
+    return with_context(
+        edges, frames, grid_frames=grid_frames, context=int(np.ceil(context_seconds * frame_rate))
+    )
+
+
+def with_context(edges: list[int], frames: int, *, grid_frames: int, context: int) -> list[Chunk]:
+    """Chunks between neighbouring ``edges``, each with at least ``context`` frames around it."""
     return [
         Chunk(
             start,
@@ -81,49 +112,103 @@ def plan_chunks(
     ]
 
 
+def halved(edges: list[int]) -> list[int]:
+    """``edges`` with one more in the middle of every piece that is as long as the longest half."""
+    longest = max(stop - start for start, stop in pairwise(edges))
+    out = [edges[0]]
+    for start, stop in pairwise(edges):
+        if stop - start > longest // 2:
+            out.append((start + stop) // 2)
+        out.append(stop)
+    return out
+
+
+def hop_energies(samples: FloatArray, sample_rate: int) -> NDArray[np.float64]:
+    """``(hops,)`` sums of squares over the whole hundredths of a second of ``(samples,)``."""
+    hop = hop_size(sample_rate)
+    framed = samples[: len(samples) // hop * hop].reshape(-1, hop)
+    return np.asarray(np.einsum("ij,ij->i", framed, framed, dtype=np.float64))
+
+
+def hop_size(sample_rate: int) -> int:
+    """Samples in a hundredth of a second."""
+    return max(1, round(LEVEL_HOP_SECONDS * sample_rate))
+
+
 def quiet_cuts(samples: FloatArray, sample_rate: int, longest_seconds: float) -> list[int]:
-    """Sample positions that cut ``(samples,)`` into pieces of at most ``longest_seconds``.
+    """Sample positions that cut ``(samples,)`` into pieces of at most ``longest_seconds``."""
+    energies = hop_energies(samples, sample_rate)
+    hops = quiet_hops(energies, len(samples) / sample_rate, longest_seconds)
+    return [at * hop_size(sample_rate) for at in hops]
+
+
+def quiet_hops(energies: NDArray[np.float64], seconds: float, longest_seconds: float) -> list[int]:
+    """Positions, in hops, that cut a recording into pieces of at most ``longest_seconds``.
 
     Each lies at the quietest tenth of a second in the last third of what is allowed.
     """
-    hop = max(1, round(LEVEL_HOP_SECONDS * sample_rate))
-    longest = int(longest_seconds * sample_rate) // hop
-    hops = len(samples) // hop
-    if len(samples) <= longest_seconds * sample_rate or hops <= longest:
+    longest = int(longest_seconds * 100)
+    hops = len(energies)
+    if seconds <= longest_seconds or hops <= longest:
         return []
-    framed = samples[: hops * hop].reshape(hops, hop)
-    energy = np.einsum("ij,ij->i", framed, framed)
-    level = np.convolve(energy, np.ones(LEVEL_WINDOW_HOPS) / LEVEL_WINDOW_HOPS, mode="same")
+    level = np.convolve(energies, np.ones(LEVEL_WINDOW_HOPS) / LEVEL_WINDOW_HOPS, mode="same")
     cuts: list[int] = []
     done = 0
     while hops - done > longest:
         low = done + longest * 2 // 3
         done = low + int(np.argmin(level[low : done + longest]))
-        cuts.append(done * hop)
+        cuts.append(done)
     return cuts
 
 
-def join(pieces: Iterable[tuple[Chunk, FloatArray]], hop_samples: int, samples: int) -> FloatArray:
-    """Cross-fade rendered pieces into ``(samples,)`` float32.
+class Joiner:
+    """Rendered pieces in, finished samples out, with memory for one piece.
 
-    Each piece is the audio of its whole context, ``hop_samples`` a frame. Neighbours fade linearly
-    over one frame before and one after the cut; equal audio on both sides comes out unchanged.
+    Neighbours fade linearly over one frame before and one after the cut; equal audio on both sides
+    comes out unchanged.
+
+    Args:
+        hop_samples: of a frame.
+        samples: of the whole.
+        done: samples that came out already, when an interrupted job goes on.
+        pending: what was faded in after them, ``(samples,)``.
     """
-    out = np.zeros(samples, dtype=np.float32)
-    for chunk, audio in pieces:
-        first, last = chunk.start == 0, chunk.stop * hop_samples >= samples
-        low = 0 if first else (chunk.start - 1) * hop_samples
-        high = samples if last else min(samples, (chunk.stop + 1) * hop_samples)
-        offset = low - chunk.context_start * hop_samples
+
+    def __init__(
+        self, hop_samples: int, samples: int, done: int = 0, pending: FloatArray | None = None
+    ) -> None:
+        self.hop, self.samples, self.done = hop_samples, samples, done
+        self.pending = np.zeros(0, np.float32) if pending is None else pending
+
+    def push(self, chunk: Chunk, audio: FloatArray) -> FloatArray:
+        """The samples that are finished once ``chunk``, the next one, is there.
+
+        Args:
+            audio: of the chunk's whole context, ``hop_samples`` a frame.
+        """
+        hop = self.hop
+        first, last = chunk.start == 0, chunk.stop * hop >= self.samples
+        low = 0 if first else (chunk.start - 1) * hop
+        high = self.samples if last else min(self.samples, (chunk.stop + 1) * hop)
+        offset = low - chunk.context_start * hop
         core = np.array(audio[offset : offset + high - low], dtype=np.float32)
-        fade = (np.arange(2 * hop_samples, dtype=np.float32) + 0.5) / (2 * hop_samples)
+        fade = (np.arange(2 * hop, dtype=np.float32) + 0.5) / (2 * hop)
         if not first:
             core[: len(fade)] *= fade[: len(core)]
         if not last:
             # A cut less than a frame before the end leaves the fade unfinished; so does the piece
             # after it, and the two still add up to one.
-            core[(chunk.stop - 1) * hop_samples - low :] *= fade[::-1][
-                : high - (chunk.stop - 1) * hop_samples
-            ]
-        out[low : low + len(core)] += core
-    return out
+            core[(chunk.stop - 1) * hop - low :] *= fade[::-1][: high - (chunk.stop - 1) * hop]
+        joined = np.zeros(max(high - self.done, len(self.pending)), np.float32)
+        joined[: len(self.pending)] = self.pending
+        joined[low - self.done : high - self.done] += core
+        ready = len(joined) if last else (chunk.stop - 1) * hop - self.done
+        self.done, self.pending = self.done + ready, joined[ready:]
+        return joined[:ready]
+
+
+def join(pieces: Iterable[tuple[Chunk, FloatArray]], hop_samples: int, samples: int) -> FloatArray:
+    """Cross-fade rendered pieces, in order, into ``(samples,)`` float32; see :class:`Joiner`."""
+    joiner = Joiner(hop_samples, samples)
+    ready = [joiner.push(chunk, audio) for chunk, audio in pieces]
+    return np.concatenate(ready) if ready else np.zeros(0, np.float32)

@@ -13,6 +13,7 @@ from auto_voice.audio.pitch import extract_pitch, log_f0_statistics
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import trim_silence
 from auto_voice.errors import AudioContentError, VoiceError
+from auto_voice.inference.melody import repaired
 from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage
 from auto_voice.types import FloatArray, Pitch, Voice, Waveform
 
@@ -50,7 +51,7 @@ def build_voice(
     notes = [note for what, wave in references for note in (f"{what}: {n}" for n in wave.notes)]
     if seconds < GOOD_SECONDS:
         notes.append(f"The reference holds only {seconds:.1f} s of speech; 5 to 30 s come closer.")
-    statistics = log_f0_statistics(_joined_pitch(used))
+    statistics = log_f0_statistics(repaired(_joined_pitch(used)))
     if statistics is None:
         notes.append("No pitch was found in the reference, so the source keeps its own pitch.")
     mean, std = statistics or (None, None)
@@ -73,6 +74,7 @@ def build_voice(
         encoder=speaker_encoder.name,
         content_space=contents[0].space,
         notes=tuple(notes),
+        speech=np.round(np.clip(np.concatenate(used), -1, 1) * 32767).astype(np.int16),
     )
 
 

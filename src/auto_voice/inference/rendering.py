@@ -1,80 +1,265 @@
-"""One source on its way through content encoder, converter and vocoder, piece by piece."""
+"""One source on its way through content encoder, converter and vocoder, piece by piece.
+
+Everything that a stage would take from the whole recording (level, the mean of the content, the
+melody) is given to it, so that a piece comes out as it would in the whole.
+"""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.errors import ModelLoadError
-from auto_voice.inference.chunking import Chunk, common_period, plan_chunks
-from auto_voice.models.base import ContentEncoder, Converter, Vocoder
-from auto_voice.types import FloatArray, Pitch, Voice
+from auto_voice.inference.analysis import Analysis
+from auto_voice.inference.breath import aperiodicity, scatter
+from auto_voice.inference.chunking import (
+    CONTEXT_SECONDS,
+    Chunk,
+    common_period,
+    halved,
+    plan_from_energies,
+    with_context,
+)
+from auto_voice.inference.controls import Controls
+from auto_voice.inference.melody import cut, filled
+from auto_voice.inference.shaping import keep_energy, warp_formants
+from auto_voice.inference.tape import Tape
+from auto_voice.models.base import ContentEncoder, Converter, PieceEncoder, Vocoder
+from auto_voice.types import Content, FloatArray, Pitch, Voice
+
+log = logging.getLogger(__name__)
+
+VOCODER_CONTEXT_FRAMES = 32
+"""Mel frames that the vocoder hears on each side of a core: twice what HiFi-GAN looks at."""
+SHORTEST_PIECE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """One source on its way through the stages."""
+    """One source on its way through the stages.
+
+    Attributes:
+        voice: with the pitch that it will speak at.
+        tape: the source at the content encoder's rate, at its own level.
+        analysis: of ``tape``.
+        pitch: the melody that is to be spoken.
+        samples: of the result, at the vocoder's rate.
+        timings: seconds by step; grows.
+        log_f0: of ``pitch``, filled.
+    """
 
     content_encoder: ContentEncoder
     converter: Converter
     vocoder: Vocoder
     voice: Voice
-    speech: FloatArray
+    tape: Tape
+    analysis: Analysis
     pitch: Pitch
+    controls: Controls
+    samples: int
     timings: dict[str, float]
+    log_f0: FloatArray | None = field(init=False)
 
-    def plan(self, samples_out: int, longest_seconds: float) -> list[Chunk]:
-        hop, rate = self.vocoder.hop_samples, self.content_encoder.sample_rate
-        grid = common_period(
-            self._frame_rate,
-            Fraction(rate),
-            Fraction(self.content_encoder.frame_rate),
-            Fraction(self.pitch.frame_rate),
-        )
-        return plan_chunks(
-            self.speech,
-            rate,
-            frames=-(-samples_out // hop),
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log_f0", filled(self.pitch))
+
+    @property
+    def frames(self) -> int:
+        """Mel frames of the whole."""
+        return -(-self.samples // self.vocoder.hop_samples)
+
+    def plan(self, longest_seconds: float) -> list[Chunk]:
+        """Pieces of which the vocoder, whose memory counts, hears at most ``longest_seconds``."""
+        margin = 2 * VOCODER_CONTEXT_FRAMES / self._frame_rate
+        core_seconds = max(SHORTEST_PIECE_SECONDS, longest_seconds - float(margin))
+        seconds = len(self.tape) / self.tape.sample_rate
+        if seconds <= longest_seconds:
+            core_seconds = longest_seconds
+        return plan_from_energies(
+            self.analysis.energies,
+            seconds,
+            frames=self.frames,
             frame_rate=self._frame_rate,
-            grid_frames=int(grid * self._frame_rate),
-            longest_seconds=longest_seconds,
+            grid_frames=self._grid_frames,
+            longest_seconds=core_seconds,
         )
 
-    def render(self, chunks: Sequence[Chunk]) -> Iterator[tuple[Chunk, FloatArray]]:
-        """Each chunk with the audio of its whole context."""
-        for chunk in chunks:
-            start, stop = (
-                Fraction(edge) / self._frame_rate
-                for edge in (chunk.context_start, chunk.context_stop)
+    def between(self, edges: Sequence[int]) -> list[Chunk]:
+        """Pieces between the mel frames ``edges``."""
+        context = int(np.ceil(CONTEXT_SECONDS * self._frame_rate))
+        grid = self._grid_frames
+        return with_context(list(edges), self.frames, grid_frames=grid, context=context)
+
+    def content_mean(self, chunks: Sequence[Chunk]) -> FloatArray | None:
+        """``(dims,)`` mean of the content over the whole; None where no stage needs it."""
+        encoder = self.content_encoder
+        if not isinstance(encoder, PieceEncoder) or len(chunks) == 1:
+            return None
+        total: NDArray[np.float64] | None = None
+        count = 0
+        with timed(self.timings, "content"):
+            for chunk in chunks:
+                features = encoder.encode_piece(self._speech(chunk))
+                rate = Fraction(encoder.frame_rate) / self._frame_rate
+                offset = round(chunk.context_start * rate)
+                start, stop = round(chunk.start * rate), round(chunk.stop * rate)
+                end = None if chunk.stop >= self.frames else stop - offset
+                kept = features[start - offset : end]
+                part = kept.sum(axis=0, dtype=np.float64)
+                total = part if total is None else total + part
+                count += len(kept)
+        return None if total is None else (total / max(1, count)).astype(np.float32)
+
+    def render(
+        self, chunks: Sequence[Chunk], mean: FloatArray | None = None
+    ) -> Iterator[tuple[Chunk, FloatArray]]:
+        """Each chunk with audio; the chunk's context is that of the audio.
+
+        Where the memory does not suffice for a piece, it and all that follow are cut into halves.
+
+        Args:
+            mean: from :meth:`content_mean`.
+
+        Raises:
+            ModelLoadError: the memory does not suffice for a second either.
+        """
+        waiting = list(chunks)
+        while waiting:
+            try:
+                piece = self._piece(waiting[0], mean)
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                waiting = self._smaller(waiting, error)
+                continue
+            waiting.pop(0)
+            yield piece
+
+    def _piece(self, chunk: Chunk, mean: FloatArray | None) -> tuple[Chunk, FloatArray]:
+        frames = chunk.context_stop - chunk.context_start
+        speech = self._speech(chunk)
+        with timed(self.timings, "content"):
+            content = self._content(speech, mean)
+        pitch = self._pitch(chunk)
+        ratio = self.controls.formant_ratio
+        lower = Pitch(pitch.f0_hz / np.float32(ratio), pitch.voiced, pitch.frame_rate)
+        with timed(self.timings, "convert"):
+            mel = self.converter.convert(content, lower, self.voice, frames)
+            mel = warp_formants(mel, ratio)
+            mel = keep_energy(mel, speech, self.tape.sample_rate, self.controls.energy)
+        low = max(chunk.context_start, chunk.start - VOCODER_CONTEXT_FRAMES)
+        high = min(chunk.context_stop, chunk.stop + VOCODER_CONTEXT_FRAMES)
+        heard = mel.values[:, low - chunk.context_start : high - chunk.context_start]
+        with timed(self.timings, "vocode"):
+            audio = self.vocoder.synthesize(heard)[0]
+        if len(audio) != (high - low) * self.vocoder.hop_samples:
+            raise ModelLoadError(
+                f"{self.vocoder.name} gave {len(audio)} samples for {high - low} frames of "
+                f"{self.vocoder.hop_samples}; the model is damaged or of another kind."
             )
-            frames = chunk.context_stop - chunk.context_start
-            with timed(self.timings, "content"):
-                rate = self.content_encoder.sample_rate
-                content = self.content_encoder.encode(
-                    self.speech[int(start * rate) : -int(-stop * rate // 1)]
-                )
-            pitch = _from(self.pitch, int(start * Fraction(self.pitch.frame_rate)))
-            with timed(self.timings, "convert"):
-                mel = self.converter.convert(content, pitch, self.voice, frames)
-            with timed(self.timings, "vocode"):
-                audio = self.vocoder.synthesize(mel.values)[0]
-            if len(audio) != frames * self.vocoder.hop_samples:
-                raise ModelLoadError(
-                    f"{self.vocoder.name} gave {len(audio)} samples for {frames} frames of "
-                    f"{self.vocoder.hop_samples}; the model is damaged or of another kind."
-                )
-            yield chunk, audio
+        if self.controls.breathiness:
+            with timed(self.timings, "breath"):
+                audio = self._breathe(chunk, speech, audio, low, high, pitch)
+        return replace(chunk, context_start=low, context_stop=high), audio
+
+    def _breathe(
+        self, chunk: Chunk, speech: FloatArray, audio: FloatArray, low: int, high: int, pitch: Pitch
+    ) -> FloatArray:
+        rate = float(self._frame_rate)
+        frames = chunk.context_stop - chunk.context_start
+        own_pitch = self._cut(self.analysis.pitch, chunk)
+        wanted = aperiodicity(speech, self.tape.sample_rate, own_pitch, rate, frames)
+        wanted = wanted[low - chunk.context_start : high - chunk.context_start]
+        skipped = round((low - chunk.context_start) / rate * pitch.frame_rate)
+        spoken = Pitch(pitch.f0_hz[skipped:], pitch.voiced[skipped:], pitch.frame_rate)
+        made = aperiodicity(audio, self.vocoder.sample_rate, spoken, rate, high - low)
+        share = np.clip((wanted - made) / np.maximum(1 - made, 1e-3), 0, 1)
+        amount: FloatArray = (share * self.controls.breathiness).astype(np.float32)
+        return scatter(audio, amount, self.vocoder.sample_rate, self.vocoder.hop_samples, low)
+
+    def _content(self, speech: FloatArray, mean: FloatArray | None) -> Content:
+        encoder = self.content_encoder
+        if mean is None or not isinstance(encoder, PieceEncoder):
+            return encoder.encode(speech)
+        return encoder.centred(encoder.encode_piece(speech), mean)
+
+    def _speech(self, chunk: Chunk) -> FloatArray:
+        """The chunk's context at the networks' level."""
+        rate = self.tape.sample_rate
+        start, stop = (
+            Fraction(edge) / self._frame_rate * rate
+            for edge in (chunk.context_start, chunk.context_stop)
+        )
+        end = len(self.tape) if chunk.context_stop >= self.frames else -int(-stop // 1)
+        samples = self.tape.read(int(start), end)
+        leveled: FloatArray = (samples * np.float32(self.analysis.gain)).astype(np.float32)
+        return leveled
+
+    def _pitch(self, chunk: Chunk) -> Pitch:
+        return self._cut(self.pitch, chunk, self.log_f0)
+
+    def _cut(self, pitch: Pitch, chunk: Chunk, log_f0: FloatArray | None = None) -> Pitch:
+        start, stop = (
+            Fraction(edge) / self._frame_rate * Fraction(pitch.frame_rate)
+            for edge in (chunk.context_start, chunk.context_stop)
+        )
+        whole = chunk.context_start == 0 and chunk.context_stop >= self.frames
+        end = len(pitch.voiced) if chunk.context_stop >= self.frames else -int(-stop // 1) + 1
+        return cut(pitch, None if whole else log_f0, int(start), end)
+
+    def _smaller(self, waiting: list[Chunk], error: BaseException) -> list[Chunk]:
+        edges = halved([waiting[0].start, *(chunk.stop for chunk in waiting)])
+        longest = max(b - a for a, b in pairwise(edges))
+        if longest / float(self._frame_rate) < SHORTEST_PIECE_SECONDS:
+            raise ModelLoadError(
+                "The memory does not suffice even for a second at a time; close other programs or "
+                "choose --device cpu."
+            ) from error
+        seconds = longest / float(self._frame_rate)
+        log.warning("the memory is full: going on in pieces of at most %.1f s", seconds)
+        release_memory()
+        return self.between(edges)
 
     @property
     def _frame_rate(self) -> Fraction:
         return Fraction(self.vocoder.sample_rate, self.vocoder.hop_samples)
 
+    @property
+    def _grid_frames(self) -> int:
+        grid = common_period(
+            self._frame_rate,
+            Fraction(self.tape.sample_rate),
+            Fraction(self.content_encoder.frame_rate),
+            Fraction(self.pitch.frame_rate),
+        )
+        return int(grid * self._frame_rate)
 
-def _from(pitch: Pitch, frame: int) -> Pitch:
-    return Pitch(pitch.f0_hz[frame:], pitch.voiced[frame:], pitch.frame_rate)
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is what numpy or torch raise when memory, of whichever device, is full."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(s in str(error).lower() for s in ("out of memory", "can't allocate memory"))
+    )
+
+
+def release_memory() -> None:
+    """Give back what a GPU's allocator keeps for later."""
+    import gc
+    import sys
+
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @contextmanager

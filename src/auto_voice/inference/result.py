@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,18 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from auto_voice.errors import MockAudioError
+from auto_voice.inference.controls import Controls
 from auto_voice.types import FloatArray, Voice, Waveform
 
-REALTIME_STAGES = ("pitch", "content", "convert", "vocode")
+REALTIME_STAGES = ("pitch", "content", "convert", "vocode", "breath")
 """Stages that run over the source each time; reading, loading and cloning are not among them."""
 
 
-@dataclass(frozen=True, eq=False)
-class ConversionResult:
-    """A converted recording; ``numpy.asarray(result)`` gives its samples.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Account:
+    """How a conversion was made.
 
     Attributes:
-        audio: at the vocoder's rate, exactly as long as the source
-            (``round(source_samples * sample_rate / source_rate)`` samples).
         models: stage (``content``, ``speaker``, ``converter``, ``vocoder``) to the exact
             ``name@version`` that ran, with the reason where it stands in for another.
         voice: the target that was conditioned on.
@@ -32,9 +31,9 @@ class ConversionResult:
         timings: seconds by step.
         mock: true if any stage was a mock, so that this is no speech.
         chunks: pieces that the source was cut into.
+        controls: what was asked for beyond the defaults.
     """
 
-    audio: Waveform
     models: Mapping[str, str]
     voice: Voice
     semitones: float = 0.0
@@ -42,24 +41,83 @@ class ConversionResult:
     timings: Mapping[str, float] | None = None
     mock: bool = False
     chunks: int = 1
+    controls: Controls = field(default_factory=Controls)
 
     @property
-    def samples(self) -> FloatArray:
-        return self.audio.samples
+    def length(self) -> int:
+        """Samples of the result."""
+        raise NotImplementedError
 
     @property
     def sample_rate(self) -> int:
-        return self.audio.sample_rate
+        raise NotImplementedError
 
     @property
     def seconds(self) -> float:
-        return self.audio.seconds
+        return self.length / self.sample_rate
 
     @property
     def seconds_per_second(self) -> float:
         """Time spent on the source per second of it, without loading models and cloning."""
         spent = sum((self.timings or {}).get(stage, 0.0) for stage in REALTIME_STAGES)
         return spent / self.seconds
+
+    def summary(self) -> dict[str, Any]:
+        """The account without the samples, ready for JSON."""
+        return {
+            "seconds": round(self.seconds, 4),
+            "samples": self.length,
+            "sample_rate": self.sample_rate,
+            "voice": self.voice.name,
+            "models": dict(self.models),
+            "semitones": round(self.semitones, 3),
+            "controls": self.controls.account(),
+            "mock": self.mock,
+            "chunks": self.chunks,
+            "notes": list(self.notes),
+            "timings": {step: round(spent, 4) for step, spent in (self.timings or {}).items()},
+            "seconds_per_second": round(self.seconds_per_second, 4),
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FileResult(Account):
+    """The account of a conversion that went from file to file.
+
+    Attributes:
+        output: what was written.
+        length: samples before the output file's own rate, at ``sample_rate``.
+        resumed: whether it went on from where an earlier run had stopped.
+    """
+
+    output: Path
+    length: int = 0
+    sample_rate: int = 0
+    resumed: bool = False
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ConversionResult(Account):
+    """A converted recording; ``numpy.asarray(result)`` gives its samples.
+
+    Attributes:
+        audio: at the vocoder's rate, exactly as long as the source
+            (``round(source_samples * sample_rate / source_rate)`` samples) unless it was trimmed.
+    """
+
+    audio: Waveform
+
+    @property
+    def samples(self) -> FloatArray:
+        return self.audio.samples
+
+    @property
+    def length(self) -> int:
+        return len(self.audio.samples)
+
+    @property
+    def sample_rate(self) -> int:
+        return self.audio.sample_rate
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         samples = self.audio.samples
@@ -73,10 +131,14 @@ class ConversionResult:
         *,
         format: str | None = None,
         subtype: str | None = None,
+        sample_rate: int | None = None,
         overwrite: bool = True,
         allow_mock: bool = False,
     ) -> Path:
         """Write the audio; the suffix of ``path`` chooses the format unless ``format`` does.
+
+        Args:
+            sample_rate: Hz of the file; None keeps the result's where the format can carry it.
 
         Raises:
             MockAudioError: mock models made the audio and ``allow_mock`` is false.
@@ -89,20 +151,11 @@ class ConversionResult:
             )
         from auto_voice.audio.io import write_audio
 
-        return write_audio(path, self.audio, format=format, subtype=subtype, overwrite=overwrite)
-
-    def summary(self) -> dict[str, Any]:
-        """The account without the samples, ready for JSON."""
-        return {
-            "seconds": round(self.seconds, 4),
-            "samples": len(self.audio.samples),
-            "sample_rate": self.sample_rate,
-            "voice": self.voice.name,
-            "models": dict(self.models),
-            "semitones": round(self.semitones, 3),
-            "mock": self.mock,
-            "chunks": self.chunks,
-            "notes": list(self.notes),
-            "timings": {step: round(spent, 4) for step, spent in (self.timings or {}).items()},
-            "seconds_per_second": round(self.seconds_per_second, 4),
-        }
+        return write_audio(
+            path,
+            self.audio,
+            format=format,
+            subtype=subtype,
+            sample_rate=sample_rate,
+            overwrite=overwrite,
+        )

@@ -8,24 +8,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from auto_voice.audio.level import gain_to_speech_level
-from auto_voice.audio.pitch import extract_pitch, log_f0_statistics, transpose
-from auto_voice.audio.resample import resample, resampled_length
+from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.adapting import into_space_of
 from auto_voice.inference.chunking import Chunk, join
-from auto_voice.inference.cloning import EMBEDDING_DIMS, bare_voice, build_voice
+from auto_voice.inference.cloning import EMBEDDING_DIMS, SAMPLE_RATE, bare_voice, build_voice
+from auto_voice.inference.controls import Controls
+from auto_voice.inference.converting import Stages, cleaned, metered, output_factor, prepare
 from auto_voice.inference.inputs import AudioInput, as_waveform
-from auto_voice.inference.rendering import Rendering, timed
-from auto_voice.inference.result import ConversionResult
+from auto_voice.inference.rendering import timed
+from auto_voice.inference.result import ConversionResult, FileResult
+from auto_voice.inference.tape import MemoryTape
 from auto_voice.inference.voice_file import SUFFIX, load_voice
 from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
-from auto_voice.types import FloatArray, Pitch, Voice, Waveform
+from auto_voice.types import FloatArray, Voice, Waveform
 
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
@@ -34,9 +35,6 @@ log = logging.getLogger(__name__)
 
 Target: TypeAlias = Voice | AudioInput | Sequence[str | PathLike[str] | Waveform]
 """A voice, a voice file, one or several recordings, or a bare 256-d embedding."""
-
-MOST_SEMITONES = 36.0
-CEILING = 0.99
 
 
 @dataclass(frozen=True)
@@ -162,6 +160,7 @@ class VoiceConversionPipeline:
         sample_rate: int = 16000,
         semitones: float = 0.0,
         match_pitch: bool = True,
+        controls: Controls | None = None,
         progress: Callable[[float], None] | None = None,
     ) -> ConversionResult:
         """``source_audio`` re-spoken in the voice of ``target``.
@@ -171,56 +170,54 @@ class VoiceConversionPipeline:
             target: a voice, a recording or several, a voice file, or an embedding ``(256,)``.
             semitones: further transposition.
             match_pitch: first move the mean log-F0 of the source to the voice's.
+            controls: everything that can be chosen, the two above included; used in their place.
             progress: called with the fraction done, from 0 to 1.
 
         Raises:
             AudioError: a recording that cannot be used.
             ModelError: a model that cannot be had or does not fit the others.
         """
-        if not abs(semitones) <= MOST_SEMITONES:
-            raise ConfigError(f"semitones must lie within ±{MOST_SEMITONES:g}, not {semitones}.")
+        controls = controls or Controls(semitones=semitones, match_pitch=match_pitch)
         timings: dict[str, float] = {}
         with timed(timings, "read"):
             source = as_waveform(source_audio, sample_rate, "the source")
         with timed(timings, "load"):
-            content_encoder, converter, vocoder = self._stages()
+            stages = self.stages(controls)
         with timed(timings, "voice"):
-            voice = self._voice(target, sample_rate)
-        speech = resample(source.samples, source.sample_rate, content_encoder.sample_rate)
-        gain = gain_to_speech_level(speech, content_encoder.sample_rate)
-        speech = (speech * gain).astype(np.float32)
-        with timed(timings, "pitch"):
-            pitch = extract_pitch(speech, content_encoder.sample_rate)
-            moved, pitch_notes = _semitones(pitch, voice, semitones, match_pitch)
-            pitch = transpose(pitch, moved)
-            conditioned = _with_pitch(voice, pitch)
-
-        job = Rendering(content_encoder, converter, vocoder, conditioned, speech, pitch, timings)
-        length = resampled_length(len(source.samples), source.sample_rate, vocoder.sample_rate)
-        chunks = job.plan(length, self.config.chunk_seconds)
-        rendered = _reporting(job.render(chunks), len(chunks), progress)
-        samples = join(rendered, vocoder.hop_samples, length)
-        samples, level_notes = _restore_level(samples, gain)
-        models, mock = self._account()
-        notes = (
-            *(f"source: {note}" for note in source.notes),
-            *voice.notes,
-            *pitch_notes,
-            *level_notes,
-            *(f"{stage}: {text}" for stage, text in models.items() if "fallback" in text),
+            voice = self.voice(target, sample_rate)
+        rate = stages.content_encoder.sample_rate
+        blocks = [resample(source.samples, source.sample_rate, rate)]
+        tape = MemoryTape(np.concatenate(list(cleaned(blocks, rate, controls))), rate)
+        given = (len(source.samples), source.sample_rate)
+        job = prepare(tape, given, voice, controls, stages, timings)
+        chunks = job.rendering.plan(self.config.chunk_seconds)
+        rendered = job.rendering.render(chunks, job.rendering.content_mean(chunks))
+        hop, length = stages.vocoder.hop_samples, job.rendering.samples
+        samples = join(_reporting(rendered, job.rendering.frames, progress), hop, length)
+        factor, level_notes = output_factor(
+            metered(MemoryTape(samples, stages.vocoder.sample_rate)), job
         )
-        for note in notes:
-            log.info(note)
         return ConversionResult(
-            audio=Waveform(samples, vocoder.sample_rate),
-            models=models,
-            voice=voice,
-            semitones=moved,
-            notes=notes,
+            audio=Waveform(samples * np.float32(factor), stages.vocoder.sample_rate),
+            voice=job.rendering.voice,
+            semitones=job.semitones,
             timings=timings,
-            mock=mock,
             chunks=len(chunks),
+            controls=controls,
+            **self.account(source.notes, voice, (*job.notes, *level_notes)),
         )
+
+    def convert_file(
+        self,
+        source: str | PathLike[str],
+        target: Target,
+        output: str | PathLike[str],
+        **options: Any,
+    ) -> FileResult:
+        """From file to file in constant memory, resumable; see :func:`long_audio.convert_file`."""
+        from auto_voice.inference.long_audio import convert_file
+
+        return convert_file(self, Path(source), target, Path(output), **options)
 
     def similarity(self, audio: AudioInput, voice: Voice, *, sample_rate: int = 16000) -> float:
         """Cosine between the speaker embeddings of ``audio`` and ``voice``."""
@@ -236,7 +233,7 @@ class VoiceConversionPipeline:
             noise = 0.1 * np.sin(np.arange(32000, dtype=np.float32) * 0.05).astype(np.float32)
             embedding = self.speaker_encoder.embed_utterance(noise)
         with timed(timings, "load"):
-            self._stages()
+            self.stages()
         result = self.convert(Waveform(noise, 16000), bare_voice(embedding))
         return timings | {k: v for k, v in (result.timings or {}).items() if k not in timings}
 
@@ -251,7 +248,12 @@ class VoiceConversionPipeline:
             )
         return self.registry.load(name)
 
-    def _stages(self) -> tuple[ContentEncoder, Converter, Vocoder]:
+    def stages(self, controls: Controls | None = None) -> Stages:
+        """The models that a conversion with ``controls`` needs, loaded.
+
+        Raises:
+            ModelError: one cannot be had, or does not fit the others.
+        """
         converter, vocoder = self.converter, self.vocoder
         same = (converter.sample_rate, converter.hop_samples)
         if same != (vocoder.sample_rate, vocoder.hop_samples):
@@ -260,9 +262,16 @@ class VoiceConversionPipeline:
                 f"{vocoder.name} takes {vocoder.hop_samples} at {vocoder.sample_rate} Hz; choose "
                 "a vocoder with the converter's mel."
             )
-        return self.content_encoder, converter, vocoder
+        own_voice = controls is not None and controls.strength < 1
+        speaker = self.speaker_encoder if own_voice else None
+        return Stages(self.content_encoder, converter, vocoder, speaker)
 
-    def _voice(self, target: Target, sample_rate: int) -> Voice:
+    def voice(self, target: Target, sample_rate: int = 16000) -> Voice:
+        """``target`` as a voice of this pipeline's encoders.
+
+        Raises:
+            VoiceError: a voice of other encoders that kept no recording to encode again.
+        """
         if isinstance(target, Voice):
             return self._of_this_encoder(target)
         if isinstance(target, (str, PathLike)) and Path(target).suffix == SUFFIX:
@@ -276,14 +285,28 @@ class VoiceConversionPipeline:
 
     def _of_this_encoder(self, voice: Voice) -> Voice:
         encoder = self.registry.resolved(self.config.speaker_encoder).partition(" ")[0]
-        if voice.encoder and voice.encoder != encoder:
+        made_with = voice.encoder
+        if (not made_with or made_with == encoder) and voice.content_space and voice.frames:
+            space = self.converter.content_space
+            if voice.content_space != space:
+                encoder, made_with = space, voice.content_space
+        if not made_with or made_with == encoder:
+            return voice
+        if voice.speech is None:
             raise VoiceError(
-                f"the voice {voice.name or '(unnamed)'} was made with {voice.encoder}, and this "
+                f"the voice {voice.name or '(unnamed)'} was made with {made_with}, and this "
                 f"pipeline uses {encoder}; clone it again from its recordings."
             )
-        return voice
+        heard = Waveform(voice.speech.astype(np.float32) / np.float32(32768), SAMPLE_RATE)
+        again = self.clone(heard, name=voice.name)
+        note = f"The voice was made with {made_with} and encoded again with {encoder}."
+        log.info(note)
+        return replace(again, notes=(*again.notes, note), consent=voice.consent)
 
-    def _account(self) -> tuple[dict[str, str], bool]:
+    def account(
+        self, source_notes: Sequence[str], voice: Voice, notes: Sequence[str]
+    ) -> dict[str, Any]:
+        """``models``, ``notes`` and ``mock`` of a result, and the notes in the log."""
         specs = {
             "content": self.config.content_encoder,
             "speaker": self.config.speaker_encoder,
@@ -291,7 +314,16 @@ class VoiceConversionPipeline:
             "vocoder": self.config.vocoder,
         }
         models = {stage: self.registry.resolved(spec) for stage, spec in specs.items()}
-        return models, any(self.registry.is_mock(spec) for spec in specs.values())
+        said = (
+            *(f"source: {note}" for note in source_notes),
+            *voice.notes,
+            *notes,
+            *(f"{stage}: {text}" for stage, text in models.items() if "fallback" in text),
+        )
+        for note in said:
+            log.info(note)
+        mock = any(self.registry.is_mock(spec) for spec in specs.values())
+        return {"models": models, "notes": said, "mock": mock}
 
 
 def _is_several(target: Target) -> bool:
@@ -301,46 +333,12 @@ def _is_several(target: Target) -> bool:
     )
 
 
-def _semitones(
-    pitch: Pitch, voice: Voice, further: float, match_pitch: bool
-) -> tuple[float, list[str]]:
-    """How far to move ``pitch``, and what there is to say about it.
-
-    The means leave out frames far from the median, so that a tracker's octave errors in either
-    recording do not move the result.
-    """
-    if not match_pitch or voice.log_f0_mean is None:
-        return further, []
-    statistics = log_f0_statistics(pitch)
-    if statistics is None:
-        return further, ["No pitch was found in the source, so none was moved."]
-    return 12.0 * (voice.log_f0_mean - statistics[0]) / float(np.log(2.0)) + further, []
-
-
-def _with_pitch(voice: Voice, pitch: Pitch) -> Voice:
-    """``voice`` with the pitch it will speak at, where it has none of its own.
-
-    A converter would otherwise take the mean of each piece of the source, and pieces would differ.
-    """
-    statistics = log_f0_statistics(pitch)
-    if voice.log_f0_mean is not None or statistics is None:
-        return voice
-    return replace(voice, log_f0_mean=statistics[0], log_f0_std=statistics[1])
-
-
-def _restore_level(samples: FloatArray, gain: float) -> tuple[FloatArray, list[str]]:
-    peak = float(np.max(np.abs(samples)))
-    if peak <= CEILING * gain:
-        return samples / np.float32(gain), []
-    decibels = 20 * np.log10(peak / gain / CEILING)
-    note = f"The result was turned down by {decibels:.1f} dB so as not to clip."
-    return samples * np.float32(CEILING / peak), [note]
-
-
 def _reporting(
-    pieces: Iterator[tuple[Chunk, FloatArray]], total: int, progress: Callable[[float], None] | None
+    pieces: Iterator[tuple[Chunk, FloatArray]],
+    frames: int,
+    progress: Callable[[float], None] | None,
 ) -> Iterator[tuple[Chunk, FloatArray]]:
-    for done, piece in enumerate(pieces, 1):
-        yield piece
+    for chunk, audio in pieces:
+        yield chunk, audio
         if progress is not None:
-            progress(done / total)
+            progress(min(1.0, chunk.stop / frames))

@@ -44,6 +44,23 @@ class ContentEncoder(Protocol):
 
 
 @runtime_checkable
+class PieceEncoder(Protocol):
+    """A content encoder that takes something of the whole utterance out of its features.
+
+    A long recording comes in pieces. ``encode_piece`` of each, and ``centred`` with the mean over
+    all of them, give what ``encode`` of the whole would.
+    """
+
+    def encode_piece(self, samples: FloatArray) -> FloatArray:
+        """``(samples,)`` of a piece, already at the level of the whole, to ``(frames, dims)``."""
+        ...
+
+    def centred(self, features: FloatArray, mean: FloatArray) -> Content:
+        """What ``encode_piece`` gave, as content of a whole whose features have this mean."""
+        ...
+
+
+@runtime_checkable
 class SpeakerEncoderStage(Protocol):
     """Speech at 16 kHz to a unit vector of who speaks."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
-from auto_voice.models.base import ContentEncoder
+from auto_voice.models.base import ContentEncoder, PieceEncoder
 from auto_voice.models.disk import fsync_file, move_into_place, temporary_beside
 from auto_voice.types import Content, FloatArray, Waveform
 
@@ -66,8 +66,12 @@ class Adapter:
             raise ConfigError(
                 f"This adapter maps {self.source}, not {content.space}; calibrate that encoder."
             )
-        centred = content.features - content.features.mean(axis=0)
-        return Content(centred @ self.matrix + self.bias, content.frame_rate, self.target)
+        return self.apply_centred(content.features, content.features.mean(axis=0))
+
+    def apply_centred(self, features: FloatArray, mean: FloatArray) -> Content:
+        """Source features of a piece of an utterance whose mean is ``mean``, mapped."""
+        mapped = (features - mean) @ self.matrix + self.bias
+        return Content(mapped.astype(np.float32, copy=False), self.frame_rate, self.target)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as safetensors, whole or not at all."""
@@ -148,6 +152,16 @@ class AdaptedEncoder:
     def encode(self, samples: FloatArray) -> Content:
         """One utterance ``(samples,)`` to its content in the adapter's target space."""
         return self.adapter.apply(self.encoder.encode(samples))
+
+    def encode_piece(self, samples: FloatArray) -> FloatArray:
+        """The wrapped encoder's features of a piece, with the mean left in."""
+        if isinstance(self.encoder, PieceEncoder):
+            return self.encoder.encode_piece(samples)
+        return self.encoder.encode(samples).features
+
+    def centred(self, features: FloatArray, mean: FloatArray) -> Content:
+        """Features of a piece as the content of an utterance whose ``mean`` is ``(dims,)``."""
+        return self.adapter.apply_centred(features, mean)
 
     def extract_features(
         self, audio: ArrayLike, lengths: NDArray[np.int64] | None = None

@@ -1,0 +1,134 @@
+"""What has to be known of a whole recording before a piece of it can be converted.
+
+Level, pauses and pitch of the whole make each piece come out as it would in the whole. All of it
+is gathered block by block; what is kept is a few numbers per hundredth of a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from auto_voice.audio.denoise import denoise
+from auto_voice.audio.level import SPEECH_DBFS, active_level
+from auto_voice.audio.pitch import FRAME_RATE, SAMPLE_RATE, extract_pitch
+from auto_voice.audio.resample import resample
+from auto_voice.audio.vad import speech_segments
+from auto_voice.inference.chunking import hop_energies, hop_size
+from auto_voice.inference.tape import Tape
+from auto_voice.types import FloatArray, Pitch
+
+PITCH_BLOCK_FRAMES = 1250
+"""20 s: the detector keeps a few hundred kilobytes for each second that it hears at once."""
+PITCH_MARGIN_FRAMES = 32
+"""Twice what the detector's network looks to either side."""
+DENOISE_SECONDS = 60.0
+DENOISE_FADE_SECONDS = 1.0
+TRIM_BLOCK_SECONDS = 60.0
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Attributes:
+    samples: of the source at the content encoder's rate.
+    gain: factor that brings it to the level that the networks know.
+    energies: ``(hops,)``, see :func:`auto_voice.inference.chunking.hop_energies`.
+    pitch: of the levelled source.
+    """
+
+    samples: int
+    gain: float
+    energies: NDArray[np.float64]
+    pitch: Pitch
+
+
+def analyse(tape: Tape) -> Analysis:
+    """Level, energies and pitch of ``tape``."""
+    hop = hop_size(tape.sample_rate)
+    energies = [
+        hop_energies(tape.read(start, start + 1000 * hop), tape.sample_rate)
+        for start in range(0, len(tape), 1000 * hop)
+    ]
+    joined = np.concatenate(energies) if energies else np.zeros(0)
+    gain = gain_of_energies(joined, hop)
+    return Analysis(len(tape), gain, joined, pitch_of(tape, gain))
+
+
+def gain_of_energies(energies: NDArray[np.float64], hop_samples: int) -> float:
+    """Factor to the networks' level, from pairs of hops: frames of 20 ms. 1 for silence."""
+    if len(energies) < 2:
+        return 1.0
+    pairs = energies[: len(energies) // 2 * 2].reshape(-1, 2).sum(axis=1) / (2 * hop_samples)
+    level = active_level(pairs)
+    return float(10 ** ((SPEECH_DBFS - level) / 20)) if np.isfinite(level) else 1.0
+
+
+def pitch_of(tape: Tape, gain: float) -> Pitch:
+    """:func:`extract_pitch` of ``gain * tape``, in blocks whose margins are thrown away."""
+    rate = tape.sample_rate
+    samples_per_frame = rate / FRAME_RATE
+    frames_in_all = len(tape) / samples_per_frame
+    f0: list[FloatArray] = []
+    voiced: list[NDArray[np.bool_]] = []
+    start = 0
+    while start == 0 or start < frames_in_all:
+        low = max(0, start - PITCH_MARGIN_FRAMES)
+        stop = start + PITCH_BLOCK_FRAMES
+        last = stop + PITCH_MARGIN_FRAMES >= frames_in_all
+        high = len(tape) if last else round((stop + PITCH_MARGIN_FRAMES) * samples_per_frame)
+        block = tape.read(round(low * samples_per_frame), high) * np.float32(gain)
+        found = extract_pitch(resample(block, rate, SAMPLE_RATE), SAMPLE_RATE)
+        kept = slice(start - low, None if last else stop - low)
+        f0.append(found.f0_hz[kept])
+        voiced.append(found.voiced[kept])
+        if last:
+            break
+        start = stop
+    return Pitch(np.concatenate(f0), np.concatenate(voiced), FRAME_RATE)
+
+
+def denoised(
+    blocks: Iterable[FloatArray], sample_rate: int, reduction_db: float
+) -> Iterator[FloatArray]:
+    """``blocks`` with steady noise turned down, a minute at a time.
+
+    Each minute has a noise spectrum of its own and fades into the next over a second, so a fan that
+    is switched off half-way does not colour the rest.
+    """
+    size = round(DENOISE_SECONDS * sample_rate)
+    fade = round(DENOISE_FADE_SECONDS * sample_rate)
+    ramp = (np.arange(fade, dtype=np.float32) + 0.5) / fade
+    tail = np.zeros(0, np.float32)
+    for piece, last in _overlapping(blocks, size, fade):
+        clean = denoise(piece, sample_rate, reduction_db=reduction_db)
+        if len(tail):
+            clean[:fade] = tail * ramp[::-1] + clean[:fade] * ramp
+        yield clean if last else clean[: len(clean) - fade]
+        tail = clean[len(clean) - fade :]
+
+
+def _overlapping(
+    blocks: Iterable[FloatArray], size: int, overlap: int
+) -> Iterator[tuple[FloatArray, bool]]:
+    """Pieces of ``size`` that share ``overlap`` samples; the last has up to twice that length."""
+    held = np.zeros(0, np.float32)
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while len(held) >= 2 * size:
+            yield held[:size], False
+            held = held[size - overlap :]
+    yield held, True
+
+
+def speech_bounds(tape: Tape) -> tuple[int, int] | None:
+    """First and last sample of speech in ``tape``; None if it holds none."""
+    size = round(TRIM_BLOCK_SECONDS * tape.sample_rate)
+    first = last = None
+    for start in range(0, len(tape), size):
+        for low, high in speech_segments(tape.read(start, start + size), tape.sample_rate):
+            first = start + low if first is None else first
+            last = start + high
+    return None if first is None or last is None else (first, last)

@@ -1,0 +1,85 @@
+"""Voices between voices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from auto_voice.errors import VoiceError
+from auto_voice.types import FloatArray, Voice
+
+BLEND_FRAMES = 1600
+"""Frames of a blend: what a converter looks at most, shared among the voices by their weights."""
+
+
+def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
+    """The voice between ``parts``, pairs of a voice and its weight.
+
+    Embeddings are averaged on the sphere, pitch statistics on the log scale; of the reference
+    frames each voice gives a share that is proportional to its weight, so that whatever a converter
+    averages over them is averaged likewise. A weight of 1 gives that voice unchanged.
+
+    Raises:
+        VoiceError: no positive weight, or voices of different encoders.
+    """
+    weights = [weight for _, weight in parts]
+    if not parts or any(not w >= 0 for w in weights) or sum(weights) <= 0:
+        raise VoiceError("a blend needs weights of 0 or more, at least one above 0, such as A=0.7.")
+    parts = [(voice, weight / sum(weights)) for voice, weight in parts if weight > 0]
+    voices = [voice for voice, _ in parts]
+    if len(voices) == 1:
+        return voices[0]
+    for what in ("encoder", "content_space"):
+        found = sorted({getattr(voice, what) for voice in voices} - {""})
+        if len(found) > 1:
+            raise VoiceError(
+                f"voices of different encoders cannot be blended ({', '.join(found)}); add them "
+                "again from their recordings."
+            )
+    embedding = np.sum([weight * voice.embedding for voice, weight in parts], axis=0)
+    norm = float(np.linalg.norm(embedding))
+    if norm < 1e-3:
+        raise VoiceError("these voices cancel each other out; choose other weights.")
+    return Voice(
+        embedding=(embedding / norm).astype(np.float32),
+        log_f0_mean=_mean([(voice.log_f0_mean, weight) for voice, weight in parts]),
+        log_f0_std=_mean([(voice.log_f0_std, weight) for voice, weight in parts]),
+        frames=_frames(parts),
+        name=name or " + ".join(f"{100 * w:.0f} % {v.name or '?'}" for v, w in parts),
+        speech_seconds=sum(voice.speech_seconds for voice in voices),
+        encoder=voices[0].encoder,
+        content_space=next((v.content_space for v in voices if v.content_space), ""),
+        notes=("A blend of " + ", ".join(f"{v.name or '?'} ({w:.2f})" for v, w in parts) + ".",),
+    )
+
+
+def _mean(pairs: list[tuple[float | None, float]]) -> float | None:
+    known = [(value, weight) for value, weight in pairs if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if known else None
+
+
+def _frames(parts: Sequence[tuple[Voice, float]]) -> dict[str, FloatArray]:
+    with_frames = [(voice, weight) for voice, weight in parts if voice.frames]
+    if not with_frames:
+        return {}
+    names = set.intersection(*(set(voice.frames) for voice, _ in with_frames))
+    total = sum(weight for _, weight in with_frames)
+    out: dict[str, list[FloatArray]] = {name: [] for name in sorted(names)}
+    # As many frames as the shortest voice can give its share of.
+    most = min(
+        BLEND_FRAMES,
+        *(int(_length(voice) * total / weight) for voice, weight in with_frames),
+    )
+    for voice, weight in with_frames:
+        length = _length(voice)
+        wanted = max(1, round(most * weight / total))
+        chosen = np.floor((np.arange(wanted) + 0.5) * length / wanted).astype(np.int64)
+        for name, rows in out.items():
+            rows.append(voice.frames[name][np.minimum(chosen, length - 1)])
+    return {name: np.ascontiguousarray(np.concatenate(rows)) for name, rows in out.items()}
+
+
+def _length(voice: Voice) -> int:
+    return min(len(rows) for rows in voice.frames.values())
