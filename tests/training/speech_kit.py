@@ -26,7 +26,7 @@ def item(speaker: int, number: int, seconds: float = 4.0) -> Item:
     embedding = np.eye(256)[speaker]
     features = {
         "mel": mel.astype(np.float16),
-        "log_f0": np.full(frames, np.log(120.0 + 20 * speaker), np.float32),
+        "log_f0": np.full(frames, np.log(140.0), np.float32),
         "voiced": np.ones(frames, np.float16),
         "teacher": content.astype(np.float16),
         "embedding": embedding.astype(np.float32),

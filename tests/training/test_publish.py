@@ -42,7 +42,7 @@ def _speech(seconds: float = 1.0) -> np.ndarray:
     return (rng.normal(size=int(16000 * seconds)) * 0.05).astype(np.float32)
 
 
-def _voice(frames: int, space: str = "content_compact@test") -> Voice:
+def _voice(frames: int, space: str = "content_space@test") -> Voice:
     rng = np.random.default_rng(1)
     embedding = np.eye(256, dtype=np.float32)[3]
     reference = {
@@ -122,7 +122,7 @@ def test_another_voice_and_another_pitch_give_another_mel(registry: ModelRegistr
 def test_content_of_another_space_is_refused(registry: ModelRegistry) -> None:
     converter = registry.load("converter_compact", "test")
     foreign = Content(np.zeros((50, DIMS), np.float32), 50.0, "hubert_base@1.0")
-    with pytest.raises(ModelLoadError, match="content_compact@test, not hubert_base"):
+    with pytest.raises(ModelLoadError, match="content_space@test, not hubert_base"):
         converter.convert(foreign, _pitch(1), _voice(0), 87)
     own = registry.load("content_compact", "test").encode(_speech())
     with pytest.raises(VoiceError, match="enrol it again"):

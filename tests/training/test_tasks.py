@@ -61,7 +61,7 @@ def test_a_reference_never_shows_the_crop_it_must_explain() -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         part = crop(rng, only.frames, 40)
-        (_, _, _, values), _ = task._voice(speech, only, part, rng)
+        (_, _, _, values), _ = task._voice(speech, only, part, rng, "teacher")
         seen = np.round(values[:, 0] * 2.2 - 5.5)
         assert not ((seen >= part.start - GUARD_FRAMES) & (seen < part.stop + GUARD_FRAMES)).any()
 

@@ -96,6 +96,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "content_student": Architecture(
         "auto_voice.models.content_model", "content", "torch", torch=True
     ),
+    "whisper_content": Architecture(
+        "auto_voice.models.whisper_encoder", "content", "torch", torch=True, converts=True
+    ),
     "mel_converter": Architecture(
         "auto_voice.models.converter_model", "converter", "torch", torch=True
     ),

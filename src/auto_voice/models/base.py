@@ -107,7 +107,7 @@ class Vocoder(Protocol):
     bands: int
 
     def synthesize(self, mel: ArrayLike) -> FloatArray:
-        """``(bands, frames)`` or ``(batch, bands, frames)`` to ``(batch, frames * hop_samples)``."""
+        """``([batch,] bands, frames)`` to ``(batch, frames * hop_samples)``."""
         ...
 
 

@@ -7,6 +7,7 @@ words stay and the speaker does not.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,25 +70,24 @@ class ContentNet(nn.Module):
         return out
 
 
-class CompactContentEncoder:
-    """``ContentNet`` as a stage: levels the input, removes the utterance's mean.
+class CentredEncoder(ABC):
+    """A content encoder that levels its input and removes the utterance's mean from its features.
 
     Args:
-        net: with weights, in evaluation mode.
         name: ``name@version`` of the weights.
         space: of the features; encoders that were trained on one teacher share it.
-        device: where ``net`` is.
+        dims: of the features.
+        device: where the network is.
     """
 
     sample_rate = CONTENT_MEL.sample_rate
     frame_rate = CONTENT_MEL.sample_rate / SAMPLES_PER_FRAME
 
-    def __init__(self, net: ContentNet, name: str, space: str, device: str = "cpu") -> None:
-        self.net = net
+    def __init__(self, name: str, space: str, dims: int, device: str = "cpu") -> None:
         self.name = name
         self.space = space
+        self.dims = dims
         self.device = device
-        self.dims = net.head.out_features
 
     def extract_features(
         self, audio: ArrayLike, lengths: NDArray[np.int64] | None = None
@@ -109,15 +109,36 @@ class CompactContentEncoder:
         features = self._one(np.asarray(samples, dtype=np.float32))
         return Content(features, self.frame_rate, self.space)
 
-    @torch.inference_mode()
+    @abstractmethod
+    def encode_piece(self, samples: FloatArray) -> FloatArray:
+        """``(samples // 320, dims)`` of a piece at the level of the whole, the mean left in."""
+
+    def centred(self, features: FloatArray, mean: FloatArray) -> Content:
+        """Features of a piece as the content of an utterance whose ``mean`` is ``(dims,)``."""
+        return Content(features - mean, self.frame_rate, self.space)
+
     def _one(self, samples: FloatArray) -> FloatArray:
+        gain = np.float32(gain_to_speech_level(samples, self.sample_rate))
+        features = self.encode_piece(samples * gain)
+        return features - features.mean(0) if len(features) else features
+
+
+class CompactContentEncoder(CentredEncoder):
+    """``ContentNet``, in evaluation mode, as a stage."""
+
+    def __init__(self, net: ContentNet, name: str, space: str, device: str = "cpu") -> None:
+        super().__init__(name, space, net.head.out_features, device)
+        self.net = net
+
+    @torch.inference_mode()
+    def encode_piece(self, samples: FloatArray) -> FloatArray:
+        """``(samples // 320, dims)`` of a piece at the level of the whole, the mean left in."""
         frames = len(samples) // SAMPLES_PER_FRAME
         if frames == 0:
             return np.zeros((0, self.dims), np.float32)
-        leveled = samples * np.float32(gain_to_speech_level(samples, self.sample_rate))
-        mel = torch.from_numpy(log_mel(leveled, CONTENT_MEL)[:, : 2 * frames])
+        mel = torch.from_numpy(log_mel(samples, CONTENT_MEL)[:, : 2 * frames])
         features: FloatArray = self.net(mel[None].to(self.device))[0].float().cpu().numpy()
-        return features - features.mean(0)
+        return features
 
 
 def build(

@@ -3,7 +3,8 @@
 The voice enters in two ways. A vector (speaker embedding, long-term spectrum, pitch range) steers
 every block. And attention looks up, for each content frame, what the reference speaker's own
 spectrum was when similar content was spoken, so that details no single vector holds come from the
-reference itself.
+reference itself. The pitch enters as the harmonics it makes, so that the network shapes them
+rather than draws them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from auto_voice.audio.frames import interpolate_frames
+from auto_voice.audio.harmonics import harmonic_template
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.audio.pitch import NEUTRAL_LOG_F0, align_pitch
 from auto_voice.errors import ModelLoadError, VoiceError
@@ -33,6 +35,7 @@ NEUTRAL_LOG_F0_STD = 0.2
 REFERENCE_FRAMES = 1600
 """Frames of the reference that attention sees at most: about 18.6 s, evenly thinned beyond."""
 PROFILE_SIZE = 2 * HIFIGAN_MEL.bands + 2
+PITCH_SIZE = 3 + HIFIGAN_MEL.bands
 
 
 class VoiceCondition(NamedTuple):
@@ -115,7 +118,7 @@ class ConverterNet(nn.Module):
             "expansion": expansion, "heads": heads, "use_profile": use_profile,
         }  # fmt: skip
         self.use_profile = use_profile
-        self.stem = nn.Conv1d(dims + 3, width, 5, padding=2)
+        self.stem = nn.Conv1d(dims + PITCH_SIZE, width, 5, padding=2)
         self.attention = ReferenceAttention(dims, heads, width) if heads else None
         self.embed = nn.Linear(256, width)
         self.describe = nn.Linear(PROFILE_SIZE, width)
@@ -124,15 +127,14 @@ class ConverterNet(nn.Module):
             ConvNeXtBlock(width, kernel, expansion, condition=width) for _ in range(blocks)
         )
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, HIFIGAN_MEL.bands)
+        self.head = nn.Linear(width, 2 * HIFIGAN_MEL.bands)
 
     def forward(self, content: Tensor, pitch: Tensor, voice: VoiceCondition) -> Tensor:
         """Standardised mel ``(batch, frames, bands)``.
 
         Args:
             content: ``(batch, frames, dims)`` at the mel rate.
-            pitch: ``(batch, frames, 3)``: log-F0 against 150 Hz, log-F0 against the voice's mean,
-                voicing; see ``pitch_inputs``.
+            pitch: ``(batch, frames, PITCH_SIZE)``; see ``pitch_inputs``.
         """
         condition = self.embed(16.0 * voice.embedding)
         if self.use_profile:
@@ -143,15 +145,23 @@ class ConverterNet(nn.Module):
             x = x + self.attention(content, voice).transpose(1, 2)
         for block in self.blocks:
             x = block(x, condition)
-        out: Tensor = self.head(self.norm(x.transpose(1, 2)))
+        envelope, depth = self.head(self.norm(x.transpose(1, 2))).chunk(2, dim=-1)
+        # Source and filter: the pitch's own harmonics, as deep as the frame and band let them be.
+        out: Tensor = envelope + F.softplus(depth) * pitch[..., 3:]
         return out
 
 
 def pitch_inputs(log_f0: FloatArray, voiced: FloatArray, log_f0_mean: float) -> FloatArray:
-    """``(frames, 3)`` float32 that ``ConverterNet`` takes."""
+    """What ``ConverterNet`` knows of the pitch: ``(frames, PITCH_SIZE)`` float32.
+
+    Log-F0 against 150 Hz, log-F0 against the voice's mean, voicing, and the harmonics as the mel
+    shows them.
+    """
     absolute = (log_f0 - NEUTRAL_LOG_F0) / LOG_F0_SCALE
     relative = (log_f0 - log_f0_mean) / LOG_F0_SCALE
-    return np.stack([absolute, relative, voiced], axis=-1).astype(np.float32)
+    numbers = np.stack([absolute, relative, voiced], axis=-1)
+    template = harmonic_template(log_f0, voiced) / MEL_SCALE
+    return np.concatenate([numbers, template], axis=-1).astype(np.float32)
 
 
 def voice_profile(mel: FloatArray, log_f0_mean: float, log_f0_std: float) -> FloatArray:
@@ -163,7 +173,7 @@ def voice_profile(mel: FloatArray, log_f0_mean: float, log_f0_std: float) -> Flo
     loudness = values.mean(1)
     values = values[loudness >= np.quantile(loudness, 0.3)]
     pitch = [(log_f0_mean - NEUTRAL_LOG_F0) / LOG_F0_SCALE, log_f0_std / LOG_F0_SCALE]
-    return np.concatenate([values.mean(0), values.std(0), np.float32(pitch)]).astype(np.float32)
+    return np.concatenate([values.mean(0), values.std(0), np.array(pitch)]).astype(np.float32)
 
 
 def thin(frames: int, limit: int = REFERENCE_FRAMES) -> slice:
@@ -227,7 +237,7 @@ class CompactConverter:
         mel, keys = voice.frames.get("mel"), voice.frames.get("content")
         if mel is None or keys is None:
             mel = np.zeros((0, HIFIGAN_MEL.bands), np.float32)
-            keys = np.zeros((0, self.net.stem.in_channels - 3), np.float32)
+            keys = np.zeros((0, self.net.stem.in_channels - PITCH_SIZE), np.float32)
         profile = np.zeros(PROFILE_SIZE, np.float32)
         if len(mel):
             std = voice.log_f0_std if voice.log_f0_std is not None else NEUTRAL_LOG_F0_STD

@@ -48,4 +48,5 @@ class ConvNeXtBlock(nn.Module):
             gain, bias = self.film(condition).unsqueeze(1).chunk(2, dim=-1)
             y = y * (1 + gain) + bias
         y = self.project(F.gelu(self.expand(y))) * self.scale
-        return x + y.transpose(1, 2)
+        out: Tensor = x + y.transpose(1, 2)
+        return out

@@ -41,7 +41,8 @@ def add_noise(mel: FloatArray, rng: np.random.Generator, snr_db: float) -> Float
     level = loud + LOG_POWER_PER_DB * (tilt - snr_db)
     # The power of one noise frame is exponentially distributed; averaging over a band narrows it.
     flutter = rng.normal(0, 0.35, mel.shape)
-    return np.asarray(np.logaddexp(mel, level + flutter), np.float32)
+    noisy = np.logaddexp(mel, level + flutter)
+    return np.asarray(noisy, dtype=np.float32)
 
 
 def limit_band(mel: FloatArray, top_band: int, floor: float) -> FloatArray:

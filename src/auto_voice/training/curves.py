@@ -7,7 +7,6 @@ from pathlib import Path
 
 from auto_voice.errors import MissingDependencyError
 
-
 PREFIXES = ("train_", "held_out_")
 LABELS = ("training speakers", "held-out speakers")
 

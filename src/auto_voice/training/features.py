@@ -27,8 +27,8 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import AutoVoiceError
 from auto_voice.models.base import SpeakerEncoderStage
 from auto_voice.models.model_registry import ModelRegistry
+from auto_voice.models.whisper_encoder import ContentSpace, WhisperEncoder, read_arrays
 from auto_voice.training.data import Utterance
-from auto_voice.training.teacher import ContentSpace, WhisperTeacher
 from auto_voice.types import FloatArray
 
 TEACHER = "recogniser_base"
@@ -90,7 +90,7 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
         "mel": mel.astype(np.float16),
         "log_f0": log_f0,
         "voiced": voiced.astype(np.float16),
-        "teacher": space.project(teacher.features(audio)).astype(np.float16),
+        "teacher": _centred(space.project(teacher.features(audio))).astype(np.float16),
         "embedding": speaker.embed_utterance(audio),
     }
     for speed in SPEEDS:
@@ -98,6 +98,11 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
         played = audio if speed == 1.0 else resample(audio, round(16000 * speed), 16000)
         features[f"content_mel_{speed}"] = log_mel(played, CONTENT_MEL).astype(np.float16)
     return features
+
+
+def _centred(content: FloatArray) -> FloatArray:
+    """Without the utterance's mean, which holds much of the speaker and the channel."""
+    return np.asarray(content - content.mean(0), np.float32)
 
 
 def extract(
@@ -160,19 +165,19 @@ def _single_thread() -> None:
 
 
 @lru_cache(maxsize=1)
-def _loaded(models: Models) -> tuple[WhisperTeacher, ContentSpace, SpeakerEncoderStage]:
+def _loaded(models: Models) -> tuple[WhisperEncoder, ContentSpace, SpeakerEncoderStage]:
     registry = ModelRegistry(models.model_dir)
     space = ContentSpace(**load_file(models.content_space))
     return load_teacher(registry, models.layers), space, registry.load_speaker_encoder()
 
 
-def load_teacher(registry: ModelRegistry, layers: int = 4) -> WhisperTeacher:
+def load_teacher(registry: ModelRegistry, layers: int = 4) -> WhisperEncoder:
     """The content teacher from the catalog's recogniser."""
-    return WhisperTeacher(registry.path(TEACHER, file="model.bin"), layers)
+    return WhisperEncoder(read_arrays(registry.path(TEACHER, file="model.bin")), layers)
 
 
 def fit_content_space(
-    utterances: Sequence[Utterance], teacher: WhisperTeacher, target: Path, dims: int, sample: int
+    utterances: Sequence[Utterance], teacher: WhisperEncoder, target: Path, dims: int, sample: int
 ) -> None:
     """Fits the content space on ``sample`` utterances, spread over the list, and stores it."""
     chosen = utterances[:: max(1, len(utterances) // sample)][:sample]

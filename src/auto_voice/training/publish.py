@@ -36,7 +36,7 @@ def publish(
         ``content_compact@<recipe>`` and ``converter_compact@<recipe>``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    space = f"content_compact@{recipe.name}" if recipe.content else _kept_space(recipe)
+    space = f"content_space@{recipe.name if recipe.content else recipe.content_space.name}"
     models: dict[str, Any] = {}
     entries: list[tuple[str, str, ContentNet | ConverterNet, dict[str, Any]]] = [
         ("converter_compact", "converter", converter, {"content_space": space})
@@ -70,10 +70,6 @@ def _write(net: nn.Module, path: Path, version: str) -> None:
     partial = path.with_suffix(".part")
     save_file(halves, partial, metadata={"format": "pt", "version": version})
     partial.replace(path)
-
-
-def _kept_space(recipe: Recipe) -> str:
-    return recipe.content_from or "content_compact@1.0"
 
 
 def _card(recipe: Recipe, figures: Mapping[str, float], speakers: int, hours: float) -> str:

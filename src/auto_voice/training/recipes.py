@@ -31,8 +31,16 @@ class DataRecipe:
 
 @dataclass(frozen=True)
 class ContentSpaceRecipe:
-    """Dimensions of the content space, the utterances it is fitted on, the teacher's layers."""
+    """The space that content lies in.
 
+    Attributes:
+        name: of an existing one, where the content encoder is kept.
+        dims: of it.
+        sample: utterances that it is fitted on.
+        layers: of the teacher.
+    """
+
+    name: str = "1.0"
     dims: int = 64
     sample: int = 240
     layers: int = 4
@@ -63,7 +71,8 @@ class Recipe:
         data, content_space: see there.
         content: the content encoder; None keeps an existing one (``content_from``).
         converter: on the teacher's features; None starts from an existing one.
-        tune: the converter on the content encoder's own output, which is what it will hear.
+        tune: the converter on the teacher's features and on the content encoder's own output, so
+            that it understands both.
         content_from, converter_from: ``name@version`` to start from.
     """
 

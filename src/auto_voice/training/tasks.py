@@ -85,7 +85,8 @@ class ContentTask:
         mask = _mask([len(c[1]) for c in crops])
         predicted = self.model(mel.transpose(1, 2)).float()
         missed = (predicted - target)[mask].square().sum()
-        return missed / target[mask].square().sum()
+        share: Tensor = missed / target[mask].square().sum()
+        return share
 
     def _crop(
         self, item: Item, rng: np.random.Generator, strength: float
@@ -115,7 +116,8 @@ class ConverterTask:
         batch: crops in a step.
         frames: mel frames in a crop.
         reference_frames: mel frames of the reference at most.
-        content: name of the feature that holds the content.
+        content: features that hold the content, one drawn for each crop, so that one converter
+            understands several encoders of one space.
         bare: share of crops whose voice is the embedding alone.
     """
 
@@ -127,13 +129,13 @@ class ConverterTask:
         batch: int,
         frames: int,
         reference_frames: int,
-        content: str = "teacher",
+        content: Sequence[str] = ("teacher",),
         bare: float = 0.1,
     ) -> None:
         self.model = ConverterNet(**net)
         self.corpus, self.held_out = corpus, held_out
         self.batch, self.frames, self.reference_frames = batch, frames, reference_frames
-        self.content, self.bare = content, bare
+        self.content, self.bare = tuple(content), bare
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
         predicted, target, mask = self.forward(self.corpus, rng, self.batch)
@@ -142,12 +144,19 @@ class ConverterTask:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        predicted, target, mask = self.forward(
-            self.held_out, np.random.default_rng(0), 4 * self.batch
-        )
-        error = (predicted - target).abs().mean(-1)[mask].mean()
-        detail = _detail(predicted)[mask].mean() / _detail(target)[mask].mean()
-        return {"l1": float(error) * MEL_SCALE, "detail": float(detail)}
+        figures = {}
+        kept = self.content
+        for name in kept:
+            self.content = (name,)
+            predicted, target, mask = self.forward(
+                self.held_out, np.random.default_rng(0), 4 * self.batch
+            )
+            error = (predicted - target).abs().mean(-1)[mask].mean()
+            detail = _detail(predicted)[mask].mean() / _detail(target)[mask].mean()
+            figures[f"l1_{name}"] = float(error) * MEL_SCALE
+            figures[f"detail_{name}"] = float(detail)
+        self.content = kept
+        return figures
 
     def forward(
         self, corpus: Corpus, rng: np.random.Generator, count: int
@@ -156,10 +165,11 @@ class ConverterTask:
         content, pitch, target, voices = [], [], [], []
         for item in corpus.draw(rng, count):
             part = crop(rng, item.frames, self.frames)
-            voice, log_f0_mean = self._voice(corpus, item, part, rng)
+            heard = self.content[rng.integers(len(self.content))]
+            voice, log_f0_mean = self._voice(corpus, item, part, rng, heard)
             features = item.features
             log_f0, voiced = features["log_f0"][part], features["voiced"][part].astype(np.float32)
-            content.append(mel_rate_content(item, self.content)[part].astype(np.float32))
+            content.append(mel_rate_content(item, heard)[part].astype(np.float32))
             pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
             target.append(standardise(features["mel"][:, part].T))
             voices.append(voice)
@@ -167,7 +177,7 @@ class ConverterTask:
         return predicted, _pad(target), _mask([len(t) for t in target])
 
     def _voice(
-        self, corpus: Corpus, item: Item, part: slice, rng: np.random.Generator
+        self, corpus: Corpus, item: Item, part: slice, rng: np.random.Generator, heard: str
     ) -> tuple[tuple[FloatArray, ...], float]:
         """Embedding, profile, keys and values from elsewhere in the speaker's speech."""
         other = corpus.companion(rng, item)
@@ -178,13 +188,13 @@ class ConverterTask:
         length = int(rng.integers(self.reference_frames // 4, self.reference_frames + 1))
         frames = frames[crop(rng, len(frames), length)]
         embedding = other.features["embedding"]
-        dims = other.features[self.content].shape[1]
+        dims = other.features[heard].shape[1]
         if len(frames) < MIN_REFERENCE_FRAMES or rng.random() < self.bare:
             bands = HIFIGAN_MEL.bands
             nothing = np.zeros((0, dims), np.float32), np.zeros((0, bands), np.float32)
             return (embedding, np.zeros(2 * bands + 2, np.float32), *nothing), other.log_f0_mean
         mel = other.features["mel"][:, frames].T.astype(np.float32)
-        keys = mel_rate_content(other, self.content)[frames].astype(np.float32)
+        keys = mel_rate_content(other, heard)[frames].astype(np.float32)
         profile = voice_profile(mel, other.log_f0_mean, other.log_f0_std)
         return (embedding, profile, keys, standardise(mel)), other.log_f0_mean
 
@@ -207,7 +217,8 @@ def standardise(mel: FloatArray) -> FloatArray:
 
 def _detail(mel: Tensor) -> Tensor:
     """How much neighbouring bands differ, ``(batch, frames)``: falls when a mel is blurred."""
-    return (mel[..., 2:] - 2 * mel[..., 1:-1] + mel[..., :-2]).abs().mean(-1)
+    bend: Tensor = mel[..., 2:] - 2 * mel[..., 1:-1] + mel[..., :-2]
+    return bend.abs().mean(-1)
 
 
 def _pad(rows: Sequence[FloatArray]) -> Tensor:

@@ -161,8 +161,8 @@ class Workflow:
             model = start.net
             weights = {key: value.clone() for key, value in model.state_dict().items()}
         for name, stage, content in (
-            ("converter", self.recipe.converter, "teacher"),
-            ("tune", self.recipe.tune, STUDENT),
+            ("converter", self.recipe.converter, ("teacher",)),
+            ("tune", self.recipe.tune, ("teacher", STUDENT)),
         ):
             if stage is None:
                 continue

@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from auto_voice.errors import ModelLoadError
-from auto_voice.training.teacher import (
+from auto_voice.models.ctranslate2_file import read_ctranslate2
+from auto_voice.models.whisper_encoder import (
     ContentSpace,
-    WhisperTeacher,
-    read_ctranslate2,
+    WhisperContentEncoder,
+    WhisperEncoder,
+    convert_checkpoint,
+    read_arrays,
     whisper_log_mel,
 )
 
@@ -43,7 +46,7 @@ class _Reference(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(80, WIDTH, 3, padding=1)
         self.conv2 = nn.Conv1d(WIDTH, WIDTH, 3, stride=2, padding=1)
-        self.positions = nn.Parameter(torch.randn(60, WIDTH))
+        self.positions = nn.Parameter(0.1 * torch.randn(1500, WIDTH))
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 WIDTH, WIDTH // 64, 4 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True
@@ -97,13 +100,13 @@ def test_the_encoder_equals_pytorchs_own_layers(tmp_path: Path) -> None:
     mel = torch.randn(1, 80, 100)
     with torch.no_grad():
         expected = reference(mel)
-    found = WhisperTeacher(tmp_path / "model.bin", layers=3)(mel)
+    found = WhisperEncoder(read_arrays(tmp_path / "model.bin"), layers=3).hidden(mel)
     assert (found - expected).abs().max() < 1e-4
 
 
 def test_features_come_fifty_times_a_second(tmp_path: Path) -> None:
     _write_ctranslate2(tmp_path / "model.bin", _Reference(1).arrays())
-    teacher = WhisperTeacher(tmp_path / "model.bin", layers=1)
+    teacher = WhisperEncoder(read_arrays(tmp_path / "model.bin"), layers=1)
     noise = np.random.default_rng(0).normal(size=16000).astype(np.float32) * 0.1
     assert teacher.features(noise).shape == (50, WIDTH)
 
@@ -127,8 +130,8 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_a_model_without_an_encoder_is_refused(tmp_path: Path) -> None:
     _write_ctranslate2(tmp_path / "model.bin", {"x": np.zeros((1, 1), "f4")})
-    with pytest.raises(ModelLoadError, match="not a Whisper encoder"):
-        WhisperTeacher(tmp_path / "model.bin")
+    with pytest.raises(ModelLoadError, match="lacks 'conv1/weight'"):
+        WhisperEncoder(read_arrays(tmp_path / "model.bin"))
 
 
 def test_log_mel_spans_two_units_below_its_peak() -> None:
@@ -139,14 +142,40 @@ def test_log_mel_spans_two_units_below_its_peak() -> None:
     assert np.ptp(mel) == pytest.approx(2.0)
 
 
-def test_the_subspace_is_white_centred_and_deaf_to_outliers() -> None:
+def test_the_subspace_is_white_and_deaf_to_outliers() -> None:
     rng = np.random.default_rng(0)
     mixing = rng.normal(size=(12, 12))
     clean = (rng.normal(size=(4000, 12)) @ mixing + rng.normal(size=12)).astype(np.float32)
     space = ContentSpace.fit([clean], 6)
     y = space.project(clean)
-    assert np.abs(y.mean(0)).max() < 1e-4
     assert np.allclose(np.cov(y, rowvar=False), np.eye(6), atol=0.05)
     wild = clean.copy()
     wild[10, 3] = 1e4
     assert np.abs(space.project(wild)[11:] - y[11:]).max() < 0.05
+
+
+def test_the_stage_gives_centred_content_of_any_length(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _write_ctranslate2(tmp_path / "model.bin", _Reference(2).arrays())
+    encoder = WhisperEncoder(read_arrays(tmp_path / "model.bin"), layers=2)
+    rng = np.random.default_rng(0)
+    subspace = ContentSpace(
+        np.zeros(WIDTH, "f4"), np.ones(WIDTH, "f4"), rng.normal(size=(WIDTH, 6)).astype("f4")
+    )
+    stage = WhisperContentEncoder(encoder, subspace, "content_whisper@1.0", "space")
+    samples = (rng.normal(size=16000 * 40) * 0.05).astype(np.float32)
+    content = stage.encode(samples)
+    assert content.features.shape == (2000, 6)
+    assert np.abs(content.features.mean(0)).max() < 1e-4
+    assert (content.features.std(0) > 0).all()
+    assert stage.encode(samples[:100]).features.shape == (0, 6)
+
+
+def test_conversion_keeps_the_encoder_and_nothing_else(tmp_path: Path) -> None:
+    reference = _Reference(1)
+    _write_ctranslate2(tmp_path / "model.bin", reference.arrays())
+    arrays = convert_checkpoint(tmp_path / "model.bin")
+    assert {array.dtype.name for array in arrays.values()} == {"float16"}
+    assert "layer_0/ffn/linear_1/bias" in arrays
+    assert not any("decoder" in name for name in arrays)
+    assert np.abs(arrays["conv1/weight"] - reference.conv1.weight.detach().numpy()).max() < 1e-3
