@@ -14,13 +14,18 @@ from auto_voice.cli.errors import run_guarded
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "convert": ("auto_voice.cli.convert:convert", "Re-speak a recording in another voice."),
+    "batch": ("auto_voice.cli.batch:batch", "Convert many recordings, resumably."),
+    "voices": ("auto_voice.cli.voices:voices", "Keep voices: add, list, blend, compare."),
+    "inspect": ("auto_voice.cli.inspect:inspect", "Say what is in a recording."),
     "clone": ("auto_voice.cli.clone:clone", "Save the voice of recordings as one file."),
     "demo": ("auto_voice.cli.demo:demo", "Convert a sample recording and show what happened."),
     "evaluate": ("auto_voice.cli.evaluate:evaluate", "Measure how good conversions are."),
     "compare": ("auto_voice.cli.compare:compare", "Compare systems on the same pairs."),
+    "train": ("auto_voice.cli.train:train", "Train models by a recipe and publish them."),
     "serve": ("auto_voice.cli.serve:serve", "Answer an HTTP API and show a web page."),
     "models": ("auto_voice.cli.models:models", "List, fetch, verify and manage models."),
     "config": ("auto_voice.cli.config:config", "Show the settings and where each comes from."),
+    "completion": ("auto_voice.cli.completion:completion", "Complete commands in the shell."),
     "doctor": ("auto_voice.cli.doctor:doctor", "Check that everything needed is in place."),
 }
 """Command to where it lives and what ``--help`` says of it."""
