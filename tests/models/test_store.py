@@ -581,7 +581,7 @@ GOOD = ("toy/1.0/weights.bin", DATA)
         "toy/1.0/unknown.bin",
         "toy/1.0/weights.bin",
     ],
-    ids=str,
+    ids=lambda bad: bad if isinstance(bad, str) else f"{bad.name}-type-{bad.type.decode()}",
 )
 def test_an_archive_that_holds_anything_else_installs_nothing(
     bad: str | tarfile.TarInfo, tmp_path: Path, version: ModelVersion
