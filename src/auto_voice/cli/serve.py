@@ -25,16 +25,16 @@ from auto_voice.errors import ConfigError, MissingDependencyError
     help="The same from a file, one a line: not seen in the list of processes.",
 )
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Queue, uploads and results.")
-@click.option("--voices-dir", type=click.Path(path_type=Path), help="Enrolled voices.")
+@click.option("--voice-dir", type=click.Path(path_type=Path), help="Enrolled voices.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A name of this server.")
 @click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="A web site that may call.")
 @click.option("--trust-proxy", multiple=True, metavar="IP", help="Believe its X-Forwarded-For.")
 @click.option("--workers", default=1, show_default=True, help="Conversions at the same time.")
 @click.option("--queue", default=200, show_default=True, help="Recordings that may wait in jobs.")
 @click.option("--waiting", default=8, show_default=True, help="Direct requests that may wait.")
-@click.option("--upload-mb", default=200, show_default=True, help="Largest request.")
+@click.option("--upload-mb", default=500, show_default=True, help="Largest request.")
 @click.option("--direct-seconds", default=60.0, show_default=True, help="Longest direct audio.")
-@click.option("--longest-seconds", default=3600.0, show_default=True, help="Longest audio.")
+@click.option("--longest-seconds", default=10800.0, show_default=True, help="Longest audio.")
 @click.option("--keep-hours", default=24.0, show_default=True, help="Results live so long.")
 @click.option("--keep-mb", default=2000, show_default=True, help="Results may take so much.")
 @click.option("--grace", default=30.0, show_default=True, help="Seconds for work at the stop.")
@@ -49,7 +49,7 @@ def serve(
     tokens: tuple[str, ...],
     token_files: tuple[Path, ...],
     data_dir: Path | None,
-    voices_dir: Path | None,
+    voice_dir: Path | None,
     allow_host: tuple[str, ...],
     allow_origin: tuple[str, ...],
     trust_proxy: tuple[str, ...],
@@ -111,7 +111,7 @@ def serve(
         warm=warm,
     )
     pipeline = make_pipeline(mock, quiet=True, **models)
-    engine = Engine(pipeline, voices_dir, evaluator_of(pipeline.registry))
+    engine = Engine(pipeline, voice_dir, evaluator_of(pipeline.registry))
     set_up_logs(log_format, min(logging.INFO, logging.getLogger("auto_voice").level))
     app = create_app(settings, engine)
     server = uvicorn.Server(

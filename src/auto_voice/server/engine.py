@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any, Protocol
 
 from auto_voice.errors import MissingDependencyError
 from auto_voice.inference.controls import controls_from
-from auto_voice.inference.result import ConversionResult
+from auto_voice.inference.enrolment import enrol
+from auto_voice.inference.inspection import inspect_file
+from auto_voice.inference.long_audio import convert_file
+from auto_voice.inference.result import Account, ConversionResult
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 from auto_voice.server.control import Control
-from auto_voice.server.settings import default_data_dir
-from auto_voice.server.shelf import Shelf
+from auto_voice.server.shelf import Shelf, about
 from auto_voice.types import Voice, Waveform
 
 
@@ -37,21 +38,20 @@ class Engine:
 
     Args:
         pipeline: one set of loaded models for all threads.
-        voices_dir: where enrolled voices are kept; None for the user's own.
+        voice_dir: where enrolled voices are kept; None for the setting ``voice_dir``.
         evaluator: None where evaluation is not installed.
     """
 
     def __init__(
         self,
         pipeline: VoiceConversionPipeline,
-        voices_dir: Path | None = None,
+        voice_dir: Path | None = None,
         evaluator: Evaluator | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.registry = pipeline.registry
         self._evaluator = evaluator
-        folder = voices_dir or default_data_dir().parent / "voices"
-        self.voices = Shelf(folder, self.clone)
+        self.voices = Shelf(voice_dir)
 
     @property
     def mock(self) -> bool:
@@ -73,26 +73,44 @@ class Engine:
             source, voice, controls=controls_from(dict(controls)), progress=control.progress
         )
 
+    def convert_file(
+        self,
+        source: Path,
+        voice: Voice,
+        output: Path,
+        controls: Mapping[str, Any],
+        control: Control,
+        *,
+        subtype: str | None,
+    ) -> Account:
+        """From file to file in constant memory; goes on where a dead process left off."""
+        return convert_file(
+            self.pipeline,
+            source,
+            voice,
+            output,
+            controls=controls_from(dict(controls)),
+            subtype=subtype,
+            allow_mock=True,
+            progress=control.progress,
+        )
+
+    def enrol(
+        self, references: Sequence[tuple[str, Waveform]], name: str, consent: str, overwrite: bool
+    ) -> dict[str, Any]:
+        self.voices.check_name(name, overwrite)
+        voice = enrol(self.pipeline, references, name, consent=consent)
+        return about(self.voices.add(name, voice, overwrite))
+
     def similarity(self, audio: Waveform, voice: Voice) -> float:
         return self.pipeline.similarity(audio, voice)
 
     # Judging
 
-    def inspect(self, audio: Waveform, name: str) -> dict[str, Any]:
-        """What is in a recording."""
-        from auto_voice.audio.pitch import extract_pitch, log_f0_statistics
-        from auto_voice.audio.quality import measure_quality
-
-        quality = measure_quality(audio.samples, audio.sample_rate)
-        pitch = log_f0_statistics(extract_pitch(audio.samples, audio.sample_rate))
-        return {
-            "name": name,
-            **quality.as_dict(),
-            "sample_rate": audio.sample_rate,
-            "pitch_hz": None if pitch is None else round(math.exp(pitch[0]), 1),
-            "advice": list(quality.advice()),
-            "notes": list(audio.notes),
-        }
+    def inspect(self, path: Path, name: str) -> dict[str, Any]:
+        """What is in a recording, and whose stored voice it resembles."""
+        found = inspect_file(path, self.pipeline.speaker_encoder, self.voices.all())
+        return found.as_dict() | {"file": name}
 
     @property
     def evaluator(self) -> Evaluator:

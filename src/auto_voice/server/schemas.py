@@ -18,7 +18,7 @@ MEDIA_TYPES: dict[str, str] = {
     "mp3": "audio/mpeg",
     "aiff": "audio/aiff",
 }
-VOICE_NAME = r"^[^/\\\x00-\x1f\x7f]{1,80}$"
+
 JOB_ID = "Zm9vYmFyYmF6cXV4cXV1eA"
 
 
@@ -108,6 +108,7 @@ class VoiceView(_Model):
     speech_seconds: float = Field(examples=[12.4])
     pitch_hz: float | None = Field(None, examples=[187.0])
     encoder: str = Field(examples=["speaker_encoder@1.0"])
+    quality: dict[str, float | None] = Field({}, examples=[{"snr_db": 31.5, "speakers": 1.0}])
     notes: list[str] = Field([], examples=[["noisy (12 dB SNR): record in a quiet room"]])
     consent: str = Field("", examples=["recorded with her permission, 2 May"])
 
@@ -117,7 +118,7 @@ class VoiceList(_Model):
 
 
 class Rename(_Model):
-    name: str = Field(pattern=VOICE_NAME, examples=["best_friend"])
+    name: str = Field(min_length=1, max_length=63, examples=["best_friend"])
 
 
 class ModelView(_Model):
@@ -144,8 +145,8 @@ class Inspection(_Model):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(examples=["talk.wav"])
-    seconds: float = Field(examples=[6.2])
+    file: str = Field(examples=["talk.wav"])
+    seconds: float | None = Field(examples=[6.2])
 
 
 class EvaluationAnswer(_Model):

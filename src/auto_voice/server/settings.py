@@ -59,13 +59,13 @@ class ServerSettings:
     queue_items: int = 200
     queue_items_client: int = 100
     uploads_at_once: int = 16
-    upload_mb: int = 200
+    upload_mb: int = 500
     upload_stall_seconds: float = 30.0
     batch_items: int = 100
     direct_seconds: float = 60.0
-    longest_seconds: float = 3600.0
+    longest_seconds: float = 3 * 3600.0
     reference_seconds: float = 300.0
-    decode_seconds: float = 60.0
+    decode_seconds: float = 120.0
     keep_hours: float = 24.0
     keep_mb: int = 2000
     grace_seconds: float = 30.0

@@ -1,122 +1,117 @@
-"""Stored voices as the server shows them: one safetensors file each."""
+"""Stored voices as the API shows them; kept by the library that every other way in uses."""
 
 from __future__ import annotations
 
 import math
-import re
 import secrets
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from auto_voice.audio.quality import measure_quality
+from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import VoiceError
-from auto_voice.inference.voice_file import SUFFIX, load_voice, save_voice
-from auto_voice.types import Voice, Waveform
-
-_PLAIN = re.compile(r"[^/\\\x00-\x1f\x7f]{1,80}")
+from auto_voice.inference.cloning import EMBEDDING_DIMS
+from auto_voice.inference.voice_file import load_voice
+from auto_voice.inference.voices import VoiceLibrary
+from auto_voice.types import Voice
 
 
 class Shelf:
     """Voices by name.
 
     Args:
-        folder: made when the first voice is kept.
-        clone: recordings and a name to a voice.
+        folder: None for the setting ``voice_dir``.
     """
 
-    def __init__(self, folder: Path, clone: Callable[[Sequence[Waveform], str], Voice]) -> None:
-        self._folder, self._clone = folder, clone
+    def __init__(self, folder: Path | None = None) -> None:
+        self._library = VoiceLibrary(folder)
         self._lock = threading.Lock()
 
     def listed(self) -> list[dict[str, Any]]:
-        return [_about(load_voice(path)) for path in sorted(self._folder.glob(f"*{SUFFIX}"))]
+        return [about(voice) for voice in self.all().values()]
+
+    def all(self) -> Mapping[str, Voice]:
+        """Every voice that can be read, by name."""
+        found = {}
+        for name in self._library.names():
+            try:
+                found[name] = self._library.get(name)
+            except VoiceError:
+                continue  # whoever asks for it by name hears why
+        return found
 
     def get(self, name: str) -> Voice:
-        return load_voice(self._path(name))
-
-    def show(self, name: str) -> dict[str, Any]:
-        return _about(self.get(name))
+        return self._library.get(name)
 
     def check_name(self, name: str, overwrite: bool) -> None:
-        if self._file(name).exists() and not overwrite:
-            raise VoiceError(f"there is a voice {name} already; choose another name.")
+        """Raises VoiceError if a voice cannot be added under the name."""
+        self._library.path(name)
+        if name in self._library and not overwrite:
+            raise VoiceError(f"there is a voice {name!r} already; choose another name.")
 
-    def enrol(
-        self,
-        name: str,
-        references: Sequence[tuple[str, Waveform]],
-        *,
-        consent: str,
-        overwrite: bool,
-    ) -> dict[str, Any]:
-        voice = self._clone([wave for _, wave in references], name)
-        advice = [
-            f"{label}: {text}"
-            for label, wave in references
-            for text in measure_quality(wave.samples, wave.sample_rate).advice()
-        ]
-        voice = replace(voice, notes=tuple(dict.fromkeys((*voice.notes, *advice))))
+    def add(self, name: str, voice: Voice, overwrite: bool) -> Voice:
         with self._lock:
             self.check_name(name, overwrite)
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            save_voice(self._file(name), voice)
-        return _about(voice)
+            self._library.add(name, voice, overwrite=overwrite)
+            return self._library.get(name)
 
-    def rename(self, name: str, to: str) -> dict[str, Any]:
+    def rename(self, name: str, to: str) -> Voice:
         with self._lock:
-            voice = replace(self.get(name), name=to)
-            self.check_name(to, False)
-            save_voice(self._file(to), voice)
-            self._path(name).unlink()
-        return _about(voice)
+            if name != to:
+                self.check_name(to, overwrite=False)
+            self._library.rename(name, to)
+            return self._library.get(to)
 
     def remove(self, name: str) -> None:
         with self._lock:
-            self._path(name).unlink()
+            self._library.remove(name)
 
     def export_bytes(self, name: str) -> bytes:
-        return self._path(name).read_bytes()
+        self._library.get(name)
+        return self._library.path(name).read_bytes()
 
-    def import_bytes(self, data: bytes, name: str) -> dict[str, Any]:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self._folder / f".{secrets.token_hex(8)}"
+    def import_bytes(self, data: bytes, name: str) -> Voice:
+        """Keep a voice file's voice, by its own name if ``name`` is empty.
+
+        Raises:
+            VoiceError: it is no voice file, or one that no converter can speak with.
+        """
+        self._library.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The leading dot keeps it out of the library while it is looked at.
+        temporary = self._library.folder / f".{secrets.token_hex(8)}"
         try:
             temporary.write_bytes(data)
-            try:
-                voice = load_voice(temporary)
-            except VoiceError:
-                raise VoiceError(
-                    "the file is no voice; send one that `autovoice clone` or an export made."
-                ) from None
+            voice = load_voice(temporary)
+        except VoiceError:
+            raise VoiceError(
+                "the file is no voice, or damaged; send one that `autovoice clone` or an export "
+                "made."
+            ) from None
         finally:
             temporary.unlink(missing_ok=True)
-        voice = replace(voice, name=name or voice.name or "imported")
-        with self._lock:
-            self.check_name(voice.name, False)
-            save_voice(self._file(voice.name), voice)
-        return _about(voice)
-
-    def _path(self, name: str) -> Path:
-        path = self._file(name)
-        if not path.is_file():
-            raise VoiceError(f"there is no voice {name}; GET /v1/voices lists them.")
-        return path
-
-    def _file(self, name: str) -> Path:
-        if not _PLAIN.fullmatch(name):
-            raise VoiceError("a voice's name has 1 to 80 characters and no slashes.")
-        return self._folder / (name.encode().hex()[:200] + SUFFIX)
+        _check_shapes(voice)
+        return self.add(name or voice.name or "imported", voice, overwrite=False)
 
 
-def _about(voice: Voice) -> dict[str, Any]:
+def _check_shapes(voice: Voice) -> None:
+    mel, content = voice.frames.get("mel"), voice.frames.get("content")
+    fits = voice.embedding.shape == (EMBEDDING_DIMS,) and (mel is None) == (content is None)
+    if mel is not None and content is not None:
+        fits &= mel.ndim == content.ndim == 2 and len(mel) == len(content)
+        fits &= mel.shape[-1] == HIFIGAN_MEL.bands
+    if not fits:
+        raise VoiceError("the voice file holds numbers of other shapes than a voice has.")
+
+
+def about(voice: Voice) -> dict[str, Any]:
+    """What is told of a voice."""
     return {
         "name": voice.name,
         "speech_seconds": round(voice.speech_seconds, 2),
         "pitch_hz": None if voice.log_f0_mean is None else round(math.exp(voice.log_f0_mean), 1),
         "encoder": voice.encoder,
+        "quality": dict(voice.quality),
         "notes": list(voice.notes),
-        "consent": "",
+        "consent": voice.consent,
     }

@@ -14,7 +14,7 @@ import numpy as np
 from auto_voice.audio.recording import SILENCE_PEAK, Recording, dbfs
 from auto_voice.errors import AudioContentError, AudioFormatError
 from auto_voice.server.control import Control
-from auto_voice.types import Waveform
+from auto_voice.types import FloatArray, Waveform
 
 MOST_CHANNELS = 8
 HIGHEST_RATE_HZ = 384_000
@@ -65,37 +65,56 @@ def _too_long(name: str, seconds: float | None, most_seconds: float) -> str:
     return f"{name} is {length}longer than the {most_seconds:g} s that are taken here; cut it."
 
 
-def decode(
-    path: Path, name: str, *, most_seconds: float, within_seconds: float, control: Control
-) -> Waveform:
-    """The whole upload as one channel.
+class Decoding:
+    """The blocks of an upload, decoded once within limits.
 
     Args:
         within_seconds: of work; more than that is an attack or a mistake.
 
-    Raises:
-        AudioError: it cannot be used, or is beyond the limits.
-        Stopped: through ``control``.
+    Iterating raises AudioError for what cannot be used or is beyond the limits, and Stopped
+    through ``control``. ``sample_rate`` and ``notes`` hold when it is over.
     """
-    deadline = time.monotonic() + within_seconds
-    blocks = []
-    with _opened(path, name) as recording:
-        _check_shape(recording, name, most_seconds)
-        decoded = 0
-        for block in recording.blocks(_BLOCK_FRAMES, None, None):
-            control.check()
-            decoded += len(block)
-            if decoded > most_seconds * recording.sample_rate:
-                raise AudioContentError(_too_long(name, None, most_seconds))
-            if time.monotonic() > deadline:
+
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        *,
+        most_seconds: float,
+        within_seconds: float,
+        control: Control,
+    ) -> None:
+        self._path, self._name = path, name
+        self._most_seconds, self._within_seconds = most_seconds, within_seconds
+        self._control = control
+        self.sample_rate = 0
+        self.notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[FloatArray]:
+        deadline = time.monotonic() + self._within_seconds
+        with _opened(self._path, self._name) as recording:
+            _check_shape(recording, self._name, self._most_seconds)
+            decoded = 0
+            for block in recording.blocks(_BLOCK_FRAMES, None, None):
+                self._control.check()
+                decoded += len(block)
+                if decoded > self._most_seconds * recording.sample_rate:
+                    raise AudioContentError(_too_long(self._name, None, self._most_seconds))
+                if time.monotonic() > deadline:
+                    raise AudioContentError(
+                        f"{self._name} took more than {self._within_seconds:g} s to decode; "
+                        "convert it to WAV or FLAC, or cut it."
+                    )
+                yield block
+            if recording.peak < SILENCE_PEAK:
                 raise AudioContentError(
-                    f"{name} took more than {within_seconds:g} s to decode; convert it to WAV or "
-                    "FLAC, or cut it."
+                    f"{self._name} holds only silence (peak {dbfs(recording.peak)}); check the "
+                    "microphone or choose another recording."
                 )
-            blocks.append(block)
-        if recording.peak < SILENCE_PEAK:
-            raise AudioContentError(
-                f"{name} holds only silence (peak {dbfs(recording.peak)}); check the microphone or "
-                "choose another recording."
-            )
-        return Waveform(np.concatenate(blocks), recording.sample_rate, recording.notes())
+            self.sample_rate, self.notes = recording.sample_rate, recording.notes()
+
+
+def gathered(decoding: Decoding) -> Waveform:
+    """The whole upload as one channel."""
+    samples = np.concatenate(list(decoding))
+    return Waveform(samples, decoding.sample_rate, decoding.notes)

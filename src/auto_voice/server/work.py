@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +16,12 @@ from auto_voice.server.files import JobFiles
 from auto_voice.server.jobs import Claim, Record
 from auto_voice.server.metrics import Metrics
 from auto_voice.server.settings import ServerSettings
-from auto_voice.server.uploads import decode
+from auto_voice.server.uploads import Decoding, check_upload, gathered
 from auto_voice.types import Voice, Waveform
 
 KEPT_VOICES = 8
+IN_MEMORY_SECONDS = 300.0
+"""Longer recordings go through the disk, in pieces, and are not measured."""
 STAGES = 4
 
 
@@ -50,31 +53,62 @@ class Work:
 
     def __call__(self, claim: Claim, control: Control) -> Record:
         before = self._engine.registry.loaded()
-        result = self._kinds[claim.job.kind](claim, control)
+        try:
+            result = self._kinds[claim.job.kind](claim, control)
+        except AutoVoiceError as error:
+            self._rename(claim, error)
+            raise
         stages = STAGES if claim.job.kind == "convert" else 1
         self._metrics.models_used(before, self._engine.registry.loaded(), stages)
         return result
 
+    def _rename(self, claim: Claim, error: AutoVoiceError) -> None:
+        """Say the client's name of a file where the error says ours."""
+        folder, request = self._files.folder(claim.job.id), claim.job.request
+        said = str(error)
+        for prefix, names in (
+            ("in", request.get("names", ())),
+            ("ref", request.get("references", ())),
+        ):
+            for n, name in enumerate(names):
+                said = re.sub(
+                    rf"({re.escape(str(folder))}[/\\])?\b{prefix}-{n}\b",
+                    lambda _, name=name: str(name),
+                    said,
+                )
+        if said != str(error):
+            error.args = (said, *error.args[1:])
+
     def _convert(self, claim: Claim, control: Control) -> Record:
         request, index = claim.job.request, claim.item.index
-        source = self._decode(claim, f"in-{index}", claim.item.name, control)
+        folder, name = self._files.folder(claim.job.id), claim.item.name
+        original, path = folder / f"in-{index}", folder / f"out-{index}.{request['format']}"
+        seconds = check_upload(original, name, request["most_seconds"])
         voice = self._voice(claim, control)
-        result = self._engine.convert(source, voice, request["controls"], control)
-        control.check()
-        path = self._files.folder(claim.job.id) / f"out-{index}.{request['format']}"
-        result.save(path, format=request["format"], subtype=request["subtype"], allow_mock=True)
-        summary = result.summary()
+        figures = None
+        if seconds is not None and seconds <= IN_MEMORY_SECONDS:
+            source = self._decode(claim, original.name, name, control)
+            made = self._engine.convert(source, voice, request["controls"], control)
+            control.check()
+            made.save(path, format=request["format"], subtype=request["subtype"], allow_mock=True)
+            summary = made.summary()
+            if request.get("measure"):
+                figures = self._figures(source, original, made.audio, path, voice, control)
+        else:
+            # Read once to the end first: what cannot be decoded fails before an hour of work.
+            for _ in self._blocks(claim, original.name, name, control):
+                pass
+            summary = self._engine.convert_file(
+                original, voice, path, request["controls"], control, subtype=request["subtype"]
+            ).summary()
         self._metrics.conversion(summary)
-        made = {
+        return {
             "file": path.name,
             "bytes": path.stat().st_size,
-            "name": f"{Path(claim.item.name).stem}_as_{voice.name or 'voice'}.{request['format']}",
+            "name": f"{Path(name).stem}_as_{voice.name or 'voice'}.{request['format']}",
             "summary": summary,
+            **({} if figures is None else {"figures": figures}),
         }
-        if request.get("measure"):
-            original = self._files.folder(claim.job.id) / f"in-{index}"
-            made["figures"] = self._figures(source, original, result.audio, path, voice, control)
-        return made
 
     def _figures(
         self,
@@ -122,9 +156,15 @@ class Work:
     def _decode(
         self, claim: Claim, file: str, name: str, control: Control, *, reference: bool = False
     ) -> Waveform:
+        blocks = self._blocks(claim, file, name, control, reference=reference)
+        return gathered(blocks)
+
+    def _blocks(
+        self, claim: Claim, file: str, name: str, control: Control, *, reference: bool = False
+    ) -> Decoding:
         settings = self._settings
         most = claim.job.request.get("most_seconds", settings.longest_seconds)
-        return decode(
+        return Decoding(
             self._files.folder(claim.job.id) / file,
             name,
             most_seconds=settings.reference_seconds if reference else most,
@@ -138,21 +178,22 @@ class Work:
             (name, self._decode(claim, f"ref-{n}", name, control, reference=True))
             for n, name in enumerate(request["references"])
         ]
-        return self._engine.voices.enrol(
-            request["name"], waves, consent=request["consent"], overwrite=request["overwrite"]
-        )
+        return self._engine.enrol(waves, request["name"], request["consent"], request["overwrite"])
 
     def _inspect(self, claim: Claim, control: Control) -> Record:
-        wave = self._decode(claim, "in-0", claim.item.name, control)
-        return self._engine.inspect(wave, claim.item.name)
+        for _ in self._blocks(claim, "in-0", claim.item.name, control):
+            pass
+        path = self._files.folder(claim.job.id) / "in-0"
+        return self._engine.inspect(path, claim.item.name)
 
     def _evaluate(self, claim: Claim, control: Control) -> Record:
         request, folder = claim.job.request, self._files.folder(claim.job.id)
         names = [("in-0", request["names"][0]), ("in-1", request["names"][1])]
         names += [(f"ref-{n}", name) for n, name in enumerate(request["references"])]
         for file, name in names:
-            # Judged by path below; decoding first puts the client's name into what goes wrong.
-            self._decode(claim, file, name, control)
+            # Judged by path below, without the limits of decoding.
+            for _ in self._blocks(claim, file, name, control):
+                pass
         targets = [folder / f"ref-{n}" for n in range(len(request["references"]))]
         return self._engine.evaluator.pair(
             folder / "in-0", targets, folder / "in-1", request["transcript"]

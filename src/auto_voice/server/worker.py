@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -187,7 +188,10 @@ class Workers:
         item = next(item for item in job.items if item.index == index)
         if item.state != "done":
             for path in self._files.folder(job.id).glob(f"out-{index}*"):
-                path.unlink(missing_ok=True)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
         if job.is_finished:
             self._files.drop_inputs(job.id)
             self._tell(job)

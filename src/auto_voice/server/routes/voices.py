@@ -9,7 +9,8 @@ from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi import Path as PathField
 
 from auto_voice.server.context import Client, Here
-from auto_voice.server.schemas import VOICE_NAME, Rename, VoiceList, VoiceView
+from auto_voice.server.schemas import Rename, VoiceList, VoiceView
+from auto_voice.server.shelf import about
 
 router = APIRouter(prefix="/v1/voices")
 
@@ -27,7 +28,7 @@ async def enrol(
     request: Request,
     here: Here,
     client: Client,
-    name: Annotated[str, Form(pattern=VOICE_NAME, examples=["friend"])],
+    name: Annotated[str, Form(min_length=1, max_length=63, examples=["friend"])],
     reference: Annotated[list[UploadFile], File(description="Recordings of one person.")],
     consent: Annotated[
         str, Form(max_length=500, description="Who allowed it, kept with the voice.")
@@ -58,17 +59,17 @@ def take(
     name: Annotated[str, Form(max_length=80, description="Empty for the file's own.")] = "",
 ) -> VoiceView:
     data = file.file.read(VOICE_FILE_BYTES + 1)
-    return VoiceView(**here.engine.voices.import_bytes(data, name))
+    return VoiceView(**about(here.engine.voices.import_bytes(data, name)))
 
 
 @router.get("/{name}", summary="One voice")
 def show(here: Here, name: Name) -> VoiceView:
-    return VoiceView(**here.engine.voices.show(name))
+    return VoiceView(**about(here.engine.voices.get(name)))
 
 
 @router.patch("/{name}", summary="Rename a voice")
 def rename(here: Here, name: Name, body: Rename) -> VoiceView:
-    return VoiceView(**here.engine.voices.rename(name, body.name))
+    return VoiceView(**about(here.engine.voices.rename(name, body.name)))
 
 
 @router.delete("/{name}", status_code=204, summary="Delete a voice")

@@ -1,0 +1,429 @@
+// The page: what is chosen, what runs, what came out.
+
+import { Refused, api, onTokenNeeded } from "./api.js";
+import { Recorder, forServer } from "./audio.js";
+import { $, account, drawAll, figures, make, say, showModels, showSound, showVoices, time } from "./views.js";
+
+const HISTORY = "auto_voice.history";
+const POLL_MS = 300;
+const finished = (job) => ["done", "failed", "cancelled"].includes(job.state);
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+let server = null;
+let running = null;
+const sounds = new Map();
+const originals = new Map(); // job id → the files it was made from, while the page is open
+
+// Tabs
+
+const tabs = [...document.querySelectorAll("[role=tab]")];
+
+async function openTab(tab) {
+  for (const other of tabs) {
+    const chosen = other === tab;
+    other.setAttribute("aria-selected", chosen);
+    other.tabIndex = chosen ? 0 : -1;
+    $(other.getAttribute("aria-controls")).hidden = !chosen;
+  }
+  if (tab.id === "tab-voices") await refreshVoices();
+  if (tab.id === "tab-models") await refreshModels();
+}
+
+tabs.forEach((tab, index) => {
+  tab.onclick = () => openTab(tab);
+  tab.onkeydown = (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
+    const goal = event.key === "Home" ? 0 : event.key === "End" ? tabs.length - 1 : step === undefined ? -1 : (index + step + tabs.length) % tabs.length;
+    if (goal < 0) return;
+    event.preventDefault();
+    tabs[goal].focus();
+    openTab(tabs[goal]);
+  };
+});
+
+// Choosing recordings
+
+function picker(name, changed) {
+  const files = [];
+  const list = $(`${name}-list`);
+  const drop = $(`${name}-drop`);
+  const input = $(`${name}-file`);
+  const record = $(`${name}-record`);
+  let recorder = null;
+  let ticking = null;
+
+  const show = () => {
+    list.replaceChildren(
+      ...files.map((file, index) => {
+        const remove = make("button", { type: "button", className: "small", textContent: "Remove" });
+        remove.setAttribute("aria-label", `Remove ${file.name}`);
+        remove.onclick = () => {
+          files.splice(index, 1);
+          show();
+          record.focus();
+        };
+        const size = make("span", { className: "hint", textContent: `${Math.max(1, Math.round(file.size / 1000))} kB` });
+        return make("li", {}, make("span", { className: "name", textContent: file.name }), size, remove);
+      }),
+    );
+    changed(files);
+  };
+  const add = async (chosen) => {
+    say($("error"), null);
+    for (const file of chosen) files.push(await forServer(file));
+    show();
+  };
+  input.onchange = async () => {
+    await add([...input.files]);
+    input.value = "";
+  };
+  drop.ondragover = (event) => {
+    event.preventDefault();
+    drop.classList.add("over");
+  };
+  drop.ondragleave = () => drop.classList.remove("over");
+  drop.ondrop = (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    add([...event.dataTransfer.files]);
+  };
+  const label = record.querySelector(".text");
+  record.onclick = async () => {
+    try {
+      if (recorder) {
+        clearInterval(ticking);
+        const done = recorder;
+        recorder = null;
+        record.classList.remove("on");
+        label.textContent = "Record";
+        files.push(await done.stop(`recording ${new Date().toTimeString().slice(0, 8).replaceAll(":", ".")}.wav`));
+        show();
+        return;
+      }
+      const begun = new Recorder();
+      await begun.start();
+      recorder = begun;
+      record.classList.add("on");
+      const tick = () => (label.textContent = `Stop (${time(begun.seconds)})`);
+      tick();
+      ticking = setInterval(tick, 200);
+    } catch (error) {
+      const blocked = !navigator.mediaDevices || error.name === "NotAllowedError";
+      say($("error"), blocked ? "The browser does not let this page use the microphone; allow it, or choose a file." : error);
+    }
+  };
+  return files;
+}
+
+const sources = picker("source", () => {});
+const references = picker("reference", (files) => ($("keep-part").hidden = !files.length));
+
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => event.preventDefault());
+
+// Voices
+
+async function refreshVoices(choose) {
+  const use = (name) => {
+    chooseVoice(name);
+    openTab($("tab-convert"));
+    $("voice").focus();
+  };
+  const voices = await showVoices($("voices"), $("voices-error"), use, () => refreshVoices());
+  const before = choose ?? $("voice").value;
+  const fresh = make("option", { value: "", textContent: "From recordings…" });
+  $("voice").replaceChildren(fresh, ...voices.map((v) => make("option", { value: v.name, textContent: v.name })));
+  chooseVoice(voices.some((voice) => voice.name === before) ? before : "");
+}
+
+function chooseVoice(name) {
+  $("voice").value = name;
+  $("reference-part").hidden = name !== "";
+}
+
+$("voice").onchange = () => {
+  chooseVoice($("voice").value);
+  $("voice-notes").replaceChildren();
+};
+
+$("enrol").onclick = async () => {
+  const name = $("voice-name").value.trim();
+  say($("error"), name ? null : "Give the voice a name to keep it.");
+  if (!name) return $("voice-name").focus();
+  $("enrol").disabled = true;
+  $("enrol").textContent = "Listening…";
+  try {
+    const voice = await api.enrol(name, references);
+    await refreshVoices(voice.name);
+    const kept = make("p", { className: "good", textContent: `Kept: ${time(voice.speech_seconds)} of speech.` });
+    $("voice-notes").replaceChildren(kept, ...voice.notes.map((note) => make("p", { className: "warning", textContent: note })));
+    $("voice-name").value = "";
+  } catch (error) {
+    say($("error"), error);
+  } finally {
+    $("enrol").disabled = false;
+    $("enrol").textContent = "Keep voice";
+  }
+};
+
+$("import-file").onchange = async () => {
+  try {
+    say($("voices-error"), null);
+    await api.importVoice($("import-file").files[0]);
+    await refreshVoices();
+  } catch (error) {
+    say($("voices-error"), error);
+  }
+  $("import-file").value = "";
+};
+
+async function refreshModels() {
+  $("models-hint").textContent = server.may_change_models
+    ? "Fetch puts a model on the server's disk, Load into its memory."
+    : "To change models here, start the server with a token; or use “autovoice models” on its machine.";
+  await showModels($("models"), $("models-error"), server.may_change_models, refreshModels);
+}
+
+// Options
+
+const shown = {
+  semitones: (v) => (v > 0 ? `+${v}` : `${v}`),
+  formants: (v) => (v > 0 ? `+${v}` : `${v}`),
+  strength: (v) => `${Math.round(100 * v)} %`,
+  pitch_range: (v) => `${Math.round(100 * v)} %`,
+  breathiness: (v) => `${Math.round(100 * v)} %`,
+  denoise_db: (v) => `${v} dB`,
+};
+for (const [name, text] of Object.entries(shown)) {
+  const update = () => ($(`${name}-out`).textContent = text(Number($(name).value)));
+  $(name).addEventListener("input", update);
+  update();
+}
+
+function options() {
+  const fields = { voice: $("voice").value, format: $("format").value };
+  for (const name of Object.keys(shown)) fields[name] = $(name).value;
+  for (const name of ["keep_pitch", "singing", "trim", "measure"]) fields[name] = $(name).checked;
+  return fields;
+}
+
+// Converting
+
+$("convert-form").onsubmit = async (event) => {
+  event.preventDefault();
+  const problem = !sources.length
+    ? "Choose, drop or record what shall be said."
+    : !$("voice").value && !references.length
+      ? "Choose a voice, or a recording of one."
+      : null;
+  say($("error"), problem);
+  if (problem || running) return;
+  const files = [...sources];
+  busy(true, "Sending…");
+  try {
+    const job = await api.submit(options(), files, $("voice").value ? [] : references);
+    originals.set(job.id, files);
+    remember({ id: job.id, name: files.map((file) => file.name).join(", "), voice: $("voice").value || references[0].name, when: Date.now(), state: job.state });
+    await follow(job);
+  } catch (error) {
+    say($("error"), error);
+  } finally {
+    busy(false);
+  }
+};
+
+$("cancel").onclick = async () => {
+  $("cancel").disabled = true;
+  try {
+    await api.cancel(running);
+  } catch (error) {
+    say($("error"), error);
+  }
+};
+
+function busy(on, text = "") {
+  $("convert").disabled = on;
+  $("progress").hidden = !on;
+  $("progress").removeAttribute("value");
+  $("cancel").hidden = true;
+  $("cancel").disabled = false;
+  $("status").textContent = text;
+  if (!on) running = null;
+}
+
+async function follow(job) {
+  running = job.id;
+  $("cancel").hidden = false;
+  while (!finished(job)) {
+    if (job.state === "queued") $("progress").removeAttribute("value");
+    else $("progress").value = job.progress;
+    $("status").textContent = job.state === "queued" ? "Waiting…" : `Converting… ${Math.round(100 * job.progress)} %`;
+    await pause(POLL_MS);
+    job = await api.job(job.id);
+  }
+  remember({ id: job.id, state: job.state });
+  if (job.state === "cancelled") {
+    $("status").textContent = "";
+    say($("error"), "Cancelled.");
+    return;
+  }
+  await showJob(job);
+}
+
+async function showJob(job) {
+  const failed = job.items.filter((item) => item.error);
+  say($("error"), failed.length ? failed.map((item) => `${item.name}: ${item.error.message}`).join(" · ") : null);
+  const item = job.items.find((one) => one.state === "done");
+  $("result").hidden = !item;
+  if (!item) return;
+  const made = await api.sound(job.id, item.index);
+  $("result-title").textContent = item.result.name;
+  $("download").href = job.items.length > 1 ? api.resultUrl(job.id) : URL.createObjectURL(made);
+  $("download").download = job.items.length > 1 ? "converted.zip" : item.result.name;
+  $("download").textContent = job.items.length > 1 ? `Download all ${job.items.length}` : "Download";
+  $("figures").replaceChildren(...figures(item.result));
+  $("account").replaceChildren(...account(item.result));
+  sounds.clear();
+  const original = originals.get(job.id)?.[item.index];
+  $("before").hidden = true;
+  if (original) await showSound($("before"), "Before", original, sounds);
+  await showSound($("after"), "After", made, sounds);
+  if (sounds.size) drawAll(sounds);
+  $("result").focus({ preventScroll: true });
+  $("result").scrollIntoView({ block: "nearest", behavior: "smooth" });
+}
+
+let resizing = null;
+new ResizeObserver(() => {
+  clearTimeout(resizing);
+  resizing = setTimeout(() => sounds.size && drawAll(sounds), 150);
+}).observe($("result"));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => sounds.size && drawAll(sounds));
+
+// History
+
+function past() {
+  try {
+    return JSON.parse(localStorage.getItem(HISTORY)) ?? [];
+  } catch {
+    return [];
+  }
+}
+
+function remember(entry) {
+  const all = past();
+  const known = all.find((one) => one.id === entry.id);
+  if (known) Object.assign(known, entry);
+  else all.unshift(entry);
+  localStorage.setItem(HISTORY, JSON.stringify(all.slice(0, 30)));
+  showHistory();
+}
+
+function drop(id) {
+  localStorage.setItem(HISTORY, JSON.stringify(past().filter((one) => one.id !== id)));
+  showHistory();
+}
+
+function showHistory() {
+  const all = past();
+  $("history").replaceChildren(
+    ...all.map((entry) => {
+      const kind = { done: "good", failed: "bad" }[entry.state] ?? "";
+      const name = make("span", { className: "name", textContent: entry.name });
+      const badge = make("span", { className: `badge ${kind}`, textContent: entry.state });
+      const about = make("small", { textContent: `as ${entry.voice} · ${new Date(entry.when).toLocaleString()}` });
+      const open = make("button", { type: "button", className: "small", textContent: "Open", disabled: entry.state !== "done" });
+      open.setAttribute("aria-label", `Open ${entry.name}`);
+      open.onclick = () => reopen(entry);
+      const remove = make("button", { type: "button", className: "small danger", textContent: "Delete" });
+      remove.setAttribute("aria-label", `Delete ${entry.name}`);
+      remove.onclick = async () => {
+        await api.remove(entry.id).catch(() => {});
+        drop(entry.id);
+      };
+      const what = make("div", { className: "what" }, name, badge, about);
+      return make("li", {}, make("div", { className: "entry" }, what, make("div", { className: "do" }, open, remove)));
+    }),
+  );
+  $("forget").hidden = !all.length;
+  if (!all.length) $("history").append(make("li", { className: "empty", textContent: "Nothing yet." }));
+}
+
+$("forget").onclick = () => {
+  localStorage.removeItem(HISTORY);
+  showHistory();
+};
+
+async function reopen(entry) {
+  try {
+    await showJob(await api.job(entry.id));
+  } catch (error) {
+    if (error instanceof Refused && error.status === 404) {
+      say($("error"), "This result has expired.");
+      remember({ id: entry.id, state: "expired" });
+    } else say($("error"), error);
+  }
+}
+
+// Jobs outlive this page and the server: go on with what was running.
+async function resume() {
+  const open = past().filter((entry) => ["queued", "running"].includes(entry.state));
+  for (const entry of open) {
+    try {
+      const job = await api.job(entry.id);
+      if (finished(job)) remember({ id: job.id, state: job.state });
+      else if (!running) {
+        busy(true, "Waiting…");
+        await follow(job);
+        busy(false);
+      }
+    } catch (error) {
+      busy(false);
+      if (error instanceof Refused && error.status === 404) remember({ id: entry.id, state: "expired" });
+    }
+  }
+}
+
+// Token
+
+let entering = null;
+onTokenNeeded(() => {
+  entering ??= new Promise((resolve) => {
+    const dialog = $("token-dialog");
+    dialog.oncancel = (event) => event.preventDefault();
+    $("token-form").onsubmit = async (event) => {
+      event.preventDefault();
+      try {
+        await api.enter($("token").value);
+        $("token").value = "";
+        dialog.close();
+        entering = null;
+        resolve();
+      } catch (error) {
+        say($("token-error"), error);
+      }
+    };
+    dialog.showModal();
+  });
+  return entering;
+});
+
+// Start
+
+async function start() {
+  showHistory();
+  try {
+    server = await api.server();
+    $("mock-banner").hidden = !server.mock;
+    $("format").replaceChildren(...server.formats.map((f) => make("option", { value: f, textContent: f })));
+    const { longest_seconds: longest, upload_mb: most, keep_hours: hours } = server.limits;
+    $("source-hint").textContent = `Speech in any usual format, up to ${Math.round(longest / 60)} minutes and ${most} MB. Several files are converted one after the other. Results are kept for ${hours} hours.`;
+    await refreshVoices();
+    document.body.dataset.ready = "yes";
+    await resume();
+  } catch (error) {
+    say($("error"), error);
+  }
+}
+
+start();

@@ -1,0 +1,192 @@
+// Sound in the browser: recording, what the server cannot read into WAV, and pictures of sound.
+
+let context = null;
+
+function audioContext() {
+  context ??= new AudioContext();
+  return context;
+}
+
+export async function decode(blob) {
+  return audioContext().decodeAudioData(await blob.arrayBuffer());
+}
+
+function mono(buffer) {
+  const samples = new Float32Array(buffer.length);
+  for (let channel = 0; channel < buffer.numberOfChannels; channel++) {
+    const data = buffer.getChannelData(channel);
+    for (let i = 0; i < samples.length; i++) samples[i] += data[i] / buffer.numberOfChannels;
+  }
+  return samples;
+}
+
+function toWav(buffer, name) {
+  const samples = mono(buffer);
+  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
+  const text = (at, word) => [...word].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
+  text(0, "RIFF");
+  view.setUint32(4, 36 + 2 * samples.length, true);
+  text(8, "WAVEfmt ");
+  view.setUint32(16, 16, true);
+  view.setUint16(20, 1, true);
+  view.setUint16(22, 1, true);
+  view.setUint32(24, buffer.sampleRate, true);
+  view.setUint32(28, 2 * buffer.sampleRate, true);
+  view.setUint16(32, 2, true);
+  view.setUint16(34, 16, true);
+  text(36, "data");
+  view.setUint32(40, 2 * samples.length, true);
+  samples.forEach((value, i) =>
+    view.setInt16(44 + 2 * i, Math.round(32767 * Math.max(-1, Math.min(1, value))), true),
+  );
+  return new File([view], name, { type: "audio/wav" });
+}
+
+const READABLE = ["RIFF", "RIFX", "RF64", "FORM", "fLaC", "OggS", ".snd", "caff", "ID3"];
+
+// What the server reads goes as it is; what only the browser reads (m4a, webm) goes as WAV.
+export async function forServer(file) {
+  const head = new Uint8Array(await file.slice(0, 4).arrayBuffer());
+  const start = String.fromCharCode(...head);
+  const mpeg = head[0] === 0xff && (head[1] & 0xe0) === 0xe0 && (head[1] & 0xf6) !== 0xf0;
+  if (mpeg || READABLE.some((magic) => start.startsWith(magic))) return file;
+  try {
+    return toWav(await decode(file), file.name.replace(/\.[^.]*$/, "") + ".wav");
+  } catch {
+    return file; // the server says what it is
+  }
+}
+
+export class Recorder {
+  async start() {
+    this.stream = await navigator.mediaDevices.getUserMedia({
+      audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false },
+    });
+    this.chunks = [];
+    this.recorder = new MediaRecorder(this.stream);
+    this.recorder.ondataavailable = (event) => this.chunks.push(event.data);
+    this.recorder.start();
+    this.started = Date.now();
+  }
+
+  get seconds() {
+    return (Date.now() - this.started) / 1000;
+  }
+
+  async stop(name) {
+    const ended = new Promise((resolve) => (this.recorder.onstop = resolve));
+    this.recorder.stop();
+    await ended;
+    this.stream.getTracks().forEach((track) => track.stop());
+    return toWav(await decode(new Blob(this.chunks, { type: this.recorder.mimeType })), name);
+  }
+}
+
+// Pictures
+
+const STOPS = [
+  [0, 0, 4], [40, 17, 89], [114, 31, 129], [182, 54, 121], [241, 96, 93], [254, 175, 119],
+  [252, 253, 191],
+];
+
+function colour(value) {
+  const at = Math.max(0, Math.min(0.9999, value)) * (STOPS.length - 1);
+  const low = Math.floor(at);
+  return STOPS[low].map((c, i) => c + (STOPS[low + 1][i] - c) * (at - low));
+}
+
+const COLOURS = Array.from({ length: 256 }, (_, i) => colour(i / 255));
+const SIZE = 1024;
+const LOWEST_HZ = 60;
+const HIGHEST_HZ = 8000;
+
+function fft(re, im) {
+  const n = re.length;
+  for (let i = 1, j = 0; i < n; i++) {
+    let bit = n >> 1;
+    for (; j & bit; bit >>= 1) j ^= bit;
+    j ^= bit;
+    if (i < j) [re[i], re[j], im[i], im[j]] = [re[j], re[i], im[j], im[i]];
+  }
+  for (let length = 2; length <= n; length <<= 1) {
+    const angle = (-2 * Math.PI) / length;
+    for (let k = 0; k < length / 2; k++) {
+      const c = Math.cos(angle * k);
+      const s = Math.sin(angle * k);
+      for (let i = k; i < n; i += length) {
+        const j = i + length / 2;
+        const r = re[j] * c - im[j] * s;
+        const m = re[j] * s + im[j] * c;
+        re[j] = re[i] - r;
+        im[j] = im[i] - m;
+        re[i] += r;
+        im[i] += m;
+      }
+    }
+  }
+}
+
+// Decibels below the loudest, rows from low to high on a logarithmic axis.
+function spectrogram(samples, rate, columns, rows) {
+  const hann = Float32Array.from({ length: SIZE }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / SIZE));
+  const edges = Array.from({ length: rows + 1 }, (_, r) =>
+    (LOWEST_HZ * (HIGHEST_HZ / LOWEST_HZ) ** (r / rows) * SIZE) / rate);
+  const image = new Float32Array(columns * rows);
+  let loudest = -200;
+  for (let x = 0; x < columns; x++) {
+    const start = Math.round((x / columns) * samples.length) - SIZE / 2;
+    const re = new Float64Array(SIZE);
+    const im = new Float64Array(SIZE);
+    for (let i = 0; i < SIZE; i++) re[i] = (samples[start + i] ?? 0) * hann[i];
+    fft(re, im);
+    for (let r = 0; r < rows; r++) {
+      const from = Math.min(SIZE / 2 - 1, Math.floor(edges[r]));
+      const to = Math.min(SIZE / 2, Math.max(from + 1, Math.ceil(edges[r + 1])));
+      let power = 1e-12;
+      for (let b = from; b < to; b++) power = Math.max(power, re[b] * re[b] + im[b] * im[b]);
+      const decibels = 10 * Math.log10(power);
+      image[r * columns + x] = decibels;
+      loudest = Math.max(loudest, decibels);
+    }
+  }
+  return image.map((decibels) => decibels - loudest);
+}
+
+export function draw(canvas, buffer, seconds) {
+  const ratio = window.devicePixelRatio || 1;
+  const width = Math.max(1, Math.round(canvas.clientWidth * ratio));
+  const height = Math.max(1, Math.round(canvas.clientHeight * ratio));
+  canvas.width = width;
+  canvas.height = height;
+  const samples = mono(buffer);
+  const used = Math.max(1, Math.round((width * buffer.duration) / seconds));
+  const wave = Math.round(height * 0.35);
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = getComputedStyle(canvas).getPropertyValue("--wave");
+  for (let x = 0; x < used; x++) {
+    const from = Math.floor((x / used) * samples.length);
+    const to = Math.max(from + 1, Math.floor(((x + 1) / used) * samples.length));
+    let low = 0;
+    let high = 0;
+    for (let i = from; i < to; i++) {
+      low = Math.min(low, samples[i]);
+      high = Math.max(high, samples[i]);
+    }
+    const top = (wave / 2) * (1 - high);
+    pen.fillRect(x, top, 1, Math.max(1, (wave / 2) * (high - low)));
+  }
+  const rows = 96;
+  const columns = Math.min(used, 900);
+  const image = spectrogram(samples, buffer.sampleRate, columns, rows);
+  const small = new OffscreenCanvas(columns, rows);
+  const brush = small.getContext("2d");
+  const pixels = brush.createImageData(columns, rows);
+  for (let r = 0; r < rows; r++) {
+    for (let x = 0; x < columns; x++) {
+      const shade = COLOURS[Math.max(0, Math.min(255, Math.round((image[r * columns + x] / 75 + 1) * 255)))];
+      pixels.data.set([...shade, 255], 4 * ((rows - 1 - r) * columns + x));
+    }
+  }
+  brush.putImageData(pixels, 0, 0);
+  pen.drawImage(small, 0, wave, used, height - wave);
+}

@@ -1,0 +1,203 @@
+"""The queue: what is accepted is kept, what is finished is not done again, and nobody starves."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+
+import pytest
+
+from auto_voice.errors import BusyError, ConfigError, UnknownJobError
+from auto_voice.server.files import new_id
+from auto_voice.server.jobs import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    UPKEEP,
+    WORK,
+    Limits,
+    NewJob,
+    state_of,
+)
+from auto_voice.server.sqlite_store import SqliteJobStore
+
+LIMITS = Limits(direct=4, direct_client=2, queued=20, queued_client=10)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "jobs.sqlite"
+
+
+@pytest.fixture
+def store(path):
+    found = SqliteJobStore(path)
+    yield found
+    found.close()
+
+
+def add(store, client="a", items=1, **more):
+    names = [f"{n}.wav" for n in range(items)]
+    return store.add(NewJob(new_id(), client, "convert", names, {"x": 1}, **more), LIMITS)
+
+
+def test_a_job_goes_from_queued_to_done(store):
+    job = add(store, items=2)
+    assert (job.state, job.progress, job.request) == (QUEUED, 0.0, {"x": 1})
+    first = store.claim(WORK)
+    assert (first.job.id, first.item.index, first.item.attempts) == (job.id, 0, 1)
+    store.report(job.id, 0, 0.5)
+    assert (store.get(job.id).state, store.get(job.id).progress) == (RUNNING, 0.25)
+    store.finish(job.id, 0, result={"file": "out-0.wav", "bytes": 7})
+    second = store.claim(WORK)
+    done = store.finish(job.id, second.item.index, error={"type": "X", "message": "m"})
+    assert (done.state, done.progress) == (DONE, 1.0)
+    assert [item.state for item in done.items] == [DONE, FAILED]
+    assert done.expires == pytest.approx(done.finished + 86400)
+    assert store.claim(WORK) is None
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ([QUEUED, QUEUED], QUEUED),
+        ([DONE, QUEUED], RUNNING),
+        ([RUNNING, FAILED], RUNNING),
+        ([DONE, FAILED], DONE),
+        ([FAILED, FAILED], FAILED),
+        ([DONE, CANCELLED], CANCELLED),
+    ],
+)
+def test_state_of_a_job(states, expected):
+    assert state_of(states) == expected
+
+
+def test_clients_take_turns_whatever_they_have_queued(store):
+    add(store, "greedy", items=6)
+    add(store, "modest")
+    add(store, "other")
+    order = []
+    while (claim := store.claim(WORK)) is not None:
+        order.append(claim.job.client)
+        store.finish(claim.job.id, claim.item.index, result={})
+    assert set(order[:3]) == {"greedy", "modest", "other"}
+    assert order[3:] == ["greedy"] * 5
+
+
+def test_a_client_with_nothing_running_comes_first(store):
+    add(store, "a", items=3)
+    store.claim(WORK)
+    add(store, "b", items=3)
+    assert [store.claim(WORK).job.client for _ in range(3)] == ["b", "a", "b"]
+
+
+def test_direct_work_comes_before_the_clients_own_batch(store):
+    add(store, items=3)
+    direct = add(store, direct=True)
+    assert store.claim(WORK).job.id == direct.id
+
+
+def test_lanes_do_not_wait_for_each_other(store):
+    add(store)
+    pull = store.add(NewJob(new_id(), "a", "pull", ["m"], {}, lane=UPKEEP), LIMITS)
+    assert store.claim(UPKEEP).job.id == pull.id
+
+
+def test_limits_refuse_at_once_and_keep_nothing(store):
+    add(store, "a", items=10)
+    with pytest.raises(BusyError, match="10 of your recordings already wait") as own:
+        add(store, "a")
+    assert (own.value.http_status, own.value.retry_after > 0) == (429, True)
+    add(store, "b", items=10)
+    with pytest.raises(BusyError, match="20 recordings wait") as all_of_them:
+        add(store, "c")
+    assert all_of_them.value.http_status == 503
+    add(store, "a", direct=True)
+    assert store.depth().queued == 20
+    assert len(store.listed("c", 10)) == 0
+
+
+def test_the_same_key_gives_the_same_job(store):
+    job = add(store, key="once")
+    assert add(store, key="once").id == job.id
+    assert add(store, "b", key="once").id != job.id
+    assert store.find("a", "once").id == job.id
+    assert store.find("a", "never") is None
+
+
+def test_what_ran_when_the_process_died_is_queued_again_and_what_was_done_is_not(store, path):
+    job = add(store, items=3)
+    store.claim(WORK)
+    store.finish(job.id, 0, result={"file": "out-0.wav"})
+    store.claim(WORK)
+    direct = add(store, "b", direct=True)
+    other = SqliteJobStore(path)  # the first one is never closed, as if its process was killed
+    try:
+        assert other.recover(3) == (1, 0)
+        again = other.get(job.id)
+        assert [item.state for item in again.items] == [DONE, QUEUED, QUEUED]
+        assert again.items[0].result == {"file": "out-0.wav"}
+        assert other.get(direct.id).state == CANCELLED
+        assert other.claim(WORK).item.index == 1
+    finally:
+        other.close()
+
+
+def test_a_recording_that_kills_the_server_is_given_up(store):
+    job = add(store)
+    for _ in range(2):
+        store.claim(WORK)
+        assert store.recover(3) == (1, 0)
+    store.claim(WORK)
+    assert store.recover(3) == (0, 1)
+    assert store.get(job.id).state == FAILED
+    assert "3 times" in store.get(job.id).items[0].error["message"]
+
+
+def test_released_work_does_not_count_as_an_attempt(store):
+    job = add(store)
+    store.claim(WORK)
+    store.release(job.id, 0)
+    assert store.get(job.id).state == QUEUED
+    assert store.claim(WORK).item.attempts == 1
+
+
+def test_cancelled_stays_cancelled_whatever_the_worker_says_later(store):
+    job = add(store, items=2)
+    store.claim(WORK)
+    assert store.cancel(job.id).state == CANCELLED
+    assert store.finish(job.id, 0, result={"file": "late.wav"}).items[0].result is None
+    assert store.get(job.id).state == CANCELLED
+    assert store.claim(WORK) is None
+
+
+def test_expiry_by_age_and_by_size(store):
+    jobs = [add(store) for _ in range(3)]
+    for job in jobs:
+        store.claim(WORK)
+        store.finish(job.id, 0, result={"bytes": 100})
+        time.sleep(0.01)
+    now = time.time()
+    assert store.expired(now, 1000) == []
+    assert store.expired(now, 250) == [jobs[0].id]
+    assert set(store.expired(now + 90_000, 1000)) == {job.id for job in jobs}
+    store.remove(jobs[0].id)
+    with pytest.raises(UnknownJobError):
+        store.get(jobs[0].id)
+    assert store.ids() == {job.id for job in jobs[1:]}
+
+
+def test_a_database_of_another_version_is_refused(path):
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(ConfigError, match="another version"):
+        SqliteJobStore(path)
+
+
+def test_a_file_that_is_no_database_is_refused(path):
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(ConfigError, match="cannot be used"):
+        SqliteJobStore(path)

@@ -1,0 +1,235 @@
+"""Load, fairness, cancelling, stopping, and death by kill -9."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+from server_kit import until
+
+from auto_voice.client import Client
+from auto_voice.errors import BusyError, ConfigError
+from auto_voice.server import ServerSettings, create_app
+from auto_voice.server.control import Control, Stopped
+
+
+def test_beyond_the_queue_is_refused_at_once_and_nothing_accepted_is_lost(
+    serve, gated, talk, friend
+):
+    live = serve(gated, queue_items=6, queue_items_client=6)
+    with Client(live.url) as client:
+        accepted = [client.submit([talk], references=[friend])]
+        until(lambda: gated.running)
+        accepted += [client.submit([talk], references=[friend]) for _ in range(6)]
+        with pytest.raises(BusyError) as refused:
+            client.submit([talk], references=[friend])
+        assert refused.value.http_status == 429
+        assert refused.value.retry_after >= 1
+        gated.open.set()
+        assert [client.wait(job).state for job in accepted] == ["done"] * 7
+    assert gated.most_running == 1
+
+
+def test_direct_requests_beyond_the_limit_get_503_with_retry_after(serve, gated, talk, friend):
+    live = serve(gated, direct_waiting=2, direct_waiting_client=2, workers=1)
+
+    def ask(_):
+        with Client(live.url, timeout_seconds=120) as client:
+            try:
+                return len(client.convert(talk, references=[friend]).content)
+            except BusyError as error:
+                return error.http_status
+
+    with ThreadPoolExecutor(8) as pool:
+        first = pool.submit(ask, 0)
+        until(lambda: gated.running)
+        rest = [pool.submit(ask, n) for n in range(6)]
+        until(lambda: sum(future.done() for future in rest) == 4)
+        assert {future.result() for future in rest if future.done()} == {429}
+        gated.open.set()
+        sizes = [f.result() for f in (first, *rest) if f.result() != 429]
+    assert len(sizes) == 3
+    assert min(sizes) > 1000
+
+
+def test_cancel_frees_the_worker_and_keeps_what_was_done(serve, gated, talk, friend):
+    live = serve(gated)
+    with Client(live.url) as client:
+        job = client.submit([talk, talk], references=[friend])
+        until(lambda: gated.running)
+        assert client.cancel(job).state == "cancelled"
+        until(lambda: not gated.running, seconds=10)
+        folder = live.context.files.folder(job.id)
+        until(lambda: not list(folder.iterdir()))
+        gated.open.set()
+        other = client.wait(client.submit([talk], references=[friend]))
+        assert other.state == "done"
+
+
+def test_a_client_that_goes_away_takes_its_direct_work_with_it(serve, gated, talk, friend):
+    live = serve(gated)
+    files = [("source", talk.read_bytes()), ("reference", friend.read_bytes())]
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(f"{live.url}/v1/convert", files=files, timeout=httpx2.Timeout(30, read=1.0))
+    until(lambda: gated.started and not gated.running, seconds=20)
+
+
+def test_one_busy_client_does_not_starve_another(serve, gated, talk, friend):
+    live = serve(gated)
+    with Client(live.url) as greedy:
+        greedy.submit([talk] * 8, references=[friend])
+        until(lambda: gated.running)
+        # Another loopback address is another client.
+        transport = httpx2.HTTPTransport(local_address="127.0.0.2")
+        with Client(live.url, transport=transport) as modest:
+            job = modest.submit([friend], references=[friend])
+            gated.open.set()
+            assert modest.wait(job).state == "done"
+    assert "6.0" in gated.started[:3]
+
+
+def test_a_layer_of_a_network_is_where_work_stops():
+    torch = pytest.importorskip("torch")
+    control = Control()
+    layers = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(5)])
+    seen = []
+    layers[2].register_forward_hook(lambda *_: (seen.append(2), control.stop()))
+    layers[4].register_forward_hook(lambda *_: seen.append(4))
+    with control.holds(), pytest.raises(Stopped):
+        layers(torch.zeros(1, 4))
+    assert seen == [2]
+    layers(torch.zeros(1, 4))  # nobody else is stopped
+    assert seen == [2, 2, 4]
+
+
+def test_stopping_puts_unfinished_work_back_and_a_new_server_does_it(
+    serve, gated, tmp_path, talk, friend
+):
+    live = serve(gated, grace_seconds=0.2)
+    with Client(live.url) as client:
+        job = client.submit([talk], references=[friend])
+        until(lambda: gated.running)
+    live.stop()
+    gated.open.set()
+    again = serve(gated)
+    with Client(again.url) as client:
+        done = client.wait(job.id)
+    assert (done.state, len(gated.started)) == ("done", 2)
+
+
+def test_two_servers_cannot_share_a_data_folder(serve, tmp_path):
+    live = serve()
+    app = create_app(ServerSettings(data_dir=live.context.settings.data_dir), live.context.engine)
+
+    async def begin():
+        async with app.router.lifespan_context(app):
+            raise AssertionError("it started")
+
+    import asyncio
+
+    with pytest.raises(ConfigError, match="another server uses"):
+        asyncio.run(begin())
+    app.state.context.store.close()
+
+
+SERVER = """
+    import sys, time
+    from pathlib import Path
+    import uvicorn
+    from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
+    from auto_voice.server import Engine, ServerSettings, create_app
+
+    class Slow(Engine):
+        def convert(self, source, voice, controls, control):
+            with open(sys.argv[3], "a") as log:
+                log.write(f"{source.seconds:.2f}\\n")
+            time.sleep(0.3)
+            return super().convert(source, voice, controls, control)
+
+    data = Path(sys.argv[1])
+    engine = Slow(VoiceConversionPipeline(PipelineConfig(use_mock_models=True)), data / "voices")
+    app = create_app(ServerSettings(data_dir=data), engine)
+    config = uvicorn.Config(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
+    uvicorn.Server(config).run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no kill -9")
+def test_kill_9_loses_no_accepted_job_and_repeats_none_that_finished(
+    tmp_path, talk, friend, unused_port
+):
+    import soundfile
+
+    script = tmp_path / "server.py"
+    script.write_text(textwrap.dedent(SERVER))
+    log = tmp_path / "converted.log"
+    sources = []
+    samples, rate = soundfile.read(talk)
+    for n in range(6):
+        sources.append(tmp_path / f"{n}.wav")
+        soundfile.write(sources[-1], samples[: rate + rate // 4 * n], rate)
+
+    def start():
+        args = [sys.executable, str(script), str(tmp_path / "data"), str(unused_port), str(log)]
+        return subprocess.Popen(args, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def done(job):
+        return sum(item.state == "done" for item in job.items)
+
+    process = start()
+    try:
+        with Client(f"http://127.0.0.1:{unused_port}") as client:
+            until(lambda: _answers(client))
+            batch = client.submit(sources, references=[friend])
+            single = client.submit([talk], references=[friend])
+            until(lambda: done(client.job(batch.id)) >= 2)
+            process.kill()
+            process.wait()
+            began_before = log.read_text().split()
+            process = start()
+            until(lambda: _answers(client))
+            finished = [client.wait(job.id, within_seconds=120) for job in (batch, single)]
+            assert [done(job) for job in finished] == [6, 1]
+            for n in range(6):
+                sound = client.result(batch.id, n)
+                assert len(sound.content) > 1000
+    finally:
+        process.kill()
+        process.wait()
+    began = log.read_text().split()
+    # Only what ran at the moment of the kill, at most one item, was begun twice.
+    assert len(began_before) <= len(began) <= 8
+    assert len(set(began)) == 7
+
+
+def _answers(client):
+    try:
+        return client.server()
+    except Exception:
+        time.sleep(0.1)
+        return None
+
+
+@pytest.fixture
+def unused_port():
+    import socket
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
+
+
+def test_threads_end_with_the_server(serve):
+    before = {thread.name for thread in threading.enumerate()}
+    live = serve(workers=3)
+    live.stop()
+    until(lambda: {t.name for t in threading.enumerate()} <= before, seconds=10)
