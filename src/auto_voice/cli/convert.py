@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.options import make_pipeline, model_options
+from auto_voice.cli.options import (
+    complete_voice,
+    control_options,
+    control_values,
+    make_pipeline,
+    model_options,
+    output_options,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from auto_voice.inference.result import ConversionResult
+    from auto_voice.inference.result import Account
+    from auto_voice.types import Voice
 
 
 @click.command()
@@ -26,10 +34,10 @@ if TYPE_CHECKING:
     "voices",
     multiple=True,
     required=True,
-    metavar="REFERENCE",
-    type=click.Path(path_type=Path),
-    help="A recording of the wanted voice, or a voice file; several recordings of one person: "
-    "repeat it.",
+    metavar="VOICE",
+    shell_complete=complete_voice,
+    help="A stored voice, a voice file, or a recording of the wanted voice; several recordings of "
+    "one person: repeat it.",
 )
 @click.option(
     "-o",
@@ -38,67 +46,84 @@ if TYPE_CHECKING:
     help="Where to write [default: SOURCE_as_VOICE.wav in the current folder]; the suffix "
     "chooses the format.",
 )
-@click.option("--semitones", type=float, default=0.0, help="Transpose further, e.g. -2.5.")
-@click.option("--keep-pitch", is_flag=True, help="Do not move the pitch to the voice's.")
-@click.option("--format", "format_", metavar="FORMAT", help="wav, flac, ogg, opus, mp3 or aiff.")
-@click.option("--subtype", help="Sample coding, e.g. pcm_24, float, or bits: 16, 24, 32f.")
+@control_options
+@output_options
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the account as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @model_options
 def convert(
     source: Path,
-    voices: tuple[Path, ...],
+    voices: tuple[str, ...],
     output: Path | None,
-    semitones: float,
-    keep_pitch: bool,
     format_: str | None,
     subtype: str | None,
+    rate: int | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
     mock: bool,
-    **models: Any,
+    **options: Any,
 ) -> None:
-    """Re-speak SOURCE in the voice of REFERENCE.
+    """Re-speak SOURCE in the voice VOICE.
 
-    The words, the timing and the melody stay; the voice changes. OUTPUT is as long as SOURCE.
+    The words, the timing and the melody stay; the voice changes. OUTPUT is as long as SOURCE. Of a
+    long SOURCE, a stopped conversion goes on where it was when the same command runs again.
 
     \b
     autovoice convert talk.wav --voice friend.wav
     autovoice convert talk.mp3 --voice a.wav --voice b.wav -o talk.flac
-    autovoice convert song.wav --voice friend.safetensors --keep-pitch --semitones -12
+    autovoice convert song.wav --voice friend --singing --energy 1 --loudness source
+    autovoice convert talk.wav --voice friend --strength 0.5 --formants -2 --rate 48000 --subtype 24
     """
     from auto_voice.audio.io import choose_encoding, ensure_writable
+    from auto_voice.inference.long_audio import convert_to_file
+    from auto_voice.inference.voices import resolve_voice
 
     suffix = f".{format_.lower()}" if format_ else ".wav"
-    chosen = output or Path(f"{source.stem}_as_{voices[0].stem}{suffix}")
+    chosen = output or Path(f"{source.stem}_as_{Path(voices[0]).stem}{suffix}")
     target = ensure_writable(chosen, [source, *voices], overwrite=True)
     if target.exists() and not overwrite:
         raise click.UsageError(f"{target} exists already; add --overwrite or name another output.")
     choose_encoding(target, format_, subtype)
+    controls = control_values(options)
+    found = [resolve_voice(voice) for voice in voices]
+    voice = found[0] if len(found) == 1 else _recordings(found)
 
-    pipeline = make_pipeline(mock, quiet or as_json, **models)
-    voice = voices[0] if len(voices) == 1 else list(voices)
+    pipeline = make_pipeline(mock, quiet or as_json, **options)
     with progress_bar(hidden=quiet or as_json) as progress:
-        result = pipeline.convert(
+        result = convert_to_file(
+            pipeline,
             source,
             voice,
-            semitones=semitones,
-            match_pitch=not keep_pitch,
+            target,
+            controls=controls,
+            format=format_,
+            subtype=subtype,
+            sample_rate=rate,
+            overwrite=overwrite,
+            allow_mock=mock,
             progress=progress,
         )
-    written = result.save(
-        target, format=format_, subtype=subtype, overwrite=overwrite, allow_mock=mock
-    )
     if as_json:
-        click.echo(json.dumps({"output": str(written), "source": str(source), **result.summary()}))
+        click.echo(json.dumps({"output": str(target), "source": str(source), **result.summary()}))
     elif not quiet:
-        click.echo(f"wrote {written}: {result.seconds:.2f} s at {result.sample_rate} Hz")
+        written = rate or result.sample_rate
+        click.echo(f"wrote {target}: {result.seconds:.2f} s at {written} Hz")
         click.echo(describe(result))
 
 
-def describe(result: ConversionResult) -> str:
+def _recordings(found: Sequence[Voice | Path]) -> list[Path]:
+    """Several recordings of one person; stored voices are one each already."""
+    paths = [item for item in found if isinstance(item, Path)]
+    if len(paths) < len(found):
+        raise click.UsageError(
+            "give one stored voice, or several recordings; `autovoice voices blend` mixes voices"
+        )
+    return paths
+
+
+def describe(result: Account) -> str:
     """The account of a conversion as indented lines."""
     lines = [f"  {stage:<10} {model}" for stage, model in result.models.items()]
     lines.append(f"  {'pitch':<10} moved by {result.semitones:+.1f} semitones")

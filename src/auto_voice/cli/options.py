@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from auto_voice.inference.voice_conversion_pipeline import PipelineConfig, VoiceConversionPipeline
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+    from auto_voice.inference.controls import Controls
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,3 +64,95 @@ def make_pipeline(
     chosen = {name: value for name, value in models.items() if value is not None}
     config = PipelineConfig(use_mock_models=mock, **chosen)
     return VoiceConversionPipeline(config, model_registry=registry)
+
+
+_CONTROLS = (
+    click.option("--semitones", type=float, default=0.0, help="Transpose further, e.g. -2.5."),
+    click.option("--keep-pitch", is_flag=True, help="Do not move the pitch to the voice's."),
+    click.option(
+        "--singing", is_flag=True, help="Keep pitch classes: move by whole octaves alone."
+    ),
+    click.option(
+        "--pitch-range",
+        default="1",
+        metavar="FACTOR|voice",
+        help="Melody: 0 monotone, 1 as it is, 2 twice as lively; voice: as lively as the voice.",
+    ),
+    click.option(
+        "--formants", type=float, default=0.0, metavar="SEMITONES",
+        help="Move the resonances, not the pitch: -3 sounds larger, +3 smaller.",
+    ),
+    click.option(
+        "--strength", type=float, default=1.0, metavar="0..1",
+        help="How far towards the voice; 0 is the source's own.",
+    ),
+    click.option(
+        "--energy", type=float, default=0.0, metavar="0..1",
+        help="Keep the source's loudness from syllable to syllable.",
+    ),
+    click.option(
+        "--breathiness", type=float, default=0.0, metavar="0..1",
+        help="Keep the source's breath noise.",
+    ),
+    click.option(
+        "--loudness", metavar="LUFS|source",
+        help="Loudness of the result [default: the source's speech level].",
+    ),
+    click.option("--denoise", is_flag=True, help="First turn steady noise down by up to 15 dB."),
+    click.option("--trim", is_flag=True, help="Leave out silence before and after the speech."),
+)  # fmt: skip
+
+_OUTPUT = (
+    click.option(
+        "--format", "format_", metavar="FORMAT", help="wav, flac, ogg, opus, mp3 or aiff."
+    ),
+    click.option("--subtype", help="Sample coding, e.g. pcm_24, float, or bits: 16, 24, 32f."),
+    click.option("--rate", type=click.IntRange(1000, 384000), help="Samples a second, in Hz."),
+)
+
+DENOISE_DB = 15.0
+
+
+def control_options(command: F) -> F:
+    """Add what shapes a conversion; :func:`control_values` reads it."""
+    for option in reversed(_CONTROLS):
+        command = option(command)
+    return command
+
+
+def output_options(command: F) -> F:
+    """Add ``format_``, ``subtype`` and ``rate``."""
+    for option in reversed(_OUTPUT):
+        command = option(command)
+    return command
+
+
+def control_values(options: dict[str, Any]) -> Controls:
+    """Take the control options out of ``options``.
+
+    Raises:
+        ConfigError: a value that cannot be.
+    """
+    from auto_voice.inference.controls import controls_from
+
+    names = ("semitones", "singing", "pitch_range", "formants", "strength", "energy",
+             "breathiness", "trim")  # fmt: skip
+    values: dict[str, Any] = {name: options.pop(name) for name in names}
+    values["match_pitch"] = not options.pop("keep_pitch")
+    values["denoise_db"] = DENOISE_DB if options.pop("denoise") else 0.0
+    loudness = options.pop("loudness")
+    if loudness is not None:
+        values["loudness"] = loudness
+    return controls_from(values)
+
+
+def complete_voice(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Stored voices and files, for the shell."""
+    from click.shell_completion import CompletionItem
+
+    from auto_voice.inference.voices import VoiceLibrary
+
+    found = [name for name in VoiceLibrary().names() if name.startswith(incomplete)]
+    return [*(CompletionItem(name) for name in found), CompletionItem(incomplete, type="file")]

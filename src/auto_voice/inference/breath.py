@@ -2,12 +2,13 @@
 
 How noisy a voiced sound is shows in how little one period is like the next. That share of noise is
 measured in the source and in the result, and what the result lacks is made by scattering the phases
-of its upper spectrum: the spectrum keeps its energy, its harmonics lose theirs to noise.
+of its upper spectrum: the envelope stays, the harmonics lose energy to the noise between them.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.audio.pitch import align_pitch
 from auto_voice.types import FloatArray, Pitch
@@ -15,6 +16,7 @@ from auto_voice.types import FloatArray, Pitch
 LOWEST_HZ = 1500.0
 """Below it breath is drowned by the voice."""
 SIZE = 1024
+SMOOTH_HZ = 400.0
 PERIODS = 3
 
 
@@ -69,12 +71,22 @@ def scatter(samples: FloatArray, share: FloatArray, sample_rate: int, hop_sample
         if amount > 0:
             rng = np.random.default_rng(first_frame + frame)
             phase = rng.uniform(0, 2 * np.pi, len(spectrum) - low)
-            noise = np.abs(spectrum[low:]) * np.exp(1j * phase)
-            spectrum[low:] = np.sqrt(1 - amount) * spectrum[low:] + np.sqrt(amount) * noise
+            noise = envelope(spectrum, sample_rate)[low:] * np.exp(1j * phase)
+            # Frames of noise add up in power, not in amplitude: with four of them overlapping, a
+            # Hann window in all leaves a quarter of it.
+            spectrum[low:] = np.sqrt(1 - amount) * spectrum[low:] + 2 * np.sqrt(amount) * noise
         out[at : at + SIZE] += np.fft.irfft(spectrum, SIZE) * window
     scale = np.float32(2 * hop_samples / SIZE)
     scaled: FloatArray = (out[half : half + len(samples)] * scale).astype(np.float32)
     return scaled
+
+
+def envelope(spectrum: NDArray[np.complexfloating], sample_rate: int) -> NDArray[np.float64]:
+    """``(bins,)`` magnitudes smoothed in power over 400 Hz, so that harmonics leave no trace."""
+    width = max(1, round(SMOOTH_HZ * SIZE / sample_rate)) // 2 * 2 + 1
+    power = np.pad(np.square(np.abs(spectrum)), width // 2, mode="edge")
+    total = np.concatenate(([0.0], np.cumsum(power)))
+    return np.sqrt(np.maximum(total[width:] - total[:-width], 0) / width)
 
 
 def _high_passed(samples: FloatArray, sample_rate: int) -> FloatArray:

@@ -1,0 +1,164 @@
+"""``autovoice batch``: many recordings at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from auto_voice.cli.options import control_options, control_values, model_options, output_options
+
+if TYPE_CHECKING:
+    from auto_voice.inference.batch import Outcome
+    from auto_voice.inference.jobs import BatchJob
+
+NOT_ALL_DONE = 2
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...")
+@click.option(
+    "--voice",
+    "voices",
+    multiple=True,
+    metavar="VOICE",
+    help="A stored voice, a voice file or a recording; rows of a table may name their own.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path("converted"),
+    show_default=True,
+    help="Folder for the results and the manifest; made if it does not exist.",
+)
+@click.option("--workers", type=click.IntRange(1), help="Processes [default: one per two cores].")
+@click.option("--dry-run", is_flag=True, help="Print what would be done.")
+@click.option("--overwrite", is_flag=True, help="Do again what is done; replace what is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per file.")
+@click.option("-q", "--quiet", is_flag=True, help="Print failures and the summary alone.")
+@output_options
+@control_options
+@model_options
+def batch(
+    inputs: tuple[str, ...],
+    voices: tuple[str, ...],
+    folder: Path,
+    workers: int | None,
+    dry_run: bool,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    format_: str | None,
+    subtype: str | None,
+    rate: int | None,
+    mock: bool,
+    **options: Any,
+) -> int:
+    """Convert many recordings: files, folders, glob patterns, CSV or JSONL tables.
+
+    The shape of a folder is kept. A table has a column source and may have voice, output and any
+    option. manifest.jsonl in the output folder says what came of each file; the same command goes
+    on where a stopped one was. Files that cannot be converted are reported and left out. Exits
+    with 2 if there were any.
+
+    \b
+    autovoice batch lectures/ --voice ann -o out/
+    autovoice batch 'talks/*.mp3' more.wav --voice ann.wav -o out/ --format flac --workers 4
+    autovoice batch jobs.csv -o out/ --dry-run
+    """
+    from auto_voice.inference.batch import MANIFEST, Manifest, run_batch
+    from auto_voice.inference.executor import Executor, InlineExecutor, ProcessExecutor
+    from auto_voice.inference.jobs import Defaults, collect, stored_or_file
+
+    values = control_values(options)
+    defaults = Defaults(
+        voice=tuple(stored_or_file(voice) for voice in voices),
+        output_dir=folder,
+        controls=values.account(),
+        format=format_,
+        subtype=subtype,
+        rate=rate,
+    )
+    jobs = collect(inputs, defaults)
+    _check_formats(jobs)
+    if dry_run:
+        _show(jobs, as_json)
+        return 0
+    executor: Executor = InlineExecutor() if workers == 1 else ProcessExecutor(workers)
+    started = time.perf_counter()
+    counts = {"done": 0, "skipped": 0, "failed": 0, "lost": 0}
+    seconds = 0.0
+    with Manifest(folder / MANIFEST) as manifest:
+        outcomes = run_batch(jobs, executor, _spec(mock, options), manifest, overwrite=overwrite)
+        for number, outcome in enumerate(outcomes, 1):
+            counts[outcome.status] += 1
+            seconds += outcome.seconds
+            _report(outcome, f"{number}/{len(jobs)}", as_json, quiet)
+    took = time.perf_counter() - started
+    failed = counts["failed"] + counts["lost"]
+    summary = {
+        **counts, "audio_seconds": round(seconds, 1), "seconds": round(took, 1),
+        "audio_seconds_per_second": round(seconds / took, 2), "manifest": str(folder / MANIFEST),
+    }  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(summary))
+    else:
+        click.echo(
+            f"{counts['done']} done, {counts['skipped']} done before, {failed} failed: "
+            f"{seconds:.0f} s of audio in {took:.0f} s ({seconds / took:.2f} s per second); "
+            f"see {folder / MANIFEST}"
+        )
+    return NOT_ALL_DONE if failed else 0
+
+
+def _spec(mock: bool, options: dict[str, Any]) -> Any:
+    """How each worker makes its pipeline: the options as JSON values."""
+    from auto_voice.inference.executor import WorkerSpec
+
+    names = ("config", "model_dir", "offline", "device", "fallback")
+    registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
+    models = {n: options[n] for n in ("content_encoder", "converter", "vocoder") if options.get(n)}
+    settings = {"mock": mock, "registry": registry, "pipeline": models}
+    return WorkerSpec("auto_voice.inference.batch:worker", settings)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _check_formats(jobs: list[BatchJob]) -> None:
+    """A format that cannot be is the user's slip: better said before the first file than after."""
+    from auto_voice.audio.io import choose_encoding
+
+    for kind in {(Path(job.output).suffix, job.format, job.subtype) for job in jobs}:
+        choose_encoding(Path(f"x{kind[0]}"), kind[1], kind[2])
+
+
+def _show(jobs: list[BatchJob], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    for job in jobs:
+        if as_json:
+            click.echo(json.dumps(asdict(job)))
+            continue
+        extra = "".join(f" {k}={v}" for k, v in job.controls.items())
+        click.echo(f"{job.source} -> {job.output}  voice={'|'.join(job.voice)}{extra}")
+    click.echo(f"{len(jobs)} files; nothing was converted", err=True)
+
+
+def _report(outcome: Outcome, place: str, as_json: bool, quiet: bool) -> None:
+    job = outcome.job
+    if as_json:
+        line = {"source": job.source, "output": job.output, "status": outcome.status}
+        click.echo(json.dumps(line | ({"error": outcome.error} if outcome.error else {})))
+    elif outcome.error:
+        click.echo(f"autovoice: {place} {job.source}: {outcome.error}", err=True)
+    elif not quiet:
+        click.echo(f"{place} {outcome.status:<8} {job.output}")
+    sys.stdout.flush()

@@ -1,0 +1,336 @@
+"""``autovoice voices``: the library of stored voices."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from auto_voice.cli.options import make_pipeline, model_options
+
+if TYPE_CHECKING:
+    from auto_voice.inference.voices import VoiceLibrary
+    from auto_voice.types import Voice
+
+PATH = click.Path(path_type=Path)
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what has that name.")
+
+
+@click.group()
+def voices() -> None:
+    """Keep voices under a name and use them wherever a voice is asked for.
+
+    \b
+    autovoice voices add ann ann1.wav ann2.wav --consent "agreed by mail, 3 May"
+    autovoice convert talk.wav --voice ann
+    autovoice voices blend anna-ben ann=0.7 ben=0.3
+    """
+
+
+def library() -> VoiceLibrary:
+    """The user's voices."""
+    from auto_voice.inference.voices import VoiceLibrary
+
+    return VoiceLibrary()
+
+
+@voices.command()
+@click.argument("name")
+@click.argument("references", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--consent", default="", metavar="TEXT", help="What the owner of the voice agreed to."
+)
+@click.option(
+    "--no-recording",
+    is_flag=True,
+    help="Do not keep the speech; the voice cannot be encoded again when models change.",
+)
+@overwrite_option
+@as_json_option
+@model_options
+def add(
+    name: str,
+    references: tuple[Path, ...],
+    consent: str,
+    no_recording: bool,
+    overwrite: bool,
+    as_json: bool,
+    mock: bool,
+    **models: Any,
+) -> None:
+    """Store the voice heard in REFERENCES as NAME.
+
+    All recordings must be of one person; 5 to 30 seconds of clean speech are enough. What is wrong
+    with a recording is said, with what to record instead.
+
+    \b
+    autovoice voices add ann ann.wav
+    autovoice voices add ben ben1.flac ben2.flac --consent "signed form of 3 May"
+    """
+    from auto_voice.audio.io import read_audio
+    from auto_voice.errors import VoiceError
+    from auto_voice.inference.enrolment import enrol
+
+    shelf = library()
+    if shelf.path(name).exists() and not overwrite:
+        raise VoiceError(f"there is a voice {name!r} already; add --overwrite or choose another.")
+    read = [(str(path), read_audio(path)) for path in references]
+    pipeline = make_pipeline(mock, as_json, **models)
+    voice = enrol(pipeline, read, name, consent=consent, keep_recording=not no_recording)
+    path = shelf.add(name, voice, overwrite=overwrite)
+    if as_json:
+        click.echo(json.dumps({**describe(voice), "file": str(path)}))
+        return
+    click.echo(f"stored {name}: {_line(voice)}")
+    for note in voice.notes:
+        click.echo(f"  note       {note}")
+
+
+@voices.command("list")
+@as_json_option
+def list_(as_json: bool) -> None:
+    """List the stored voices.
+
+    \b
+    autovoice voices list
+    autovoice voices list --json
+    """
+    shelf = library()
+    if as_json:
+        found = [describe(voice) for voice in shelf]
+        click.echo(json.dumps({"folder": str(shelf.folder), "voices": found}, indent=2))
+        return
+    for voice in shelf:
+        click.echo(f"{voice.name:<20} {_line(voice)}")
+    if not shelf.names():
+        click.echo("no voice is stored yet; add one: autovoice voices add NAME RECORDING", err=True)
+    click.echo(f"kept in {shelf.folder}", err=True)
+
+
+@voices.command()
+@click.argument("name")
+@as_json_option
+def show(name: str, as_json: bool) -> None:
+    """Show everything known of the voice NAME.
+
+    \b
+    autovoice voices show ann
+    """
+    shelf = library()
+    voice = shelf.get(name)
+    facts = {**describe(voice), "file": str(shelf.path(name))}
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        if key == "notes":
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {'-' if v is None else v}" for k, v in value.items()) or "-"
+        click.echo(f"{key:<16} {'-' if value in (None, '') else value}")
+    for note in voice.notes:
+        click.echo(f"{'note':<16} {note}")
+
+
+@voices.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(names: tuple[str, ...], yes: bool) -> None:
+    """Delete the voices NAMES.
+
+    \b
+    autovoice voices remove ann --yes
+    """
+    shelf = library()
+    for name in names:
+        shelf.get(name)
+    if not yes:
+        click.confirm(f"delete {', '.join(names)} for good?", abort=True)
+    for name in names:
+        shelf.remove(name)
+        click.echo(f"removed {name}")
+
+
+@voices.command()
+@click.argument("name")
+@click.argument("to")
+@overwrite_option
+def rename(name: str, to: str, overwrite: bool) -> None:
+    """Call the voice NAME TO from now on.
+
+    \b
+    autovoice voices rename ann anna
+    """
+    library().rename(name, to, overwrite=overwrite)
+    click.echo(f"{name} is now {to}")
+
+
+@voices.command("export")
+@click.argument("name")
+@click.option("-o", "--output", type=PATH, help="File to write [default: NAME.safetensors].")
+@click.option("--no-recording", is_flag=True, help="Leave the speech out of the file.")
+@overwrite_option
+def export(name: str, output: Path | None, no_recording: bool, overwrite: bool) -> None:
+    """Write the voice NAME as a file that others can import, or use as it is.
+
+    \b
+    autovoice voices export ann -o ann.safetensors --no-recording
+    """
+    from dataclasses import replace
+
+    from auto_voice.audio.io import ensure_writable
+    from auto_voice.inference.voice_file import SUFFIX, save_voice
+
+    voice = library().get(name)
+    target = ensure_writable(output or Path(name + SUFFIX), overwrite=overwrite)
+    save_voice(target, replace(voice, speech=None) if no_recording else voice)
+    click.echo(f"wrote {target}")
+
+
+@voices.command("import")
+@click.argument("file", type=PATH)
+@click.option("--name", help="What to call it [default: the name in the file].")
+@overwrite_option
+def import_(file: Path, name: str | None, overwrite: bool) -> None:
+    """Store the voice of FILE, which `export` or `autovoice clone` wrote.
+
+    \b
+    autovoice voices import ann.safetensors --name anna
+    """
+    from auto_voice.inference.voice_file import load_voice
+
+    voice = load_voice(file)
+    chosen = name or voice.name or file.stem
+    library().add(chosen, voice, overwrite=overwrite)
+    click.echo(f"stored {chosen}: {_line(voice)}")
+
+
+@voices.command()
+@click.argument("name")
+@click.argument("parts", nargs=-1, required=True, metavar="VOICE=WEIGHT...")
+@overwrite_option
+@model_options
+def blend(name: str, parts: tuple[str, ...], overwrite: bool, mock: bool, **models: Any) -> None:
+    """Store a voice between others as NAME; a part is a stored voice, a voice file or a recording.
+
+    \b
+    autovoice voices blend calm ann=0.7 ben=0.3
+    autovoice voices blend mix ann=1 stranger.wav=1
+    """
+    from auto_voice.inference.blending import blend_voices
+    from auto_voice.inference.voices import resolve_voice
+    from auto_voice.types import Voice
+
+    shelf = library()
+    pairs = []
+    pipeline = None
+    for part in parts:
+        label, weight = _weighted(part)
+        found = resolve_voice(label)
+        if not isinstance(found, Voice):
+            pipeline = pipeline or make_pipeline(mock, **models)
+            found = pipeline.voice(found)
+        pairs.append((found, weight))
+    voice = blend_voices(pairs, name=name)
+    shelf.add(name, voice, overwrite=overwrite)
+    click.echo(f"stored {name}: {_line(voice)}")
+    for note in voice.notes:
+        click.echo(f"  note       {note}")
+
+
+@voices.command()
+@click.argument("names", nargs=-1, required=True, metavar="VOICE...")
+@as_json_option
+@model_options
+def compare(names: tuple[str, ...], as_json: bool, mock: bool, **models: Any) -> None:
+    """Tell how alike voices are: cosines of their embeddings, and pitch.
+
+    About 0.85 for one person recorded twice, 0.55 for two people.
+
+    \b
+    autovoice voices compare ann ben
+    autovoice voices compare ann stranger.wav
+    """
+    import numpy as np
+
+    from auto_voice.errors import VoiceError
+    from auto_voice.inference.voices import resolve_voice
+    from auto_voice.types import Voice
+
+    if len(names) < 2:
+        raise click.UsageError("give at least two voices to compare")
+    found = []
+    pipeline = None
+    for name in names:
+        voice = resolve_voice(name)
+        if not isinstance(voice, Voice):
+            pipeline = pipeline or make_pipeline(mock, as_json, **models)
+            voice = pipeline.voice(voice)
+        found.append(voice)
+    encoders = sorted({voice.encoder for voice in found} - {""})
+    if len(encoders) > 1:
+        raise VoiceError(
+            f"voices of different encoders cannot be compared ({', '.join(encoders)}); add them "
+            "again from their recordings."
+        )
+    stacked = np.stack([voice.embedding for voice in found])
+    likeness = stacked @ stacked.T
+    if as_json:
+        rows = [[round(float(v), 4) for v in row] for row in likeness]
+        click.echo(json.dumps({"voices": list(names), "likeness": rows}))
+        return
+    width = max(len(name) for name in names)
+    click.echo(" " * width + "".join(f"  {name:>8.8}" for name in names) + "     pitch")
+    for name, row, voice in zip(names, likeness, found, strict=True):
+        cells = "".join(f"  {value:8.2f}" for value in row)
+        click.echo(f"{name:<{width}}{cells}  {_pitch(voice)}")
+
+
+def describe(voice: Voice) -> dict[str, Any]:
+    """The facts of a voice, ready for JSON."""
+    quality = {k: None if v is None else round(v, 4) for k, v in voice.quality.items()}
+    return {
+        "name": voice.name,
+        "speech_seconds": round(voice.speech_seconds, 2),
+        "pitch_hz": _hz(voice),
+        "pitch_spread_semitones": None
+        if voice.log_f0_std is None
+        else round(12 * voice.log_f0_std / math.log(2), 2),
+        "quality": quality,
+        "consent": voice.consent,
+        "encoder": voice.encoder,
+        "content_space": voice.content_space,
+        "recording_kept": voice.speech is not None,
+        "notes": list(voice.notes),
+    }
+
+
+def _hz(voice: Voice) -> float | None:
+    return None if voice.log_f0_mean is None else round(math.exp(voice.log_f0_mean), 1)
+
+
+def _pitch(voice: Voice) -> str:
+    pitch_hz = _hz(voice)
+    return "no pitch" if pitch_hz is None else f"{pitch_hz:.0f} Hz"
+
+
+def _line(voice: Voice) -> str:
+    snr = voice.quality.get("snr_db")
+    noise = "" if snr is None else f", SNR {snr:.0f} dB"
+    warned = f", {len(voice.notes)} notes" if voice.notes else ""
+    return f"{voice.speech_seconds:.1f} s of speech, {_pitch(voice)}{noise}{warned}"
+
+
+def _weighted(part: str) -> tuple[str, float]:
+    label, sign, number = part.rpartition("=")
+    try:
+        weight = float(number)
+    except ValueError:
+        sign = ""
+    if not sign or not label or not 0 <= weight < math.inf:
+        raise click.UsageError(f"{part!r} is no voice and weight; write for example ann=0.7")
+    return label, weight

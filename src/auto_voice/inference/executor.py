@@ -1,0 +1,184 @@
+"""Where jobs run: the interface, and worker processes on this machine.
+
+A job and its outcome are plain dictionaries of JSON values, so an executor may carry them
+anywhere: to a process, a queue, a cluster. The function that does a job is named, not passed:
+``module:function`` is imported where it runs, called once with the settings, and returns the
+function that takes jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Protocol
+
+Record = Mapping[str, Any]
+"""A job, or what came of it: names to JSON values."""
+
+Worker = Callable[[Record], dict[str, Any]]
+"""Does one job. Its own errors are outcomes; what it raises ends the run."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """How a worker is made, wherever it runs.
+
+    Attributes:
+        factory: ``module:function``; called once in each worker with ``settings``.
+        settings: JSON values.
+    """
+
+    factory: str
+    settings: Record = field(default_factory=dict)
+
+    def build(self) -> Worker:
+        module, _, name = self.factory.partition(":")
+        made: Worker = getattr(import_module(module), name)(**self.settings)
+        return made
+
+
+class Executor(Protocol):
+    """Runs jobs and hands back outcomes as they come, in any order."""
+
+    def run(self, spec: WorkerSpec, jobs: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
+        """Pairs of a job and its outcome.
+
+        Jobs are taken when there is room for them. An outcome with ``status`` ``"lost"`` says that
+        the worker died on the job; the run goes on without it.
+        """
+        ...
+
+
+class InlineExecutor:
+    """One job after the other, in this process."""
+
+    def run(self, spec: WorkerSpec, jobs: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
+        worker = spec.build()
+        for job in jobs:
+            yield job, worker(job)
+
+
+class ProcessExecutor:
+    """Worker processes on this machine, each with its share of the cores.
+
+    Workers are started fresh (spawn), so nothing of this process, threads and locks least of all,
+    leaks into them. The weights that they load are mapped from the same files, so the system keeps
+    them in memory once. A worker that dies takes only its own job with it.
+
+    Args:
+        workers: processes; by default one for each two cores.
+    """
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = workers or max(1, cores() // 2)
+
+    def run(self, spec: WorkerSpec, jobs: Iterable[Record]) -> Iterator[tuple[Record, Record]]:
+        from multiprocessing.connection import wait
+
+        waiting = iter(jobs)
+        threads = max(1, cores() // self.workers)
+        crew: list[_Process] = []
+        try:
+            for job in waiting:
+                crew.append(_Process(spec, threads, job))
+                if len(crew) == self.workers:
+                    break
+            while crew:
+                ready = wait([process.pipe for process in crew])
+                for process in [p for p in crew if p.pipe in ready]:
+                    outcome = process.receive()
+                    yield process.job, outcome
+                    lost = outcome.get("status") == "lost"
+                    following = next(waiting, None)
+                    if lost or following is None:
+                        crew.remove(process)
+                        process.end()
+                        if following is not None:
+                            crew.append(_Process(spec, threads, following))
+                    else:
+                        process.send(following)
+        finally:
+            for process in crew:
+                process.end(force=True)
+
+
+class _Process:
+    """One worker and the job that it has."""
+
+    def __init__(self, spec: WorkerSpec, threads: int, job: Record) -> None:
+        from multiprocessing import get_context
+
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, spec, threads), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.send(job)
+
+    def send(self, job: Record) -> None:
+        self.job = job
+        with suppress(OSError):  # It died between two jobs; receive() will say so.
+            self.pipe.send(dict(job))
+
+    def receive(self) -> dict[str, Any]:
+        try:
+            outcome: dict[str, Any] = self.pipe.recv()
+        except (EOFError, OSError):
+            self._process.join(10)
+            code = self._process.exitcode or 0
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            return {"status": "lost", "error": f"the worker process died ({how})"}
+        return outcome
+
+    def end(self, *, force: bool = False) -> None:
+        with suppress(OSError):
+            self.pipe.send(None)
+        if force:
+            self._process.terminate()
+        self._process.join(10)
+        self.pipe.close()
+
+
+def _serve(pipe: Any, spec: WorkerSpec, threads: int) -> None:
+    """The life of a worker process."""
+    # Ctrl-C reaches the whole group; the parent decides what happens.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    limit_threads(threads)
+    worker = spec.build()
+    while True:
+        try:
+            job = pipe.recv()
+        except (EOFError, OSError):
+            return
+        if job is None:
+            return
+        pipe.send(worker(job))
+
+
+def _end_with_parent() -> None:
+    """A killed batch must not go on writing behind the back of the one that follows it."""
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def limit_threads(threads: int) -> None:
+    """Let numeric libraries that are loaded from here on use so many threads."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

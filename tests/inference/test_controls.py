@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hand_made_stages import LocalConverter, LocalVocoder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from auto_voice.audio.denoise import denoise
+from auto_voice.audio.loudness import integrated_loudness, true_peak
+from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
+from auto_voice.audio.meter import LoudnessMeter
+from auto_voice.audio.pitch import extract_pitch, log_f0_statistics
+from auto_voice.errors import AudioContentError, ConfigError
+from auto_voice.inference.analysis import denoised
+from auto_voice.inference.breath import aperiodicity, scatter
+from auto_voice.inference.controls import Controls, controls_from
+from auto_voice.inference.melody import moved, repaired
+from auto_voice.inference.shaping import contour, keep_energy, warp_formants
+from auto_voice.types import Mel, Pitch, Voice, Waveform
+
+RATE = 22050
+
+
+class ToneVocoder(LocalVocoder):
+    """Sings the melody that the hand-made converter writes into the first band."""
+
+    def synthesize(self, mel):
+        f0 = np.repeat(np.exp(mel[0].astype(np.float64)), 256)
+        phase = 2 * np.pi * np.cumsum(f0) / RATE
+        tone = sum(np.sin(k * phase) / k for k in range(1, 9))
+        envelope = np.repeat(np.minimum(1, mel[2] * 20), 256)
+        return (0.2 * tone * envelope)[None].astype(np.float32)
+
+
+@pytest.fixture
+def heard(hand_made, source):
+    """Median F0 and spread of the result, measured in its sound."""
+    pipeline, _ = hand_made(hifigan_universal=ToneVocoder())
+    voice = pipeline.clone(Waveform(_speech(5.0, 200.0), 16000))
+
+    def measure(**controls):
+        result = pipeline.convert(source, voice, controls=Controls(**controls))
+        pitch = extract_pitch(result.samples, result.sample_rate)
+        log_f0 = np.log(pitch.f0_hz[pitch.voiced])
+        return float(np.exp(np.median(log_f0))), float(log_f0.std()), voice
+
+    return measure
+
+
+def _speech(seconds, f0_hz, seed=1):
+    from hand_made_stages import speech_like
+
+    return speech_like(seconds, f0_hz, seed=seed)
+
+
+def harmonics(f0_hz, peak_hz, seconds=0.6, width=150.0):
+    """A buzz with one formant."""
+    t = np.arange(int(seconds * RATE)) / RATE
+    out = np.zeros_like(t)
+    for k in range(1, int(7000 / f0_hz)):
+        out += np.sin(2 * np.pi * k * f0_hz * t + k) / (1 + ((k * f0_hz - peak_hz) / width) ** 2)
+    return (0.1 * out / np.abs(out).max()).astype(np.float32)
+
+
+def test_twelve_semitones_double_the_pitch_that_is_heard(heard):
+    plain, _, voice = heard()
+    up, _, _ = heard(semitones=12.0)
+    assert plain == pytest.approx(np.exp(voice.log_f0_mean), rel=0.03)
+    assert up / plain == pytest.approx(2.0, rel=0.01)
+
+
+def test_pitch_range_scales_the_melody_and_keeps_its_height(heard):
+    height, spread, _ = heard()
+    wide_height, wide, _ = heard(pitch_range=2.0)
+    _, flat, _ = heard(pitch_range=0.0)
+    assert wide / spread == pytest.approx(2.0, rel=0.1)
+    assert wide_height == pytest.approx(height, rel=0.03)
+    assert flat < 0.1 * spread
+
+
+def test_singing_keeps_pitch_classes(heard, source):
+    own = np.median(log_f0 := _log_f0(source))
+    height, _, voice = heard(singing=True)
+    octaves = (np.log(height) - own) / np.log(2)
+    assert abs(voice.log_f0_mean - log_f0.mean()) > 0.3  # the automatic move would not
+    assert octaves == pytest.approx(round(octaves), abs=0.02)
+
+
+def _log_f0(waveform):
+    pitch = extract_pitch(waveform.samples, waveform.sample_rate)
+    return np.log(pitch.f0_hz[pitch.voiced])
+
+
+def melody(seed=0, seconds=8.0):
+    rng = np.random.default_rng(seed)
+    frames = int(seconds * 62.5)
+    walk = np.cumsum(rng.standard_normal(frames)) * 0.01
+    walk += 0.15 * np.sin(np.arange(frames) / 20)
+    voiced = np.sin(np.arange(frames) / 9) > -0.6
+    f0 = 120 * np.exp(walk - walk.mean())
+    return Pitch(f0.astype(np.float32), voiced, 62.5)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+@pytest.mark.parametrize("share", [0.1, 0.35])
+def test_octave_errors_are_folded_back(factor, share):
+    true = melody()
+    rng = np.random.default_rng(1)
+    wrong = rng.random(len(true.f0_hz)) < share
+    slipped = Pitch(np.where(wrong, factor * true.f0_hz, true.f0_hz), true.voiced, 62.5)
+    fixed = repaired(slipped)
+    off = np.abs(np.log(fixed.f0_hz / true.f0_hz))[true.voiced] > 0.1
+    assert off.mean() < 0.01
+    target = Voice(np.ones(256, np.float32) / 16, log_f0_mean=np.log(200.0), log_f0_std=0.2)
+    assert moved(slipped, target, Controls())[1] == pytest.approx(
+        moved(true, target, Controls())[1], abs=0.1
+    )
+
+
+def test_a_melody_without_errors_is_left_alone():
+    true = melody(3)
+    np.testing.assert_array_equal(repaired(true).f0_hz[true.voiced], true.f0_hz[true.voiced])
+    silent = Pitch(true.f0_hz, np.zeros_like(true.voiced), 62.5)
+    assert repaired(silent) is silent
+
+
+def test_the_range_of_the_voice_can_be_taken():
+    pitch = repaired(melody())
+    target = Voice(np.ones(256, np.float32) / 16, log_f0_mean=5.0, log_f0_std=0.05)
+    out, _, _ = moved(pitch, target, Controls(pitch_range="voice"))
+    mean, spread = log_f0_statistics(out)
+    assert mean == pytest.approx(5.0, abs=0.03)
+    assert spread == pytest.approx(0.05, rel=0.15)
+
+
+def test_voices_far_apart_are_mentioned():
+    target = Voice(np.ones(256, np.float32) / 16, log_f0_mean=np.log(600.0))
+    assert "semitones apart" in moved(melody(), target, Controls())[2][0]
+
+
+@pytest.mark.parametrize("semitones", [-4.0, 3.0, 6.0])
+def test_formants_move_and_the_pitch_stays(semitones):
+    ratio = 2 ** (semitones / 12)
+    f0, peak = 220.0, 1200.0
+    # What the converter is given: a melody that is lower by the ratio.
+    lower = Mel(log_mel(harmonics(f0 / ratio, peak), HIFIGAN_MEL), RATE, 256)
+    wanted = log_mel(harmonics(f0, peak * ratio, width=150 * ratio), HIFIGAN_MEL)
+    warped = warp_formants(lower, ratio).values
+    middle = slice(10, -10)
+
+    def difference(a):
+        shapes = [x[:, middle].mean(1) - x[:, middle].mean() for x in (a, wanted)]
+        loud = shapes[1] > shapes[1].max() - 5
+        return np.abs(shapes[0] - shapes[1])[loud].mean()
+
+    assert difference(warped) < 0.7
+    assert difference(warped) < 0.4 * difference(lower.values)
+    assert warp_formants(lower, 1.0) is lower
+
+
+def test_the_converter_gets_the_melody_that_formants_leave_room_for(hand_made, source, reference):
+    pipeline, registry = hand_made()
+    voice = pipeline.clone(reference)
+    calls = registry.stages["converter_compact"].calls
+    for formants in (0.0, 12.0):
+        pipeline.convert(source, voice, controls=Controls(formants=formants))
+    voiced = calls[0].pitch.voiced
+    np.testing.assert_allclose(
+        calls[0].pitch.f0_hz[voiced], 2 * calls[1].pitch.f0_hz[voiced], rtol=1e-5
+    )
+
+
+def test_strength_goes_from_the_own_voice_to_the_other(hand_made, source, reference):
+    pipeline, _ = hand_made()
+    target, own = pipeline.clone(reference), pipeline.clone(source)
+    results = [
+        pipeline.convert(source, target, controls=Controls(strength=s)) for s in (0.0, 0.5, 1.0)
+    ]
+    likeness = [float(r.voice.embedding @ target.embedding) for r in results]
+    assert likeness == sorted(likeness)
+    assert float(results[0].voice.embedding @ own.embedding) == pytest.approx(1, abs=1e-3)
+    half = (own.log_f0_mean + target.log_f0_mean) / 2
+    assert results[1].voice.log_f0_mean == pytest.approx(half, abs=0.01)
+    assert results[0].semitones == pytest.approx(0, abs=0.2)
+    assert results[1].semitones == pytest.approx(results[2].semitones / 2, abs=0.2)
+    assert len(results[1].voice.frames["mel"]) == len(results[1].voice.frames["content"])
+
+
+def test_energy_follows_the_source():
+    rng = np.random.default_rng(0)
+    swell = 0.02 + 0.2 * np.repeat(rng.random(10), RATE // 5)
+    speech = (swell * rng.standard_normal(len(swell)) / 4).astype(np.float32)
+    flat = Mel(np.full((80, len(speech) // 256), -4.0, np.float32), RATE, 256)
+    own = contour(log_mel(speech, HIFIGAN_MEL))[: flat.values.shape[1]]
+    for amount, expected in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0)):
+        made = contour(keep_energy(flat, speech, RATE, amount).values)
+        inside = np.abs(own - contour(flat.values)) < 1.3  # beyond it the change is limited
+        change = (made - contour(flat.values))[inside]
+        wanted = expected * (own - contour(flat.values))[inside]
+        assert np.abs(change - wanted).mean() < 0.15
+
+
+def constant(f0_hz, seconds=1.0):
+    frames = int(seconds * 62.5)
+    return Pitch(np.full(frames, f0_hz, np.float32), np.ones(frames, np.bool_), 62.5)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_breath_turns_a_share_of_the_upper_spectrum_into_noise(share):
+    buzz = harmonics(150.0, 3000.0, seconds=1.0, width=2000)
+    frames = len(buzz) // 256
+    rate = RATE / 256
+    pitch = constant(150.0)
+    before = aperiodicity(buzz, RATE, pitch, rate, frames)[8:-8]
+    breathy = scatter(buzz, np.full(frames, share, np.float32), RATE, 256, 0)
+    after = aperiodicity(breathy, RATE, pitch, rate, frames)[8:-8]
+    assert before.max() < 0.05
+    assert after.mean() == pytest.approx(share, abs=0.2)
+    middle = slice(4096, -4096)
+    powers = [float(np.square(x[middle]).mean()) for x in (buzz, breathy)]
+    assert 10 * np.log10(powers[1] / powers[0]) == pytest.approx(0, abs=1.5)
+    # The noise belongs to the place in the whole, not to the piece.
+    again = scatter(buzz[2560:], np.full(frames - 10, share, np.float32), RATE, 256, 10)
+    np.testing.assert_allclose(again[2048:8192], breathy[2560:][2048:8192], atol=1e-5)
+
+
+def test_breathiness_makes_a_clear_tone_as_noisy_as_the_source(hand_made, source, reference):
+    pipeline, _ = hand_made(hifigan_universal=ToneVocoder())
+    voice = pipeline.clone(reference)
+    plain = pipeline.convert(source, voice)
+    breathy = pipeline.convert(source, voice, controls=Controls(breathiness=1.0))
+    difference = breathy.samples - plain.samples
+    spectrum = np.abs(np.fft.rfft(difference)) ** 2
+    low = int(1300 * len(difference) / RATE)
+    assert 0 < spectrum[:low].sum() < 0.1 * spectrum.sum()
+
+
+def test_loudness_is_that_which_was_asked_for(hand_made, source, reference):
+    pipeline, _ = hand_made(hifigan_universal=ToneVocoder())
+    voice = pipeline.clone(reference)
+    quiet = Waveform(source.samples * 0.3, 16000)
+    for wanted in (-30.0, "source"):
+        result = pipeline.convert(quiet, voice, controls=Controls(loudness=wanted))
+        lufs = integrated_loudness(quiet.samples, 16000) if wanted == "source" else wanted
+        assert integrated_loudness(result.samples, RATE) == pytest.approx(lufs, abs=0.1)
+    loud = pipeline.convert(source, voice, controls=Controls(loudness=-5.0))
+    assert true_peak(loud.samples, RATE) == pytest.approx(-1.0, abs=0.1)
+    assert any("quieter than -5.0 LUFS" in note for note in loud.notes)
+
+
+@settings(max_examples=8, deadline=None)
+@given(sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=9), seed=st.integers(0, 9))
+def test_a_meter_agrees_with_the_whole(sizes, seed):
+    rng = np.random.default_rng(seed)
+    blocks = [0.2 * rng.random() * rng.standard_normal(n).astype(np.float32) for n in sizes]
+    blocks = [block.astype(np.float32) for block in blocks]
+    meter = LoudnessMeter(16000)
+    for block in blocks:
+        meter.add(block)
+    whole = np.concatenate(blocks)
+    assert meter.loudness_lufs == pytest.approx(integrated_loudness(whole, 16000), abs=0.02)
+    assert meter.true_peak_db == pytest.approx(true_peak(whole, 16000), abs=0.3)
+    assert meter.peak == np.abs(whole).max()
+
+
+def test_a_meter_of_nothing_says_so():
+    meter = LoudnessMeter(16000)
+    assert (meter.loudness_lufs, meter.true_peak_db) == (-np.inf, -np.inf)
+    meter.add(np.zeros(16000, np.float32))
+    assert meter.loudness_lufs == -np.inf
+
+
+def test_noise_is_turned_down_in_blocks_as_in_the_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    noise = 0.01 * rng.standard_normal(16000 * 12).astype(np.float32)
+    short = noise[: 16000 * 3]
+    parts = [short[i : i + 5000] for i in range(0, len(short), 5000)]
+    whole = np.concatenate(list(denoised(parts, 16000, 15.0)))
+    np.testing.assert_allclose(whole, denoise(short, 16000, reduction_db=15.0), atol=1e-6)
+    monkeypatch.setattr("auto_voice.inference.analysis.DENOISE_SECONDS", 3.0)
+    parts = [noise[i : i + 5000] for i in range(0, len(noise), 5000)]
+    cleaned = np.concatenate(list(denoised(parts, 16000, 15.0)))
+    assert len(cleaned) == len(noise)
+    levels = [20 * np.log10(cleaned[i : i + 8000].std() / 0.01) for i in range(8000, 180000, 8000)]
+    assert max(levels) < -9
+
+
+def test_denoise_helps_the_source_before_it_is_converted(hand_made, source, reference):
+    rng = np.random.default_rng(0)
+    noisy = source.samples + 0.01 * rng.standard_normal(len(source.samples)).astype(np.float32)
+    pipeline, registry = hand_made()
+    voice = pipeline.clone(reference)
+    contents = []
+    for db in (0.0, 20.0):
+        pipeline.convert(Waveform(noisy, 16000), voice, controls=Controls(denoise_db=db))
+        contents.append(registry.stages["converter_compact"].calls[-1].content.features[:, 0])
+    # The first dimension is the level: pauses are quieter, speech is not.
+    quiet = np.argsort(contents[0])[:10]
+    assert contents[1][quiet].mean() < 0.6 * contents[0][quiet].mean()
+    assert contents[1].max() == pytest.approx(contents[0].max(), rel=0.2)
+
+
+def test_trimming_needs_speech(hand_made, reference):
+    pipeline, _ = hand_made()
+    noise = 0.01 * np.random.default_rng(0).standard_normal(32000).astype(np.float32)
+    with pytest.raises(AudioContentError, match="no speech to trim to"):
+        pipeline.convert(Waveform(noise, 16000), reference, controls=Controls(trim=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"semitones": 40}, "semitones must lie within ±36, not 40"),
+        ({"strength": 1.5}, "strength must lie between 0 and 1, not 1.5"),
+        ({"pitch_range": "much"}, "pitch_range must be a number, not 'much'"),
+        ({"loudness": "0"}, "loudness must lie between -70 and -5 LUFS"),
+        ({"formants": float("nan")}, "formants must lie within ±12, not nan"),
+        ({"trim": "maybe"}, "trim must be true or false, not 'maybe'"),
+        ({"volume": 1}, "there is no control volume; known: semitones"),
+    ],
+)
+def test_controls_that_cannot_be_are_one_sentence(values, match):
+    with pytest.raises(ConfigError, match=match):
+        controls_from(values)
+
+
+def test_controls_are_read_from_text_and_account_for_what_differs():
+    controls = controls_from({"semitones": "-2", "trim": "yes", "pitch_range": "voice"})
+    assert controls.account() == {"semitones": -2.0, "trim": True, "pitch_range": "voice"}
+    assert Controls(loudness="source", formants=12).formant_ratio == 2.0
+
+
+def test_hand_made_converter_is_untouched_by_default(hand_made, source, reference):
+    pipeline, registry = hand_made()
+    result = pipeline.convert(source, reference)
+    assert isinstance(registry.stages["converter_compact"], LocalConverter)
+    assert result.summary()["controls"] == {}
