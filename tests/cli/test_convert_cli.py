@@ -151,7 +151,7 @@ BAD = [
     (["convert", "talk.wav", "--voice", "friend.wav", "--colour"], "--colour"),
     (["clone"], "REFERENCES"),
     (["clone", "text.wav"], "text.wav"),
-    (["sing"], "the commands are convert, clone"),
+    (["sing"], "no command 'sing'; the commands are convert"),
 ]
 
 
