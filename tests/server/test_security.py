@@ -1,4 +1,4 @@
-"""Other web sites, wrong names, missing tokens, hostile uploads: refused, and the disk stays clean."""
+"""Other web sites, wrong names, missing tokens, hostile uploads: refused, with a clean disk."""
 
 from __future__ import annotations
 
@@ -271,10 +271,12 @@ def test_hostile_uploads_give_4xx_and_leave_nothing(live, hostile, friend):
                 if path == "/v1/convert":
                     files.append(("reference", ("friend.wav", friend.read_bytes())))
                 answer = client.post(path, files=files)
-                answers[what, path] = (answer.status_code, answer.json())
-    wrong = {key: value for key, value in answers.items() if not 400 <= value[0] < 500}
+                answers[what, path] = answer
+    wrong = {
+        key: found.status_code for key, found in answers.items() if found.status_code // 100 != 4
+    }
     assert not wrong
-    assert all(value[1]["error"]["message"].endswith((".", "wav")) for value in answers.values())
+    assert all("talk.wav" in found.json()["error"]["message"] for found in answers.values())
     live.context.workers.sweep()
     left = [p for p in root.rglob("*") if p.is_file()]
     assert not left
@@ -315,6 +317,9 @@ def broken_bodies():
     }  # fmt: skip
 
 
+# The parser of forms leaves a part that never ends to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*SpooledTemporaryFile")
+@pytest.mark.filterwarnings("ignore:Unclosed file:ResourceWarning")
 @pytest.mark.parametrize("what", broken_bodies())
 def test_broken_multipart(live, what):
     body, kind = broken_bodies()[what]
@@ -331,7 +336,8 @@ def test_uploads_beyond_the_limit_are_refused_before_and_while_they_are_read(ser
         client.inspect(big)
 
     def chunks():
-        yield f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'.encode()
+        head = 'Content-Disposition: form-data; name="file"; filename="a"'
+        yield f"--{BOUNDARY}\r\n{head}\r\n\r\n".encode()
         for _ in range(30):
             yield bytes(50_000)
 

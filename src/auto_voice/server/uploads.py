@@ -18,6 +18,8 @@ from auto_voice.types import FloatArray, Waveform
 
 MOST_CHANNELS = 8
 HIGHEST_RATE_HZ = 384_000
+HIGHEST_PEAK = 1000.0
+"""60 dB above full scale: no recording, and squares of it overflow."""
 _BLOCK_FRAMES = 1 << 16
 _NAME_CHARACTERS = 80
 
@@ -110,6 +112,11 @@ class Decoding:
                 raise AudioContentError(
                     f"{self._name} holds only silence (peak {dbfs(recording.peak)}); check the "
                     "microphone or choose another recording."
+                )
+            if recording.peak > HIGHEST_PEAK:
+                raise AudioContentError(
+                    f"{self._name} holds samples of {recording.peak:.3g}, where 1 is full scale; "
+                    "export it again."
                 )
             self.sample_rate, self.notes = recording.sample_rate, recording.notes()
 
