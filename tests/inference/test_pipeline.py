@@ -73,9 +73,7 @@ def test_octave_errors_of_the_tracker_do_not_move_the_result(
     pipeline, _ = hand_made()
     voice = pipeline.clone(reference)
     right = pipeline.convert(source, voice).semitones
-    monkeypatch.setattr(
-        "auto_voice.inference.analysis.extract_pitch", with_octave_errors
-    )
+    monkeypatch.setattr("auto_voice.inference.analysis.extract_pitch", with_octave_errors)
     assert pipeline.convert(source, voice).semitones == pytest.approx(right, abs=0.25)
 
 

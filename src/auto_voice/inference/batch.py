@@ -22,6 +22,8 @@ from auto_voice.inference.jobs import BatchJob
 
 FORMAT = "auto_voice.batch/1"
 MANIFEST = "manifest.jsonl"
+REFUSED = "refused"
+"""A line of a job whose output was there before and is not of this batch: it stays foreign."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,8 @@ class Manifest:
             "time": round(time.time(), 3), **facts,
         }  # fmt: skip
         self._append(line)
-        self.latest[job.output] = line
+        if status != REFUSED:
+            self.latest[job.output] = line
 
     def is_done(self, job: BatchJob) -> bool:
         """Whether an earlier run made the output from the same source, voice and options."""
@@ -123,7 +126,7 @@ class Manifest:
                     f"{self.path}:{number} is no line of a batch manifest; move the file away or "
                     "choose another folder."
                 ) from None
-            if "output" in row:
+            if "output" in row and row.get("status") != REFUSED:
                 self.latest[row["output"]] = row
 
 
@@ -148,8 +151,7 @@ def run_batch(
             yield Outcome(job, "skipped")
         elif not overwrite and not manifest.owns(job) and Path(job.output).exists():
             text = f"{job.output} exists already and is not of this batch; add --overwrite."
-            manifest.record(job, "refused", error=text)
-            del manifest.latest[job.output]
+            manifest.record(job, REFUSED, error=text)
             yield Outcome(job, "failed", text)
         else:
             left.append(job)

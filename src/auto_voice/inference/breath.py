@@ -86,7 +86,8 @@ def envelope(spectrum: NDArray[np.complexfloating], sample_rate: int) -> NDArray
     width = max(1, round(SMOOTH_HZ * SIZE / sample_rate)) // 2 * 2 + 1
     power = np.pad(np.square(np.abs(spectrum)), width // 2, mode="edge")
     total = np.concatenate(([0.0], np.cumsum(power)))
-    return np.sqrt(np.maximum(total[width:] - total[:-width], 0) / width)
+    mean = np.maximum(total[width:] - total[:-width], 0) / width
+    return np.asarray(np.sqrt(mean))
 
 
 def _high_passed(samples: FloatArray, sample_rate: int) -> FloatArray:

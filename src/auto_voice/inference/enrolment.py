@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from auto_voice.audio.quality import RecordingQuality, measure_quality
 from auto_voice.inference.speakers import count_speakers
 from auto_voice.types import Voice, Waveform
@@ -85,10 +83,9 @@ def _strangers(
     embeddings = [pipeline.clone(waveform).embedding for _, waveform in references]
     notes = []
     for index, (label, _) in enumerate(references):
-        others = np.mean([e for i, e in enumerate(embeddings) if i != index], axis=0)
-        likeness = encoder.similarity(
-            embeddings[index], (others / np.linalg.norm(others)).astype(np.float32)
-        )
+        others = [e for i, e in enumerate(embeddings) if i != index]
+        # The likest counts: one stranger among three must not make the others look strange.
+        likeness = max(encoder.similarity(embeddings[index], other) for other in others)
         if likeness < STRANGER:
             notes.append(
                 f"{label}: sounds like another person than the other recordings (likeness "

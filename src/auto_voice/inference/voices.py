@@ -32,10 +32,10 @@ class VoiceLibrary:
         if not self.folder.is_dir():
             return []
         found = (path.name[: -len(SUFFIX)] for path in self.folder.glob(f"*{SUFFIX}"))
-        return sorted(name for name in found if NAME.fullmatch(name))
+        return sorted(name for name in found if _can_name(name))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and bool(NAME.fullmatch(name)) and self.path(name).is_file()
+        return isinstance(name, str) and _can_name(name) and self.path(name).is_file()
 
     def __iter__(self) -> Iterator[Voice]:
         return (self.get(name) for name in self.names())
@@ -46,7 +46,7 @@ class VoiceLibrary:
         Raises:
             VoiceError: it cannot be a name.
         """
-        if not NAME.fullmatch(name) or name != name.strip():
+        if not _can_name(name):
             raise VoiceError(
                 f"{name!r} cannot name a voice; use up to 63 letters, digits, spaces, '.', '-', "
                 "'+' and '_', with a letter or digit first."
@@ -105,6 +105,10 @@ class VoiceLibrary:
         return f"stored are: {', '.join(names)}."
 
 
+def _can_name(name: str) -> bool:
+    return bool(NAME.fullmatch(name)) and name == name.strip()
+
+
 def resolve_voice(
     target: str | os.PathLike[str], library: Callable[[], VoiceLibrary] = VoiceLibrary
 ) -> Voice | Path:
@@ -120,7 +124,7 @@ def resolve_voice(
     if text.startswith("voice:"):
         return library().get(text[len("voice:") :])
     path = Path(target)
-    if path.exists() or not NAME.fullmatch(text):
+    if path.exists() or not _can_name(text):
         return path
     shelf = library()
     if text in shelf:
