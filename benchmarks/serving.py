@@ -90,17 +90,17 @@ class MemoryWatch(threading.Thread):
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
-        self._status, self.most_mb, self._stop = Path(f"/proc/{pid}/status"), 0.0, False
+        self._status, self.most_mb, self._over = Path(f"/proc/{pid}/status"), 0.0, False
 
     def run(self) -> None:
-        while not self._stop:
+        while not self._over:
             for line in self._status.read_text().splitlines():
                 if line.startswith("VmRSS"):
                     self.most_mb = max(self.most_mb, int(line.split()[1]) / 1024)
             time.sleep(0.1)
 
     def stop(self) -> float:
-        self._stop = True
+        self._over = True
         self.join()
         return self.most_mb
 

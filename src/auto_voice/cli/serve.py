@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,7 @@ def serve(
     pipeline = make_pipeline(mock, quiet=True, **models)
     engine = Engine(pipeline, voice_dir, evaluator_of(pipeline.registry))
     set_up_logs(log_format, min(logging.INFO, logging.getLogger("auto_voice").level))
+    listening = listen(host, port)
     app = create_app(settings, engine)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -130,10 +134,32 @@ def serve(
             limit_concurrency=1000,
         )
     )
-    sockets = [server.config.bind_socket()]
     where = f"[{host}]" if ":" in host else host
-    click.echo(f"auto_voice listens on http://{where}:{sockets[0].getsockname()[1]}/", err=True)
-    server.run(sockets)
+    click.echo(f"auto_voice listens on http://{where}:{listening.getsockname()[1]}/", err=True)
+    server.run([listening])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        ConfigError: it is taken, or not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        if error.errno == errno.EADDRINUSE:
+            text = f"port {port} is taken; name another with --port, or 0 for any free one."
+        else:
+            text = f"{host}:{port} cannot be listened on: {error.strerror}."
+        raise ConfigError(text) from error
+    found.set_inheritable(True)
+    return found
 
 
 def read_tokens(paths: Sequence[Path]) -> list[str]:

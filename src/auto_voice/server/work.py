@@ -71,11 +71,8 @@ class Work:
             ("ref", request.get("references", ())),
         ):
             for n, name in enumerate(names):
-                said = re.sub(
-                    rf"({re.escape(str(folder))}[/\\])?\b{prefix}-{n}\b",
-                    lambda _, name=name: str(name),
-                    said,
-                )
+                ours = rf"({re.escape(str(folder))}[/\\])?\b{prefix}-{n}\b"
+                said = re.sub(ours, str(name).replace("\\", ""), said)
         if said != str(error):
             error.args = (said, *error.args[1:])
 
