@@ -56,15 +56,22 @@ def hold_out(
     """Training and held-out utterances: whole speakers, chosen by a hash of their name.
 
     The choice depends on nothing but the name, so adding data never moves a held-out speaker
-    into training.
+    into training. Only where the hash would leave one side empty does a speaker change sides.
     """
+    rank = {u.speaker: _rank(u.speaker) for u in utterances}
+    ordered = sorted(rank, key=lambda speaker: rank[speaker])
+    held = {speaker for speaker in ordered if rank[speaker] < share}
+    if len(ordered) > 1:
+        held = (held | {ordered[0]}) - {ordered[-1]}
+    return (
+        [u for u in utterances if u.speaker not in held],
+        [u for u in utterances if u.speaker in held],
+    )
 
-    def held(speaker: str) -> bool:
-        digest = hashlib.sha256(speaker.encode()).digest()
-        return int.from_bytes(digest[:4], "big") < share * 2**32
 
-    train = [u for u in utterances if not held(u.speaker)]
-    return train, [u for u in utterances if held(u.speaker)]
+def _rank(speaker: str) -> float:
+    """A number in [0, 1) that a speaker always has."""
+    return int.from_bytes(hashlib.sha256(speaker.encode()).digest()[:4], "big") / 2**32
 
 
 def _from_csv(path: Path) -> list[Utterance]:

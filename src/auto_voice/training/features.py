@@ -7,6 +7,7 @@ where it stopped and a changed recording is computed again.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,12 +25,14 @@ from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import align_pitch, extract_pitch
 from auto_voice.audio.resample import resample
-from auto_voice.errors import AutoVoiceError
+from auto_voice.errors import AutoVoiceError, TrainingError
 from auto_voice.models.base import SpeakerEncoderStage
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.whisper_encoder import ContentSpace, WhisperEncoder, read_arrays
 from auto_voice.training.data import Utterance
 from auto_voice.types import FloatArray
+
+log = logging.getLogger(__name__)
 
 TEACHER = "recogniser_base"
 VERSION = 1
@@ -179,10 +182,24 @@ def load_teacher(registry: ModelRegistry, layers: int = 4) -> WhisperEncoder:
 def fit_content_space(
     utterances: Sequence[Utterance], teacher: WhisperEncoder, target: Path, dims: int, sample: int
 ) -> None:
-    """Fits the content space on ``sample`` utterances, spread over the list, and stores it."""
+    """Fits the content space on ``sample`` utterances, spread over the list, and stores it.
+
+    Raises:
+        TrainingError: none of them can be used.
+    """
     chosen = utterances[:: max(1, len(utterances) // sample)][:sample]
-    features = [
-        teacher.features(prepare(u)) for u in tqdm(chosen, desc="content space", disable=None)
-    ]
+    features = []
+    for utterance in tqdm(chosen, desc="content space", unit="file", disable=None):
+        try:
+            features.append(teacher.features(prepare(utterance)))
+        except AutoVoiceError as error:
+            log.warning("left out of the content space: %s", error)
+    if not features:
+        raise TrainingError(
+            f"None of {len(chosen)} recordings can be used, for example {chosen[0].path}; "
+            "check them with: autovoice inspect FILE"
+        )
     space = ContentSpace.fit(features, dims)
-    save_file(vars(space), target)
+    partial = target.with_suffix(f".{os.getpid()}.part")
+    save_file(vars(space), partial)
+    partial.replace(target)

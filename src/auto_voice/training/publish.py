@@ -68,7 +68,8 @@ def publish(
 def _write(net: nn.Module, path: Path, version: str) -> None:
     halves = {key: value.detach().half().contiguous() for key, value in net.state_dict().items()}
     partial = path.with_suffix(".part")
-    save_file(halves, partial, metadata={"format": "pt", "version": version})
+    # One key only: safetensors writes several in random order, which would change the hash.
+    save_file(halves, partial, metadata={"version": version})
     partial.replace(path)
 
 

@@ -90,6 +90,11 @@ class Workflow:
         """
         torch.manual_seed(0)
         utterances = scan(self.sources)
+        if not all(hold_out(utterances, self.recipe.data.hold_out)):
+            raise TrainingError(
+                f"{len({u.speaker for u in utterances})} speakers are too few to hold one out; "
+                "add speakers or change data.hold_out in the recipe."
+            )
         failures = self._features(utterances)
         train, held = self._corpora(utterances)
         content = self._content(train, held)
@@ -122,11 +127,6 @@ class Workflow:
 
     def _corpora(self, utterances: Sequence[Utterance]) -> tuple[Corpus, Corpus]:
         train, held = hold_out(utterances, self.recipe.data.hold_out)
-        if not held or not train:
-            raise TrainingError(
-                f"{len({u.speaker for u in utterances})} speakers are too few to hold one out; "
-                "add speakers or raise data.hold_out in the recipe."
-            )
         weights = dict(self.recipe.data.weights)
         folder = self.folder / "features"
         return Corpus.load(train, folder, weights), Corpus.load(held, folder, weights)

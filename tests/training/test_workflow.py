@@ -1,0 +1,102 @@
+"""A recipe from recordings to a converter that speaks, on real speech and real teachers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from auto_voice.errors import TrainingError
+from auto_voice.inference.voice_conversion_pipeline import PipelineConfig, VoiceConversionPipeline
+from auto_voice.models import ModelRegistry
+from auto_voice.training.recipes import load_recipe
+from auto_voice.training.workflow import Workflow
+
+RECIPE = {
+    "name": "tiny",
+    "data": {"hold_out": 0.5},
+    "content_space": {"dims": 16, "sample": 4},
+    "content": {
+        "net": {"dims": 16, "width": 16, "blocks": 1},
+        "task": {"batch": 2, "frames": 40},
+        "schedule": {"steps": 3, "validate_every": 2},
+    },
+    "converter": {
+        "net": {"dims": 16, "width": 16, "blocks": 1},
+        "task": {"batch": 2, "frames": 40, "reference_frames": 80},
+        "schedule": {"steps": 3, "validate_every": 2},
+    },
+    "tune": {
+        "task": {"batch": 2, "frames": 40, "reference_frames": 80},
+        "schedule": {"steps": 2, "validate_every": 2},
+    },
+}
+
+
+def _recipe(folder: Path, **changes: object) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, **changes}))
+    return path
+
+
+def test_one_speaker_is_too_few(tmp_path: Path) -> None:
+    (tmp_path / "speech" / "anna").mkdir(parents=True)
+    (tmp_path / "speech" / "anna" / "1.wav").write_bytes(b"")
+    recipe = load_recipe(_recipe(tmp_path))
+    workflow = Workflow(
+        recipe, [tmp_path / "speech"], tmp_path / "out", ModelRegistry(tmp_path), say=lambda _: None
+    )
+    with pytest.raises(TrainingError, match="too few to hold one out"):
+        workflow.run()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_recordings_become_a_model_that_converts(
+    tmp_path: Path, weights_registry: ModelRegistry
+) -> None:
+    speech = tmp_path / "speech"
+    source = weights_registry.load("sample_two_cities")
+    rate = source.sample_rate
+    for index in range(8):
+        folder = speech / f"speaker{index // 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        piece = source.samples[(4 * index + 1) * rate : (4 * index + 4) * rate]
+        soundfile.write(folder / f"{index}.wav", piece, rate)
+    (speech / "speaker0" / "broken.wav").write_bytes(b"RIFF and nothing more")
+    soundfile.write(speech / "speaker1" / "silent.wav", np.zeros(rate * 2), rate)
+    told: list[str] = []
+
+    def run() -> Path:
+        recipe = load_recipe(_recipe(tmp_path))
+        out = tmp_path / "out"
+        workflow = Workflow(recipe, [speech], out, weights_registry, workers=1, say=told.append)
+        outcome = workflow.run()
+        assert {path.name for path in outcome.failures} == {"broken.wav", "silent.wav"}
+        assert outcome.figures["tune.l1_student"] > 0
+        return outcome.catalog
+
+    catalog = run()
+    assert "broken.wav" in (tmp_path / "out" / "failures.csv").read_text()
+    assert (tmp_path / "out" / "tune" / "curves.png").stat().st_size > 1000
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "features").iterdir()}
+    assert len(stamps) == 8
+    weights = (catalog.parent / "converter_compact-tiny.safetensors").read_bytes()
+    run()
+    assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "features").iterdir()}
+    assert (catalog.parent / "converter_compact-tiny.safetensors").read_bytes() == weights
+
+    registry = ModelRegistry(weights_registry.model_dir, config=catalog, progress=False)
+    config = PipelineConfig(
+        content_encoder="content_compact@tiny", converter="converter_compact@tiny"
+    )
+    pipeline = VoiceConversionPipeline(config, model_registry=registry)
+    sample = weights_registry.load("sample_clone_test")
+    result = pipeline.convert(sample, source)
+    assert result.models["converter"] == "converter_compact@tiny"
+    assert len(result.audio.samples) == round(len(sample.samples) * 22050 / sample.sample_rate)
+    assert np.isfinite(result.audio.samples).all()
