@@ -291,7 +291,7 @@ def test_a_model_of_another_kind_is_refused_with_those_that_fit(source, referenc
 
 def test_a_voice_of_another_encoder_is_refused(hand_made, source, reference):
     pipeline, _ = hand_made()
-    voice = replace(pipeline.clone(reference), encoder="other@2", name="ann")
+    voice = replace(pipeline.clone(reference), encoder="other@2", name="ann", speech=None)
     with pytest.raises(VoiceError, match=r"ann was made with other@2.*clone it again"):
         pipeline.convert(source, voice)
 

@@ -39,9 +39,16 @@ class Stages:
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A conversion that is ready to be rendered."""
+    """A conversion that is ready to be rendered.
+
+    Attributes:
+        voice: the target, blended with the source's own where that was asked for.
+        semitones: how far the pitch was moved in all.
+        source_lufs: loudness of the source, where the result shall have it.
+    """
 
     rendering: Rendering
+    voice: Voice
     semitones: float
     notes: tuple[str, ...]
     source_lufs: float | None
@@ -104,7 +111,7 @@ def prepare(
         samples=length,
         timings=timings,
     )
-    return Job(rendering, semitones, tuple(notes), lufs)
+    return Job(rendering, voice, semitones, tuple(notes), lufs)
 
 
 def metered(tape: Tape) -> LoudnessMeter:

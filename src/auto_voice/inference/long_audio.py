@@ -156,7 +156,7 @@ def convert_file(
             output=output,
             length=job.rendering.samples,
             sample_rate=stages.vocoder.sample_rate,
-            voice=job.rendering.voice,
+            voice=job.voice,
             semitones=job.semitones,
             timings=timings,
             chunks=pieces,

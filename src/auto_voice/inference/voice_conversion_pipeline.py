@@ -199,7 +199,7 @@ class VoiceConversionPipeline:
         )
         return ConversionResult(
             audio=Waveform(samples * np.float32(factor), stages.vocoder.sample_rate),
-            voice=job.rendering.voice,
+            voice=job.voice,
             semitones=job.semitones,
             timings=timings,
             chunks=len(chunks),
