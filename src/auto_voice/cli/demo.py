@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
     from auto_voice.types import Voice, Waveform
 
-SOURCE, REFERENCE = "sample_beckett", "sample_two_cities"
+SOURCE, REFERENCE = "sample_clone_test", "sample_two_cities"
 
 
 @click.command()
