@@ -146,7 +146,7 @@ def test_dark_and_narrow(live, visit, talk, friend):
 
 
 def test_recording_and_enrolling_with_warnings(live, visit):
-    page = ready(visit(live.url))
+    page = ready(visit(live.url, expected=("422",)))
     page.click("#reference-record")
     page.wait_for_selector("#reference-record.on")
     page.wait_for_timeout(2500)
@@ -193,7 +193,7 @@ def test_cancel(serve, gated, visit, talk, friend):
     page.set_input_files("#reference-file", friend)
     page.wait_for_selector("#reference-list li")
     page.click("#convert")
-    page.wait_for_function("document.querySelector('#status').textContent.includes('50 %')")
+    page.locator("#status", has_text="50 %").wait_for()
     keep(page, "running")
     page.click("#cancel")
     page.wait_for_selector("#error:not([hidden])")

@@ -127,7 +127,8 @@ async def _warm(context: Context) -> None:
         context.warm = True
         log.info("models are loaded", extra={"seconds": round(sum(timings.values()), 3)})
     except AutoVoiceError as error:
-        log.error("the models could not be loaded: %s", error)
+        context.warm_problem = f"the models could not be loaded: {error}"
+        log.error(context.warm_problem)
 
 
 def _only_server(data_dir: Path) -> Any:

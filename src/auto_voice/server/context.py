@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, BinaryIO, cast
 
 from fastapi import Depends, Request, UploadFile
@@ -32,7 +32,8 @@ class Context:
     files: JobFiles
     workers: Workers
     metrics: Metrics
-    warm: bool = field(default=False)
+    warm: bool = False
+    warm_problem: str = ""
 
     @property
     def limits(self) -> Limits:

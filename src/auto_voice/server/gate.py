@@ -113,9 +113,9 @@ class Gate:
         metrics = self._context.metrics
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         metrics.request(method, route, status, seconds)
-        if status in (429, 503, 507):
+        if status in (429, 503, 507) and method in _BODIES:
             metrics.rejected(status)
-        quiet = route in ("/healthz", "/readyz", "/metrics") and status == 200
+        quiet = route in ("/healthz", "/readyz", "/metrics") and status in (200, 503)
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d",

@@ -33,7 +33,7 @@ def ready(here: Here, response: Response) -> dict[str, str]:
         return {"status": "a worker is not running"}
     if here.settings.warm and not here.warm:
         response.status_code = 503
-        return {"status": "models are being loaded"}
+        return {"status": here.warm_problem or "models are being loaded"}
     return {"status": "ready"}
 
 
