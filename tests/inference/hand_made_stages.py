@@ -90,7 +90,7 @@ class HandMade:
     """A registry of the stages above, by the default names."""
 
     KINDS: ClassVar[dict[str, str]] = {
-        "content_compact": "content",
+        "content_whisper": "content",
         "converter_compact": "converter",
         "hifigan_universal": "vocoder",
         "speaker_encoder": "speaker",
@@ -99,7 +99,7 @@ class HandMade:
     def __init__(self, **stages) -> None:
         self.store = ModelStore(Path("no-such-folder"))
         self.stages = {
-            "content_compact": LocalContent(),
+            "content_whisper": LocalContent(),
             "converter_compact": LocalConverter(),
             "hifigan_universal": LocalVocoder(),
             "speaker_encoder": Speaker(),

@@ -36,7 +36,7 @@ class CentredLocal(LocalContent):
 
 @pytest.fixture
 def registry(tmp_path):
-    made = HandMade(content_compact=CentredLocal(), hubert_base=Mixed())
+    made = HandMade(content_whisper=CentredLocal(), hubert_base=Mixed())
     made.KINDS = made.KINDS | {"hubert_base": "content"}
     made.store = ModelStore(tmp_path / "models")
     return made
@@ -74,9 +74,9 @@ def test_a_fitted_encoder_speaks_like_the_converters_own(
 
 def test_what_cannot_be_fitted_is_said(registry, recordings):
     with pytest.raises(ConfigError, match="nothing to do"):
-        adapting.calibrate(registry, "content_compact", recordings)
+        adapting.calibrate(registry, "content_whisper", recordings)
     with pytest.raises(ConfigError, match="name the encoder that the converter was trained on"):
-        adapting.calibrate(registry, "content_compact", recordings, own_encoder="hubert_base")
+        adapting.calibrate(registry, "content_whisper", recordings, own_encoder="hubert_base")
 
 
 def test_calibrate_command(registry, recordings, tmp_path, monkeypatch, capsys):

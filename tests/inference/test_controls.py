@@ -10,12 +10,12 @@ from auto_voice.audio.denoise import denoise
 from auto_voice.audio.loudness import integrated_loudness, true_peak
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.meter import LoudnessMeter
-from auto_voice.audio.pitch import extract_pitch, log_f0_statistics
+from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
 from auto_voice.errors import AudioContentError, ConfigError
 from auto_voice.inference.analysis import denoised
 from auto_voice.inference.breath import aperiodicity, scatter
 from auto_voice.inference.controls import Controls, controls_from
-from auto_voice.inference.melody import moved, repaired
+from auto_voice.inference.melody import cut, filled, moved, repaired
 from auto_voice.inference.shaping import contour, keep_energy, warp_formants
 from auto_voice.types import Mel, Pitch, Voice, Waveform
 
@@ -132,6 +132,19 @@ def test_the_range_of_the_voice_can_be_taken():
     mean, spread = log_f0_statistics(out)
     assert mean == pytest.approx(5.0, abs=0.03)
     assert spread == pytest.approx(0.05, rel=0.15)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 200), (111, 333), (250, 500), (0, 500)])
+def test_a_piece_of_a_melody_interpolates_as_the_whole_does(start, stop):
+    whole = melody()
+    part = cut(whole, filled(whole), start, stop)
+    rate, frames = 62.5, len(whole.voiced)
+    expected, voiced = align_pitch(whole, rate, frames)
+    found, also = align_pitch(part, rate, stop - start)
+    # Only at a cut may a frame differ or count as voiced where it is not.
+    inner = slice(2 if start else 0, -2 if stop < frames else None)
+    np.testing.assert_allclose(found[inner], expected[start:stop][inner], atol=1e-5)
+    np.testing.assert_array_equal(also[inner], voiced[start:stop][inner])
 
 
 def test_voices_far_apart_are_mentioned():

@@ -100,8 +100,8 @@ def test_from_file_to_file_gives_what_memory_gives(hand_made, talk, voice, tmp_p
 def test_pieces_of_an_encoder_that_removes_the_mean_give_what_the_whole_gives(
     hand_made, talk, reference
 ):
-    whole_pipeline, _ = hand_made(content_compact=CentredLocal())
-    piece_pipeline, _ = hand_made(PIECES, content_compact=CentredLocal())
+    whole_pipeline, _ = hand_made(content_whisper=CentredLocal())
+    piece_pipeline, _ = hand_made(PIECES, content_whisper=CentredLocal())
     voice = whole_pipeline.clone(reference)
     whole, pieces = (p.convert(talk, voice) for p in (whole_pipeline, piece_pipeline))
     assert (whole.chunks, pieces.chunks > 3) == (1, True)

@@ -260,8 +260,8 @@ def test_absurd_transpositions_are_refused(hand_made, source, reference, semiton
 def test_models_that_do_not_fit_each_other_are_named(hand_made, source, reference):
     foreign = LocalContent()
     foreign.space, foreign.name = "elsewhere", "foreign@1"
-    pipeline, _ = hand_made(content_compact=foreign)
-    with pytest.raises(ModelLoadError, match="autovoice models calibrate content_compact"):
+    pipeline, _ = hand_made(content_whisper=foreign)
+    with pytest.raises(ModelLoadError, match="autovoice models calibrate content_whisper"):
         pipeline.convert(source, reference)
     coarse = LocalVocoder()
     coarse.hop_samples = 512

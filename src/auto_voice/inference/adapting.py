@@ -53,7 +53,7 @@ def calibrate(
     speech: Iterable[Waveform],
     *,
     converter: str = "converter_compact",
-    own_encoder: str = "content_compact",
+    own_encoder: str = "content_whisper",
 ) -> tuple[Adapter, Path]:
     """Fit the content encoder ``name`` to ``converter`` and keep the adapter for the pipeline.
 

@@ -113,9 +113,11 @@ def cut(pitch: Pitch, log_f0: FloatArray | None, start: int, stop: int) -> Pitch
     """
     f0, voiced = pitch.f0_hz[start:stop].copy(), pitch.voiced[start:stop].copy()
     if log_f0 is not None and len(voiced):
-        # An edge inside an unvoiced stretch would have only one neighbour to hold on to. It lies
+        # A cut inside an unvoiced stretch would have only one neighbour to hold on to. It lies
         # deep in the context, so that it counts as voiced is heard nowhere.
-        for edge in (0, -1):
+        inner = [0] if start > 0 else []
+        inner += [-1] if stop < len(pitch.voiced) else []
+        for edge in inner:
             f0[edge] = f0[edge] if voiced[edge] else np.exp(log_f0[start:stop][edge])
             voiced[edge] = True
     return Pitch(f0, voiced, pitch.frame_rate)

@@ -57,7 +57,7 @@ class PipelineConfig:
     model_dir: str | Path | None = None
     config: str | Path | None = None
     enable_model_warmup: bool = False
-    content_encoder: str = "content_compact"
+    content_encoder: str = "content_whisper"
     converter: str = "converter_compact"
     vocoder: str = "hifigan_universal"
     speaker_encoder: str = "speaker_encoder"
