@@ -48,7 +48,7 @@ class Content:
     Attributes:
         features: ``(frames, dims)`` float32.
         frame_rate: frames per second (50 for every encoder of the catalog).
-        space: name of the feature space, e.g. ``content_compact@1``; a converter accepts one space.
+        space: name of the feature space, e.g. ``content_space@1.0``; a converter accepts one space.
     """
 
     features: FloatArray

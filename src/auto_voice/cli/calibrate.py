@@ -30,7 +30,7 @@ GOOD_R2 = 0.5
     "[default: the samples of the catalog].",
 )
 @click.option("--converter", default="converter_compact", show_default=True, metavar="MODEL")
-@click.option("--own-encoder", default="content_compact", show_default=True, metavar="MODEL",
+@click.option("--own-encoder", default="content_whisper", show_default=True, metavar="MODEL",
               help="The content encoder that the converter was trained on.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models.")

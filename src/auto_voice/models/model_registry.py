@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PIPELINE_MODELS: Mapping[str, str] = {
-    "content": "content_compact",
+    "content": "content_whisper",
     "converter": "converter_compact",
     "speaker": "speaker_encoder",
     "vocoder": "hifigan_universal",
