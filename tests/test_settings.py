@@ -84,6 +84,7 @@ def test_a_home_is_expanded(monkeypatch, tmp_path) -> None:
         ("offline", "perhaps", "offline (environment AUTOVOICE_OFFLINE) must be 1 or 0"),
         ("device", "gpu", "device (environment AUTOVOICE_DEVICE) must be one of auto, cpu, mps"),
         ("fallback", "big", 'must be one of none, compact, mock, not "big"'),
+        ("model_dir", "~nobody_of_this_name/x", "must be a path whose ~ names a user"),
         ("memory_budget_mb", "-5", "must be a whole number of MB"),
         ("memory_budget_mb", "1.5", "must be a whole number of MB"),
     ],
@@ -110,6 +111,9 @@ def test_mistakes_in_the_file_are_named_with_their_line(tmp_path) -> None:
         get_settings(config=config_file(tmp_path, "settings:\n  devise: cpu\n"))
     with pytest.raises(ConfigError, match=r"offline \(file .*mine.yaml:3\) must be 1 or 0"):
         get_settings(config=config_file(tmp_path, "settings:\n  device: cpu\n  offline: maybe\n"))
+    for spelling in ("{settings: {offline: maybe}}", '"settings":\n  offline: maybe\n'):
+        with pytest.raises(ConfigError, match=r"offline \(file .*mine.yaml:\d\) must be 1 or 0"):
+            get_settings(config=config_file(tmp_path, spelling))
     with pytest.raises(ConfigError, match="there is no such file"):
         get_settings(config=tmp_path / "none.yaml")
 

@@ -128,7 +128,7 @@ def _settings_section(path: Path) -> Mapping[str, Node]:
         raise ConfigError(
             f"{path}: there is no such file; AUTOVOICE_CONFIG or config must name one"
         )
-    if not re.search(rb"^settings\s*:", path.read_bytes(), re.MULTILINE):
+    if b"settings" not in path.read_bytes():
         return {}  # Spares the YAML parser where only models are declared.
     from auto_voice import yaml_nodes
 
@@ -163,7 +163,10 @@ def _boolean(raw: Any) -> bool:
 def _path(raw: Any) -> Path:
     if not isinstance(raw, (str, os.PathLike)) or not os.fspath(raw):
         raise TypeError("a path")
-    return Path(raw).expanduser()
+    try:
+        return Path(raw).expanduser()
+    except RuntimeError as error:
+        raise ValueError("a path whose ~ names a user of this machine") from error
 
 
 def _optional_path(raw: Any) -> Path | None:

@@ -16,6 +16,8 @@ from typing import Any
 from auto_voice.errors import CatalogError
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+MAX_DEPTH = 64
+"""Levels of nesting; libyaml's composer recurses in C and would overflow the stack."""
 _TYPES = {
     "tag:yaml.org,2002:str": "text",
     "tag:yaml.org,2002:int": "a whole number",
@@ -165,6 +167,7 @@ def read(path: Path) -> Node | None:
         raise CatalogError(f"{path}: cannot be read ({error.strerror})") from error
     base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
+        _refuse_deep(text, path, base)
         loader = base(text)
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
@@ -174,6 +177,26 @@ def read(path: Path) -> Node | None:
     except yaml.YAMLError as error:
         raise CatalogError(f"{path}:1: is not valid YAML ({_first_line(error)})") from error
     return None if root is None else Node(root, path, "", loader, _line(root))
+
+
+def _refuse_deep(text: str, path: Path, loader: Any) -> None:
+    """Raise CatalogError where the text nests deeper than ``MAX_DEPTH``."""
+    import yaml
+
+    # A level costs a bracket or a column, so a short look clears every ordinary file.
+    columns = max((len(line) - len(line.lstrip(" -?:\t")) for line in text.splitlines()), default=0)
+    if text.count("[") + text.count("{") + columns <= MAX_DEPTH:
+        return
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise CatalogError(
+                f"{path}:{_line(event)}: is nested more than {MAX_DEPTH} levels deep"
+            )
 
 
 def closest(name: str, known: Iterable[str]) -> str:

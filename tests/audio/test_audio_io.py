@@ -203,6 +203,7 @@ def test_clipping_offset_quiet_and_overload_are_noted(wav):
         (b".snd" + b"\xff" * 200, AudioFormatError, "damaged or truncated"),
         (encode(tone(seconds=0)), AudioContentError, "holds no samples"),
         (encode(np.zeros(16_000, np.float32)), AudioContentError, "only silence"),
+        (encode(tone() * np.float32(1e30), subtype="FLOAT"), AudioContentError, "1 is full scale"),
         (encode(np.full(16_000, 2e-5, np.float32), subtype="FLOAT"), AudioContentError, "silence"),
     ],
 )
@@ -233,6 +234,8 @@ def test_nan_and_infinity_are_refused_with_their_place(wav, bad):
 def test_missing_folder_fifo_and_odd_paths(tmp_path):
     with pytest.raises(AudioNotFoundError, match="does not exist") as caught:
         read_audio(tmp_path / "nowhere.wav")
+    with pytest.raises(AudioNotFoundError, match="home directory"):
+        read_audio("~nobody_of_this_name/talk.wav")
     assert isinstance(caught.value, FileNotFoundError)
     with pytest.raises(AudioFormatError, match="is a folder"):
         read_audio(tmp_path)

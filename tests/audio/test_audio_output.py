@@ -135,6 +135,8 @@ def test_outputs_that_are_refused(tmp_path):
         ensure_writable(tmp_path / "pipe.wav")
     with pytest.raises(AudioOutputError, match="exists already"):
         ensure_writable(source, overwrite=False)
+    with pytest.raises(AudioOutputError, match="home directory"):
+        ensure_writable("~nobody_of_this_name/out.wav")
     with pytest.raises(AudioOutputError, match="cannot be written to"):
         ensure_writable("a\0.wav")
     with pytest.raises(AudioOutputError, match="Not a directory"):
@@ -221,6 +223,21 @@ def test_a_full_disk_is_one_sentence_and_no_file(tmp_path, monkeypatch):
     with pytest.raises(AudioOutputError, match="disk full"):
         write_audio(tmp_path / "o.wav", SPEECH)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["o.wav", "o.flac", "o.ogg", "o.mp3"])
+def test_a_disk_that_fills_while_encoding_prints_nothing(tmp_path, capfd, name):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = np.random.default_rng(0).standard_normal(160_000).astype(np.float32)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        with pytest.raises(AudioOutputError, match="disk full"):
+            write_audio(tmp_path / name, Waveform(noise * np.float32(0.1), 16_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []
+    assert capfd.readouterr().err == ""
 
 
 def test_a_partial_result_is_kept_on_request(tmp_path):

@@ -188,6 +188,9 @@ def test_status_and_prune_tell_about_the_folder(folder: Path, run) -> None:
     text = run("models", "status")[1]
     for word in (str(folder), "tone@1", "broken off", "pinned"):
         assert word in text
+    code, _, err = run("models", "prune", "--older-than", "nan")
+    assert (code, partial.exists()) == (2, True), "nan is older than nothing and than everything"
+    assert "no number of days" in err
     code, out, _ = run("models", "prune")
     assert code == 0
     assert str(partial) in out

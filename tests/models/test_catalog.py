@@ -120,6 +120,14 @@ def test_what_is_not_yaml_is_named_with_its_line(write, text, line) -> None:
     assert int(str(caught.value).split(":")[1]) >= line
 
 
+@pytest.mark.parametrize(
+    "text", ["a: " + "[" * 100_000 + "]" * 100_000, "a: " + "{b: " * 900 + "}" * 900, "- " * 9000]
+)
+def test_nesting_that_would_overflow_the_stack_is_refused(write, text) -> None:
+    with pytest.raises(CatalogError, match=r"mine.yaml:1: is nested more than \d+ levels deep"):
+        load_catalog([write(text)])
+
+
 def test_missing_and_binary_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CatalogError, match="there is no such file"):
         load_catalog([tmp_path / "none.yaml"])

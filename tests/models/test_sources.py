@@ -89,6 +89,8 @@ def test_a_uri_is_read_into_its_record(uri: str, expected: object) -> None:
         f"pypi://a==1/../../x#sha256={SHA}",
         f"pypi://a==1//x#sha256={SHA}",
         f"pypi://a==1/%2e%2e/x#sha256={SHA}",
+        "https://[::1/x",
+        "https://host:99999/x",
         "file://host/x",
         "package://../x",
         "package://",
@@ -161,6 +163,14 @@ def test_a_local_file_that_is_missing_or_wrong_is_named(
     with pytest.raises(IntegrityError, match="more than the expected"):
         pull(loader, str(path))
     assert path.read_bytes() == DATA + DATA
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX")
+def test_a_pipe_in_place_of_a_file_does_not_hang(loader: ModelLoader, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "own.bin")
+    version = model_version(model_file(DATA, str(tmp_path / "own.bin")))
+    with pytest.raises(ModelUnavailableError, match="is a pipe"):
+        loader.ensure(version)
 
 
 def test_a_file_of_the_package_is_used_where_it_lies(

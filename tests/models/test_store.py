@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import json
+import lzma
 import os
 import socket
 import tarfile
@@ -198,8 +199,16 @@ def test_a_file_of_the_wrong_size_is_replaced(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"format": 99, "files": {}}', '{"format": 1, "files": 3}', "\x00\xff"]
-)
+    "text",
+    [
+        "", "{", "[]", "[" * 100_000, "\x00\xff",
+        '{"format": 99, "files": {}}',
+        '{"format": 1, "files": 3}',
+        '{"format": 1, "files": {}, "derived": [1]}',
+        '{"format": 1, "files": {}, "derived": {"x": 5}}',
+        '{"format": 1, "files": {}, "derived": {"../../x": {"sha256": "0"}}}',
+    ],
+)  # fmt: skip
 def test_damaged_metadata_is_set_aside_and_made_anew(
     installed: Path, loader: ModelLoader, version: ModelVersion, text: str, original: Path
 ) -> None:
@@ -632,6 +641,11 @@ def test_archives_that_are_none_are_one_sentence(tmp_path: Path, version: ModelV
     whole = tar_of(tmp_path / "whole.tar", GOOD).read_bytes()
     cut = tmp_path / "cut.tar"
     cut.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(StoreError, match="not a complete archive"):
+        import_archive(store, cut, lambda name, number: version)
+    packed = bytearray(lzma.compress(whole))
+    packed[len(packed) // 2] ^= 0xFF
+    cut.write_bytes(packed)
     with pytest.raises(StoreError, match="not a complete archive"):
         import_archive(store, cut, lambda name, number: version)
     assert store.installed() == []

@@ -114,8 +114,9 @@ def ensure_writable(
         AudioOutputError: a folder, a missing folder, no permission, one of the inputs, an
             existing file, or something that is not a regular file.
     """
-    target = Path(path).expanduser()
+    target = Path(path)
     try:
+        target = target.expanduser()
         with suppress(FileNotFoundError):
             target.lstat()  # raises for names that no system call takes
         if target.is_symlink():
@@ -132,7 +133,9 @@ def ensure_writable(
         for source in inputs:
             if not isinstance(source, (str, os.PathLike)):
                 continue
-            original = Path(os.fspath(source)).expanduser()
+            with suppress(RuntimeError):  # a ~ without a home; who reads it tells
+                source = Path(os.fspath(source)).expanduser()
+            original = Path(os.fspath(source))
             if exists and original.exists() and target.samefile(original):
                 raise AudioOutputError(
                     f"{target} is also an input and would be overwritten; name another output."
@@ -143,6 +146,6 @@ def ensure_writable(
             raise AudioOutputError(
                 f"The folder {target.parent} is not writable by this user; name another output."
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last from a ~ without a home
         raise AudioOutputError(f"{str(path)!r} cannot be written to: {error}.") from error
     return target

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import logging
 import os
 import secrets
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import soundfile
@@ -139,7 +141,7 @@ class AudioWriter:
 
     def __enter__(self) -> AudioWriter:
         try:
-            self._file = self._temporary.open("xb+")
+            self._file = cast("IO[bytes]", _QuietFile(self._temporary, "xb+"))
             self._sound = soundfile.SoundFile(
                 self._file,
                 "w",
@@ -193,8 +195,9 @@ class AudioWriter:
             for at in range(0, len(block), _BLOCK_FRAMES):
                 self._sound.write(block[at : at + _BLOCK_FRAMES])
         except (OSError, soundfile.LibsndfileError, AssertionError) as error:
+            reason = getattr(self._file, "failure", None) or error
             raise AudioOutputError(
-                f"{self.path} cannot be written ({error}); is the disk full?"
+                f"{self.path} cannot be written ({reason}); is the disk full?"
             ) from error
         self.samples_written += len(block)
 
@@ -244,6 +247,30 @@ class AudioWriter:
                     log.debug("closing %s failed", self._temporary, exc_info=True)
         self._sound = self._file = None
         self._temporary.unlink(missing_ok=True)
+
+
+class _QuietFile(io.FileIO):
+    """A file whose failed writes are short ones.
+
+    The encoder calls from C, where an exception could only be printed; a short write it reports.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            count = super().write(data) or 0
+        except OSError as error:
+            self.failure = error
+            return 0
+        if count < len(data):
+            self.failure = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return count
+
+    def flush(self) -> None:
+        super().flush()
+        if self.failure is not None:
+            raise self.failure
 
 
 def soft_limit(samples: FloatArray, knee: float = LIMITER_KNEE) -> FloatArray:

@@ -32,6 +32,7 @@ AudioSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 SILENCE_PEAK = 1e-4  # -80 dBFS: three steps of 16 bits, what dither alone may reach
 QUIET_PEAK = 0.01
 FULL_SCALE = 0.99  # 8-bit full scale is 127/128
+HIGHEST_PEAK = 1000.0  # 60 dB above full scale: no recording, and powers of it overflow
 _BLOCK_FRAMES = 1 << 16
 _SCAN_SECONDS = 600.0
 _UNKNOWN_FRAMES = 1 << 60
@@ -265,6 +266,11 @@ class Recording:
     def _observe(self, block: FloatArray) -> None:
         magnitude = np.abs(block)
         self.peak = max(self.peak, float(magnitude.max()))
+        if self.peak > HIGHEST_PEAK:
+            raise AudioContentError(
+                f"{self.name} holds samples of {self.peak:.3g}, where 1 is full scale; "
+                "export it again."
+            )
         self._sum += float(block.mean(axis=1, dtype=np.float64).sum())
         at_limit: BoolArray = np.max(magnitude, axis=1) >= FULL_SCALE
         # One sample at full scale is a normalised peak, three in a row are a cut-off wave.
@@ -360,8 +366,9 @@ def _open(source: AudioSource) -> tuple[BinaryIO, str, bool]:
         if not (hasattr(source, "seekable") and source.seekable()):
             return io.BytesIO(source.read()), label, True
         return source, label, False
-    path = Path(source).expanduser()
+    path = Path(source)
     with _clear_os_errors(path):
+        path = path.expanduser()
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise AudioFormatError(f"{path} is a folder; name one recording in it.")
@@ -382,7 +389,7 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
         raise AudioFormatError(
             f"{path} may not be read by this user; change its permissions."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise AudioNotFoundError(
             f"{str(path)!r} cannot be opened ({error}); check the path."
         ) from error

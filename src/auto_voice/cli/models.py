@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -213,6 +214,8 @@ def prune(days: float, **where: Any) -> None:
     """Delete broken-off transfers and set-aside files older than so many days."""
     from auto_voice.models import store_maintenance
 
+    if math.isnan(days):
+        raise click.BadParameter("nan is no number of days", param_hint="--older-than")
     report = store_maintenance.prune(open_registry(**where).store, days * 86400)
     for path in report.removed:
         click.echo(str(path))

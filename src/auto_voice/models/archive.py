@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import lzma
 import shutil
 import tarfile
 import uuid
+import zlib
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
@@ -89,7 +91,7 @@ def import_archive(store: ModelStore, path: Path, find: FindVersion) -> list[Mod
         with tarfile.open(path, "r:*") as archive:
             plan = _plan(archive, find)
             return _install(store, path, archive, plan)
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise StoreError(f"{path} is not a complete archive of models ({error}).") from error
     except FileNotFoundError as error:
         raise StoreError(f"{path} does not exist: give the archive to import.") from error

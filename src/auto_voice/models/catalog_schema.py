@@ -199,7 +199,10 @@ def _uri(node: Node) -> str:
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", value)
     if scheme is None:
         # A plain path counts from the file that says it.
-        return str((node.path.parent / Path(value).expanduser()).absolute())
+        try:
+            return str((node.path.parent / Path(value).expanduser()).absolute())
+        except RuntimeError as error:
+            raise node.error(f'is "{value}", whose ~ names no user of this machine') from error
     if scheme[1] not in _URIS:
         raise node.error(
             f'starts with "{scheme[1]}://"; {yaml_nodes.closest(scheme[1], _URIS)}, or a plain path'

@@ -20,7 +20,7 @@ from typing import Any
 from auto_voice.errors import DiskSpaceError, StoreError, UnsafeFileError
 
 CHUNK_BYTES = 1 << 20
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,119}")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,119}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -31,7 +31,7 @@ def check_name(name: str, what: str) -> str:
     Raises:
         UnsafeFileError: a separator, ``..``, a hidden or reserved name, a trailing dot.
     """
-    if not _SAFE_NAME.fullmatch(name) or name.endswith(".") or _RESERVED.fullmatch(name):
+    if not SAFE_NAME.fullmatch(name) or name.endswith(".") or _RESERVED.fullmatch(name):
         raise UnsafeFileError(
             f"{what} {name!r} is not a safe file name: use letters, digits and . _ + - "
             "(at most 120 characters, no leading or trailing dot, no Windows device name)."
@@ -141,7 +141,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in a file, or None if it is missing or damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

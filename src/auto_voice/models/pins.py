@@ -32,7 +32,7 @@ def read_pins(model_dir: Path) -> Mapping[str, Mapping[str, Any]]:
         pins = json.loads(text)["pins"]
         if not all(isinstance(pin["version"], str) for pin in pins.values()):
             raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"{path} is damaged; restore it or delete it and pin the versions again"
         ) from error

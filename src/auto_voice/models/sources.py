@@ -117,7 +117,12 @@ def _parse_hub(uri: str, rest: str) -> Source:
 
 
 def _parse_web(uri: str, rest: str) -> Source:
-    if not urlsplit(uri).hostname:
+    try:
+        parts = urlsplit(uri)
+        usable = bool(parts.hostname) and parts.port != 0  # reading the port checks its range
+    except ValueError:
+        usable = False
+    if not usable:
         raise _malformed(uri, "https://host/path")
     return WebSource(uri)
 
@@ -267,6 +272,8 @@ def _fetch_index(source: PackageIndexSource, job: FetchJob, context: FetchContex
 
 def _fetch_file(source: FileSource, job: FetchJob, context: FetchContext) -> str:
     job.partial.discard()
+    if source.path.is_fifo():
+        raise DownloadError(f"{source.path} is a pipe and not a file")  # opening it would wait
     try:
         stream = source.path.open("rb")
     except OSError as error:

@@ -23,6 +23,7 @@ from typing import Any
 from auto_voice.errors import IntegrityError, StoreError, UnsafeFileError
 from auto_voice.models.catalog import ModelFile, ModelVersion
 from auto_voice.models.disk import (
+    SAFE_NAME,
     check_name,
     check_sha256,
     copy_into_place,
@@ -109,7 +110,8 @@ class ModelStore:
         record = read_json(self.folder(name, version) / METADATA)
         if record is None or record.get("format") != FORMAT:
             return None
-        return record if isinstance(record.get("files"), dict) else None
+        files, derived = record.get("files"), record.get("derived", {})
+        return record if _are_entries(files) and _are_entries(derived) else None
 
     def installed(self) -> list[tuple[str, str]]:
         """Name and version of everything with a completion record, sorted."""
@@ -325,6 +327,13 @@ def _entry(path: Path, sha256: str, source: str) -> dict[str, Any]:
         "inode": stat.st_ino,
         "source": source,
     }
+
+
+def _are_entries(value: Any) -> bool:
+    """Whether it is file name to record; names end up in paths, and the file is not trusted."""
+    return isinstance(value, dict) and all(
+        SAFE_NAME.fullmatch(name) and isinstance(entry, dict) for name, entry in value.items()
+    )
 
 
 def _source_of(record: Mapping[str, Any], file: ModelFile) -> str:
