@@ -63,7 +63,8 @@ class Pitch:
     Attributes:
         f0_hz: ``(frames,)`` float32, Hz; the value is meaningless where ``voiced`` is false.
         voiced: ``(frames,)`` bool.
-        frame_rate: frames per second (62.5 for SwiftF0); frame ``i`` is centred at ``i / frame_rate`` s.
+        frame_rate: frames per second (62.5 for SwiftF0); frame ``i`` is centred at
+            ``i / frame_rate`` s.
     """
 
     f0_hz: FloatArray

@@ -47,7 +47,7 @@ def add_noise(mel: FloatArray, rng: np.random.Generator, snr_db: float) -> Float
 
 def limit_band(mel: FloatArray, top_band: int, floor: float) -> FloatArray:
     """Nothing above ``top_band``: what a telephone passes."""
-    cut = mel.copy()
+    cut: FloatArray = mel.copy()
     cut[top_band:] = floor
     return cut
 
