@@ -58,9 +58,12 @@ class Gate:
         request_id.set(identity)
         exchange = _Exchange(scope, send, identity)
         started = time.monotonic()
+        body = _Body(receive)
         try:
-            await self._admit(scope, headers, receive, exchange)
+            await self._admit(scope, headers, body, exchange)
         except AutoVoiceError as error:
+            if scope["method"] in _BODIES and not exchange.status:
+                await body.drain()
             await exchange.refuse(error)
         finally:
             self._account(scope, exchange, time.monotonic() - started)
@@ -130,6 +133,7 @@ class Gate:
         )
 
 
+DRAIN_BYTES, DRAIN_SECONDS = 8_000_000, 1.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -143,6 +147,35 @@ def _check_size(size: int, limit: int) -> None:
             f"The request is larger than the {limit / 1e6:g} MB that are taken; send FLAC or MP3 "
             "in place of WAV, or fewer files."
         )
+
+
+class _Body:
+    """``receive`` that knows whether all of the request has come."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._whole = False
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._whole = True
+        return message
+
+    async def drain(self) -> None:
+        """Take what is still on its way, within limits.
+
+        A connection that is closed on a client that still sends is reset, and the reset can
+        overtake the answer: the client would see a broken pipe in place of the sentence.
+        """
+        taken = 0
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while not self._whole and taken < DRAIN_BYTES and (left := deadline - time.monotonic()) > 0:
+            try:
+                message = await asyncio.wait_for(self(), left)
+            except asyncio.TimeoutError:
+                return
+            taken += len(message.get("body", b""))
 
 
 class _Upload:
