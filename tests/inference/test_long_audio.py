@@ -154,12 +154,12 @@ def test_where_memory_does_not_suffice_pieces_are_halved(
     pipeline, _ = hand_made(PIECES)
     whole = pipeline.convert(talk, voice)
     small, _ = hand_made(
-        PIECES, hifigan_universal=(tight := Counting(most_frames=400, error=error))
+        PIECES, hifigan_universal=(tight := Counting(most_frames=200, error=error))
     )
     with caplog.at_level(logging.WARNING):
         result = small.convert_file(talk, voice, tmp_path / "out.wav", subtype="float")
     assert "the memory is full: going on in pieces" in caplog.text
-    assert max(tight.frames) <= 400
+    assert max(tight.frames) <= 200
     assert result.chunks > whole.chunks
     assert decibels(read(tmp_path / "out.wav") - whole.samples, whole.samples) < -60
 

@@ -6,6 +6,7 @@ is gathered block by block; what is kept is a few numbers per hundredth of a sec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -21,8 +22,9 @@ from auto_voice.inference.chunking import hop_energies, hop_size
 from auto_voice.inference.tape import Tape
 from auto_voice.types import FloatArray, Pitch
 
-PITCH_BLOCK_FRAMES = 1250
-"""20 s: the detector keeps a few hundred kilobytes for each second that it hears at once."""
+PITCH_BLOCK_FRAMES = 624
+"""10 s, margins included. All blocks are equally long: the detector's runtime keeps memory for
+each length that it meets."""
 PITCH_MARGIN_FRAMES = 32
 """Twice what the detector's network looks to either side."""
 DENOISE_SECONDS = 60.0
@@ -73,20 +75,25 @@ def pitch_of(tape: Tape, gain: float) -> Pitch:
     frames_in_all = len(tape) / samples_per_frame
     f0: list[FloatArray] = []
     voiced: list[NDArray[np.bool_]] = []
+    core = max(1, PITCH_BLOCK_FRAMES - 2 * PITCH_MARGIN_FRAMES)
     start = 0
     while start == 0 or start < frames_in_all:
-        low = max(0, start - PITCH_MARGIN_FRAMES)
-        stop = start + PITCH_BLOCK_FRAMES
-        last = stop + PITCH_MARGIN_FRAMES >= frames_in_all
-        high = len(tape) if last else round((stop + PITCH_MARGIN_FRAMES) * samples_per_frame)
-        block = tape.read(round(low * samples_per_frame), high) * np.float32(gain)
+        last = start + core + PITCH_MARGIN_FRAMES >= frames_in_all
+        high = start + core + PITCH_MARGIN_FRAMES
+        if last:
+            high = math.ceil(frames_in_all)
+        low = max(0, min(start - PITCH_MARGIN_FRAMES, high - PITCH_BLOCK_FRAMES))
+        if low == 0 and not last:
+            high = min(math.floor(frames_in_all), PITCH_BLOCK_FRAMES)
+        stop = len(tape) if last else round(high * samples_per_frame)
+        block = tape.read(round(low * samples_per_frame), stop) * np.float32(gain)
         found = extract_pitch(resample(block, rate, SAMPLE_RATE), SAMPLE_RATE)
-        kept = slice(start - low, None if last else stop - low)
+        kept = slice(start - low, None if last else start + core - low)
         f0.append(found.f0_hz[kept])
         voiced.append(found.voiced[kept])
         if last:
             break
-        start = stop
+        start += core
     return Pitch(np.concatenate(f0), np.concatenate(voiced), FRAME_RATE)
 
 

@@ -38,7 +38,8 @@ from auto_voice.types import Content, FloatArray, Pitch, Voice
 log = logging.getLogger(__name__)
 
 VOCODER_CONTEXT_FRAMES = 32
-"""Mel frames that the vocoder hears on each side of a core: twice what HiFi-GAN looks at."""
+"""Mel frames that the vocoder hears on each side of a core: twice what HiFi-GAN looks at. It is by
+far the slowest stage, so it is spared the rest of the context."""
 SHORTEST_PIECE_SECONDS = 1.0
 
 
@@ -77,10 +78,13 @@ class Rendering:
         return -(-self.samples // self.vocoder.hop_samples)
 
     def plan(self, longest_seconds: float) -> list[Chunk]:
-        """Pieces of which the vocoder, whose memory counts, hears at most ``longest_seconds``."""
-        margin = 2 * VOCODER_CONTEXT_FRAMES / self._frame_rate
-        core_seconds = max(SHORTEST_PIECE_SECONDS, longest_seconds - float(margin))
+        """Pieces that hold, with all their context, about ``longest_seconds`` at most.
+
+        So the memory for hours is that for one recording of this length.
+        """
+        context = 2 * CONTEXT_SECONDS + float(self._grid_frames / self._frame_rate)
         seconds = len(self.tape) / self.tape.sample_rate
+        core_seconds = max(longest_seconds / 2, longest_seconds - context)
         if seconds <= longest_seconds:
             core_seconds = longest_seconds
         return plan_from_energies(
@@ -108,6 +112,7 @@ class Rendering:
         with timed(self.timings, "content"):
             for chunk in chunks:
                 features = encoder.encode_piece(self._speech(chunk))
+                release_memory()
                 rate = Fraction(encoder.frame_rate) / self._frame_rate
                 offset = round(chunk.context_start * rate)
                 start, stop = round(chunk.start * rate), round(chunk.stop * rate)
@@ -142,6 +147,9 @@ class Rendering:
                 continue
             waiting.pop(0)
             yield piece
+            if waiting:
+                del piece
+                release_memory()
 
     def _piece(self, chunk: Chunk, mean: FloatArray | None) -> tuple[Chunk, FloatArray]:
         frames = chunk.context_stop - chunk.context_start
@@ -252,7 +260,12 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give back what a GPU's allocator keeps for later."""
+    """Give back what allocators keep for later, of the GPU and of the C library.
+
+    Pieces differ in length, so what one leaves free is not what the next one wants, and over hours
+    the holes would add up.
+    """
+    import ctypes
     import gc
     import sys
 
@@ -260,6 +273,10 @@ def release_memory() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 @contextmanager
