@@ -41,6 +41,9 @@ VOCODER_CONTEXT_FRAMES = 32
 """Mel frames that the vocoder hears on each side of a core: twice what HiFi-GAN looks at. It is by
 far the slowest stage, so it is spared the rest of the context."""
 SHORTEST_PIECE_SECONDS = 1.0
+SMALLER = 0.8
+"""Pieces are this much shorter than what is converted whole: allocators cannot reuse all that
+pieces of other lengths left, and the peak over hours shall be that of the whole."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,13 @@ class Rendering:
         return -(-self.samples // self.vocoder.hop_samples)
 
     def plan(self, longest_seconds: float) -> list[Chunk]:
-        """Pieces that hold, with all their context, about ``longest_seconds`` at most.
+        """Pieces that hold, with all their context, less than ``longest_seconds``.
 
         So the memory for hours is that for one recording of this length.
         """
         context = 2 * CONTEXT_SECONDS + float(self._grid_frames / self._frame_rate)
         seconds = len(self.tape) / self.tape.sample_rate
-        core_seconds = max(longest_seconds / 2, longest_seconds - context)
+        core_seconds = max(longest_seconds / 2, SMALLER * longest_seconds - context)
         if seconds <= longest_seconds:
             core_seconds = longest_seconds
         return plan_from_energies(
