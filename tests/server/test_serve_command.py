@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -15,6 +16,17 @@ from auto_voice.cli import main
 from auto_voice.cli.serve import read_tokens
 from auto_voice.client import Client
 from auto_voice.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were():
+    loggers = [logging.getLogger(name) for name in ("auto_voice", "uvicorn")]
+    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 @pytest.fixture
