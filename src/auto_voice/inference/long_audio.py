@@ -208,7 +208,7 @@ def _render(
     done = partial.progress
     if done is None:
         chunks = rendering.plan(chunk_seconds)
-        mean = rendering.content_mean(chunks)
+        mean = rendering.content_mean()
         edges = [chunks[0].start, *(chunk.stop for chunk in chunks)]
         done = Progress(edges, 0, 0, 0, np.zeros(0, np.float32), mean)
         partial.save_progress(done)

@@ -15,7 +15,6 @@ from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from auto_voice.errors import ModelLoadError
 from auto_voice.inference.analysis import Analysis
@@ -29,10 +28,12 @@ from auto_voice.inference.chunking import (
     with_context,
 )
 from auto_voice.inference.controls import Controls
+from auto_voice.inference.listening import Listener
 from auto_voice.inference.melody import cut, filled
+from auto_voice.inference.memory import out_of_memory, release_memory
 from auto_voice.inference.shaping import keep_energy, warp_formants
 from auto_voice.inference.tape import Tape
-from auto_voice.models.base import ContentEncoder, Converter, PieceEncoder, Vocoder
+from auto_voice.models.base import ContentEncoder, Converter, Vocoder
 from auto_voice.types import Content, FloatArray, Pitch, Voice
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ class Rendering:
         samples: of the result, at the vocoder's rate.
         timings: seconds by step; grows.
         log_f0: of ``pitch``, filled.
+        listener: gives the content of any part.
     """
 
     content_encoder: ContentEncoder
@@ -71,9 +73,12 @@ class Rendering:
     samples: int
     timings: dict[str, float]
     log_f0: FloatArray | None = field(init=False)
+    listener: Listener = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_f0", filled(self.pitch))
+        listener = Listener(self.content_encoder, self.tape, self.analysis.gain)
+        object.__setattr__(self, "listener", listener)
 
     @property
     def frames(self) -> int:
@@ -105,26 +110,10 @@ class Rendering:
         grid = self._grid_frames
         return with_context(list(edges), self.frames, grid_frames=grid, context=context)
 
-    def content_mean(self, chunks: Sequence[Chunk]) -> FloatArray | None:
+    def content_mean(self) -> FloatArray | None:
         """``(dims,)`` mean of the content over the whole; None where no stage needs it."""
-        encoder = self.content_encoder
-        if not isinstance(encoder, PieceEncoder) or len(chunks) == 1:
-            return None
-        total: NDArray[np.float64] | None = None
-        count = 0
         with timed(self.timings, "content"):
-            for chunk in chunks:
-                features = encoder.encode_piece(self._speech(chunk))
-                release_memory()
-                rate = Fraction(encoder.frame_rate) / self._frame_rate
-                offset = round(chunk.context_start * rate)
-                start, stop = round(chunk.start * rate), round(chunk.stop * rate)
-                end = None if chunk.stop >= self.frames else stop - offset
-                kept = features[start - offset : end]
-                part = kept.sum(axis=0, dtype=np.float64)
-                total = part if total is None else total + part
-                count += len(kept)
-        return None if total is None else (total / max(1, count)).astype(np.float32)
+            return self.listener.mean()
 
     def render(
         self, chunks: Sequence[Chunk], mean: FloatArray | None = None
@@ -158,7 +147,7 @@ class Rendering:
         frames = chunk.context_stop - chunk.context_start
         speech = self._speech(chunk)
         with timed(self.timings, "content"):
-            content = self._content(speech, mean)
+            content = self._content(chunk, mean)
         pitch = self._pitch(chunk)
         ratio = self.controls.formant_ratio
         lower = Pitch(pitch.f0_hz / np.float32(ratio), pitch.voiced, pitch.frame_rate)
@@ -196,11 +185,10 @@ class Rendering:
         amount: FloatArray = (share * self.controls.breathiness).astype(np.float32)
         return scatter(audio, amount, self.vocoder.sample_rate, self.vocoder.hop_samples, low)
 
-    def _content(self, speech: FloatArray, mean: FloatArray | None) -> Content:
-        encoder = self.content_encoder
-        if mean is None or not isinstance(encoder, PieceEncoder):
-            return encoder.encode(speech)
-        return encoder.centred(encoder.encode_piece(speech), mean)
+    def _content(self, chunk: Chunk, mean: FloatArray | None) -> Content:
+        rate = Fraction(self.content_encoder.frame_rate) / self._frame_rate
+        stop = None if chunk.context_stop >= self.frames else int(chunk.context_stop * rate)
+        return self.listener.read(int(chunk.context_start * rate), stop, mean)
 
     def _speech(self, chunk: Chunk) -> FloatArray:
         """The chunk's context at the networks' level."""
@@ -252,34 +240,6 @@ class Rendering:
             Fraction(self.pitch.frame_rate),
         )
         return int(grid * self._frame_rate)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` is what numpy or torch raise when memory, of whichever device, is full."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(s in str(error).lower() for s in ("out of memory", "can't allocate memory"))
-    )
-
-
-def release_memory() -> None:
-    """Give back what allocators keep for later, of the GPU and of the C library.
-
-    Pieces differ in length, so what one leaves free is not what the next one wants, and over hours
-    the holes would add up.
-    """
-    import ctypes
-    import gc
-    import sys
-
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 @contextmanager

@@ -191,7 +191,7 @@ class VoiceConversionPipeline:
         given = (len(source.samples), source.sample_rate)
         job = prepare(tape, given, voice, controls, stages, timings)
         chunks = job.rendering.plan(self.config.chunk_seconds)
-        rendered = job.rendering.render(chunks, job.rendering.content_mean(chunks))
+        rendered = job.rendering.render(chunks, job.rendering.content_mean())
         hop, length = stages.vocoder.hop_samples, job.rendering.samples
         samples = join(_reporting(rendered, job.rendering.frames, progress), hop, length)
         factor, level_notes = output_factor(
