@@ -63,15 +63,15 @@ class Gated(Engine):
         self.most_running = 0
         self._count = threading.Lock()
 
-    def convert(self, source: Any, voice: Any, controls: Any, control: Any) -> Any:
+    def convert(self, source: Any, voice: Any, controls: Any, progress: Any) -> Any:
         with self._count:
             self.started.append(f"{source.seconds:.1f}")
             self.running += 1
             self.most_running = max(self.running, self.most_running)
         try:
             while not self.open.wait(0.02):
-                control.progress(0.5)
-            return super().convert(source, voice, controls, control)
+                progress(0.5)
+            return super().convert(source, voice, controls, progress)
         finally:
             with self._count:
                 self.running -= 1

@@ -69,7 +69,7 @@ def test_cancel_frees_the_worker_and_keeps_what_was_done(serve, gated, talk, fri
         assert client.cancel(job).state == "cancelled"
         until(lambda: not gated.running, seconds=10)
         folder = live.context.files.folder(job.id)
-        until(lambda: not list(folder.iterdir()))
+        until(lambda: not folder.exists())
         gated.open.set()
         other = client.wait(client.submit([talk], references=[friend]))
         assert other.state == "done"
@@ -153,11 +153,11 @@ SERVER = """
     from auto_voice.server import Engine, ServerSettings, create_app
 
     class Slow(Engine):
-        def convert(self, source, voice, controls, control):
+        def convert(self, source, voice, controls, progress):
             with open(sys.argv[3], "a") as log:
                 log.write(f"{source.seconds:.2f}\\n")
             time.sleep(0.3)
-            return super().convert(source, voice, controls, control)
+            return super().convert(source, voice, controls, progress)
 
     data = Path(sys.argv[1])
     engine = Slow(VoiceConversionPipeline(PipelineConfig(use_mock_models=True)), data / "voices")

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def serve(
             f'{error.name} is not installed; run: pip install "auto-voice[server]"'
         ) from error
     from auto_voice.server import Engine, ServerSettings, create_app
+    from auto_voice.server.connections import PatientProtocol
     from auto_voice.server.logs import set_up_logs
     from auto_voice.server.settings import default_data_dir
 
@@ -118,11 +120,15 @@ def serve(
     set_up_logs(log_format, min(logging.INFO, logging.getLogger("auto_voice").level))
     listening = listen(host, port)
     app = create_app(settings, engine)
+    # Uploads are kept there while they come in; the usual place may be the machine's memory.
+    tempfile.tempdir = str(settings.data_dir)
     server = uvicorn.Server(
         uvicorn.Config(
             app,
             host=host,
             port=port,
+            http=PatientProtocol,
+            ws="none",
             log_config=None,
             access_log=False,
             server_header=False,

@@ -76,7 +76,6 @@ def create_app(
     app.add_exception_handler(AutoVoiceError, _own_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _field_error)
-    app.add_exception_handler(Exception, _defect)
     app.add_middleware(Gate, context=context)
     return app
 
@@ -172,9 +171,3 @@ async def _field_error(request: Request, error: Exception) -> Response:
         where = ".".join(str(part) for part in found["loc"][1:] or found["loc"])
         said.append(f"{where}: {found['msg']}")
     return await _own_error(request, ServerError("; ".join(said)[:1000] + ".", 422))
-
-
-async def _defect(request: Request, error: Exception) -> Response:
-    log.error("unexpected %s", type(error).__name__, exc_info=error)
-    text = f"Unexpected {type(error).__name__}; the server's log has more under this request id."
-    return await _own_error(request, ServerError(text, 500))

@@ -9,13 +9,14 @@ from typing import Annotated, Any, BinaryIO, cast
 
 from fastapi import Depends, Request, UploadFile
 
-from auto_voice.errors import BusyError, ServerError
+from auto_voice.errors import BusyError, ServerError, UploadError
 from auto_voice.server.engine import Engine
 from auto_voice.server.files import JobFiles, new_id
 from auto_voice.server.jobs import UPKEEP, Job, JobStore, Limits, NewJob
+from auto_voice.server.logs import request_id
 from auto_voice.server.metrics import Metrics
 from auto_voice.server.settings import ServerSettings
-from auto_voice.server.uploads import check_upload, display_name
+from auto_voice.server.uploads import check_references, check_upload, display_name
 from auto_voice.server.worker import Workers
 
 DIRECT_KEEP_SECONDS = 600.0
@@ -68,6 +69,11 @@ class Context:
         if key and (earlier := self.store.find(client, key)) is not None:
             return earlier
         files = [*sources, *references]
+        if len(references) > self.settings.reference_items:
+            raise UploadError(
+                f"{len(references)} references are more than the {self.settings.reference_items} "
+                "that are taken; half a minute of speech is enough."
+            )
         if not self.files.has_room(sum(file.size or 0 for file in files)):
             raise BusyError("The server's disk is full; try again later.", 60, 507)
         job_id = new_id()
@@ -78,10 +84,17 @@ class Context:
                 path = self.files.keep(folder, f"in-{n}", _raw(file))
                 check_upload(path, name, most_seconds)
             labels = [display_name(f.filename, f"reference {n}") for n, f in enumerate(references)]
+            speech = 0.0
             for n, (file, name) in enumerate(zip(references, labels, strict=True)):
                 path = self.files.keep(folder, f"ref-{n}", _raw(file))
-                check_upload(path, name, self.settings.reference_seconds)
-            asked = {"most_seconds": most_seconds, "references": labels, "names": names}
+                speech += check_upload(path, name, self.settings.reference_seconds) or 0.0
+                check_references(speech, self.settings.reference_seconds)
+            asked = {
+                "most_seconds": most_seconds,
+                "references": labels,
+                "names": names,
+                "request_id": request_id.get(),
+            }
             job = self.store.add(
                 NewJob(
                     id=job_id,
@@ -98,6 +111,9 @@ class Context:
         except BaseException:
             self.files.remove(job_id)
             raise
+        finally:
+            for file in files:
+                file.file.close()
         if job.id != job_id:
             self.files.remove(job_id)
         self.workers.wake()
@@ -105,15 +121,13 @@ class Context:
 
     def upkeep(self, client: str, kind: str, request: Mapping[str, Any], name: str) -> Job:
         """Queue work on models."""
-        job_id = new_id()
-        self.files.make(job_id)
         job = self.store.add(
             NewJob(
-                id=job_id,
+                id=new_id(),
                 client=client,
                 kind=kind,
                 names=[name],
-                request=request,
+                request={**request, "request_id": request_id.get()},
                 lane=UPKEEP,
                 keep_seconds=3600.0,
             ),
@@ -148,7 +162,7 @@ class Context:
         if item.error is not None:
             raise failure(item.error)
         if item.result is None:
-            raise ServerError("The work was cancelled because the server stops; try again.", 503)
+            raise ServerError("The work was cancelled; try again.", 503)
         return item.result
 
 

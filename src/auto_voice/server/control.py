@@ -25,11 +25,17 @@ class Control:
 
     Args:
         report: told the fraction done, at most four times a second.
+        others_wait: whether somebody else's work waits for the worker.
     """
 
-    def __init__(self, report: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        report: Callable[[float], None] | None = None,
+        others_wait: Callable[[], bool] | None = None,
+    ) -> None:
         self._stop = threading.Event()
         self._report = report
+        self._others_wait = others_wait
         self._reported_at = 0.0
 
     def stop(self) -> None:
@@ -52,6 +58,12 @@ class Control:
         if self._report is not None and now - self._reported_at >= REPORT_SECONDS:
             self._reported_at = now
             self._report(min(1.0, max(0.0, fraction)))
+
+    def give_way(self) -> None:
+        """Stop if others wait, for work that goes on later from where it is now."""
+        if self._others_wait is not None and self._others_wait():
+            self.stop()
+            self.check()
 
     @contextmanager
     def holds(self) -> Iterator[None]:

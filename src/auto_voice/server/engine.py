@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,9 +12,8 @@ from auto_voice.inference.controls import controls_from
 from auto_voice.inference.enrolment import enrol
 from auto_voice.inference.inspection import inspect_file
 from auto_voice.inference.long_audio import convert_file
-from auto_voice.inference.result import Account, ConversionResult
+from auto_voice.inference.result import ConversionResult, FileResult
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
-from auto_voice.server.control import Control
 from auto_voice.server.shelf import Shelf, about
 from auto_voice.types import Voice, Waveform
 
@@ -67,10 +66,14 @@ class Engine:
         return self.pipeline.clone(list(references), name=name)
 
     def convert(
-        self, source: Waveform, voice: Voice, controls: Mapping[str, Any], control: Control
+        self,
+        source: Waveform,
+        voice: Voice,
+        controls: Mapping[str, Any],
+        progress: Callable[[float], None],
     ) -> ConversionResult:
         return self.pipeline.convert(
-            source, voice, controls=controls_from(dict(controls)), progress=control.progress
+            source, voice, controls=controls_from(dict(controls)), progress=progress
         )
 
     def convert_file(
@@ -79,11 +82,11 @@ class Engine:
         voice: Voice,
         output: Path,
         controls: Mapping[str, Any],
-        control: Control,
+        progress: Callable[[float], None],
         *,
         subtype: str | None,
-    ) -> Account:
-        """From file to file in constant memory; goes on where a dead process left off."""
+    ) -> FileResult:
+        """From file to file in constant memory; goes on where an earlier call was stopped."""
         return convert_file(
             self.pipeline,
             source,
@@ -92,7 +95,7 @@ class Engine:
             controls=controls_from(dict(controls)),
             subtype=subtype,
             allow_mock=True,
-            progress=control.progress,
+            progress=progress,
         )
 
     def enrol(

@@ -6,6 +6,7 @@ by their role and number.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -74,24 +75,34 @@ class JobFiles:
         return path
 
     def drop_inputs(self, job_id: str, index: int | None = None) -> None:
-        """Delete the uploads of a job, or those of one item."""
-        for pattern in ("in-*", "ref-*") if index is None else (f"in-{index}",):
-            for path in self.folder(job_id).glob(pattern):
+        """Delete the uploads of a job, or those of one item, and a folder that is empty then."""
+        folder = self.folder(job_id)
+        for pattern in ("in-*", "ref-*") if index is None else (f"in-{index}", f"in-{index}.*"):
+            for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # which the system refuses while anything is in it
 
     def remove(self, job_id: str) -> None:
         """Delete everything of a job."""
         shutil.rmtree(self.folder(job_id), ignore_errors=True)
 
     def sweep(self, known: Iterable[str]) -> int:
-        """Delete the folders of jobs that nobody knows; how many there were."""
+        """Delete the folders of jobs that nobody knows; how many there were.
+
+        Only what is called like a job: a folder of somebody's own may have been given as ours.
+        """
         known = set(known)
-        strange = [path for path in self.root.iterdir() if path.name not in known]
+        strange = [
+            path
+            for path in self.root.iterdir()
+            if _ID.fullmatch(path.name)
+            and path.name not in known
+            and path.is_dir()
+            and not path.is_symlink()
+        ]
         for path in strange:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
         return len(strange)
 
     def has_room(self, wanted: int = 0) -> bool:

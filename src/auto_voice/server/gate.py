@@ -16,7 +16,13 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from auto_voice.errors import AutoVoiceError, BusyError, NotPermittedError, UploadError
+from auto_voice.errors import (
+    AutoVoiceError,
+    BusyError,
+    NotPermittedError,
+    ServerError,
+    UploadError,
+)
 from auto_voice.server.context import Context
 from auto_voice.server.logs import request_id
 from auto_voice.server.security import (
@@ -27,6 +33,7 @@ from auto_voice.server.security import (
     client_of,
     token_of,
 )
+from auto_voice.server.shelf import VOICE_FILE_BYTES
 
 log = logging.getLogger("auto_voice.server.requests")
 
@@ -34,6 +41,9 @@ OPEN = frozenset({"/healthz", "/readyz", "/v1/session"})
 """Of the guarded paths, those that need no token."""
 DIRECT = frozenset({"/v1/convert", "/v1/evaluate", "/v1/inspect", "/v1/voices"})
 SMALL_BODY_BYTES = 65_536
+LIMITS = {"/v1/voices/import": VOICE_FILE_BYTES + SMALL_BODY_BYTES}
+MOST_OPEN = 500
+"""Requests that are answered at the same time, uploads or not."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BODIES = frozenset({"POST", "PUT", "PATCH"})
 
@@ -44,6 +54,8 @@ class Gate:
     def __init__(self, app: ASGIApp, context: Context) -> None:
         self._app, self._context = app, context
         self._uploads = 0
+        self._bytes = 0
+        self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,13 +71,21 @@ class Gate:
         exchange = _Exchange(scope, send, identity)
         started = time.monotonic()
         body = _Body(receive)
+        self._open += 1
         try:
+            if self._open > MOST_OPEN:
+                raise BusyError("Too many requests at once; try again in a moment.", 1)
             await self._admit(scope, headers, body, exchange)
         except AutoVoiceError as error:
             if scope["method"] in _BODIES and not exchange.status:
                 await body.drain()
             await exchange.refuse(error)
+        except Exception as error:
+            log.error("unexpected %s", type(error).__name__, exc_info=error)
+            text = f"Unexpected {type(error).__name__}; the server's log has more under this id."
+            await exchange.refuse(ServerError(text, 500))
         finally:
+            self._open -= 1
             self._account(scope, exchange, time.monotonic() - started)
 
     async def _admit(
@@ -88,19 +108,29 @@ class Gate:
         if method not in _BODIES:
             await self._app(scope, receive, exchange.send)
             return
-        large = path in DIRECT or path in ("/v1/jobs", "/v1/voices/import")
         await self._check_load(path, scope["autovoice.client"])
-        limit = settings.upload_bytes if large else SMALL_BODY_BYTES
-        if headers.get("content-length", "0").isdigit():
-            _check_size(int(headers.get("content-length", "0")[:18]), limit)
+        limit = LIMITS.get(path, SMALL_BODY_BYTES)
+        if path in DIRECT or path == "/v1/jobs":
+            limit = settings.upload_bytes
+        size = limit  # of a body that does not say
+        declared = headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit():
+            size = int(declared[:18])
+            _check_size(size, limit)
         if self._uploads >= settings.uploads_at_once:
             raise BusyError("Too many uploads at once; try again in a moment.", 1)
+        if self._bytes + size > settings.uploads_bytes:
+            raise BusyError("Too much is being uploaded at once; try again in a moment.", 5)
+        if size > SMALL_BODY_BYTES and not self._context.files.has_room(self._bytes + size):
+            raise BusyError("The server's disk is full; try again later.", 60, 507)
         upload = _Upload(receive, limit, settings.upload_stall_seconds, self._upload_ended)
         self._uploads += 1
+        self._bytes += size
         try:
             await self._app(scope, upload, exchange.send)
         finally:
             upload.end()
+            self._bytes -= size
 
     async def _check_load(self, path: str, client: str) -> None:
         if path in DIRECT or path == "/v1/jobs":

@@ -171,6 +171,10 @@ class JobStore(Protocol):
         """Note the fraction done of a running item."""
         ...
 
+    def others_wait(self, job_id: str) -> bool:
+        """Whether work of another client waits, or a direct request, while this job runs."""
+        ...
+
     def finish(
         self, job_id: str, index: int, *, result: Record | None = None, error: Record | None = None
     ) -> Job:
@@ -178,7 +182,7 @@ class JobStore(Protocol):
         ...
 
     def release(self, job_id: str, index: int) -> None:
-        """Put a running item back into the queue, without counting the attempt."""
+        """Put a running item back into the queue as far as it is, not counting the attempt."""
         ...
 
     def cancel(self, job_id: str) -> Job:

@@ -89,14 +89,19 @@ class Metrics:
         self._work.labels(kind, how).inc()
         self._work_seconds.labels(kind).observe(seconds)
 
-    def conversion(self, summary: Mapping[str, Any]) -> None:
-        """Count one conversion by its account."""
+    def conversion(self, summary: Mapping[str, Any], *, whole: bool = True) -> None:
+        """Count one conversion by its account.
+
+        Args:
+            whole: false where it was stopped and taken up again, so that times are of its end only.
+        """
         seconds = float(summary["seconds"])
         self._audio_seconds.inc(seconds)
-        for stage in _STAGES:
+        for stage in _STAGES if whole else ():
             if stage in summary["timings"]:
                 self._rtf.labels(stage).observe(summary["timings"][stage] / seconds)
-        self._rtf.labels("all").observe(summary["seconds_per_second"])
+        if whole:
+            self._rtf.labels("all").observe(summary["seconds_per_second"])
         for stage, model in summary["models"].items():
             if "fallback" in model:
                 self._fallbacks.labels(stage).inc()

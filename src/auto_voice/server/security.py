@@ -130,7 +130,9 @@ def client_of(token: str, address: str) -> str:
     """Whom limits and fairness count a request for: token and address (IPv6: its /64)."""
     try:
         ip = ipaddress.ip_address(address)
-        if ip.version == 6:
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+            address = str(ip.ipv4_mapped)  # what a socket for both families calls IPv4
+        elif ip.version == 6:
             address = str(ipaddress.ip_network((ip, 64), strict=False).network_address)
     except ValueError:
         address = "unknown"

@@ -33,11 +33,13 @@ class ServerSettings:
         queue_items_client: of one client.
         uploads_at_once: requests whose body is being read.
         upload_mb: of one request.
+        uploads_mb: of all requests that are being answered; never less than one may have.
         upload_stall_seconds: longest pause within an upload.
         batch_items: recordings of one job.
         direct_seconds: of audio that is answered directly.
         longest_seconds: of audio in a job.
-        reference_seconds: of one reference.
+        reference_seconds: of all references of a request together.
+        reference_items: how many those may be.
         decode_seconds: of work that decoding one upload may take.
         keep_hours: results are deleted so long after they were made.
         keep_mb: and before that, oldest first, when they take more than this.
@@ -60,11 +62,13 @@ class ServerSettings:
     queue_items_client: int = 100
     uploads_at_once: int = 16
     upload_mb: int = 500
+    uploads_mb: int = 2000
     upload_stall_seconds: float = 30.0
     batch_items: int = 100
     direct_seconds: float = 60.0
     longest_seconds: float = 3 * 3600.0
     reference_seconds: float = 300.0
+    reference_items: int = 20
     decode_seconds: float = 120.0
     keep_hours: float = 24.0
     keep_mb: int = 2000
@@ -117,6 +121,10 @@ class ServerSettings:
     @property
     def upload_bytes(self) -> int:
         return self.upload_mb * 1_000_000
+
+    @property
+    def uploads_bytes(self) -> int:
+        return max(self.uploads_mb, self.upload_mb) * 1_000_000
 
 
 def default_data_dir() -> Path:

@@ -9,12 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import VoiceError
 from auto_voice.inference.cloning import EMBEDDING_DIMS
 from auto_voice.inference.voice_file import load_voice
 from auto_voice.inference.voices import VoiceLibrary
 from auto_voice.types import Voice
+
+VOICE_FILE_BYTES = 20_000_000
+"""An export of the longest reference that is kept is an eighth of this."""
 
 
 class Shelf:
@@ -98,10 +103,12 @@ def _check_shapes(voice: Voice) -> None:
     mel, content = voice.frames.get("mel"), voice.frames.get("content")
     fits = voice.embedding.shape == (EMBEDDING_DIMS,) and (mel is None) == (content is None)
     if mel is not None and content is not None:
-        fits &= mel.ndim == content.ndim == 2 and len(mel) == len(content)
-        fits &= mel.shape[-1] == HIFIGAN_MEL.bands
+        fits &= mel.ndim == content.ndim == 2
+        fits = fits and 0 < len(mel) == len(content) and mel.shape[1] == HIFIGAN_MEL.bands
     if not fits:
         raise VoiceError("the voice file holds numbers of other shapes than a voice has.")
+    if abs(float(np.linalg.norm(voice.embedding)) - 1.0) > 0.01:
+        raise VoiceError("the voice file holds values that no voice has; clone the voice again.")
 
 
 def about(voice: Voice) -> dict[str, Any]:

@@ -216,8 +216,7 @@ class SqliteJobStore:
                 return None
             job_id, index = row
             db.execute(
-                "UPDATE items SET state = ?, attempts = attempts + 1, progress = 0"
-                " WHERE job = ? AND idx = ?",
+                "UPDATE items SET state = ?, attempts = attempts + 1 WHERE job = ? AND idx = ?",
                 (RUNNING, job_id, index),
             )
             db.execute(
@@ -240,6 +239,16 @@ class SqliteJobStore:
                 "UPDATE items SET progress = ? WHERE job = ? AND idx = ? AND state = ?",
                 (progress, job_id, index, RUNNING),
             )
+
+    def others_wait(self, job_id: str) -> bool:
+        with self._lock:
+            found = self._db.execute(
+                "SELECT 1 FROM items i JOIN jobs j ON j.id = i.job, jobs own"
+                " WHERE own.id = ? AND i.state = ? AND j.lane = own.lane"
+                " AND (j.direct OR j.client != own.client) LIMIT 1",
+                (job_id, QUEUED),
+            ).fetchone()
+        return found is not None
 
     def finish(
         self, job_id: str, index: int, *, result: Record | None = None, error: Record | None = None
@@ -277,7 +286,7 @@ class SqliteJobStore:
         with self._transaction() as db:
             self._begun.pop((job_id, index), None)
             db.execute(
-                "UPDATE items SET state = ?, attempts = attempts - 1, progress = 0"
+                "UPDATE items SET state = ?, attempts = attempts - 1"
                 " WHERE job = ? AND idx = ? AND state = ?",
                 (QUEUED, job_id, index, RUNNING),
             )
@@ -335,6 +344,7 @@ class SqliteJobStore:
     def remove(self, job_id: str) -> None:
         with self._transaction() as db:
             db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+            db.execute("DELETE FROM clients WHERE client NOT IN (SELECT client FROM jobs)")
 
     def ids(self) -> set[str]:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,10 @@ from auto_voice.types import FloatArray, Waveform
 
 MOST_CHANNELS = 8
 HIGHEST_RATE_HZ = 384_000
+USUAL_RATE_HZ = 96_000
+"""Above it, lengths are counted in samples: a limit in seconds would be none on memory."""
+KEPT_RATE_HZ = 48_000
+"""What is held whole in memory is held at no more; the models hear less than half of it."""
 HIGHEST_PEAK = 1000.0
 """60 dB above full scale: no recording, and squares of it overflow."""
 _BLOCK_FRAMES = 1 << 16
@@ -58,13 +62,31 @@ def _check_shape(recording: Recording, name: str, most_seconds: float) -> None:
             f"{MOST_CHANNELS} at {HIGHEST_RATE_HZ} Hz are taken."
         )
     frames = recording.frames
-    if frames is not None and frames > most_seconds * recording.sample_rate:
+    if frames is not None and frames > _most_frames(recording, most_seconds):
         raise AudioContentError(_too_long(name, frames / recording.sample_rate, most_seconds))
+
+
+def _most_frames(recording: Recording, seconds: float) -> float:
+    return seconds * min(recording.sample_rate, USUAL_RATE_HZ)
 
 
 def _too_long(name: str, seconds: float | None, most_seconds: float) -> str:
     length = "" if seconds is None else f"{seconds:.0f} s long, "
+    if seconds is not None and seconds <= most_seconds:
+        return (
+            f"{name} has more samples than {most_seconds:g} s at {USUAL_RATE_HZ} Hz; resample it "
+            f"to {KEPT_RATE_HZ} Hz."
+        )
     return f"{name} is {length}longer than the {most_seconds:g} s that are taken here; cut it."
+
+
+def check_references(seconds: float, most_seconds: float) -> None:
+    """Raises AudioContentError if all references of a request together are too long."""
+    if seconds > most_seconds:
+        raise AudioContentError(
+            f"The references are longer than {most_seconds:g} s together; half a minute of speech "
+            "is enough."
+        )
 
 
 class Decoding:
@@ -72,6 +94,8 @@ class Decoding:
 
     Args:
         within_seconds: of work; more than that is an attack or a mistake.
+        progress: told the fraction decoded, where the length is known.
+        to_hz: rate of the blocks; higher ones only are brought down to it.
 
     Iterating raises AudioError for what cannot be used or is beyond the limits, and Stopped
     through ``control``. ``sample_rate`` and ``notes`` hold when it is over.
@@ -85,7 +109,10 @@ class Decoding:
         most_seconds: float,
         within_seconds: float,
         control: Control,
+        progress: Callable[[float], None] | None = None,
+        to_hz: int = HIGHEST_RATE_HZ,
     ) -> None:
+        self._progress, self._to_hz = progress, to_hz
         self._path, self._name = path, name
         self._most_seconds, self._within_seconds = most_seconds, within_seconds
         self._control = control
@@ -96,11 +123,13 @@ class Decoding:
         deadline = time.monotonic() + self._within_seconds
         with _opened(self._path, self._name) as recording:
             _check_shape(recording, self._name, self._most_seconds)
-            decoded = 0
-            for block in recording.blocks(_BLOCK_FRAMES, None, None):
+            most = _most_frames(recording, self._most_seconds)
+            rate = min(recording.sample_rate, self._to_hz)
+            for block in recording.blocks(_BLOCK_FRAMES, rate, None):
                 self._control.check()
-                decoded += len(block)
-                if decoded > self._most_seconds * recording.sample_rate:
+                if self._progress is not None and recording.frames:
+                    self._progress(recording.frames_read / recording.frames)
+                if recording.frames_read > most:
                     raise AudioContentError(_too_long(self._name, None, self._most_seconds))
                 if time.monotonic() > deadline:
                     raise AudioContentError(
@@ -118,7 +147,7 @@ class Decoding:
                     f"{self._name} holds samples of {recording.peak:.3g}, where 1 is full scale; "
                     "export it again."
                 )
-            self.sample_rate, self.notes = recording.sample_rate, recording.notes()
+            self.sample_rate, self.notes = rate, recording.notes()
 
 
 def gathered(decoding: Decoding) -> Waveform:

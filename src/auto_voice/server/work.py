@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -9,20 +10,34 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from auto_voice.errors import AutoVoiceError
+from auto_voice.audio.io import read_audio
+from auto_voice.errors import AutoVoiceError, BusyError
+from auto_voice.inference.result import FileResult
 from auto_voice.server.control import Control
 from auto_voice.server.engine import Engine
 from auto_voice.server.files import JobFiles
 from auto_voice.server.jobs import Claim, Record
 from auto_voice.server.metrics import Metrics
 from auto_voice.server.settings import ServerSettings
-from auto_voice.server.uploads import Decoding, check_upload, gathered
+from auto_voice.server.uploads import (
+    HIGHEST_RATE_HZ,
+    KEPT_RATE_HZ,
+    Decoding,
+    check_references,
+    check_upload,
+    gathered,
+)
 from auto_voice.types import Voice, Waveform
 
 KEPT_VOICES = 8
-IN_MEMORY_SECONDS = 300.0
-"""Longer recordings go through the disk, in pieces, and are not measured."""
+IN_MEMORY_SECONDS = 60.0
+"""Longer recordings go through the disk, in pieces, between which others get their turn."""
+MEASURED_SECONDS = 300.0
+"""Longer ones are not measured: the recogniser would take longer than the conversion did."""
 STAGES = 4
+DECODED_SHARE = 0.05
+CONVERTED_SHARE = 0.75
+"""What of the progress each step is, by the time they usually take."""
 
 
 class Work:
@@ -80,48 +95,74 @@ class Work:
         request, index = claim.job.request, claim.item.index
         folder, name = self._files.folder(claim.job.id), claim.item.name
         original, path = folder / f"in-{index}", folder / f"out-{index}.{request['format']}"
+        if not self._files.has_room():
+            raise BusyError("The server's disk is full; try again later.", 60, 507)
         seconds = check_upload(original, name, request["most_seconds"])
         voice = self._voice(claim, control)
-        figures = None
+        measured = bool(request.get("measure")) and (seconds or math.inf) <= MEASURED_SECONDS
+        share = CONVERTED_SHARE if measured else 1.0
+        source: Waveform | None = None
         if seconds is not None and seconds <= IN_MEMORY_SECONDS:
             source = self._decode(claim, original.name, name, control)
-            made = self._engine.convert(source, voice, request["controls"], control)
+            made = self._engine.convert(
+                source, voice, request["controls"], lambda done: control.progress(share * done)
+            )
             control.check()
             made.save(path, format=request["format"], subtype=request["subtype"], allow_mock=True)
-            summary = made.summary()
-            if request.get("measure"):
-                figures = self._figures(source, original, made.audio, path, voice, control)
+            summary, resumed = made.summary(), False
         else:
-            # Read once to the end first: what cannot be decoded fails before an hour of work.
-            for _ in self._blocks(claim, original.name, name, control):
-                pass
-            summary = self._engine.convert_file(
-                original, voice, path, request["controls"], control, subtype=request["subtype"]
-            ).summary()
-        self._metrics.conversion(summary)
-        return {
+            account = self._convert_long(claim, original, voice, path, share, control)
+            summary, resumed = account.summary(), account.resumed
+        self._metrics.conversion(summary, whole=not resumed)
+        result = {
             "file": path.name,
             "bytes": path.stat().st_size,
             "name": f"{Path(name).stem}_as_{voice.name or 'voice'}.{request['format']}",
             "summary": summary,
-            **({} if figures is None else {"figures": figures}),
+            **({"resumed": True} if resumed else {}),
         }
+        if measured:
+            source = source or self._decode(claim, original.name, name, control)
+            result["figures"] = self._figures(source, original, path, voice, control)
+        return result
+
+    def _convert_long(
+        self, claim: Claim, original: Path, voice: Voice, path: Path, share: float, control: Control
+    ) -> FileResult:
+        """Piece by piece; after each, others who wait get the worker first."""
+        request = claim.job.request
+        checked = original.with_suffix(".checked")
+        if not checked.exists():
+            # Read once to the end first: what cannot be decoded fails before an hour of work.
+            for _ in self._blocks(
+                claim,
+                original.name,
+                claim.item.name,
+                control,
+                progress=lambda done: control.progress(share * DECODED_SHARE * done),
+            ):
+                pass
+            checked.touch()
+
+        def piece(done: float) -> None:
+            control.progress(share * (DECODED_SHARE + (1 - DECODED_SHARE) * done))
+            if done < 1.0:
+                control.give_way()
+
+        return self._engine.convert_file(
+            original, voice, path, request["controls"], piece, subtype=request["subtype"]
+        )
 
     def _figures(
-        self,
-        source: Waveform,
-        original: Path,
-        made: Waveform,
-        made_path: Path,
-        voice: Voice,
-        control: Control,
+        self, source: Waveform, original: Path, made_path: Path, voice: Voice, control: Control
     ) -> dict[str, Any]:
         """Likeness before and after, and the words kept where something can hear them."""
+        made = read_audio(made_path, allow_silence=True)
         found: dict[str, Any] = {
             "similarity_before": round(self._engine.similarity(source, voice), 4),
             "similarity": round(self._engine.similarity(made, voice), 4),
         }
-        control.check()
+        control.progress((1 + CONVERTED_SHARE) / 2)
         if not self._engine.can_evaluate:
             return found
         try:
@@ -139,10 +180,7 @@ class Work:
             known = self._voices.get(job_id)
         if known is not None:
             return known
-        waves = [
-            self._decode(claim, f"ref-{n}", name, control, reference=True)
-            for n, name in enumerate(request["references"])
-        ]
+        waves = [wave for _, wave in self._references(claim, control)]
         voice = self._engine.clone(waves, Path(request["references"][0]).stem)
         with self._lock:
             self._voices[job_id] = voice
@@ -150,31 +188,53 @@ class Work:
                 self._voices.popitem(last=False)
         return voice
 
+    def _references(self, claim: Claim, control: Control) -> list[tuple[str, Waveform]]:
+        """The references by name; all together within the limit of one."""
+        found, most = [], self._settings.reference_seconds
+        for n, name in enumerate(claim.job.request["references"]):
+            found.append((name, self._decode(claim, f"ref-{n}", name, control, most_seconds=most)))
+            check_references(sum(wave.seconds for _, wave in found), most)
+        return found
+
     def _decode(
-        self, claim: Claim, file: str, name: str, control: Control, *, reference: bool = False
+        self,
+        claim: Claim,
+        file: str,
+        name: str,
+        control: Control,
+        *,
+        most_seconds: float | None = None,
     ) -> Waveform:
-        blocks = self._blocks(claim, file, name, control, reference=reference)
-        return gathered(blocks)
+        return gathered(
+            self._blocks(claim, file, name, control, most_seconds=most_seconds, to_hz=KEPT_RATE_HZ)
+        )
 
     def _blocks(
-        self, claim: Claim, file: str, name: str, control: Control, *, reference: bool = False
+        self,
+        claim: Claim,
+        file: str,
+        name: str,
+        control: Control,
+        *,
+        most_seconds: float | None = None,
+        to_hz: int = HIGHEST_RATE_HZ,
+        progress: Callable[[float], None] | None = None,
     ) -> Decoding:
         settings = self._settings
         most = claim.job.request.get("most_seconds", settings.longest_seconds)
         return Decoding(
             self._files.folder(claim.job.id) / file,
             name,
-            most_seconds=settings.reference_seconds if reference else most,
+            most_seconds=most if most_seconds is None else most_seconds,
             within_seconds=settings.decode_seconds,
             control=control,
+            progress=progress,
+            to_hz=to_hz,
         )
 
     def _enrol(self, claim: Claim, control: Control) -> Record:
         request = claim.job.request
-        waves = [
-            (name, self._decode(claim, f"ref-{n}", name, control, reference=True))
-            for n, name in enumerate(request["references"])
-        ]
+        waves = self._references(claim, control)
         return self._engine.enrol(waves, request["name"], request["consent"], request["overwrite"])
 
     def _inspect(self, claim: Claim, control: Control) -> Record:

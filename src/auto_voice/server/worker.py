@@ -7,12 +7,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
-from auto_voice.errors import AutoVoiceError, ServerError
+from auto_voice.errors import AutoVoiceError, ServerError, UnknownJobError
 from auto_voice.server.control import Control, Stopped
 from auto_voice.server.files import JobFiles
 from auto_voice.server.jobs import FINISHED, UPKEEP, WORK, Claim, Job, JobStore, Record
+from auto_voice.server.logs import request_id
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +22,22 @@ IDLE_SECONDS = 2.0
 """An idle worker looks into the queue at least this often: another server may have filled it."""
 SWEEP_SECONDS = 60.0
 MOST_ATTEMPTS = 3
+RELIEF_SECONDS = 0.3
+"""How long cancelled work may keep its thread, before another takes the next from the queue."""
+MOST_RELIEVED = 4
 
 
 class Perform(Protocol):
     """Does one item and gives its result."""
 
     def __call__(self, claim: Claim, control: Control) -> Record: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Running:
+    control: Control
+    thread: threading.Thread
+    lane: str
 
 
 class Workers:
@@ -54,15 +66,17 @@ class Workers:
         self._keep_bytes = keep_bytes
         self._observe = observe
         self._wake = threading.Condition()
+        self._news = 0
         self._stopping = threading.Event()
-        self._controls: dict[tuple[str, int], Control] = {}
+        self._running: dict[tuple[str, int], _Running] = {}
+        self._relieved: list[threading.Thread] = []
         self._waiting: dict[str, list[Callable[[Job], None]]] = {}
         lanes = [(WORK, f"work-{n}") for n in range(count)] + [(UPKEEP, "upkeep")]
-        self._threads = [
-            threading.Thread(target=self._run, args=(lane,), name=name, daemon=True)
-            for lane, name in lanes
-        ]
+        self._threads = [self._worker(lane, name) for lane, name in lanes]
         self._threads.append(threading.Thread(target=self._sweeping, name="sweep", daemon=True))
+
+    def _worker(self, lane: str, name: str) -> threading.Thread:
+        return threading.Thread(target=self._run, args=(lane,), name=name, daemon=True)
 
     def start(self) -> None:
         """Take up what an earlier process left, then begin."""
@@ -83,6 +97,7 @@ class Workers:
     def wake(self) -> None:
         """There is something new in the queue."""
         with self._wake:
+            self._news += 1
             self._wake.notify_all()
 
     def when_finished(self, job_id: str, tell: Callable[[Job], None]) -> None:
@@ -102,13 +117,33 @@ class Workers:
         """Cancel what is not finished of a job, and stop whoever works on it."""
         job = self._store.cancel(job_id)
         with self._wake:
-            running = [c for (owner, _), c in self._controls.items() if owner == job_id]
-        for control in running:
-            control.stop()
-        if not running:
+            stopped = [run for (owner, _), run in self._running.items() if owner == job_id]
+        for run in stopped:
+            run.control.stop()
+        if stopped:
+            timer = threading.Timer(RELIEF_SECONDS, self._relieve, [stopped])
+            timer.daemon = True
+            timer.start()
+        else:
             self._files.drop_inputs(job_id)
         self._tell(job)
         return job
+
+    def _relieve(self, stopped: list[_Running]) -> None:
+        """Put others in the place of threads that are still inside a call which cannot be stopped.
+
+        They end with that call. So few may do so at once that memory stays bounded.
+        """
+        for run in stopped:
+            with self._wake:
+                self._relieved = [thread for thread in self._relieved if thread.is_alive()]
+                over = run not in self._running.values() or run.thread in self._relieved
+                if over or self._stopping.is_set() or len(self._relieved) >= MOST_RELIEVED:
+                    continue
+                other = self._worker(run.lane, run.thread.name)
+                self._threads[self._threads.index(run.thread)] = other
+                self._relieved.append(run.thread)
+            other.start()
 
     def remove(self, job_id: str) -> None:
         """Forget a job and delete its files."""
@@ -120,69 +155,99 @@ class Workers:
         self._stopping.set()
         self.wake()
         deadline = time.monotonic() + grace_seconds
-        for thread in self._threads:
+        with self._wake:
+            threads = [*self._threads, *self._relieved]
+        for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._wake:
-            late = list(self._controls.values())
-        for control in late:
-            control.stop()
-        for thread in self._threads:
+            late = list(self._running.values())
+        for run in late:
+            run.control.stop()
+        for thread in threads:
             thread.join(5.0 if late else 0.0)
 
     def _run(self, lane: str) -> None:
-        while not self._stopping.is_set():
+        me = threading.current_thread()
+        while not self._stopping.is_set() and me not in self._relieved:
+            seen = self._news
             try:
                 claim = self._store.claim(lane)
                 if claim is None:
                     with self._wake:
-                        self._wake.wait(IDLE_SECONDS)
+                        if self._news == seen:  # else something came while the queue was read
+                            self._wake.wait(IDLE_SECONDS)
                 else:
-                    self._do(claim)
+                    self._do(claim, lane)
             except Exception:
                 # A full disk under the store, say: the worker must be there when it is over.
                 log.exception("a worker could not go on")
                 self._stopping.wait(IDLE_SECONDS)
 
-    def _do(self, claim: Claim) -> None:
+    def _do(self, claim: Claim, lane: str) -> None:
         job_id, index = claim.job.id, claim.item.index
-        control = Control(lambda fraction: self._store.report(job_id, index, fraction))
+        control = Control(
+            lambda fraction: self._store.report(job_id, index, fraction),
+            lambda: self._store.others_wait(job_id),
+        )
         with self._wake:
-            self._controls[job_id, index] = control
-        if self._store.get(job_id).is_finished:
-            control.stop()  # cancelled between the claim and the line above
+            self._running[job_id, index] = _Running(control, threading.current_thread(), lane)
+        asked_by = request_id.set(str(claim.job.request.get("request_id", "")))
         started = time.monotonic()
         how, job = "failed", None
         try:
+            if self._store.get(job_id).is_finished:
+                control.stop()  # cancelled between the claim and the line above
             with control.holds():
                 control.check()
                 result = self._perform(claim, control)
             how, job = "done", self._store.finish(job_id, index, result=result)
+        except UnknownJobError:
+            how = "cancelled"  # deleted meanwhile
         except Stopped:
             how, job = self._stopped(job_id, index)
-        except AutoVoiceError as error:
-            log.info("%s of job %s failed: %s", claim.item.name, job_id, error)
-            job = self._store.finish(job_id, index, error=error_record(error))
-        except MemoryError:
-            log.error("job %s ran out of memory", job_id)
-            failure = ServerError("The server ran out of memory; try a shorter recording.", 503)
-            job = self._store.finish(job_id, index, error=error_record(failure))
         except Exception as error:
-            log.exception("job %s failed unexpectedly", job_id)
-            text = f"Unexpected {type(error).__name__}; the server's log has more."
-            job = self._store.finish(job_id, index, error=error_record(ServerError(text, 500)))
+            how, job = self._failed(claim, control, error)
         finally:
             with self._wake:
-                self._controls.pop((job_id, index), None)
+                self._running.pop((job_id, index), None)
         if self._observe is not None:
             self._observe(claim, how, time.monotonic() - started)
+        request_id.reset(asked_by)
         if job is not None:
             self._end(job, index)
+        elif how == "cancelled":
+            self._files.remove(job_id)  # again, with what the work wrote since
 
     def _stopped(self, job_id: str, index: int) -> tuple[str, Job | None]:
-        if self._store.get(job_id).is_finished:
-            return "cancelled", self._store.get(job_id)
-        self._store.release(job_id, index)
+        try:
+            job = self._store.get(job_id)
+            if job.is_finished:
+                return "cancelled", job
+            self._store.release(job_id, index)
+        except UnknownJobError:
+            return "cancelled", None
         return "released", None
+
+    def _failed(self, claim: Claim, control: Control, error: Exception) -> tuple[str, Job | None]:
+        job_id, index = claim.job.id, claim.item.index
+        if control.is_stopped:
+            # Its files may have been deleted under it, which is no news.
+            return self._stopped(job_id, index)
+        if isinstance(error, AutoVoiceError):
+            log.info("%s of job %s failed: %s", claim.item.name, job_id, error)
+            told = error
+        elif isinstance(error, MemoryError):
+            log.error("job %s ran out of memory", job_id)
+            told = ServerError("The server ran out of memory; try a shorter recording.", 503)
+        else:
+            log.error("job %s failed unexpectedly", job_id, exc_info=error)
+            told = ServerError(
+                f"Unexpected {type(error).__name__}; the server's log has more.", 500
+            )
+        try:
+            return "failed", self._store.finish(job_id, index, error=error_record(told))
+        except UnknownJobError:
+            return "cancelled", None
 
     def _end(self, job: Job, index: int) -> None:
         item = next(item for item in job.items if item.index == index)

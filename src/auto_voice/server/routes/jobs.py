@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, cast
 
 from fastapi import APIRouter, Depends, File, Header, Query, Response, UploadFile
 from fastapi import Path as PathField
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, StreamingResponse
 
 from auto_voice.errors import JobStateError, UploadError
 from auto_voice.server.context import Client, Context, Here, failure
@@ -19,6 +20,7 @@ from auto_voice.server.routes.convert import References, check_target
 from auto_voice.server.schemas import JOB_ID, MEDIA_TYPES, JobList, JobView
 
 router = APIRouter(prefix="/v1/jobs")
+BLOCK_BYTES = 1 << 18
 
 JobId = Annotated[str, PathField(max_length=64, examples=[JOB_ID])]
 
@@ -85,14 +87,18 @@ def delete(here: Here, job_id: JobId) -> None:
     response_class=FileResponse,
     responses={200: {"content": {"audio/wav": {}, "application/zip": {}}}},
 )
-def result(here: Here, job_id: JobId) -> FileResponse:
+def result(here: Here, job_id: JobId) -> Response:
     """The sound of a job with one recording, a zip of all results of a batch."""
     job = here.store.get(job_id)
     if not job.is_finished:
         raise JobStateError("The job is not finished; ask again when its state is done.")
     if len(job.items) == 1:
         return _sound(here, job, 0)
-    return FileResponse(_archive(here, job), media_type="application/zip", filename="converted.zip")
+    return StreamingResponse(
+        _archive(here, job),
+        media_type="application/zip",
+        headers={"content-disposition": 'attachment; filename="converted.zip"'},
+    )
 
 
 @router.get(
@@ -126,20 +132,43 @@ def _sound(here: Context, job: Job, index: int) -> FileResponse:
     return FileResponse(path, media_type=media, filename=item.result["name"])
 
 
-def _archive(here: Context, job: Job) -> Path:
-    """The finished sounds in one zip, stored as they are; made once."""
+def _archive(here: Context, job: Job) -> Iterator[bytes]:
+    """The finished sounds as one zip, stored as they are, made while it is sent."""
     folder = here.files.folder(job.id)
-    path = folder / "out-all.zip"
-    if path.is_file():
-        return path
-    temporary = folder / f"out-all.{id(job):x}.partial"
     done = [item for item in job.items if item.state == DONE and item.result]
     if not done:
         raise JobStateError("No recording of this job was converted; the job says why.")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        for item in done:
-            assert item.result is not None
-            name = f"{item.index:03d}_{item.result['name']}"
-            archive.write(folder / item.result["file"], name)
-    temporary.replace(path)
-    return path
+    if not all((folder / item.result["file"]).is_file() for item in done if item.result):
+        raise JobStateError("The results have been deleted.", 410)
+    names = {f"{item.index:03d}_{item.result['name']}": item.result for item in done if item.result}
+    return _zipped({name: folder / result["file"] for name, result in names.items()})
+
+
+class _Pipe:
+    """What a zip is written to, and read from again."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> int:
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing waits elsewhere."""
+
+    def take(self) -> bytes:
+        taken, self._parts = b"".join(self._parts), []
+        return taken
+
+
+def _zipped(paths: Mapping[str, Path]) -> Iterator[bytes]:
+    pipe = _Pipe()
+    with zipfile.ZipFile(cast(IO[bytes], pipe), "w", zipfile.ZIP_STORED) as archive:
+        for name, path in paths.items():
+            about = zipfile.ZipInfo.from_file(path, name)
+            with path.open("rb") as sound, archive.open(about, "w") as part:
+                while block := sound.read(BLOCK_BYTES):
+                    part.write(block)
+                    yield pipe.take()
+    yield pipe.take()

@@ -10,11 +10,10 @@ from fastapi import Path as PathField
 
 from auto_voice.server.context import Client, Here
 from auto_voice.server.schemas import Rename, VoiceList, VoiceView
-from auto_voice.server.shelf import about
+from auto_voice.server.shelf import VOICE_FILE_BYTES, about
 
 router = APIRouter(prefix="/v1/voices")
 
-VOICE_FILE_BYTES = 20_000_000
 Name = Annotated[str, PathField(max_length=80, examples=["friend"])]
 
 
