@@ -13,8 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from auto_voice.audio.encoding import choose_encoding, ensure_writable
+from auto_voice.audio.opening import AudioSource
 from auto_voice.audio.output import AudioWriter, fit_to_output, write_audio
-from auto_voice.audio.recording import SILENCE_PEAK, AudioInfo, AudioSource, Recording, dbfs
+from auto_voice.audio.recording import SILENCE_PEAK, AudioInfo, Recording, dbfs
 from auto_voice.errors import AudioContentError
 from auto_voice.types import FloatArray, Waveform
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import soundfile
@@ -23,11 +19,11 @@ from auto_voice.audio.formats import (
     log_says_truncated,
     sniff,
 )
+from auto_voice.audio.opening import AudioSource, Window, open_source
+from auto_voice.audio.quiet import quiet_stderr
 from auto_voice.audio.resample import ResampleStream
-from auto_voice.errors import AudioContentError, AudioFormatError, AudioNotFoundError
+from auto_voice.errors import AudioContentError, AudioFormatError
 from auto_voice.types import BoolArray, FloatArray
-
-AudioSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
 
 SILENCE_PEAK = 1e-4  # -80 dBFS: three steps of 16 bits, what dither alone may reach
 QUIET_PEAK = 0.01
@@ -36,6 +32,9 @@ HIGHEST_PEAK = 1000.0  # 60 dB above full scale: no recording, and powers of it 
 _BLOCK_FRAMES = 1 << 16
 _SCAN_SECONDS = 600.0
 _UNKNOWN_FRAMES = 1 << 60
+_TAKE_WHAT_IS_THERE = (
+    "use what is there with --allow-truncated (in Python with allow_truncated=True)"
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class Recording:
 
     def __init__(self, source: AudioSource, *, allow_truncated: bool) -> None:
         self._allow_truncated = allow_truncated
-        self._stream, self.name, self._owned = _open(source)
+        self._stream, self.name, self._owned = open_source(source)
         try:
             self._start = self._stream.tell()
             self._completeness = self._check_header()
@@ -164,7 +163,7 @@ class Recording:
         size = self._stream.seek(0, os.SEEK_END) - self._start
         if size <= 0:
             raise AudioContentError(f"{self.name} is empty (0 bytes); choose a file with sound.")
-        window = cast(BinaryIO, _Window(self._stream, self._start, size))
+        window = cast(BinaryIO, Window(self._stream, self._start, size))
         window.seek(0)
         seen = sniff(window.read(HEAD_BYTES))
         if not seen.readable:
@@ -178,6 +177,7 @@ class Recording:
             raise AudioFormatError(
                 f"{what}{joint} not a recording that can be read; use {', '.join(READABLE)}."
             )
+        self._noisy = seen.readable == "mp3"
         found = completeness(window, seen.readable, size)
         if found.missing is not None and found.missing >= 1.0:
             raise AudioFormatError(
@@ -191,7 +191,8 @@ class Recording:
 
     def _open_decoder(self) -> Any:
         try:
-            return soundfile.SoundFile(self._window)
+            with quiet_stderr(self._noisy):
+                return soundfile.SoundFile(self._window)
         except (soundfile.LibsndfileError, RuntimeError, TypeError, ValueError) as error:
             reason = getattr(error, "error_string", "") or str(error)
             raise AudioFormatError(
@@ -226,7 +227,7 @@ class Recording:
         part = "" if missing is None else f" ({100 * (1 - missing):.0f} % of it is readable)"
         return AudioFormatError(
             f"{self.name} is truncated: it is shorter than its header says{part}; get a complete "
-            "copy, or pass allow_truncated=True to use what is there."
+            f"copy, or {_TAKE_WHAT_IS_THERE}."
         )
 
     def _decode(self, block_frames: int) -> Iterator[FloatArray]:
@@ -237,7 +238,7 @@ class Recording:
         block_frames = 1024 if self._allow_truncated else block_frames
         while True:
             try:
-                block = self._sound.read(block_frames, dtype="float32", always_2d=True)
+                block = self._read(block_frames)
             except (soundfile.LibsndfileError, RuntimeError) as error:
                 failure = error
                 break
@@ -259,9 +260,15 @@ class Recording:
         if not self._allow_truncated or self._frames_read == 0:
             raise AudioFormatError(
                 f"{self.name} is truncated or damaged: only the first {got:.1f} s{of} can be "
-                "read; get a complete copy, or pass allow_truncated=True to use what is there."
+                f"read; get a complete copy, or {_TAKE_WHAT_IS_THERE}."
             ) from failure
         self._remarks.append(f"the file is truncated: only {got:.1f} s{of} were readable")
+
+    def _read(self, frames: int) -> FloatArray:
+        """``(frames, channels)``, fewer at the end."""
+        with quiet_stderr(self._noisy):
+            block: FloatArray = self._sound.read(frames, dtype="float32", always_2d=True)
+        return block
 
     def _observe(self, block: FloatArray) -> None:
         magnitude = np.abs(block)
@@ -291,7 +298,7 @@ class Recording:
         left = int(_SCAN_SECONDS * self.sample_rate)
         try:
             while left > 0:
-                block = self._sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+                block = self._read(_BLOCK_FRAMES)
                 if len(block) == 0:
                     break
                 block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
@@ -322,77 +329,6 @@ class Recording:
         self._sound.close()
         self._window.seek(0)
         self._sound = self._open_decoder()
-
-
-class _Window(io.RawIOBase):
-    """The rest of a seekable stream, as if it began where the stream stood.
-
-    Seeking before the start lands on it: damaged headers make decoders try, and an exception in
-    their callback could only be printed.
-    """
-
-    def __init__(self, stream: BinaryIO, start: int, size: int) -> None:
-        super().__init__()
-        self._inner, self._start, self._size = stream, start, size
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._size}[whence]
-        return self._inner.seek(max(0, base + offset) + self._start) - self._start
-
-    def tell(self) -> int:
-        return self._inner.tell() - self._start
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._inner.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _open(source: AudioSource) -> tuple[BinaryIO, str, bool]:
-    """A seekable binary stream, its name for messages, and whether it is ours to close."""
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return io.BytesIO(source), "the given audio", True
-    if not isinstance(source, (str, os.PathLike)):
-        if not hasattr(source, "read"):
-            raise TypeError(f"expected a path, bytes or a binary stream, not {type(source)}")
-        name = getattr(source, "name", None)
-        label = Path(name).name if isinstance(name, str) and name else "the given audio"
-        if not (hasattr(source, "seekable") and source.seekable()):
-            return io.BytesIO(source.read()), label, True
-        return source, label, False
-    path = Path(source)
-    with _clear_os_errors(path):
-        path = path.expanduser()
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise AudioFormatError(f"{path} is a folder; name one recording in it.")
-        if not stat.S_ISREG(mode):
-            raise AudioFormatError(
-                f"{path} is not a regular file; save the recording to a file first."
-            )
-        return path.open("rb"), str(path), True
-
-
-@contextmanager
-def _clear_os_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise AudioNotFoundError(f"{path} does not exist; check the path.") from error
-    except PermissionError as error:
-        raise AudioFormatError(
-            f"{path} may not be read by this user; change its permissions."
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise AudioNotFoundError(
-            f"{str(path)!r} cannot be opened ({error}); check the path."
-        ) from error
 
 
 def dbfs(peak: float) -> str:

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.options import control_options, control_values, model_options, output_options
+from auto_voice.cli.options import (
+    control_options,
+    control_values,
+    model_options,
+    output_options,
+    truncation_option,
+)
 
 if TYPE_CHECKING:
     from auto_voice.inference.batch import Outcome
@@ -43,6 +49,7 @@ NOT_ALL_DONE = 2
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print failures and the summary alone.")
 @output_options
+@truncation_option
 @control_options
 @model_options
 def batch(
@@ -123,7 +130,8 @@ def _spec(mock: bool, options: dict[str, Any]) -> Any:
 
     names = ("config", "model_dir", "offline", "device", "fallback")
     registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
-    models = {n: options[n] for n in ("content_encoder", "converter", "vocoder") if options.get(n)}
+    chosen = ("content_encoder", "converter", "vocoder", "allow_truncated")
+    models = {n: options[n] for n in chosen if options.get(n)}
     settings = {"mock": mock, "registry": registry, "pipeline": models}
     return WorkerSpec("auto_voice.inference.batch:worker", settings)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from auto_voice.cli.options import make_pipeline, model_options
+from auto_voice.cli.options import make_pipeline, model_options, truncation_option
 
 
 @click.command()
@@ -21,6 +21,7 @@ from auto_voice.cli.options import make_pipeline, model_options
 )
 @click.option("--name", default="", help="What to call the voice.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
+@truncation_option
 @click.option("--json", "as_json", is_flag=True, help="Print the account as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @model_options
@@ -37,6 +38,10 @@ def clone(
     """Save the voice heard in REFERENCES as one file that `convert --voice` takes.
 
     All recordings must be of one person; 5 to 30 seconds of clean speech are enough.
+
+    \b
+    autovoice clone friend.wav
+    autovoice clone friend1.wav friend2.wav -o friend.safetensors --name Friend
     """
     from auto_voice.audio.io import ensure_writable
     from auto_voice.inference.voice_file import SUFFIX, save_voice

@@ -18,6 +18,7 @@ from auto_voice.cli.options import (
     make_pipeline,
     model_options,
     output_options,
+    truncation_option,
 )
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 )
 @control_options
 @output_options
+@truncation_option
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the account as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -142,6 +144,7 @@ def progress_bar(hidden: bool) -> Iterator[Callable[[float], None] | None]:
         return
     from tqdm import tqdm
 
+    tqdm.monitor_interval = 0  # Its thread is of no use here, and decoders are quiet without.
     with tqdm(
         total=100, desc="converting", unit="%", leave=False, bar_format="{l_bar}{bar}|"
     ) as bar:

@@ -112,6 +112,11 @@ _OUTPUT = (
 
 DENOISE_DB = 15.0
 
+truncation_option = click.option(
+    "--allow-truncated", is_flag=True, default=None,
+    help="Use what is there of recordings that are cut off, and say so.",
+)  # fmt: skip
+
 
 def control_options(command: F) -> F:
     """Add what shapes a conversion; :func:`control_values` reads it."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.options import make_pipeline, model_options
+from auto_voice.cli.options import make_pipeline, model_options, truncation_option
 
 if TYPE_CHECKING:
     from auto_voice.inference.voices import VoiceLibrary
@@ -50,6 +50,7 @@ def library() -> VoiceLibrary:
     help="Do not keep the speech; the voice cannot be encoded again when models change.",
 )
 @overwrite_option
+@truncation_option
 @as_json_option
 @model_options
 def add(
@@ -78,7 +79,9 @@ def add(
     shelf = library()
     if shelf.path(name).exists() and not overwrite:
         raise VoiceError(f"there is a voice {name!r} already; add --overwrite or choose another.")
-    read = [(str(path), read_audio(path)) for path in references]
+    # The name alone: the notes travel with the voice, and where files lay is nobody's business.
+    whole = not models.get("allow_truncated")
+    read = [(path.name, read_audio(path, allow_truncated=not whole)) for path in references]
     pipeline = make_pipeline(mock, as_json, **models)
     voice = enrol(pipeline, read, name, consent=consent, keep_recording=not no_recording)
     path = shelf.add(name, voice, overwrite=overwrite)
@@ -100,11 +103,14 @@ def list_(as_json: bool) -> None:
     autovoice voices list --json
     """
     shelf = library()
+    found, damaged = shelf.readable()
+    for text in damaged:
+        click.echo(f"autovoice: {text}", err=True)
     if as_json:
-        found = [describe(voice) for voice in shelf]
-        click.echo(json.dumps({"folder": str(shelf.folder), "voices": found}, indent=2))
+        facts = [describe(voice) for voice in found.values()]
+        click.echo(json.dumps({"folder": str(shelf.folder), "voices": facts}, indent=2))
         return
-    for voice in shelf:
+    for voice in found.values():
         click.echo(f"{voice.name:<20} {_line(voice)}")
     if not shelf.names():
         click.echo("no voice is stored yet; add one: autovoice voices add NAME RECORDING", err=True)
@@ -147,7 +153,7 @@ def remove(names: tuple[str, ...], yes: bool) -> None:
     """
     shelf = library()
     for name in names:
-        shelf.get(name)
+        shelf.require(name)
     if not yes:
         click.confirm(f"delete {', '.join(names)} for good?", abort=True)
     for name in names:
@@ -213,6 +219,7 @@ def import_(file: Path, name: str | None, overwrite: bool) -> None:
 @click.argument("name")
 @click.argument("parts", nargs=-1, required=True, metavar="VOICE=WEIGHT...")
 @overwrite_option
+@truncation_option
 @model_options
 def blend(name: str, parts: tuple[str, ...], overwrite: bool, mock: bool, **models: Any) -> None:
     """Store a voice between others as NAME; a part is a stored voice, a voice file or a recording.
@@ -244,6 +251,7 @@ def blend(name: str, parts: tuple[str, ...], overwrite: bool, mock: bool, **mode
 
 @voices.command()
 @click.argument("names", nargs=-1, required=True, metavar="VOICE...")
+@truncation_option
 @as_json_option
 @model_options
 def compare(names: tuple[str, ...], as_json: bool, mock: bool, **models: Any) -> None:
@@ -283,11 +291,12 @@ def compare(names: tuple[str, ...], as_json: bool, mock: bool, **models: Any) ->
         rows = [[round(float(v), 4) for v in row] for row in likeness]
         click.echo(json.dumps({"voices": list(names), "likeness": rows}))
         return
-    width = max(len(name) for name in names)
-    click.echo(" " * width + "".join(f"  {name:>8.8}" for name in names) + "     pitch")
-    for name, row, voice in zip(names, likeness, found, strict=True):
-        cells = "".join(f"  {value:8.2f}" for value in row)
-        click.echo(f"{name:<{width}}{cells}  {_pitch(voice)}")
+    titles = [Path(name).name for name in names]
+    width = max(8, *(len(title) for title in titles))
+    click.echo(" " * width + "".join(f"  {title:>{width}}" for title in titles) + "   pitch")
+    for title, row, voice in zip(titles, likeness, found, strict=True):
+        cells = "".join(f"  {value:{width}.2f}" for value in row)
+        click.echo(f"{title:<{width}}{cells}  {_pitch(voice)}")
 
 
 def describe(voice: Voice) -> dict[str, Any]:
@@ -321,7 +330,8 @@ def _pitch(voice: Voice) -> str:
 def _line(voice: Voice) -> str:
     snr = voice.quality.get("snr_db")
     noise = "" if snr is None else f", SNR {snr:.0f} dB"
-    warned = f", {len(voice.notes)} notes" if voice.notes else ""
+    count = len(voice.notes)
+    warned = f", {count} note{'s' if count > 1 else ''}" if count else ""
     return f"{voice.speech_seconds:.1f} s of speech, {_pitch(voice)}{noise}{warned}"
 
 

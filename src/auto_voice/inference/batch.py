@@ -8,13 +8,15 @@ line that was cut short by a kill is dropped when the manifest is read.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from auto_voice.errors import AudioOutputError, AutoVoiceError
 from auto_voice.inference.executor import Executor, Record, Worker, WorkerSpec
@@ -55,7 +57,7 @@ class Manifest:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.latest: dict[str, dict[str, Any]] = {}
-        self._file: IO[bytes] | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> Manifest:
         from filelock import FileLock, Timeout
@@ -65,7 +67,7 @@ class Manifest:
             self._lock = FileLock(self.path.with_name(f".{self.path.name}.lock"))
             self._lock.acquire(timeout=0)
             self._read()
-            self._file = self.path.open("ab")
+            self._file = self.path.open("ab", buffering=0)
         except Timeout:
             raise AudioOutputError(
                 f"another batch is writing {self.path}; wait for it or choose another folder."
@@ -103,9 +105,19 @@ class Manifest:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            data = json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        except UnicodeEncodeError:  # A file name that is no UTF-8 comes back only when escaped.
+            data = json.dumps(line).encode() + b"\n"
+        try:
+            if self._file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise AudioOutputError(
+                f"{self.path} cannot be written ({error.strerror}); what is done stays done, and "
+                "the same command goes on from there."
+            ) from error
 
     def _read(self) -> None:
         if not self.path.exists():

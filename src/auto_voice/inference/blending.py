@@ -50,6 +50,7 @@ def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
         speech_seconds=sum(voice.speech_seconds for voice in voices),
         encoder=voices[0].encoder,
         content_space=next((v.content_space for v in voices if v.content_space), ""),
+        consent="; ".join(f"{v.name or '?'}: {v.consent}" for v in voices if v.consent),
         notes=("A blend of " + ", ".join(f"{v.name or '?'} ({w:.2f})" for v, w in parts) + ".",),
     )
 

@@ -32,8 +32,11 @@ def enrol(
     Raises:
         AudioContentError: a recording holds less than a second of speech.
     """
-    voice = pipeline.clone([waveform for _, waveform in references], name=name)
-    notes = list(voice.notes)
+    # What is to be said of a recording is said under its own label.
+    bare = [replace(waveform, notes=()) for _, waveform in references]
+    voice = pipeline.clone(bare, name=name)
+    notes = [f"{label}: {text}." for label, waveform in references for text in waveform.notes]
+    notes += voice.notes
     qualities = []
     counts = []
     for label, waveform in references:

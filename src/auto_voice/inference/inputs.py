@@ -21,12 +21,15 @@ SILENT_PEAK = 1e-4
 """-80 dBFS: below it nothing can be told apart from the noise of 16-bit rounding."""
 
 
-def as_waveform(audio: AudioInput, sample_rate: int, what: str) -> Waveform:
+def as_waveform(
+    audio: AudioInput, sample_rate: int, what: str, *, allow_truncated: bool = False
+) -> Waveform:
     """One channel of finite, audible samples.
 
     Args:
         sample_rate: Hz, of a bare array; files and waveforms carry their own.
         what: the recording's part in the sentence of an error, e.g. ``the source``.
+        allow_truncated: take what is there of a truncated file, with a note.
 
     Raises:
         AudioError: a file that cannot be read; samples that are empty, too short, silent or not
@@ -34,7 +37,8 @@ def as_waveform(audio: AudioInput, sample_rate: int, what: str) -> Waveform:
         ConfigError: an array of another shape, a rate that is not positive.
     """
     if isinstance(audio, (str, PathLike)):
-        waveform, what = read_audio(Path(audio)), f"{what} {audio}"
+        waveform = read_audio(Path(audio), allow_truncated=allow_truncated)
+        what = f"{what} {audio}"
     elif isinstance(audio, Waveform):
         waveform = audio
     else:

@@ -85,11 +85,16 @@ def inspect_file(
     pitch = extract_pitch(waveform.samples, waveform.sample_rate)
     quality = measure_quality(waveform.samples, waveform.sample_rate)
     speakers, likeness = None, {}
+    notes = waveform.notes
     if encoder is not None and quality.speech_seconds >= 1.0:
+        foreign = [n for n, v in (voices or {}).items() if v.encoder not in ("", encoder.name)]
+        if foreign:
+            names = ", ".join(foreign)
+            notes += (f"not compared with voices that another encoder made: {names}",)
         speakers = count_speakers(waveform, encoder)
         likeness = _likeness(waveform, encoder, voices or {})
     return Inspection(
-        info, waveform.seconds, quality, pitch, _range(pitch), speakers, likeness, waveform.notes
+        info, waveform.seconds, quality, pitch, _range(pitch), speakers, likeness, notes
     )
 
 
@@ -123,11 +128,11 @@ def plot_pitch(pitch: Pitch, rows: int = PLOT_ROWS, columns: int = PLOT_COLUMNS)
 def _head(path: str | Path, info: AudioInfo) -> Waveform:
     """The recording, or its first ten minutes with a note."""
     if info.seconds is not None and info.seconds <= LONGEST_SECONDS:
-        return read_audio(path, allow_silence=True)
+        return read_audio(path, allow_silence=True, allow_truncated=True)
     from auto_voice.audio.io import iter_blocks
 
     blocks, count = [], 0
-    for block in iter_blocks(path):
+    for block in iter_blocks(path, allow_truncated=True):
         blocks.append(block)
         count += len(block)
         if count >= LONGEST_SECONDS * info.sample_rate:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import csv
 import glob
 import hashlib
+import io
 import json
+import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from auto_voice.errors import AudioNotFoundError, ConfigError
+from auto_voice.errors import AudioNotFoundError, AutoVoiceError, ConfigError
 from auto_voice.inference.controls import controls_from
 
 AUDIO_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".w64", ".caf", ".au"}
 )
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
+LOWEST_RATE, HIGHEST_RATE = 1000, 384_000
 _OWN = ("source", "voice", "output", "format", "subtype", "rate")
 
 
@@ -73,20 +77,43 @@ def collect(inputs: Iterable[str], defaults: Defaults) -> list[BatchJob]:
     """
     jobs: list[BatchJob] = []
     for given in inputs:
-        path = Path(given)
-        if path.is_dir():
-            jobs += _of_folder(path, defaults)
-        elif path.suffix.lower() in TABLE_SUFFIXES:
-            jobs += _of_table(path, defaults)
-        elif path.exists():
-            jobs.append(_of_file(path, path.parent, defaults))
-        else:
-            found = sorted(Path(p) for p in glob.glob(given, recursive=True))  # noqa: PTH207
-            files = [p for p in found if p.is_file()]
-            if not files:
-                raise AudioNotFoundError(f"there is no file or folder {given}.")
-            jobs += [_of_file(p, p.parent, defaults) for p in files]
-    return _distinct(jobs)
+        try:
+            jobs += _of_input(given, defaults)
+        except OSError as error:  # A name that is too long, a folder that may not be read.
+            if isinstance(error, AutoVoiceError):
+                raise
+            raise ConfigError(f"{given!r} cannot be read ({error.strerror}).") from error
+    return _apart(_distinct(jobs))
+
+
+def _of_input(given: str, defaults: Defaults) -> list[BatchJob]:
+    path = Path(given)
+    if path.is_dir():
+        return _of_folder(path, defaults)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        rows = list(_of_table(path, defaults))
+        if not rows:
+            raise ConfigError(f"{path} holds no jobs; write one row for each recording.")
+        return rows
+    if path.exists():
+        return [_of_file(path, path.parent, defaults)]
+    found = sorted(Path(p) for p in glob.glob(given, recursive=True))  # noqa: PTH207
+    files = [p for p in found if p.is_file()]
+    if not files:
+        raise AudioNotFoundError(f"there is no file or folder {given}.")
+    return [_of_file(p, p.parent, defaults) for p in files]
+
+
+def _apart(jobs: list[BatchJob]) -> list[BatchJob]:
+    """``jobs``, none of which would replace what another one reads."""
+    read = {os.path.realpath(name) for job in jobs for name in (job.source, *job.voice)}
+    for job in jobs:
+        if os.path.realpath(job.output) in read:
+            raise ConfigError(
+                f"{job.output} is also an input of this batch and would be overwritten; choose "
+                "another output folder."
+            )
+    return jobs
 
 
 def _distinct(jobs: list[BatchJob]) -> list[BatchJob]:
@@ -132,7 +159,7 @@ def _of_table(path: Path, defaults: Defaults) -> Iterator[BatchJob]:
         if not source:
             raise ConfigError(f"{where}: there is no source; each row names a recording.")
         relative = Path(source)
-        format_ = row.get("format") or defaults.format
+        format_ = _text(row.get("format")) or defaults.format
         name = str(row.get("output") or f"{relative.stem}.{format_ or 'wav'}")
         output = Path(name) if Path(name).is_absolute() else defaults.output_dir / name
         if ".." in Path(name).parts:
@@ -141,8 +168,8 @@ def _of_table(path: Path, defaults: Defaults) -> Iterator[BatchJob]:
         given = {k: v for k, v in row.items() if k not in _OWN and v not in (None, "")}
         own = Defaults(
             controls=defaults.controls,
-            format=None if format_ is None else str(format_),
-            subtype=row.get("subtype") or defaults.subtype,
+            format=format_,
+            subtype=_text(row.get("subtype")) or defaults.subtype,
             rate=_rate(row.get("rate"), where) or defaults.rate,
         )
         try:
@@ -177,24 +204,39 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read as text ({error}).") from error
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        if reader.fieldnames is None or "source" not in reader.fieldnames:
-            raise ConfigError(f"{path}: the first line must name the columns, source among them.")
-        for row in reader:
-            if None in row:
-                raise ConfigError(f"{path}:{reader.line_num}: more cells than columns.")
-            yield reader.line_num, {str(k).strip(): (v or "").strip() for k, v in row.items()}
+        yield from _csv_rows(path, text)
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}:{number}: this line is not JSON ({error}).") from error
         if not isinstance(row, dict):
             raise ConfigError(f'{path}:{number}: a job is an object such as {{"source": …}}.')
         yield number, row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        if "source" not in columns:
+            raise ConfigError(f"{path}: the first line must name the columns, source among them.")
+        double = sorted({name for name in columns if columns.count(name) > 1})
+        if double:
+            raise ConfigError(f"{path}: there are two columns {double[0]}; leave one.")
+        for row in reader:
+            if None in row:
+                raise ConfigError(f"{path}:{reader.line_num}: more cells than columns.")
+            yield reader.line_num, {str(k).strip(): (v or "").strip() for k, v in row.items()}
+    except csv.Error as error:
+        raise ConfigError(f"{path}:{reader.line_num}: this is not CSV ({error}).") from error
+
+
+def _text(value: Any) -> str | None:
+    return None if value in (None, "") else str(value)
 
 
 def _voices(value: Any, folder: Path) -> tuple[str, ...]:
@@ -226,9 +268,15 @@ def _rate(value: Any, where: str) -> int | None:
     if value in (None, ""):
         return None
     try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{where}: rate must be a whole number of Hz, not {value!r}.") from None
+        rate = float(value)
+    except (TypeError, ValueError, OverflowError):
+        rate = math.nan
+    if isinstance(value, bool) or not (LOWEST_RATE <= rate <= HIGHEST_RATE and rate == int(rate)):
+        raise ConfigError(
+            f"{where}: rate must be a whole number of Hz between {LOWEST_RATE} and "
+            f"{HIGHEST_RATE}, not {value!r}."
+        )
+    return int(rate)
 
 
 def _stamp(path: str) -> list[Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ import numpy as np
 from auto_voice.audio.encoding import choose_encoding, ensure_writable
 from auto_voice.audio.io import AudioWriter, probe
 from auto_voice.audio.recording import SILENCE_PEAK, Recording, dbfs
-from auto_voice.errors import AudioContentError, AudioOutputError, MockAudioError
+from auto_voice.errors import AudioContentError, AudioOutputError, AutoVoiceError, MockAudioError
 from auto_voice.inference.chunking import Joiner
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.converting import Job, cleaned, metered, output_factor, prepare
@@ -62,6 +63,7 @@ def convert_to_file(
     Args:
         format, subtype, sample_rate: of the output file, see ``write_audio``.
     """
+    output = _ensure_output(source, target, output, overwrite)
     seconds = probe(source).seconds
     if seconds is not None and seconds <= LONG_SECONDS:
         result = pipeline.convert(source, target, controls=controls, progress=progress)
@@ -115,8 +117,7 @@ def convert_file(
             is at work on the same output; too little room on the disk.
     """
     controls = controls or Controls()
-    inputs = target if isinstance(target, (list, tuple)) else [target]
-    output = ensure_writable(output, [source, *inputs], overwrite=overwrite)
+    output = _ensure_output(source, target, output, overwrite)
     choose_encoding(output, format, subtype)
     timings: dict[str, float] = {}
     with timed(timings, "load"):
@@ -130,9 +131,10 @@ def convert_file(
             "real models, or ask for mock audio (--mock, allow_mock=True)."
         )
     key = fingerprint(source, voice, controls, about["models"], pipeline.config.chunk_seconds)
-    with Partial(output, key) as partial:
+    with _disk_errors(output), Partial(output, key) as partial:
         with timed(timings, "read"):
-            tape = _taped(source, partial, stages.content_encoder.sample_rate, controls)
+            rate, truncated = stages.content_encoder.sample_rate, pipeline.config.allow_truncated
+            tape = _taped(source, partial, rate, controls, truncated)
         given = (partial.facts.source_samples, partial.facts.source_rate)
         known = partial.load_analysis()
         job = prepare(tape, given, voice, controls, stages, timings, known)
@@ -168,12 +170,19 @@ def convert_file(
     return result
 
 
-def _taped(source: Path, partial: Partial, rate: int, controls: Controls) -> FileTape:
+def _ensure_output(source: Path, target: Target, output: Path, overwrite: bool) -> Path:
+    inputs = target if isinstance(target, (list, tuple)) else [target]
+    return ensure_writable(output, [source, *inputs], overwrite=overwrite)
+
+
+def _taped(
+    source: Path, partial: Partial, rate: int, controls: Controls, allow_truncated: bool
+) -> FileTape:
     """The source at ``rate`` on disk; taken as it is where an earlier run finished it."""
     tape = partial.source_tape(rate)
     if partial.facts.complete:
         return tape
-    with Recording(source, allow_truncated=False) as recording:
+    with Recording(source, allow_truncated=allow_truncated) as recording:
         seconds = None if recording.frames is None else recording.frames / recording.sample_rate
         _ensure_room(partial.folder, seconds)
         tape.truncate(0)
@@ -231,6 +240,19 @@ def _render(
 def _blocks(tape: FileTape) -> Iterator[FloatArray]:
     for start in range(0, len(tape), WRITE_SAMPLES):
         yield tape.read(start, start + WRITE_SAMPLES)
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except AutoVoiceError:
+        raise
+    except OSError as error:
+        raise AudioOutputError(
+            f"{output} cannot be written ({error.strerror or error}); what is done is kept where "
+            "there was room for it, and the same command goes on from there."
+        ) from error
 
 
 def _ensure_room(folder: Path, seconds: float | None) -> None:

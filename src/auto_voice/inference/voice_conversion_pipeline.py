@@ -51,6 +51,7 @@ class PipelineConfig:
         offline: open no connection.
         fallback: ``none``, ``compact`` or ``mock``.
         chunk_seconds: longest piece that is processed at once; bounds the memory.
+        allow_truncated: take what is there of truncated recordings, with a note.
     """
 
     use_mock_models: bool = False
@@ -65,6 +66,7 @@ class PipelineConfig:
     offline: bool | None = None
     fallback: str | None = None
     chunk_seconds: float = 30.0
+    allow_truncated: bool = False
 
     def __post_init__(self) -> None:
         if not self.chunk_seconds >= 2.0:
@@ -148,7 +150,7 @@ class VoiceConversionPipeline:
         for item in listed:
             path = item if isinstance(item, (str, PathLike)) else None
             what = f"the reference {path}" if path is not None else "the reference"
-            pairs.append((what, as_waveform(item, sample_rate, "the reference")))
+            pairs.append((what, self._waveform(item, sample_rate, "the reference")))
             name = name or (Path(path).stem if path is not None else "")
         return build_voice(pairs, self.speaker_encoder, self.content_encoder, name)
 
@@ -180,7 +182,7 @@ class VoiceConversionPipeline:
         controls = controls or Controls(semitones=semitones, match_pitch=match_pitch)
         timings: dict[str, float] = {}
         with timed(timings, "read"):
-            source = as_waveform(source_audio, sample_rate, "the source")
+            source = self._waveform(source_audio, sample_rate, "the source")
         with timed(timings, "load"):
             stages = self.stages(controls)
         with timed(timings, "voice"):
@@ -221,7 +223,7 @@ class VoiceConversionPipeline:
 
     def similarity(self, audio: AudioInput, voice: Voice, *, sample_rate: int = 16000) -> float:
         """Cosine between the speaker embeddings of ``audio`` and ``voice``."""
-        heard = as_waveform(audio, sample_rate, "the recording")
+        heard = self._waveform(audio, sample_rate, "the recording")
         encoder = self.speaker_encoder
         samples = resample(heard.samples, heard.sample_rate, encoder.sample_rate)
         return encoder.similarity(encoder.embed_utterance(samples), voice.embedding)
@@ -236,6 +238,10 @@ class VoiceConversionPipeline:
             self.stages()
         result = self.convert(Waveform(noise, 16000), bare_voice(embedding))
         return timings | {k: v for k, v in (result.timings or {}).items() if k not in timings}
+
+    def _waveform(self, audio: AudioInput, sample_rate: int, what: str) -> Waveform:
+        allow = self.config.allow_truncated
+        return as_waveform(audio, sample_rate, what, allow_truncated=allow)
 
     def _load(self, kind: str, name: str) -> object:
         version = self.registry.version(name)
@@ -291,6 +297,13 @@ class VoiceConversionPipeline:
             if voice.content_space != space:
                 encoder, made_with = space, voice.content_space
         if not made_with or made_with == encoder:
+            content = voice.frames.get("content")
+            if content is not None and content.shape[1] != self.content_encoder.dims:
+                raise VoiceError(
+                    f"the voice {voice.name or '(unnamed)'} holds content of {content.shape[1]} "
+                    f"numbers a frame, and this pipeline has {self.content_encoder.dims}; clone it "
+                    "again from its recordings."
+                )
             return voice
         if voice.speech is None:
             raise VoiceError(
@@ -301,7 +314,9 @@ class VoiceConversionPipeline:
         again = self.clone(heard, name=voice.name)
         note = f"The voice was made with {made_with} and encoded again with {encoder}."
         log.info(note)
-        return replace(again, notes=(*again.notes, note), consent=voice.consent)
+        return replace(
+            again, notes=(*again.notes, note), consent=voice.consent, quality=voice.quality
+        )
 
     def account(
         self, source_notes: Sequence[str], voice: Voice, notes: Sequence[str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from auto_voice.types import Voice
 
 SUFFIX = ".safetensors"
 FORMAT = "auto_voice.voice/1"
+MOST_BYTES = 64 << 20
+"""Half a minute takes 1.5 MB; what is far larger is no voice and is not read."""
+LARGEST_VALUE = 1e4
+EMBEDDING_DIMS, MEL_BANDS = 256, 80
 
 
 def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:
@@ -53,6 +58,9 @@ def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:
     return target
 
 
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
 def load_voice(path: str | os.PathLike[str]) -> Voice:
     """Read what :func:`save_voice` wrote.
 
@@ -64,6 +72,8 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
     source = Path(path)
     if not source.is_file():
         raise VoiceError(f"there is no voice file {source}; make one with `autovoice clone`.")
+    if source.stat().st_size > MOST_BYTES:
+        raise VoiceError(f"{source} is too large for a voice; make one with `autovoice clone`.")
     try:
         with safe_open(str(source), framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -72,29 +82,59 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
             raise VoiceError(f"{source} is not a voice file; make one with `autovoice clone`.")
         about = json.loads(metadata["voice"])
         speech = arrays.pop("speech", None)
+        if speech is not None and (speech.dtype != np.int16 or speech.ndim != 1):
+            raise ValueError("speech is (samples,) of 16 bits")
         voice = Voice(
             embedding=arrays.pop("embedding").astype(np.float32),
             log_f0_mean=_number(about["log_f0_mean"]),
             log_f0_std=_number(about["log_f0_std"]),
-            frames={name.removeprefix("frames."): value for name, value in arrays.items()},
-            name=str(about["name"]),
+            frames={
+                name.removeprefix("frames."): value.astype(np.float32)
+                for name, value in arrays.items()
+            },
+            name=_line(about["name"]),
             speech_seconds=float(about["speech_seconds"]),
-            encoder=str(about["encoder"]),
-            content_space=str(about["content_space"]),
-            notes=tuple(str(note) for note in about["notes"]),
+            encoder=_line(about["encoder"]),
+            content_space=_line(about["content_space"]),
+            notes=tuple(_line(note) for note in about["notes"]),
             # Files of the first release hold none of these.
-            quality={str(k): _number(v) for k, v in about.get("quality", {}).items()},
-            consent=str(about.get("consent", "")),
-            speech=None if speech is None else speech.astype(np.int16).reshape(-1),
+            quality={_line(k): _number(v) for k, v in about.get("quality", {}).items()},
+            consent=_line(about.get("consent", "")),
+            speech=speech,
         )
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, *_DAMAGE) as error:
         if isinstance(error, VoiceError):
             raise
         raise VoiceError(f"{source} is damaged or no voice file; clone the voice again.") from error
-    finite = all(np.isfinite(values).all() for values in (voice.embedding, *voice.frames.values()))
-    if voice.embedding.ndim != 1 or not finite:
+    if not _plausible(voice):
         raise VoiceError(f"{source} holds damaged numbers; clone the voice again.")
     return voice
+
+
+def _plausible(voice: Voice) -> bool:
+    """Whether every array has its shape and every number can be what it says it is."""
+    rows = {len(values) for values in voice.frames.values() if values.ndim == 2}
+    shaped = all(values.ndim == 2 and values.size for values in voice.frames.values())
+    shaped &= voice.embedding.shape == (EMBEDDING_DIMS,) and len(rows) <= 1
+    if "mel" in voice.frames:
+        shaped &= voice.frames["mel"].shape[-1] == MEL_BANDS
+    floats = (voice.embedding, *voice.frames.values())
+    shaped &= bool(0.5 < np.linalg.norm(voice.embedding) < 2)
+    bounded = all((np.abs(values) < LARGEST_VALUE).all() for values in floats)  # False for NaN
+    mean, std = voice.log_f0_mean, voice.log_f0_std
+    melody = (mean is None or LOWEST_LOG_F0 < mean < HIGHEST_LOG_F0) and (
+        std is None or 0 <= std < HIGHEST_LOG_F0
+    )
+    known = (voice.speech_seconds, *(v for v in voice.quality.values() if v is not None))
+    return shaped and bounded and melody and all(math.isfinite(value) for value in known)
+
+
+LOWEST_LOG_F0, HIGHEST_LOG_F0 = math.log(10.0), math.log(10_000.0)
+
+
+def _line(value: Any) -> str:
+    """Text of a file from elsewhere, without what could steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in str(value))[:1000]
 
 
 def _number(value: float | None) -> float | None:

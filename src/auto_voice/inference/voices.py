@@ -59,10 +59,29 @@ class VoiceLibrary:
         Raises:
             VoiceError: there is none of that name, or its file is damaged.
         """
+        return replace(load_voice(self.require(name)), name=name)
+
+    def require(self, name: str) -> Path:
+        """Where the voice ``name`` is; its file may be damaged.
+
+        Raises:
+            VoiceError: there is none of that name.
+        """
         path = self.path(name)
         if not path.is_file():
             raise VoiceError(f"there is no voice {name!r}; {self._known()}")
-        return replace(load_voice(path), name=name)
+        return path
+
+    def readable(self) -> tuple[dict[str, Voice], list[str]]:
+        """The voices by name, and one sentence for each whose file is damaged."""
+        found: dict[str, Voice] = {}
+        damaged = []
+        for name in self.names():
+            try:
+                found[name] = self.get(name)
+            except VoiceError as error:
+                damaged.append(str(error))
+        return found, damaged
 
     def add(self, name: str, voice: Voice, *, overwrite: bool = False) -> Path:
         """Keep ``voice`` under ``name``.
@@ -86,16 +105,28 @@ class VoiceLibrary:
         return save_voice(path, replace(voice, name=name))
 
     def remove(self, name: str) -> None:
-        self.get(name)
-        self.path(name).unlink()
+        """Delete the voice ``name``, damaged or not.
+
+        Raises:
+            VoiceError: there is none, or it may not be deleted.
+        """
+        path = self.require(name)
+        try:
+            path.unlink()
+        except OSError as error:
+            raise VoiceError(f"{path} cannot be deleted ({error.strerror}).") from error
 
     def rename(self, name: str, to: str, *, overwrite: bool = False) -> Path:
-        """Keep the voice ``name`` as ``to``."""
+        """Keep the voice ``name`` as ``to``.
+
+        Raises:
+            VoiceError: as :meth:`get`, :meth:`add` and :meth:`remove`.
+        """
         voice = self.get(name)
         if self.path(name) == self.path(to):
             return self.path(name)
         path = self.add(to, voice, overwrite=overwrite)
-        self.path(name).unlink()
+        self.remove(name)
         return path
 
     def _known(self) -> str:
