@@ -36,10 +36,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Live]]:
     """Starts servers: ``serve(engine=None, **settings)``."""
     running: list[Live] = []
 
-    def start(engine: Engine | None = None, **settings: Any) -> Live:
+    def start(engine: Engine | None = None, *, on_port: int = 0, **settings: Any) -> Live:
         given = {"data_dir": tmp_path / "data", "grace_seconds": 1.0, **settings}
         app = create_app(ServerSettings(**given), engine or mock_engine(tmp_path))
-        running.append(Live(app))
+        running.append(Live(app, on_port))
         return running[-1]
 
     yield start

@@ -25,11 +25,11 @@ def mock_engine(folder: Path) -> Engine:
 class Live:
     """A running server: its address, its app's context, and a client."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, port: int = 0) -> None:
         self.app = app
         self.context = app.state.context
         config = uvicorn.Config(
-            app, port=0, log_config=None, access_log=False, server_header=False,
+            app, port=port, log_config=None, access_log=False, server_header=False,
             proxy_headers=False, timeout_graceful_shutdown=2,
         )  # fmt: skip
         self._server = uvicorn.Server(config)

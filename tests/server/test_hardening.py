@@ -341,3 +341,17 @@ def test_a_wakened_worker_does_not_sleep_through_what_came_meanwhile(serve, talk
     live.context.workers.wake()
     until(lambda: len(seen) == 3)
     assert seen[2] - seen[1] < 1.5  # and not the two seconds of an idle look
+
+
+def test_a_patient_client_outlasts_a_restart(serve, gated, talk, friend):
+    live = serve(gated, grace_seconds=0.2)
+    port = int(live.url.rpartition(":")[2])
+    with Client(live.url, patience_seconds=60) as client:
+        job = client.submit([talk], references=[friend])
+        until(lambda: gated.running)
+        live.stop()
+        gated.open.set()
+        again = threading.Timer(0.5, lambda: serve(gated, on_port=port))
+        again.start()
+        assert client.wait(job).state == "done"
+        again.join()

@@ -21,6 +21,7 @@ Sound: TypeAlias = "str | Path | tuple[str, bytes]"
 """A file, or a name and the bytes of one."""
 
 POLL_SECONDS = 0.3
+RECONNECT_SECONDS = 1.0
 
 
 class Client:
@@ -31,7 +32,8 @@ class Client:
         token: where it needs one.
         timeout_seconds: longest silence of the server; a direct conversion is silent until it is
             done.
-        patience_seconds: how long to try again, as the server advises, while it is busy.
+        patience_seconds: how long to try again, as the server advises, while it is busy; looking
+            (not sending) is tried again as long while the server cannot be reached.
         transport: instead of the network, for tests.
     """
 
@@ -260,9 +262,14 @@ class Client:
         return self._patiently(send)
 
     def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
-        return self._patiently(lambda: self._http.request(method, path, **more))
+        # A look changes nothing, so it can be taken again while a server restarts.
+        return self._patiently(
+            lambda: self._http.request(method, path, **more), again=method == "GET"
+        )
 
-    def _patiently(self, send: Callable[[], httpx.Response]) -> httpx.Response:
+    def _patiently(
+        self, send: Callable[[], httpx.Response], *, again: bool = False
+    ) -> httpx.Response:
         deadline = time.monotonic() + self._patience
         while True:
             try:
@@ -272,6 +279,9 @@ class Client:
                     raise
                 time.sleep(error.retry_after)
             except httpx.TransportError as error:
+                if again and time.monotonic() + RECONNECT_SECONDS < deadline:
+                    time.sleep(RECONNECT_SECONDS)
+                    continue
                 raise ServerError(
                     f"{self._http.base_url} cannot be reached ({error}); is the server running?",
                     503,

@@ -72,8 +72,8 @@ export const api = {
     (await call("GET", `/v1/jobs/${part(id)}/results/${index}`, { raw: true })).blob(),
   resultUrl: (id) => `/v1/jobs/${part(id)}/result`,
   voices: async () => (await call("GET", "/v1/voices")).voices,
-  enrol: (name, references) =>
-    call("POST", "/v1/voices", { body: form({ name }, references.map((f) => ["reference", f])) }),
+  enrol: (name, references, consent) =>
+    call("POST", "/v1/voices", { body: form({ name, consent }, references.map((f) => ["reference", f])) }),
   renameVoice: (name, to) => call("PATCH", `/v1/voices/${part(name)}`, { json: { name: to } }),
   removeVoice: (name) => call("DELETE", `/v1/voices/${part(name)}`),
   voiceUrl: (name) => `/v1/voices/${part(name)}/file`,

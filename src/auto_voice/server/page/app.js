@@ -43,6 +43,33 @@ tabs.forEach((tab, index) => {
 
 // Choosing recordings
 
+const player = new Audio();
+let playing = null;
+
+function preview(file, button) {
+  const again = playing === button;
+  player.pause();
+  if (playing) playing.textContent = "Play";
+  playing = null;
+  if (again) return;
+  if (player.src) URL.revokeObjectURL(player.src);
+  player.src = URL.createObjectURL(file);
+  const over = () => {
+    button.textContent = "Play";
+    if (playing === button) playing = null;
+  };
+  player.onended = over;
+  player.onerror = over;
+  playing = button;
+  button.textContent = "Stop";
+  player.play().catch(over);
+}
+
+// One sound at a time.
+document.addEventListener("play", (event) => {
+  for (const other of document.querySelectorAll("audio")) if (other !== event.target) other.pause();
+}, true);
+
 function picker(name, changed) {
   const files = [];
   const list = $(`${name}-list`);
@@ -62,8 +89,11 @@ function picker(name, changed) {
           show();
           record.focus();
         };
+        const listen = make("button", { type: "button", className: "small", textContent: "Play" });
+        listen.setAttribute("aria-label", `Play ${file.name}`);
+        listen.onclick = () => preview(file, listen);
         const size = make("span", { className: "hint", textContent: `${Math.max(1, Math.round(file.size / 1000))} kB` });
-        return make("li", {}, make("span", { className: "name", textContent: file.name }), size, remove);
+        return make("li", {}, make("span", { className: "name", textContent: file.name }), size, listen, remove);
       }),
     );
     changed(files);
@@ -146,6 +176,12 @@ $("voice").onchange = () => {
   $("voice-notes").replaceChildren();
 };
 
+$("new-voice").onclick = () => {
+  chooseVoice("");
+  openTab($("tab-convert"));
+  $("reference-record").focus();
+};
+
 $("enrol").onclick = async () => {
   const name = $("voice-name").value.trim();
   say($("error"), name ? null : "Give the voice a name to keep it.");
@@ -153,11 +189,11 @@ $("enrol").onclick = async () => {
   $("enrol").disabled = true;
   $("enrol").textContent = "Listening…";
   try {
-    const voice = await api.enrol(name, references);
+    const voice = await api.enrol(name, references, $("voice-consent").value.trim());
     await refreshVoices(voice.name);
     const kept = make("p", { className: "good", textContent: `Kept: ${time(voice.speech_seconds)} of speech.` });
     $("voice-notes").replaceChildren(kept, ...voice.notes.map((note) => make("p", { className: "warning", textContent: note })));
-    $("voice-name").value = "";
+    $("voice-name").value = $("voice-consent").value = "";
   } catch (error) {
     say($("error"), error);
   } finally {
@@ -254,10 +290,13 @@ function busy(on, text = "") {
 async function follow(job) {
   running = job.id;
   $("cancel").hidden = false;
+  let shownState = "";
   while (!finished(job)) {
-    if (job.state === "queued") $("progress").removeAttribute("value");
-    else $("progress").value = job.progress;
-    $("status").textContent = job.state === "queued" ? "Waiting…" : `Converting… ${Math.round(100 * job.progress)} %`;
+    if (job.state !== shownState) remember({ id: job.id, state: (shownState = job.state) });
+    // A short recording is one piece: nothing is known of its progress until it is done.
+    if (job.progress > 0) $("progress").value = job.progress;
+    else $("progress").removeAttribute("value");
+    $("status").textContent = progressText(job);
     await pause(POLL_MS);
     job = await api.job(job.id);
   }
@@ -268,6 +307,13 @@ async function follow(job) {
     return;
   }
   await showJob(job);
+}
+
+function progressText(job) {
+  const share = job.progress > 0 ? `${Math.round(100 * job.progress)} %` : "";
+  if (job.state === "queued") return share ? `Waiting at ${share}…` : "Waiting…";
+  const spent = job.started ? Math.max(0, (Date.now() - Date.parse(job.started)) / 1000) : 0;
+  return `Converting… ${share || (spent >= 1 ? `${Math.floor(spent)} s` : "")}`;
 }
 
 async function showJob(job) {

@@ -96,9 +96,13 @@ function colour(value) {
 }
 
 const COLOURS = Array.from({ length: 256 }, (_, i) => colour(i / 255));
-const SIZE = 1024;
-const LOWEST_HZ = 60;
+const SIZE = 2048;
 const HIGHEST_HZ = 8000;
+const MARKS_HZ = [500, 1000, 2000, 4000];
+
+// The mel scale: as even as hearing is, and fine where pitch is.
+const mel = (hz) => Math.log1p(hz / 700);
+const hertz = (value) => 700 * Math.expm1(value);
 
 function fft(re, im) {
   const n = re.length;
@@ -126,27 +130,28 @@ function fft(re, im) {
   }
 }
 
-// Decibels below the loudest, rows from low to high on a logarithmic axis.
+// Decibels below the loudest, rows from low to high on the mel scale.
 function spectrogram(samples, rate, columns, rows) {
   const hann = Float32Array.from({ length: SIZE }, (_, i) => 0.5 - 0.5 * Math.cos((2 * Math.PI * i) / SIZE));
-  const edges = Array.from({ length: rows + 1 }, (_, r) =>
-    (LOWEST_HZ * (HIGHEST_HZ / LOWEST_HZ) ** (r / rows) * SIZE) / rate);
+  const edges = Array.from({ length: rows + 1 }, (_, r) => (hertz((mel(HIGHEST_HZ) * r) / rows) * SIZE) / rate);
   const image = new Float32Array(columns * rows);
+  const power = new Float64Array(SIZE / 2 + 1);
   let loudest = -200;
   for (let x = 0; x < columns; x++) {
-    const start = Math.round((x / columns) * samples.length) - SIZE / 2;
+    const start = Math.round(((x + 0.5) / columns) * samples.length) - SIZE / 2;
     const re = new Float64Array(SIZE);
     const im = new Float64Array(SIZE);
     for (let i = 0; i < SIZE; i++) re[i] = (samples[start + i] ?? 0) * hann[i];
     fft(re, im);
+    for (let b = 0; b < power.length; b++) power[b] = 10 * Math.log10(re[b] * re[b] + im[b] * im[b] + 1e-12);
     for (let r = 0; r < rows; r++) {
-      const from = Math.min(SIZE / 2 - 1, Math.floor(edges[r]));
-      const to = Math.min(SIZE / 2, Math.max(from + 1, Math.ceil(edges[r + 1])));
-      let power = 1e-12;
-      for (let b = from; b < to; b++) power = Math.max(power, re[b] * re[b] + im[b] * im[b]);
-      const decibels = 10 * Math.log10(power);
-      image[r * columns + x] = decibels;
-      loudest = Math.max(loudest, decibels);
+      // Between two bins a straight line, over several the loudest.
+      const centre = Math.min(SIZE / 2 - 1, (edges[r] + edges[r + 1]) / 2);
+      const below = Math.floor(centre);
+      let level = power[below] + (power[below + 1] - power[below]) * (centre - below);
+      for (let b = Math.ceil(edges[r]); b < edges[r + 1] && b <= SIZE / 2; b++) level = Math.max(level, power[b]);
+      image[r * columns + x] = level;
+      loudest = Math.max(loudest, level);
     }
   }
   return image.map((decibels) => decibels - loudest);
@@ -160,7 +165,7 @@ export function draw(canvas, buffer, seconds) {
   canvas.height = height;
   const samples = mono(buffer);
   const used = Math.max(1, Math.round((width * buffer.duration) / seconds));
-  const wave = Math.round(height * 0.35);
+  const wave = Math.round(height * 0.28);
   const pen = canvas.getContext("2d");
   pen.fillStyle = getComputedStyle(canvas).getPropertyValue("--wave");
   for (let x = 0; x < used; x++) {
@@ -189,4 +194,31 @@ export function draw(canvas, buffer, seconds) {
   }
   brush.putImageData(pixels, 0, 0);
   pen.drawImage(small, 0, wave, used, height - wave);
+  scales(pen, ratio, seconds, { width, height, top: wave });
+}
+
+// Frequencies at the left edge, seconds at the bottom: light on dark, whatever the theme.
+function scales(pen, ratio, seconds, { width, height, top }) {
+  const write = (text, x, y) => {
+    pen.strokeText(text, x, y);
+    pen.fillText(text, x, y);
+  };
+  pen.font = `${11 * ratio}px system-ui, sans-serif`;
+  pen.fillStyle = "#fff";
+  pen.strokeStyle = "rgb(0 0 0 / .65)";
+  pen.lineWidth = 3 * ratio;
+  pen.lineJoin = "round";
+  pen.textBaseline = "middle";
+  for (const hz of MARKS_HZ) {
+    const y = height - (mel(hz) / mel(HIGHEST_HZ)) * (height - top);
+    write(hz < 1000 ? `${hz} Hz` : `${hz / 1000} kHz`, 6 * ratio, y);
+  }
+  const most = Math.max(2, Math.floor(width / ratio / 80));
+  const step = [0.5, 1, 2, 5, 10, 30, 60, 300, 600, 1800].find((each) => seconds / each <= most) ?? 3600;
+  pen.textBaseline = "bottom";
+  pen.textAlign = "center";
+  for (let at = step; at < seconds - step / 4; at += step) {
+    const text = step < 60 ? `${at} s` : `${at / 60} min`;
+    write(text, (at / seconds) * width, height - 3 * ratio);
+  }
 }

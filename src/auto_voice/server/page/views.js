@@ -66,14 +66,16 @@ export function drawAll(sounds) {
 export function figures(result) {
   const { summary, figures: measured } = result;
   const found = [];
-  const add = (value, text) => found.push(make("div", { className: "figure" }, make("b", { textContent: value }), make("span", { textContent: text })));
+  const add = (value, ...texts) => found.push(make("div", { className: "figure" }, make("b", { textContent: value }), ...texts.map((text) => make("span", { textContent: text }))));
   if (measured) {
-    add(measured.similarity.toFixed(2), `likeness to the voice, ${measured.similarity_before.toFixed(2)} before`);
-    if (measured.words_kept !== undefined) add(percent(measured.words_kept), "of the words kept");
+    add(measured.similarity.toFixed(2), "likeness to the voice", `${measured.similarity_before.toFixed(2)} before · 1 is the same`);
+    if (measured.words_kept !== undefined) add(percent(measured.words_kept), "of the words kept", "as a recogniser hears them");
   }
-  add(`${summary.semitones > 0 ? "+" : ""}${summary.semitones.toFixed(1)}`, "semitones moved");
+  const sign = summary.semitones > 0 ? "+" : summary.semitones < 0 ? "−" : "";
+  add(`${sign}${Math.abs(summary.semitones).toFixed(1)}`, "semitones moved");
+  // What was stopped and taken up again knows the time of its end only.
   const spent = summary.seconds_per_second * summary.seconds;
-  add(time(spent), `of work for ${time(summary.seconds)} of sound`);
+  if (!result.resumed) add(time(spent), "of work", `for ${time(summary.seconds)} of sound`);
   return found;
 }
 
@@ -103,8 +105,12 @@ export async function showVoices(place, problem, use, changed) {
   const voices = await api.voices();
   place.replaceChildren(
     ...voices.map((voice) => {
-      const pitch = voice.pitch_hz ? `, ${Math.round(voice.pitch_hz)} Hz` : "";
-      const about = make("small", { textContent: `${time(voice.speech_seconds)} of speech${pitch} · ${voice.encoder}${voice.consent ? ` · ${voice.consent}` : ""}` });
+      const facts = [`${time(voice.speech_seconds)} of speech`];
+      if (voice.pitch_hz) facts.push(`pitch ${Math.round(voice.pitch_hz)} Hz`);
+      if (voice.quality?.snr_db) facts.push(`${Math.round(voice.quality.snr_db)} dB above the noise`);
+      facts.push(voice.encoder);
+      if (voice.consent) facts.push(`allowed: ${voice.consent}`);
+      const about = make("small", { textContent: facts.join(" · ") });
       const what = make("div", { className: "what" }, make("span", { className: "name", textContent: voice.name }), about);
       const rename = guarded(async () => {
         const name = prompt("New name of the voice", voice.name);
