@@ -48,6 +48,9 @@ def calibrate(
 
     A minute of speech is enough to start, ten speakers are better; nobody needs to say what is
     spoken. Afterwards `convert --content-encoder NAME` works.
+
+    \b
+    autovoice models calibrate hubert_base --speech recordings/
     """
     from auto_voice.inference import adapting
     from auto_voice.models import ModelRegistry

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.evaluate import FILE, GROUP_NAMES, judge_options, judges_for, quiet_progress
+from auto_voice.cli.evaluate import FILE, GROUP_NAMES, judge_options, judges_for
+from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:
     from auto_voice.evaluation.judges import Judges
@@ -43,6 +44,10 @@ def compare(
     SYSTEMS are results (`autovoice evaluate … --json FILE`), or folders and CSV files of
     conversions, which are scored now. A conversion is paired by its id, or by the file names of
     its source and target.
+
+    \b
+    autovoice compare mine.json theirs.json --html compared.html
+    autovoice compare mine/ theirs/
     """
     from auto_voice.errors import EvaluationError
     from auto_voice.evaluation import tables

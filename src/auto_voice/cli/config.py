@@ -24,7 +24,12 @@ def config() -> None:
 @click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(config: Path | None, as_json: bool) -> None:
-    """Every setting with its value and origin."""
+    """Every setting with its value and origin.
+
+    \b
+    autovoice config show
+    autovoice config show --json
+    """
     settings = get_settings(config=config)
     unknown = unknown_variables()
     if as_json:

@@ -37,6 +37,9 @@ def demo(folder: Path, as_json: bool, mock: bool, **models: Any) -> None:
 
     The recordings and models are fetched and verified on the first run. Written are source.wav,
     reference.wav, converted.wav and, where matplotlib is installed, spectrograms.png.
+
+    \b
+    autovoice demo
     """
     from auto_voice.audio.io import ensure_writable, write_audio
 

@@ -34,6 +34,9 @@ def doctor(as_json: bool) -> int:
     """Check that everything a conversion needs is in place.
 
     Exits with 2 if something is missing. Opens no network connection.
+
+    \b
+    autovoice doctor
     """
     findings = [*_packages(), *_devices(), *_store()]
     if as_json:

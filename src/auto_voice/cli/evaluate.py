@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:
     from auto_voice.evaluation.judges import Judges
@@ -106,7 +106,11 @@ def judge_options(command: F) -> F:
 @judge_options
 @output_options
 def files(path: Path, **options: Any) -> None:
-    """Score the finished conversions that PATH lists or holds."""
+    """Score the finished conversions that PATH lists or holds.
+
+    \b
+    autovoice evaluate conversions/ --html report.html
+    """
     from auto_voice.evaluation.items import read_items
     from auto_voice.evaluation.scoring import evaluate as score
 
@@ -146,7 +150,11 @@ def pipeline(
     keep: Path | None,
     **options: Any,
 ) -> None:
-    """Convert between all speakers of a folder (one folder each), then score the results."""
+    """Convert between all speakers of a folder (one folder each), then score the results.
+
+    \b
+    autovoice evaluate pipeline speakers/ --limit 12
+    """
     import tempfile
 
     from auto_voice.evaluation.items import read_test_set
@@ -193,7 +201,11 @@ def _run_pipeline(items: Any, folder: Path, speakers: Path, options: dict[str, A
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @judge_options
 def trials(path: Path, as_json: bool, **options: Any) -> None:
-    """Equal error rate over speaker trials: a CSV file with the columns a, b and same (1 or 0)."""
+    """Equal error rate over speaker trials: a CSV file with the columns a, b and same (1 or 0).
+
+    \b
+    autovoice evaluate trials trials.csv
+    """
     from auto_voice.evaluation.items import read_trials
     from auto_voice.evaluation.scoring import Scorer
     from auto_voice.evaluation.tables import ROLES
@@ -217,7 +229,11 @@ def trials(path: Path, as_json: bool, **options: Any) -> None:
 @click.option("--html", type=FILE, help="Write the trends as a page.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def history(log: Path, html: Path | None, as_json: bool) -> int:
-    """Show how the figures moved, and name what became worse beyond the intervals (exit code 1)."""
+    """Show how the figures moved, and name what became worse beyond the intervals (exit code 1).
+
+    \b
+    autovoice evaluate history log.jsonl
+    """
     from auto_voice.evaluation import history as h
     from auto_voice.evaluation.results import METRICS, write_text
     from auto_voice.evaluation.tables import figure, plain_table, title
@@ -271,6 +287,9 @@ def gate(
     """Exit with 0 if RESULT (JSON or log) holds, 1 if it does not, 2 if it cannot be judged.
 
     Values are as in JSON: WER 0.05 is 5 %.
+
+    \b
+    autovoice evaluate gate mine.json --min secs2=0.6 --max wer=0.1
     """
     from auto_voice.errors import EvaluationError
     from auto_voice.evaluation import history as h
@@ -372,20 +391,3 @@ def deliver(result: Evaluation, options: dict[str, Any]) -> None:
     click.echo(f"Judges: {tables.pins_text(result.models)}.")
     for note in result.notes:
         click.echo(f"note: {note}")
-
-
-@contextmanager
-def quiet_progress(label: str, hidden: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr where a person watches, else nothing."""
-    if hidden or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    with tqdm(desc=label, unit="", leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield show

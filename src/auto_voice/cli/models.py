@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from auto_voice.cli.calibrate import calibrate
-from auto_voice.errors import ConfigError, ModelError, UnknownModelError
+from auto_voice.cli.registry import chosen, name_and_version, open_registry, registry_options
+from auto_voice.cli.showing import print_json, print_table, sized
+from auto_voice.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from auto_voice.models.catalog import ModelVersion
     from auto_voice.models.model_registry import ModelRegistry
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_OPTIONS = (
-    click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models."),
-    click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),
-    click.option("--offline", is_flag=True, default=None, help="Open no network connection."),
-)
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-
-def registry_options(command: F) -> F:
-    """Options that choose the registry; the command takes them as ``**where``."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def open_registry(**where: Any) -> ModelRegistry:
-    """The registry that the options choose."""
-    from auto_voice.models.model_registry import ModelRegistry
-
-    return ModelRegistry(**where)
 
 
 @click.group()
@@ -59,14 +39,19 @@ models.add_command(calibrate)
 @as_json_option
 @registry_options
 def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> None:
-    """Every model and version, and whether it is here."""
+    """Every model and version, and whether it is here.
+
+    \b
+    autovoice models list
+    autovoice models list --installed --kind vocoder
+    """
     rows = [
         row
         for row in open_registry(**where).status()
         if (row.installed or not installed) and (kind is None or row.kind == kind)
     ]
     if as_json:
-        _print_json([asdict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
         return
     table = [("MODEL", "KIND", "SIZE", "STATE", "DESCRIPTION")]
     for row in rows:
@@ -76,12 +61,12 @@ def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> Non
             (
                 f"{row.name}@{row.version}" + ("" if row.default else " (not default)"),
                 row.kind,
-                _size(row.bytes),
+                sized(row.bytes),
                 ", ".join((state, *marks)),
                 row.description,
             )
         )
-    _print_table(table)
+    print_table(table)
 
 
 @models.command()
@@ -89,7 +74,11 @@ def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> Non
 @as_json_option
 @registry_options
 def show(name: str, as_json: bool, **where: Any) -> None:
-    """Everything the catalog and the model folder say about NAME."""
+    """Everything the catalog and the model folder say about NAME.
+
+    \b
+    autovoice models show hifigan_universal
+    """
     registry = open_registry(**where)
     version = registry.version(name)
     entry = registry.catalog.entry(version.name)
@@ -110,14 +99,14 @@ def show(name: str, as_json: bool, **where: Any) -> None:
         "metadata": registry.store.metadata(version.name, version.version),
     }
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     for key in ("description", "kind", "licence", "architecture", "installed", "folder"):
         click.echo(f"{key:<13}{facts[key]}")
     click.echo(f"{'versions':<13}{', '.join(facts['versions'])}")
     click.echo(f"{'aliases':<13}{', '.join(f'{k} = {v}' for k, v in facts['aliases'].items())}")
     for file in version.files:
-        click.echo(f"{'file':<13}{file.file}, {_size(file.bytes)}, sha256 {file.sha256}")
+        click.echo(f"{'file':<13}{file.file}, {sized(file.bytes)}, sha256 {file.sha256}")
         for uris in file.sources:
             click.echo(f"{'  from':<13}{' + '.join(uris)}")
 
@@ -128,7 +117,12 @@ def show(name: str, as_json: bool, **where: Any) -> None:
 @click.option("--force", is_flag=True, help="Fetch again what is already here.")
 @registry_options
 def pull(names: tuple[str, ...], everything: bool, force: bool, **where: Any) -> None:
-    """Fetch and verify NAMES."""
+    """Fetch and verify NAMES.
+
+    \b
+    autovoice models pull content_whisper hifigan_universal
+    autovoice models pull --all
+    """
     registry = open_registry(**where)
     if not names and not everything:
         raise ConfigError("name the models to fetch, or give --all; see: autovoice models list")
@@ -165,14 +159,19 @@ def pull_models(registry: ModelRegistry, names: Iterable[str], *, force: bool = 
 @as_json_option
 @registry_options
 def verify(names: tuple[str, ...], as_json: bool, **where: Any) -> int:
-    """Hash every byte of NAMES (default: all that is installed); exits with 2 on damage."""
+    """Hash every byte of NAMES (default: all that is installed); exits with 2 on damage.
+
+    \b
+    autovoice models verify
+    autovoice models verify hifigan_universal --json
+    """
     from auto_voice.models.store_maintenance import verify as verify_version
 
     registry = open_registry(**where)
-    versions = _chosen(registry, names)
+    versions = chosen(registry, names)
     reports = [verify_version(registry.store, version) for version in versions if version.files]
     if as_json:
-        _print_json([{**asdict(report), "ok": report.ok} for report in reports])
+        print_json([{**asdict(report), "ok": report.ok} for report in reports])
     else:
         for report in reports:
             told = "; ".join(report.problems) or ("ok" if report.ok else "not installed")
@@ -186,9 +185,13 @@ def verify(names: tuple[str, ...], as_json: bool, **where: Any) -> int:
 @click.argument("names", nargs=-1)
 @registry_options
 def repair(names: tuple[str, ...], **where: Any) -> None:
-    """Verify NAMES (default: all that is installed) and fetch again what is damaged."""
+    """Verify NAMES (default: all that is installed) and fetch again what is damaged.
+
+    \b
+    autovoice models repair
+    """
     registry = open_registry(**where)
-    for version in _chosen(registry, names):
+    for version in chosen(registry, names):
         if version.files:
             registry.loader.repair(version)
             click.echo(f"{version.key}: ok")
@@ -198,20 +201,28 @@ def repair(names: tuple[str, ...], **where: Any) -> None:
 @click.argument("names", nargs=-1, required=True)
 @registry_options
 def remove(names: tuple[str, ...], **where: Any) -> None:
-    """Delete NAMES from the model folder."""
+    """Delete NAMES from the model folder.
+
+    \b
+    autovoice models remove hubert_base
+    """
     from auto_voice.models import store_maintenance
 
     registry = open_registry(**where)
-    for name, version in [_name_and_version(registry, name) for name in names]:
+    for name, version in [name_and_version(registry, name) for name in names]:
         freed = store_maintenance.remove(registry.store, name, version)
-        click.echo(f"{name}@{version}: removed, {_size(freed)}")
+        click.echo(f"{name}@{version}: removed, {sized(freed)}")
 
 
 @models.command()
 @click.option("--older-than", "days", type=click.FloatRange(min=0), default=7.0, show_default=True)
 @registry_options
 def prune(days: float, **where: Any) -> None:
-    """Delete broken-off transfers and set-aside files older than so many days."""
+    """Delete broken-off transfers and set-aside files older than so many days.
+
+    \b
+    autovoice models prune --older-than 30
+    """
     from auto_voice.models import store_maintenance
 
     if math.isnan(days):
@@ -219,7 +230,7 @@ def prune(days: float, **where: Any) -> None:
     report = store_maintenance.prune(open_registry(**where).store, days * 86400)
     for path in report.removed:
         click.echo(str(path))
-    click.echo(f"{len(report.removed)} removed, {_size(report.freed_bytes)}")
+    click.echo(f"{len(report.removed)} removed, {sized(report.freed_bytes)}")
 
 
 @models.command()
@@ -231,6 +242,10 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
     """Make bare names mean a version: NAME@VERSION, or NAME for what it means now.
 
     Without NAMES the pins are listed. They stand in models.lock.json in the model folder.
+
+    \b
+    autovoice models pin converter_compact@1.0
+    autovoice models pin --remove converter_compact
     """
     from auto_voice.models.pins import read_pins
 
@@ -243,7 +258,7 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
             registry.pin(version.name, version.version)
     pins = {name: record["version"] for name, record in read_pins(registry.model_dir).items()}
     if as_json:
-        _print_json(pins)
+        print_json(pins)
     else:
         for name, number in pins.items():
             click.echo(f"{name}@{number}")
@@ -256,11 +271,15 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
 )
 @registry_options
 def export(names: tuple[str, ...], output: Path, **where: Any) -> None:
-    """Pack NAMES (default: all that is installed) for a machine without a network."""
+    """Pack NAMES (default: all that is installed) for a machine without a network.
+
+    \b
+    autovoice models export -o models.tar
+    """
     from auto_voice.models.archive import export_versions
 
     registry = open_registry(**where)
-    versions = [version for version in _chosen(registry, names) if version.files]
+    versions = [version for version in chosen(registry, names) if version.files]
     if not versions:
         raise ConfigError("nothing is installed that could be exported; run: autovoice models pull")
     path = export_versions(registry.store, versions, output)
@@ -271,7 +290,11 @@ def export(names: tuple[str, ...], output: Path, **where: Any) -> None:
 @click.argument("archive", type=click.Path(path_type=Path))
 @registry_options
 def import_(archive: Path, **where: Any) -> None:
-    """Install the models of an archive that export made; hashes must be the catalog's."""
+    """Install the models of an archive that export made; hashes must be the catalog's.
+
+    \b
+    autovoice models import models.tar
+    """
     from auto_voice.models.archive import import_archive
 
     registry = open_registry(**where)
@@ -284,7 +307,11 @@ def import_(archive: Path, **where: Any) -> None:
 @click.option("--file", help="One of its files; by default the first.")
 @registry_options
 def path(name: str, file: str | None, **where: Any) -> None:
-    """Print where a file of NAME lies, fetching it if need be."""
+    """Print where a file of NAME lies, fetching it if need be.
+
+    \b
+    autovoice models path hifigan_universal
+    """
     click.echo(str(open_registry(**where).path(name, file=file)))
 
 
@@ -292,7 +319,11 @@ def path(name: str, file: str | None, **where: Any) -> None:
 @as_json_option
 @registry_options
 def status(as_json: bool, **where: Any) -> None:
-    """The model folder: what is in it, what broke off, how much room is left."""
+    """The model folder: what is in it, what broke off, how much room is left.
+
+    \b
+    autovoice models status
+    """
     from auto_voice.models.disk import free_bytes
     from auto_voice.models.pins import read_pins
     from auto_voice.models.store_maintenance import partials
@@ -311,58 +342,19 @@ def status(as_json: bool, **where: Any) -> None:
         "catalogs": [str(file) for file in registry.catalog.files],
     }
     if as_json:
-        _print_json(facts)
+        print_json(facts)
         return
     click.echo(f"model_dir  {root}")
     click.echo(f"installed  {', '.join(installed) or 'nothing'}")
-    click.echo(f"used       {_size(facts['used_bytes'])}, {_size(facts['free_bytes'])} free")
+    click.echo(f"used       {sized(facts['used_bytes'])}, {sized(facts['free_bytes'])} free")
     for info in facts["partials"]:
-        click.echo(f"broken off {_size(info['bytes'])} of {_size(info['total'])}, {info['url']}")
+        click.echo(f"broken off {sized(info['bytes'])} of {sized(info['total'])}, {info['url']}")
     for name, number in facts["pins"].items():
         click.echo(f"pinned     {name}@{number}")
     click.echo(f"catalogs   {', '.join(facts['catalogs'])}")
-
-
-def _chosen(registry: ModelRegistry, names: Iterable[str]) -> list[ModelVersion]:
-    """The versions that ``names`` mean, or else all that are installed."""
-    wanted = list(names)
-    if wanted:
-        return [registry.version(name) for name in wanted]
-    known = {version.key: version for version in registry.catalog.versions()}
-    keys = [f"{name}@{version}" for name, version in registry.store.installed()]
-    return [known[key] for key in keys if key in known]
-
-
-def _name_and_version(registry: ModelRegistry, name: str) -> tuple[str, str]:
-    """What ``name`` means; a version that only the folder knows may be named in full."""
-    try:
-        version = registry.version(name)
-    except UnknownModelError:
-        bare, _, number = name.partition("@")
-        if (bare, number) not in registry.store.installed():
-            raise
-        return bare, number
-    return version.name, version.version
 
 
 def _whereabouts(registry: ModelRegistry, version: ModelVersion) -> str:
     if not version.files:
         return "needs no files"
     return str(registry.path(version.name, version.version).parent)
-
-
-def _size(count: int) -> str:
-    if count < 0:
-        return "unknown"
-    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
-
-
-def _print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, default=str))
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo("  ".join(cells).rstrip())
