@@ -117,7 +117,7 @@ def test_upload_convert_look_and_download(live, visit, talk, friend, tmp_path):
     assert page.inner_text("#result-title") == "talk_as_friend.wav"
     assert "likeness" in page.inner_text("#figures")
     assert "words kept" in page.inner_text("#figures")
-    assert "of work for 3.0 s" in page.inner_text("#figures")
+    assert "for 3.0 s of sound" in page.inner_text("#figures")
     assert drawn(page, "#before") > 0.5
     assert drawn(page, "#after") > 0.5
     keep(page, "desktop")
@@ -164,6 +164,7 @@ def test_a_voice_is_kept_used_and_deleted(live, visit, talk, friend):
     page = ready(visit(live.url))
     page.set_input_files("#reference-file", friend)
     page.fill("#voice-name", "my friend")
+    page.fill("#voice-consent", "she said yes")
     page.click("#enrol")
     page.wait_for_selector("#voice-notes .good")
     assert page.input_value("#voice") == "my friend"
@@ -171,6 +172,10 @@ def test_a_voice_is_kept_used_and_deleted(live, visit, talk, friend):
     page.click("#tab-voices")
     page.wait_for_selector("#voices .entry")
     keep(page, "voices")
+    assert "allowed: she said yes" in page.inner_text("#voices")
+    page.click("#new-voice")
+    assert page.is_visible("#reference-part")
+    page.click("#tab-voices")
     page.on("dialog", lambda dialog: dialog.accept())
     page.click("#voices button >> text=Use")
     page.set_input_files("#source-file", talk)
@@ -193,7 +198,7 @@ def test_cancel(serve, gated, visit, talk, friend):
     page.set_input_files("#reference-file", friend)
     page.wait_for_selector("#reference-list li")
     page.click("#convert")
-    page.locator("#status", has_text="50 %").wait_for()
+    page.locator("#status", has_text="38 %").wait_for()
     keep(page, "running")
     page.click("#cancel")
     page.wait_for_selector("#error:not([hidden])")
@@ -250,3 +255,17 @@ def test_a_bad_file_gives_the_sentence(live, visit, tmp_path, friend):
     page.click("#convert")
     page.wait_for_selector("#error:not([hidden])")
     assert "is text and not a recording" in page.inner_text("#error")
+
+
+def test_what_was_chosen_can_be_heard_one_sound_at_a_time(live, visit, talk, friend):
+    page = ready(visit(live.url))
+    page.set_input_files("#source-file", talk)
+    page.set_input_files("#reference-file", friend)
+    page.wait_for_selector("#reference-list li")
+    page.click("#source-list button >> text=Play")
+    page.wait_for_selector("#source-list button >> text=Stop")
+    page.click("#reference-list button >> text=Play")
+    page.wait_for_selector("#reference-list button >> text=Stop")
+    assert page.locator("#source-list button", has_text="Stop").count() == 0
+    page.click("#reference-list button >> text=Stop")
+    page.wait_for_selector("#reference-list button >> text=Play")
