@@ -99,8 +99,9 @@ class Voice:
         embedding: ``(256,)`` float32, unit norm (GE2E, Wan et al. 2018).
         log_f0_mean: mean of ln(F0 in Hz) over voiced frames; None when only an embedding is known.
         log_f0_std: its standard deviation, same unit.
-        frames: further conditioning by name, e.g. ``mel`` ``(frames, 80)`` and ``content``
-            ``(frames, dims)`` of the reference at the mel frame rate; empty for a bare embedding.
+        frames: further conditioning by name, e.g. ``mel`` ``(frames, 80)``, ``content``
+            ``(frames, dims)`` and ``pitch`` ``(frames, 2)`` (log-F0, voicing) of the reference at
+            the mel frame rate; empty for a bare embedding.
         name: what the user calls it.
         speech_seconds: speech that the reference held after silence was removed.
         encoder: ``name@version`` of the speaker encoder that made ``embedding``.
@@ -111,6 +112,9 @@ class Voice:
         consent: what the owner of the voice agreed to, in the user's words.
         speech: ``(samples,)`` int16 at 16 kHz, the speech that the voice was made from; None where
             it was not kept. With it a voice can be encoded again for other models.
+        adaptation: what is added to the converter's weights for this voice, by parameter; empty
+            where the converter speaks it as it is.
+        adapted_to: ``name@version`` of the converter that ``adaptation`` belongs to.
     """
 
     embedding: FloatArray
@@ -125,3 +129,5 @@ class Voice:
     quality: Mapping[str, float | None] = field(default_factory=dict)
     consent: str = ""
     speech: NDArray[np.int16] | None = None
+    adaptation: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    adapted_to: str = ""

@@ -94,7 +94,7 @@ def measure(
     pipeline: VoiceConversionPipeline, source: Waveform, voice: Voice, result: ConversionResult
 ) -> Likeness:
     """How like the target and the source the audio sounded before and after."""
-    own = pipeline.clone(source)
+    own = pipeline.clone(source, adapt=False)
     return Likeness(
         source_to_target=pipeline.similarity(source, voice),
         result_to_target=pipeline.similarity(result.audio, voice),

@@ -139,6 +139,8 @@ def files(path: Path, **options: Any) -> None:
 @click.option("--keep", type=FILE, help="Folder for the conversions [default: a temporary one].")
 @click.option("--content-encoder", metavar="MODEL", help="NAME[@VERSION].")
 @click.option("--converter", metavar="MODEL", help="NAME[@VERSION].")
+@click.option("--adaptation-steps", type=click.IntRange(0, 2000), metavar="N",
+              help="How long to fit the converter to each voice; 0: not at all.")  # fmt: skip
 @click.option("--vocoder", metavar="MODEL", help="NAME[@VERSION].")
 @judge_options
 @output_options
@@ -175,8 +177,8 @@ def _run_pipeline(items: Any, folder: Path, speakers: Path, options: dict[str, A
         VoiceConversionPipeline,
     )
 
-    stages = ("content_encoder", "converter", "vocoder")
-    config = PipelineConfig(**{k: options[k] for k in stages if options[k]})
+    chosen = ("content_encoder", "converter", "vocoder", "adaptation_steps")
+    config = PipelineConfig(**{k: options[k] for k in chosen if options[k] is not None})
     registry = _registry(options)
     made_by = VoiceConversionPipeline(config, model_registry=registry)
     with quiet_progress("converting", hidden=options["quiet"]) as progress:

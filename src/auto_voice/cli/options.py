@@ -23,6 +23,10 @@ _OPTIONS = (
     ),
     click.option("--converter", metavar="MODEL", help="What re-speaks them."),
     click.option("--vocoder", metavar="MODEL", help="What turns spectra into sound."),
+    click.option(
+        "--adaptation-steps", type=click.IntRange(0, 2000), metavar="N",
+        help="How long to fit the converter to the voice; 0: not at all  [default: 40].",
+    ),
     click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
     click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models."),
     click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),
@@ -33,7 +37,7 @@ _OPTIONS = (
         help="What may stand in for a model that cannot be had.",
     ),
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
-)
+)  # fmt: skip
 
 _REGISTRY_OPTIONS = ("config", "model_dir", "offline", "device", "fallback")
 

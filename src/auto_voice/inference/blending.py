@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.errors import VoiceError
 from auto_voice.types import FloatArray, Voice
@@ -16,9 +17,10 @@ BLEND_FRAMES = 1600
 def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
     """The voice between ``parts``, pairs of a voice and its weight.
 
-    Embeddings are averaged on the sphere, pitch statistics on the log scale; of the reference
-    frames each voice gives a share that is proportional to its weight, so that whatever a converter
-    averages over them is averaged likewise. A weight of 1 gives that voice unchanged.
+    Embeddings are averaged on the sphere, pitch statistics on the log scale, and what a converter
+    learnt of the voices weight by weight; of the reference frames each voice gives a share that is
+    proportional to its weight, so that whatever a converter averages over them is averaged
+    likewise. A weight of 1 gives that voice unchanged.
 
     Raises:
         VoiceError: no positive weight, or voices of different encoders.
@@ -41,6 +43,7 @@ def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
     norm = float(np.linalg.norm(embedding))
     if norm < 1e-3:
         raise VoiceError("these voices cancel each other out; choose other weights.")
+    adapted_to = next((v.adapted_to for v in voices if v.adapted_to), "")
     return Voice(
         embedding=(embedding / norm).astype(np.float32),
         log_f0_mean=_mean([(voice.log_f0_mean, weight) for voice, weight in parts]),
@@ -51,6 +54,8 @@ def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
         encoder=voices[0].encoder,
         content_space=next((v.content_space for v in voices if v.content_space), ""),
         consent="; ".join(f"{v.name or '?'}: {v.consent}" for v in voices if v.consent),
+        adaptation=_adaptation(parts, adapted_to),
+        adapted_to=adapted_to,
         notes=("A blend of " + ", ".join(f"{v.name or '?'} ({w:.2f})" for v, w in parts) + ".",),
     )
 
@@ -59,6 +64,20 @@ def _mean(pairs: list[tuple[float | None, float]]) -> float | None:
     known = [(value, weight) for value, weight in pairs if value is not None]
     total = sum(weight for _, weight in known)
     return sum(value * weight for value, weight in known) / total if known else None
+
+
+def _adaptation(
+    parts: Sequence[tuple[Voice, float]], adapted_to: str
+) -> dict[str, NDArray[np.float16]]:
+    """The weighted sum; voices that are not adapted to this converter add nothing."""
+    known = [(v, weight) for v, weight in parts if adapted_to and v.adapted_to == adapted_to]
+    names = {name for voice, _ in known for name in voice.adaptation}
+    return {
+        name: np.sum([np.float32(w) * voice.adaptation[name] for voice, w in known], axis=0).astype(
+            np.float16
+        )
+        for name in sorted(names)
+    }
 
 
 def _frames(parts: Sequence[tuple[Voice, float]]) -> dict[str, FloatArray]:

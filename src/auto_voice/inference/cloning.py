@@ -9,7 +9,7 @@ import numpy as np
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
-from auto_voice.audio.pitch import extract_pitch, log_f0_statistics
+from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import trim_silence
 from auto_voice.errors import AudioContentError, VoiceError
@@ -36,7 +36,8 @@ def build_voice(
 
     Silence is removed, each recording is brought to one level, and at most 30 s of speech are
     used, shared evenly. The embedding is the mean over recordings; ``frames`` holds ``mel``
-    ``(frames, 80)`` and ``content`` ``(frames, dims)`` at HiFi-GAN's frame rate.
+    ``(frames, 80)``, ``content`` ``(frames, dims)`` and ``pitch`` ``(frames, 2)`` at HiFi-GAN's
+    frame rate.
 
     Raises:
         AudioContentError: a recording holds no speech or less than a second of it.
@@ -51,12 +52,14 @@ def build_voice(
     notes = [note for what, wave in references for note in (f"{what}: {n}" for n in wave.notes)]
     if seconds < GOOD_SECONDS:
         notes.append(f"The reference holds only {seconds:.1f} s of speech; 5 to 30 s come closer.")
-    statistics = log_f0_statistics(repaired(_joined_pitch(used)))
+    tracks = [extract_pitch(samples, SAMPLE_RATE) for samples in used]
+    statistics = log_f0_statistics(repaired(_joined(tracks)))
     if statistics is None:
         notes.append("No pitch was found in the reference, so the source keeps its own pitch.")
     mean, std = statistics or (None, None)
     contents = [content_encoder.encode(samples) for samples in used]
     mels = [log_mel(resample(s, SAMPLE_RATE, HIFIGAN_MEL.sample_rate), HIFIGAN_MEL).T for s in used]
+    pitches = [_aligned(track, len(mel)) for track, mel in zip(tracks, mels, strict=True)]
     aligned = [
         interpolate_frames(content.features, content.frame_rate, HIFIGAN_MEL.frame_rate, len(mel))
         for content, mel in zip(contents, mels, strict=True)
@@ -68,6 +71,7 @@ def build_voice(
         frames={
             "mel": np.ascontiguousarray(np.concatenate(mels)),
             "content": np.concatenate(aligned),
+            "pitch": np.concatenate(pitches),
         },
         name=name,
         speech_seconds=seconds,
@@ -107,8 +111,12 @@ def _speech(what: str, waveform: Waveform) -> FloatArray:
     return (speech * gain_to_speech_level(speech, SAMPLE_RATE)).astype(np.float32)
 
 
-def _joined_pitch(recordings: Sequence[FloatArray]) -> Pitch:
-    tracks = [extract_pitch(samples, SAMPLE_RATE) for samples in recordings]
+def _aligned(pitch: Pitch, frames: int) -> FloatArray:
+    """``(frames, 2)`` log-F0 and voicing at HiFi-GAN's frame rate."""
+    return np.stack(align_pitch(pitch, HIFIGAN_MEL.frame_rate, frames), axis=1).astype(np.float32)
+
+
+def _joined(tracks: Sequence[Pitch]) -> Pitch:
     return Pitch(
         np.concatenate([track.f0_hz for track in tracks]),
         np.concatenate([track.voiced for track in tracks]),

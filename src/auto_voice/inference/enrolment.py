@@ -83,7 +83,7 @@ def _strangers(
     if len(references) < 2:
         return []
     encoder = pipeline.speaker_encoder
-    embeddings = [pipeline.clone(waveform).embedding for _, waveform in references]
+    embeddings = [pipeline.clone(waveform, adapt=False).embedding for _, waveform in references]
     notes = []
     for index, (label, _) in enumerate(references):
         others = [e for i, e in enumerate(embeddings) if i != index]

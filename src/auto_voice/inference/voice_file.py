@@ -18,7 +18,7 @@ from auto_voice.types import Voice
 SUFFIX = ".safetensors"
 FORMAT = "auto_voice.voice/1"
 MOST_BYTES = 64 << 20
-"""Half a minute takes 1.5 MB; what is far larger is no voice and is not read."""
+"""Half a minute takes 1.5 MB, an adaptation 3.5 MB; what is far larger is no voice."""
 LARGEST_VALUE = 1e4
 EMBEDDING_DIMS, MEL_BANDS = 256, 80
 
@@ -38,11 +38,13 @@ def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:
         "notes": list(voice.notes),
         "quality": dict(voice.quality),
         "consent": voice.consent,
+        "adapted_to": voice.adapted_to,
     }
     arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding}
     if voice.speech is not None:
         arrays["speech"] = voice.speech
     arrays |= {f"frames.{name}": values for name, values in voice.frames.items()}
+    arrays |= {f"adaptation.{name}": values for name, values in voice.adaptation.items()}
     contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     data = save(contiguous, metadata={"format": FORMAT, "voice": json.dumps(about)})
     try:
@@ -91,6 +93,7 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
             frames={
                 name.removeprefix("frames."): value.astype(np.float32)
                 for name, value in arrays.items()
+                if not name.startswith("adaptation.")
             },
             name=_line(about["name"]),
             speech_seconds=float(about["speech_seconds"]),
@@ -101,6 +104,12 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
             quality={_line(k): _number(v) for k, v in about.get("quality", {}).items()},
             consent=_line(about.get("consent", "")),
             speech=speech,
+            adaptation={
+                name.removeprefix("adaptation."): value
+                for name, value in arrays.items()
+                if name.startswith("adaptation.")
+            },
+            adapted_to=_line(about.get("adapted_to", "")),
         )
     except (SafetensorError, *_DAMAGE) as error:
         if isinstance(error, VoiceError):
@@ -118,7 +127,8 @@ def _plausible(voice: Voice) -> bool:
     shaped &= voice.embedding.shape == (EMBEDDING_DIMS,) and len(rows) <= 1
     if "mel" in voice.frames:
         shaped &= voice.frames["mel"].shape[-1] == MEL_BANDS
-    floats = (voice.embedding, *voice.frames.values())
+    floats: list[NDArray[Any]] = [voice.embedding, *voice.frames.values()]
+    floats += voice.adaptation.values()
     shaped &= bool(0.5 < np.linalg.norm(voice.embedding) < 2)
     bounded = all((np.abs(values) < LARGEST_VALUE).all() for values in floats)  # False for NaN
     mean, std = voice.log_f0_mean, voice.log_f0_std

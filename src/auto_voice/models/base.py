@@ -6,6 +6,7 @@ nothing here imports torch. The registry builds them; the pipeline gets them inj
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -93,6 +94,22 @@ class Converter(Protocol):
         Args:
             pitch: already transposed to where the result should lie.
             frames: of the output, at ``sample_rate / hop_samples`` a second.
+        """
+        ...
+
+
+@runtime_checkable
+class AdaptiveConverter(Protocol):
+    """A converter that can be fitted to one voice."""
+
+    name: str
+
+    def adapt(
+        self, voice: Voice, steps: int, progress: Callable[[float], None] | None = None
+    ) -> Voice:
+        """``voice`` with what this converter learnt in ``steps`` from its speech.
+
+        A voice that holds too little to learn from comes back as it was.
         """
         ...
 
