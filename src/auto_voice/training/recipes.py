@@ -34,7 +34,7 @@ class ContentSpaceRecipe:
     """The space that content lies in.
 
     Attributes:
-        name: of an existing one, where the content encoder is kept.
+        name: of the catalog's space, where the content encoder is kept.
         dims: of it.
         sample: utterances that it is fitted on.
         layers: of the teacher.

@@ -109,7 +109,12 @@ class Workflow:
     def _features(self, utterances: Sequence[Utterance]) -> dict[Path, str]:
         space = self.folder / "content_space.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not space.exists():
+        if self.recipe.content is None:
+            # A content encoder that is kept keeps its space.
+            stored = f"content_space-{self.recipe.content_space.name}.safetensors"
+            kept = self.registry.path("content_whisper", file=stored)
+            space.write_bytes(kept.read_bytes())
+        elif not space.exists():
             self.say("Fitting the content space")
             features.fit_content_space(
                 utterances, features.load_teacher(self.registry), space,

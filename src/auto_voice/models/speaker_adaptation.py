@@ -1,0 +1,153 @@
+"""Fitting a converter to one voice: a few gradient steps on the voice's own speech.
+
+A vector and a lookup tell a converter trained on few voices how a new one differs; they do not
+make it that voice. The reference itself is training data: its content and pitch are known, and so
+is the mel they should give. Some dozens of steps on random crops of it, each hidden from the
+attention that looks into the reference, move an unseen speaker as close as a trained one
+(test-time training, Sun et al. 2020; for voices: AdaSpeech, Chen et al. 2021).
+
+What the steps learn is kept as the difference to the converter's weights, scaled down: a line
+between the two networks keeps more of what the wide training taught, words above all, than its far
+end does (WiSE-FT, Wortsman et al. 2022).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+GUARD_FRAMES = 16
+"""Mel frames on both sides of a crop that the attention must not see."""
+LEAST_FRAMES = 96
+"""Of a voice: about 1.1 s. From less nothing can be learnt."""
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How far a converter goes towards a voice.
+
+    Attributes:
+        steps: of Adam.
+        rate: learning rate at its peak, falling to 0 along a line.
+        share: of the learnt difference that is kept.
+        crops: in a step.
+        frames: of a crop at most.
+        seed: of the crops.
+    """
+
+    steps: int = 40
+    rate: float = 5e-4
+    share: float = 1.0
+    crops: int = 8
+    frames: int = 96
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Speech:
+    """A voice's speech as ``ConverterNet`` sees it, on one device.
+
+    Attributes:
+        content: ``(frames, dims)`` at the mel rate.
+        pitch: ``(frames, PITCH_SIZE)``.
+        mel: ``(frames, bands)`` standardised.
+        embedding: ``(256,)``.
+        profile: ``(PROFILE_SIZE,)``.
+    """
+
+    content: Tensor
+    pitch: Tensor
+    mel: Tensor
+    embedding: Tensor
+    profile: Tensor
+
+
+def adapt(
+    net: torch.nn.Module,
+    speech: Speech,
+    plan: Adaptation,
+    progress: Callable[[float], None] | None = None,
+) -> dict[str, NDArray[np.float16]]:
+    """What to add to the weights of ``net``, a ``ConverterNet``, to speak as in ``speech``.
+
+    ``net`` itself stays as it is. The same speech, plan and thread count give the same numbers.
+
+    Args:
+        progress: called with the fraction done, from 0 to 1.
+
+    Returns:
+        One half-precision array for each parameter, by name; empty where the speech is shorter
+        than ``LEAST_FRAMES``.
+    """
+    if len(speech.mel) < LEAST_FRAMES or plan.steps < 1:
+        return {}
+    student = copy.deepcopy(net).train().requires_grad_(True)
+    with torch.inference_mode(False), torch.enable_grad():
+        optimizer = torch.optim.Adam(student.parameters(), lr=plan.rate, betas=(0.9, 0.98))
+        rng = np.random.default_rng(plan.seed)
+        for step in range(plan.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = plan.rate * min(1.0, (step + 1) / 5) * (1 - step / plan.steps)
+            loss = _loss(student, speech, plan, rng)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if progress is not None:
+                progress((step + 1) / plan.steps)
+    before = dict(net.named_parameters())
+    return {
+        name: (plan.share * (after.detach() - before[name])).half().cpu().numpy()
+        for name, after in student.named_parameters()
+    }
+
+
+def adapted(
+    net: torch.nn.Module, difference: Mapping[str, NDArray[np.float16]]
+) -> dict[str, Tensor]:
+    """The parameters of ``net`` with ``difference`` added, for ``torch.func.functional_call``.
+
+    Raises:
+        KeyError, ValueError: ``difference`` belongs to another network.
+    """
+    weights = dict(net.named_parameters())
+    out = {}
+    for name, values in difference.items():
+        if weights[name].shape != values.shape:
+            raise ValueError(f"{name} is {tuple(weights[name].shape)}, not {values.shape}")
+        added = torch.from_numpy(np.asarray(values, np.float32)).to(weights[name].device)
+        out[name] = weights[name].detach() + added
+    return out
+
+
+def _loss(
+    net: torch.nn.Module, speech: Speech, plan: Adaptation, rng: np.random.Generator
+) -> Tensor:
+    """Mean distance of the mel of random crops, in standardised units."""
+    from auto_voice.models.converter_model import VoiceCondition
+
+    total = len(speech.mel)
+    length = min(plan.frames, total // 3)
+    starts = [int(s) for s in rng.integers(0, total - length + 1, plan.crops)]
+    visible = torch.ones(plan.crops, total, dtype=torch.bool, device=speech.mel.device)
+    for row, start in enumerate(starts):
+        visible[row, max(0, start - GUARD_FRAMES) : start + length + GUARD_FRAMES] = False
+
+    def cut(values: Tensor) -> Tensor:
+        return torch.stack([values[start : start + length] for start in starts])
+
+    def every(values: Tensor) -> Tensor:
+        return values[None].expand(plan.crops, *values.shape)
+
+    voice = VoiceCondition(
+        every(speech.embedding), every(speech.profile), every(speech.content), every(speech.mel),
+        visible,
+    )  # fmt: skip
+    predicted = net(cut(speech.content), cut(speech.pitch), voice)
+    loss: Tensor = (predicted - cut(speech.mel)).abs().mean()
+    return loss
