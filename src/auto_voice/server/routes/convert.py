@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
@@ -49,7 +50,7 @@ async def convert(
 ) -> FileResponse:
     """The converted recording itself. Longer recordings go to `POST /v1/jobs`."""
     await check_target(here, options, reference)
-    job = await asyncio.to_thread(
+    job = await run_in_threadpool(
         here.accept,
         client,
         "convert",
@@ -100,7 +101,7 @@ def account(result: Mapping[str, Any]) -> str:
 @router.post("/inspect", summary="What is in a recording")
 async def inspect(request: Request, here: Here, client: Client, file: Sound) -> Inspection:
     """Length, level, noise, speech, pitch, and the stored voices it resembles."""
-    job = await asyncio.to_thread(
+    job = await run_in_threadpool(
         here.accept,
         client,
         "inspect",
@@ -125,7 +126,7 @@ async def evaluate(
 ) -> EvaluationAnswer:
     """Likeness by two encoders, words, sound, pitch and level of a finished conversion."""
     _ = here.engine.evaluator
-    job = await asyncio.to_thread(
+    job = await run_in_threadpool(
         here.accept,
         client,
         "evaluate",

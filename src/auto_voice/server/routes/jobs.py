@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import IO, Annotated, cast
 
 from fastapi import APIRouter, Depends, File, Header, Query, Response, UploadFile
 from fastapi import Path as PathField
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, StreamingResponse
 
 from auto_voice.errors import JobStateError, UploadError
@@ -42,7 +42,7 @@ async def create(
     if len(source) > most:
         raise UploadError(f"{len(source)} recordings are more than the {most} of one job.")
     await check_target(here, options, reference)
-    job = await asyncio.to_thread(
+    job = await run_in_threadpool(
         here.accept,
         client,
         "convert",

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi import Path as PathField
+from fastapi.concurrency import run_in_threadpool
 
 from auto_voice.server.context import Client, Here
 from auto_voice.server.schemas import Rename, VoiceList, VoiceView
@@ -37,7 +38,7 @@ async def enrol(
     """The voice heard in the recordings. `notes` says what was wrong with them, and what to
     record instead."""
     await asyncio.to_thread(here.engine.voices.check_name, name, overwrite)
-    job = await asyncio.to_thread(
+    job = await run_in_threadpool(
         here.accept,
         client,
         "enrol",
