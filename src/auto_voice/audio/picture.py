@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.audio.resample import resample
-from auto_voice.errors import MissingDependencyError
+from auto_voice.errors import AudioOutputError, MissingDependencyError
 from auto_voice.types import Waveform
 
 PANEL_INCHES = (9.0, 1.9)
@@ -33,6 +34,7 @@ def draw_spectrograms(
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
+        AudioOutputError: ``path`` cannot be written.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,8 +50,15 @@ def draw_spectrograms(
     for panel, (title, recording) in zip(panels, recordings.items(), strict=True):
         _draw(panel, title, _head(recording, seconds))
     panels[-1].set_xlabel("time, s")
-    figure.savefig(path, dpi=110)
-    return Path(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    target = Path(path)
+    try:
+        target.write_bytes(picture.getvalue())
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise AudioOutputError(f"{target} cannot be written: {error}.") from error
+    return target
 
 
 def _head(recording: Waveform, seconds: float | None) -> Waveform:

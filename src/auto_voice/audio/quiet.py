@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STDERR = 2
+SILENT = "silent"
+"""Begins the names of threads that never write and start no process."""
 
 
 @contextmanager
@@ -17,7 +19,8 @@ def quiet_stderr(wanted: bool = True) -> Iterator[None]:
     The MP3 decoder complains there of what our own sentence says better. The descriptor belongs to
     the whole process, so this does nothing while other threads run, whose lines would be lost.
     """
-    alone = threading.active_count() == 1
+    here = threading.current_thread()
+    alone = all(t is here or t.name.startswith(SILENT) for t in threading.enumerate())
     if not (wanted and alone):
         yield
         return

@@ -130,8 +130,8 @@ def _spec(mock: bool, options: dict[str, Any]) -> Any:
 
     names = ("config", "model_dir", "offline", "device", "fallback")
     registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
-    chosen = ("content_encoder", "converter", "vocoder", "allow_truncated")
-    models = {n: options[n] for n in chosen if options.get(n)}
+    chosen = ("content_encoder", "converter", "vocoder", "adaptation_steps", "allow_truncated")
+    models = {n: options[n] for n in chosen if options.get(n) is not None}
     settings = {"mock": mock, "registry": registry, "pipeline": models}
     return WorkerSpec("auto_voice.inference.batch:worker", settings)
 
@@ -143,7 +143,12 @@ def _plain(value: Any) -> Any:
 def _check_formats(jobs: list[BatchJob]) -> None:
     """A format that cannot be is the user's slip: better said before the first file than after."""
     from auto_voice.audio.io import choose_encoding
+    from auto_voice.errors import ConfigError
+    from auto_voice.inference.batch import MANIFEST
 
+    for job in jobs:
+        if Path(job.output).name == MANIFEST:
+            raise ConfigError(f"{job.output} is the name of the manifest; choose another output.")
     for kind in {(Path(job.output).suffix, job.format, job.subtype) for job in jobs}:
         choose_encoding(Path(f"x{kind[0]}"), kind[1], kind[2])
 

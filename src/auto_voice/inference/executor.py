@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
+from auto_voice.audio.quiet import SILENT
+
 Record = Mapping[str, Any]
 """A job, or what came of it: names to JSON values."""
 
@@ -148,7 +150,8 @@ def _serve(pipe: Any, spec: WorkerSpec, threads: int) -> None:
     """The life of a worker process."""
     # Ctrl-C reaches the whole group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    name = f"{SILENT} until the parent ends"
+    threading.Thread(target=_end_with_parent, name=name, daemon=True).start()
     limit_threads(threads)
     worker = spec.build()
     while True:

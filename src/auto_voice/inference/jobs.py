@@ -79,10 +79,10 @@ def collect(inputs: Iterable[str], defaults: Defaults) -> list[BatchJob]:
     for given in inputs:
         try:
             jobs += _of_input(given, defaults)
-        except OSError as error:  # A name that is too long, a folder that may not be read.
-            if isinstance(error, AutoVoiceError):
-                raise
-            raise ConfigError(f"{given!r} cannot be read ({error.strerror}).") from error
+        except AutoVoiceError:
+            raise
+        except (OSError, ValueError) as error:  # Names that no system call takes, locked folders.
+            raise ConfigError(f"{given!r} cannot be read ({error}).") from error
     return _apart(_distinct(jobs))
 
 
@@ -183,6 +183,8 @@ def _job(
 ) -> BatchJob:
     if not voice:
         raise ConfigError(f"{source} has no voice; give --voice, or a column voice in the table.")
+    if any("\0" in path for path in (source, output, *voice)):
+        raise ConfigError("a path holds a NUL character; write the table again.")
     controls = controls_from({**defaults.controls, **given})
     return BatchJob(
         source=source,

@@ -260,6 +260,6 @@ def _ensure_room(folder: Path, seconds: float | None) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise AudioOutputError(
-            f"converting {seconds or 0:.0f} s of audio needs {needed / 1e9:.1f} GB beside the "
-            f"output, and {folder.parent} has {free / 1e9:.1f} GB; write to another disk."
+            f"converting {seconds or 0:.0f} s of audio needs {needed / 1e6:.0f} MB beside the "
+            f"output, and {folder.parent} has {free / 1e6:.0f} MB; write to another disk."
         )
