@@ -198,7 +198,11 @@ def main() -> None:
             if options.minutes:
                 requests = fitting(options.minutes * 60, capacity, options.loads)
             rows = [
-                measure(load, process.pid, factor, capacity, requests) for factor in options.loads
+                # Fewer than may wait would show nothing of an overload.
+                measure(
+                    load, process.pid, factor, capacity, max(requests, 3 * WAITING * (factor > 2))
+                )
+                for factor in options.loads
             ]
             print(f"accepted requests without a whole result: {load.lost}")
         finally:
