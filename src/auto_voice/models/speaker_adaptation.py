@@ -102,7 +102,7 @@ def adapt(
                 progress((step + 1) / plan.steps)
     before = dict(net.named_parameters())
     return {
-        name: (plan.share * (after.detach() - before[name])).half().cpu().numpy()
+        name: (plan.share * (after.detach() - before[name].detach())).half().cpu().numpy()
         for name, after in student.named_parameters()
     }
 

@@ -1,0 +1,157 @@
+"""Fitting a converter to a voice: it learns, it is exact about what it changes, it is safe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from auto_voice.errors import VoiceError
+from auto_voice.inference import load_voice, save_voice
+from auto_voice.inference.blending import blend_voices
+from auto_voice.models.converter_model import CompactConverter, ConverterNet
+from auto_voice.models.speaker_adaptation import LEAST_FRAMES
+from auto_voice.types import Content, Pitch, Voice
+
+FRAMES = 240
+RATE = 22050 / 256
+
+
+@pytest.fixture
+def converter():
+    torch.manual_seed(0)
+    net = ConverterNet(dims=4, width=32, blocks=2, heads=2).eval()
+    return CompactConverter(net, "toy@1.0", "toy")
+
+
+def voice(tilt=0.0, frames=FRAMES, seed=0, **changes):
+    """A speaker whose mel is a fixed function of content, darker or brighter by ``tilt``."""
+    rng = np.random.default_rng(seed)
+    content = np.repeat(rng.normal(size=(-(-frames // 12), 4)), 12, axis=0)[:frames]
+    mixing = np.random.default_rng(7).normal(size=(4, 80))
+    mel = -5.5 + 0.6 * content @ mixing + tilt * np.linspace(-1, 1, 80)
+    pitch = np.stack([np.full(frames, np.log(150.0)), np.ones(frames)], axis=1)
+    embedding = np.eye(256, dtype=np.float32)[0]
+    fields = {
+        "embedding": embedding, "log_f0_mean": float(np.log(150.0)), "log_f0_std": 0.1,
+        "content_space": "toy", "encoder": "ge2e@1.0", "name": "ann",
+        "frames": {
+            "mel": mel.astype(np.float32), "content": content.astype(np.float32),
+            "pitch": pitch.astype(np.float32),
+        },
+    }  # fmt: skip
+    return Voice(**fields | changes)
+
+
+def spoken(converter, target, seed=5, frames=120):
+    """New content in the voice: what the converter gives, and what the speaker would have."""
+    other = voice(seed=seed, frames=frames)
+    content = Content(other.frames["content"], RATE, "toy")
+    pitch = Pitch(np.full(frames, 150.0, np.float32), np.ones(frames, bool), RATE)
+    return converter.convert(content, pitch, target, frames).values.T
+
+
+def test_new_words_come_closer_to_the_speaker(converter):
+    """Judged on content that was never in the reference."""
+    target = voice(tilt=2.0)
+    truth = voice(tilt=2.0, seed=5, frames=120).frames["mel"]
+    before = np.abs(spoken(converter, target) - truth).mean()
+    after = np.abs(spoken(converter, converter.adapt(target, 60)) - truth).mean()
+    assert after < 0.75 * before
+
+
+def test_each_speaker_gets_what_is_theirs(converter):
+    dark = converter.adapt(voice(tilt=-2.0), 60)
+    bright = converter.adapt(voice(tilt=2.0), 60)
+    slope = np.linspace(-1, 1, 80)
+    assert (spoken(converter, bright) @ slope).mean() > (spoken(converter, dark) @ slope).mean() + 5
+
+
+def test_the_converter_itself_stays_as_it_was(converter):
+    before = {k: v.clone() for k, v in converter.net.state_dict().items()}
+    plain = spoken(converter, voice())
+    converter.adapt(voice(tilt=2.0), 10)
+    for name, values in converter.net.state_dict().items():
+        assert torch.equal(values, before[name]), name
+    assert not any(p.grad is not None for p in converter.net.parameters())
+    np.testing.assert_array_equal(spoken(converter, voice()), plain)
+
+
+def test_the_same_speech_gives_the_same_numbers(converter):
+    one, two = converter.adapt(voice(), 5), converter.adapt(voice(), 5)
+    for name, values in one.adaptation.items():
+        np.testing.assert_array_equal(values, two.adaptation[name])
+
+
+def test_progress_ends_at_one_and_may_break_off(converter):
+    seen = []
+    converter.adapt(voice(), 4, seen.append)
+    assert seen == [0.25, 0.5, 0.75, 1.0]
+
+    def stop(done):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        converter.adapt(voice(), 4, stop)
+
+
+@pytest.mark.parametrize(
+    "unfit",
+    [
+        voice(frames=LEAST_FRAMES - 1),
+        replace(voice(), frames={}),
+        voice(content_space="another"),
+        replace(voice(), frames={k: v for k, v in voice().frames.items() if k != "pitch"}),
+    ],
+    ids=["short", "bare", "space", "no pitch"],
+)
+def test_a_voice_without_enough_to_learn_from_comes_back_as_it_was(converter, unfit):
+    assert converter.adapt(unfit, 5) is unfit
+
+
+def test_an_adaptation_of_another_converter_changes_nothing(converter):
+    learnt = converter.adapt(voice(tilt=2.0), 5)
+    other = CompactConverter(converter.net, "toy@2.0", "toy")
+    np.testing.assert_array_equal(spoken(other, learnt), spoken(other, voice(tilt=2.0)))
+
+
+def test_a_forged_adaptation_is_refused_with_a_sentence(converter):
+    learnt = converter.adapt(voice(), 2)
+    for forged in (
+        {"stem.weight": np.zeros((2, 2), np.float16)},
+        {"no.such": np.zeros(3, np.float16)},
+    ):
+        bad = voice(adaptation=forged, adapted_to=learnt.adapted_to)
+        with pytest.raises(VoiceError, match="enrol it again"):
+            spoken(converter, bad)
+
+
+def test_a_voice_file_keeps_it(converter, tmp_path):
+    learnt = converter.adapt(voice(tilt=1.0), 5)
+    again = load_voice(save_voice(tmp_path / "ann.safetensors", learnt))
+    assert again.adapted_to == "toy@1.0"
+    assert set(again.frames) == set(learnt.frames)
+    np.testing.assert_array_equal(spoken(converter, again), spoken(converter, learnt))
+
+
+def test_damaged_numbers_in_it_are_refused(converter, tmp_path):
+    learnt = converter.adapt(voice(), 2)
+    name = next(iter(learnt.adaptation))
+    learnt.adaptation[name].flat[0] = np.nan
+    with pytest.raises(VoiceError, match="damaged"):
+        load_voice(save_voice(tmp_path / "ann.safetensors", learnt))
+
+
+def test_a_blend_is_between_its_voices(converter):
+    one, two = converter.adapt(voice(tilt=-2.0), 20), converter.adapt(voice(tilt=2.0), 20)
+    blend = blend_voices([(one, 0.5), (two, 0.5)])
+    name = "head.bias"
+    middle = (one.adaptation[name].astype(float) + two.adaptation[name]) / 2
+    np.testing.assert_allclose(blend.adaptation[name], middle, atol=1e-4)
+    stranger = voice()
+    half = blend_voices([(one, 0.5), (stranger, 0.5)])
+    np.testing.assert_allclose(
+        half.adaptation[name], one.adaptation[name].astype(float) / 2, atol=1e-4
+    )
