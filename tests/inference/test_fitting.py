@@ -65,7 +65,7 @@ def test_a_voice_asked_for_its_embedding_alone_is_not_fitted(learning, reference
 def test_a_stored_voice_is_used_as_it_is_and_refitted_for_another_converter(
     learning, reference, source, tmp_path
 ):
-    pipeline, converter = learning()
+    pipeline, _ = learning()
     path = save_voice(tmp_path / "ann.safetensors", pipeline.clone(reference))
     fresh, other = learning()
     fresh.convert(source, path)

@@ -65,3 +65,18 @@ def test_whole_speakers_are_held_out_and_more_data_moves_none_of_them() -> None:
     assert 8 <= len({u.speaker for u in held}) <= 40
     more_train, _ = hold_out(utterances(400), 0.1)
     assert {u.speaker for u in held}.isdisjoint(u.speaker for u in more_train)
+
+
+def test_recordings_of_one_speaker_are_held_out_one_by_one() -> None:
+    speech = [Utterance(Path(f"{i}.wav"), "anna", "c") for i in range(40)]
+    assert not all(hold_out(speech, 0.2))
+    train, held = hold_out(speech, 0.2, "recording")
+    assert sorted([*train, *held], key=lambda u: int(u.path.stem)) == speech
+    assert 2 <= len(held) <= 16
+    more = [*speech, Utterance(Path("new.wav"), "anna", "c")]
+    assert set(held) <= set(hold_out(more, 0.2, "recording")[1])
+
+
+def test_two_recordings_are_enough_to_hold_one_out() -> None:
+    speech = [Utterance(Path(f"{i}.wav"), "anna", "c") for i in range(2)]
+    assert [len(side) for side in hold_out(speech, 0.5, "recording")] == [1, 1]

@@ -51,27 +51,30 @@ def scan(sources: Sequence[Path]) -> list[Utterance]:
 
 
 def hold_out(
-    utterances: Sequence[Utterance], share: float
+    utterances: Sequence[Utterance], share: float, by: str = "speaker"
 ) -> tuple[list[Utterance], list[Utterance]]:
-    """Training and held-out utterances: whole speakers, chosen by a hash of their name.
+    """Training and held-out utterances, chosen by a hash of a name.
 
-    The choice depends on nothing but the name, so adding data never moves a held-out speaker
-    into training. Only where the hash would leave one side empty does a speaker change sides.
+    The choice depends on nothing but the name, so adding data never moves what is held out into
+    training. Only where the hash would leave one side empty does one name change sides.
+
+    Args:
+        by: ``speaker``: whole speakers, as every figure of unseen voices needs; ``recording``:
+            single recordings, where a network is fitted to a speaker and judged on the same.
     """
-    rank = {u.speaker: _rank(u.speaker) for u in utterances}
-    ordered = sorted(rank, key=lambda speaker: rank[speaker])
-    held = {speaker for speaker in ordered if rank[speaker] < share}
+    names = [u.speaker if by == "speaker" else u.path.name for u in utterances]
+    rank = {name: _rank(name) for name in names}
+    ordered = sorted(rank, key=lambda name: rank[name])
+    held = {name for name in ordered if rank[name] < share}
     if len(ordered) > 1:
         held = (held | {ordered[0]}) - {ordered[-1]}
-    return (
-        [u for u in utterances if u.speaker not in held],
-        [u for u in utterances if u.speaker in held],
-    )
+    pairs = list(zip(utterances, names, strict=True))
+    return [u for u, name in pairs if name not in held], [u for u, name in pairs if name in held]
 
 
-def _rank(speaker: str) -> float:
-    """A number in [0, 1) that a speaker always has."""
-    return int.from_bytes(hashlib.sha256(speaker.encode()).digest()[:4], "big") / 2**32
+def _rank(name: str) -> float:
+    """A number in [0, 1) that a name always has."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
 
 
 def _from_csv(path: Path) -> list[Utterance]:

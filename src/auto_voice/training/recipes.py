@@ -21,11 +21,20 @@ class DataRecipe:
     """Which speech counts how much.
 
     Attributes:
-        hold_out: share of speakers that are validated on and never trained on.
+        hold_out: share that is validated on and never trained on.
+        hold_out_by: ``speaker``, or ``recording`` where one speaker is learnt.
         weights: how often a corpus is drawn, relative to its size; missing: 1.
     """
 
     hold_out: float = 0.04
+    hold_out_by: str = "speaker"
+
+    def __post_init__(self) -> None:
+        if self.hold_out_by not in ("speaker", "recording"):
+            raise TrainingError(
+                f"data.hold_out_by is speaker or recording, not {self.hold_out_by!r}."
+            )
+
     weights: Mapping[str, float] = field(default_factory=dict)
 
 

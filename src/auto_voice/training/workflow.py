@@ -90,10 +90,12 @@ class Workflow:
         """
         torch.manual_seed(0)
         utterances = scan(self.sources)
-        if not all(hold_out(utterances, self.recipe.data.hold_out)):
+        if not all(self._split(utterances)):
+            what = self.recipe.data.hold_out_by
+            count = len({u.speaker for u in utterances} if what == "speaker" else utterances)
             raise TrainingError(
-                f"{len({u.speaker for u in utterances})} speakers are too few to hold one out; "
-                "add speakers or change data.hold_out in the recipe."
+                f"{count} {what}{'s are' if count != 1 else ' is'} too few to hold one out; add "
+                f"{what}s, or change data.hold_out in the recipe."
             )
         failures = self._features(utterances)
         train, held = self._corpora(utterances)
@@ -130,8 +132,12 @@ class Workflow:
             csv.writer(file).writerows([["path", "reason"], *sorted(failures.items())])
         return failures
 
+    def _split(self, utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
+        data = self.recipe.data
+        return hold_out(utterances, data.hold_out, data.hold_out_by)
+
     def _corpora(self, utterances: Sequence[Utterance]) -> tuple[Corpus, Corpus]:
-        train, held = hold_out(utterances, self.recipe.data.hold_out)
+        train, held = self._split(utterances)
         weights = dict(self.recipe.data.weights)
         folder = self.folder / "features"
         return Corpus.load(train, folder, weights), Corpus.load(held, folder, weights)
