@@ -126,6 +126,18 @@ timed(lambda: model.synthesize(mel))
 """
 RUNS = {
     "HiFi-GAN, float32": VOCODER.format(precision="float32"),
+    "HiFi-GAN, weight norm computed at every call, as published": """
+import torch, warnings
+warnings.simplefilter('ignore')
+from auto_voice.models import hifigan_model
+net = hifigan_model.HiFiGANNet(hifigan_model.HiFiGANShape()).eval()
+for layer in net.modules():
+    if isinstance(layer, (torch.nn.Conv1d, torch.nn.ConvTranspose1d)):
+        torch.nn.utils.weight_norm(layer)
+def call():
+    with torch.no_grad(): net(torch.from_numpy(mel)[None])
+timed(call)
+""",
     "HiFi-GAN, bfloat16": VOCODER.format(precision="bfloat16"),
     "Griffin-Lim": """
 from auto_voice.models.griffin_lim_model import GriffinLimModel
@@ -146,6 +158,16 @@ import torch, transformers
 model = transformers.HubertModel.from_pretrained(folder / 'reference').eval()
 def call():
     with torch.inference_mode(): model(torch.from_numpy(audio)[None])
+timed(call)
+""",
+    "GE2E, window by window": """
+import torch
+from auto_voice.models import speaker_encoder
+net = speaker_encoder.SpeakerNet().eval()
+windows = torch.randn(max(1, round(seconds / 0.77)), 160, 40)
+def call():
+    with torch.no_grad():
+        for window in windows: net(window[None])
 timed(call)
 """,
     "GE2E, all windows at once": """
