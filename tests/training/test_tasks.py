@@ -8,6 +8,7 @@ import torch
 from speech_kit import DIMS, corpus, item
 
 from auto_voice.errors import TrainingError
+from auto_voice.inference.shaping import band_centres
 from auto_voice.training.corpus import Corpus, crop
 from auto_voice.training.tasks import GUARD_FRAMES, ContentTask, ConverterTask
 
@@ -102,3 +103,34 @@ def test_the_converter_task_learns_the_speaker_from_the_reference() -> None:
         i.features["mel"] = i.features["mel"][::-1].copy()
     other, _, _ = task.forward(speech, np.random.default_rng(1), 4)
     assert (own - other).abs().mean() > 0.05
+
+
+def test_an_invented_voice_moves_crop_reference_and_pitch_alike() -> None:
+    speech = corpus(speakers=1, each=1)
+    only = speech.items[0]
+    only.features["mel"] = np.full_like(only.features["mel"], -9.0)
+    only.features["mel"][30] = 0.0
+    task = ConverterTask(speech, speech, SMALL, 2, 40, 400, bare=0.0)
+    part = slice(0, 40)
+    plain, mean = task._voice(speech, only, part, np.random.default_rng(0), "teacher")
+    moved, mean_moved = task._voice(speech, only, part, np.random.default_rng(0), "teacher", 1.2)
+    assert mean_moved - mean == pytest.approx(np.log(1.2))
+    assert not moved[0].any()
+    assert plain[0].any()
+    centres = band_centres()
+    ratio = centres[moved[3].mean(0).argmax()] / centres[plain[3].mean(0).argmax()]
+    assert ratio == pytest.approx(1.2, abs=0.04)
+    np.testing.assert_array_equal(moved[2], plain[2])  # What is said stays.
+
+
+def test_invented_voices_change_targets_only_where_asked() -> None:
+    speech = corpus(speakers=3, each=2)
+    targets = {}
+    for share in (0.0, 1.0):
+        task = ConverterTask(speech, speech, SMALL, 4, 40, 60, invented=share)
+        _, targets[share], _ = task.forward(speech, np.random.default_rng(3), 4)
+        before = task.validate()
+        assert task.invented == share
+        assert before == task.validate()
+    assert targets[0.0].shape[-1] == targets[1.0].shape[-1] == 80
+    assert not torch.allclose(targets[0.0], targets[1.0])

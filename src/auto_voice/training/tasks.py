@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.mel import HIFIGAN_MEL
+from auto_voice.inference.shaping import warp_formants
 from auto_voice.models.content_model import ContentNet
 from auto_voice.models.converter_model import (
     MEL_MEAN,
@@ -23,10 +24,12 @@ from auto_voice.models.converter_model import (
 from auto_voice.training.augmentation import perturb
 from auto_voice.training.corpus import Corpus, Item, crop
 from auto_voice.training.features import SPEEDS
-from auto_voice.types import FloatArray
+from auto_voice.types import FloatArray, Mel
 
 CONTENT_RATE = 50.0
 MIN_REFERENCE_FRAMES = 48
+INVENTED_SPREAD = 0.1
+"""Of the log of the factor of invented voices: two of three within a tenth of the original."""
 GUARD_FRAMES = 16
 """Mel frames on both sides of a crop that its own reference must not show."""
 
@@ -119,6 +122,9 @@ class ConverterTask:
         content: features that hold the content, one drawn for each crop, so that one converter
             understands several encoders of one space.
         bare: share of crops whose voice is the embedding alone.
+        invented: share of crops in a voice that nobody has: crop and reference with all
+            frequencies moved by one factor, and no embedding, so that the rest of the reference
+            must tell who speaks (vocal tract length perturbation, Jaitly & Hinton 2013).
     """
 
     def __init__(
@@ -131,11 +137,12 @@ class ConverterTask:
         reference_frames: int,
         content: Sequence[str] = ("teacher",),
         bare: float = 0.1,
+        invented: float = 0.0,
     ) -> None:
         self.model = ConverterNet(**net)
         self.corpus, self.held_out = corpus, held_out
         self.batch, self.frames, self.reference_frames = batch, frames, reference_frames
-        self.content, self.bare = tuple(content), bare
+        self.content, self.bare, self.invented = tuple(content), bare, invented
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
         predicted, target, mask = self.forward(self.corpus, rng, self.batch)
@@ -145,8 +152,9 @@ class ConverterTask:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         figures = {}
-        kept = self.content
-        for name in kept:
+        kept = self.content, self.invented
+        self.invented = 0.0
+        for name in dict.fromkeys(kept[0]):
             self.content = (name,)
             predicted, target, mask = self.forward(
                 self.held_out, np.random.default_rng(0), 4 * self.batch
@@ -155,7 +163,7 @@ class ConverterTask:
             detail = _detail(predicted)[mask].mean() / _detail(target)[mask].mean()
             figures[f"l1_{name}"] = float(error) * MEL_SCALE
             figures[f"detail_{name}"] = float(detail)
-        self.content = kept
+        self.content, self.invented = kept
         return figures
 
     def forward(
@@ -166,20 +174,33 @@ class ConverterTask:
         for item in corpus.draw(rng, count):
             part = crop(rng, item.frames, self.frames)
             heard = self.content[rng.integers(len(self.content))]
-            voice, log_f0_mean = self._voice(corpus, item, part, rng, heard)
+            moved = self.invented > 0 and rng.random() < self.invented
+            factor = float(np.exp(rng.normal(0, INVENTED_SPREAD))) if moved else 1.0
+            voice, log_f0_mean = self._voice(corpus, item, part, rng, heard, factor)
             features = item.features
-            log_f0, voiced = features["log_f0"][part], features["voiced"][part].astype(np.float32)
+            log_f0 = features["log_f0"][part] + np.float32(np.log(factor))
+            voiced = features["voiced"][part].astype(np.float32)
             content.append(mel_rate_content(item, heard)[part].astype(np.float32))
             pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
-            target.append(standardise(features["mel"][:, part].T))
+            target.append(standardise(_warped(features["mel"][:, part], factor)))
             voices.append(voice)
         predicted = self.model(_pad(content), _pad(pitch), _stack_voices(voices)).float()
         return predicted, _pad(target), _mask([len(t) for t in target])
 
     def _voice(
-        self, corpus: Corpus, item: Item, part: slice, rng: np.random.Generator, heard: str
+        self,
+        corpus: Corpus,
+        item: Item,
+        part: slice,
+        rng: np.random.Generator,
+        heard: str,
+        factor: float = 1.0,
     ) -> tuple[tuple[FloatArray, ...], float]:
-        """Embedding, profile, keys and values from elsewhere in the speaker's speech."""
+        """Embedding, profile, keys and values from elsewhere in the speaker's speech.
+
+        Args:
+            factor: that every frequency of the voice is moved by.
+        """
         other = corpus.companion(rng, item)
         frames = np.arange(other.frames)
         if other is item:
@@ -187,16 +208,17 @@ class ConverterTask:
             frames = frames[~hidden]
         length = int(rng.integers(self.reference_frames // 4, self.reference_frames + 1))
         frames = frames[crop(rng, len(frames), length)]
-        embedding = other.features["embedding"]
+        embedding = other.features["embedding"] * np.float32(factor == 1.0)
+        log_f0_mean = other.log_f0_mean + float(np.log(factor))
         dims = other.features[heard].shape[1]
         if len(frames) < MIN_REFERENCE_FRAMES or rng.random() < self.bare:
             bands = HIFIGAN_MEL.bands
             nothing = np.zeros((0, dims), np.float32), np.zeros((0, bands), np.float32)
-            return (embedding, np.zeros(2 * bands + 2, np.float32), *nothing), other.log_f0_mean
-        mel = other.features["mel"][:, frames].T.astype(np.float32)
+            return (embedding, np.zeros(2 * bands + 2, np.float32), *nothing), log_f0_mean
+        mel = _warped(other.features["mel"][:, frames], factor)
         keys = mel_rate_content(other, heard)[frames].astype(np.float32)
-        profile = voice_profile(mel, other.log_f0_mean, other.log_f0_std)
-        return (embedding, profile, keys, standardise(mel)), other.log_f0_mean
+        profile = voice_profile(mel, log_f0_mean, other.log_f0_std)
+        return (embedding, profile, keys, standardise(mel)), log_f0_mean
 
 
 def mel_rate_content(item: Item, feature: str) -> FloatArray:
@@ -213,6 +235,17 @@ def mel_rate_content(item: Item, feature: str) -> FloatArray:
 def standardise(mel: FloatArray) -> FloatArray:
     """Natural-log mel to the scale that networks see."""
     return np.asarray((mel.astype(np.float32) - MEL_MEAN) / MEL_SCALE, np.float32)
+
+
+def _warped(mel: FloatArray, factor: float) -> FloatArray:
+    """``(bands, frames)`` as ``(frames, bands)`` with every frequency times ``factor``."""
+    values = mel.astype(np.float32)
+    if factor != 1.0:
+        values = warp_formants(
+            Mel(values, HIFIGAN_MEL.sample_rate, HIFIGAN_MEL.hop_samples), factor
+        ).values
+    out: FloatArray = values.T
+    return out
 
 
 def _detail(mel: Tensor) -> Tensor:
