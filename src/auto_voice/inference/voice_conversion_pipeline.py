@@ -48,7 +48,7 @@ Target: TypeAlias = Voice | AudioInput | Sequence[str | PathLike[str] | Waveform
 ADAPTATION_STEPS = 40
 MOST_ADAPTATION_STEPS = 2000
 KEPT_VOICES = 8
-"""Fitted voices that a pipeline remembers, 3.5 MB each."""
+"""Fitted voices that a pipeline remembers, up to 6 MB each."""
 
 
 @dataclass(frozen=True)
