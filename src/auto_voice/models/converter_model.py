@@ -191,18 +191,25 @@ class CompactConverter:
         name: ``name@version`` of the weights.
         content_space: that ``net`` was trained on.
         device: where ``net`` is.
+        plan: how :meth:`adapt` fits the network to a voice.
     """
 
     sample_rate = HIFIGAN_MEL.sample_rate
     hop_samples = HIFIGAN_MEL.hop_samples
 
     def __init__(
-        self, net: ConverterNet, name: str, content_space: str, device: str = "cpu"
+        self,
+        net: ConverterNet,
+        name: str,
+        content_space: str,
+        device: str = "cpu",
+        plan: Adaptation | None = None,
     ) -> None:
         self.net = net
         self.name = name
         self.content_space = content_space
         self.device = device
+        self.plan = plan or Adaptation()
 
     @torch.inference_mode()
     def convert(self, content: Content, pitch: Pitch, voice: Voice, frames: int) -> Mel:
@@ -261,7 +268,7 @@ class CompactConverter:
             embedding=condition.embedding[0],
             profile=condition.profile[0],
         )
-        plan = Adaptation(steps=steps)
+        plan = replace(self.plan, steps=steps)
         difference = adapt(self.net, speech, plan, progress)
         return replace(voice, adaptation=difference, adapted_to=self.name) if difference else voice
 

@@ -85,8 +85,8 @@ def adapt(
         progress: called with the fraction done, from 0 to 1.
 
     Returns:
-        One half-precision array for each fitted parameter, by name; empty where the speech is shorter
-        than ``LEAST_FRAMES``.
+        One half-precision array for each fitted parameter, by name; empty where the speech is
+        shorter than ``LEAST_FRAMES``.
     """
     if len(speech.mel) < LEAST_FRAMES or plan.steps < 1:
         return {}
