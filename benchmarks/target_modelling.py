@@ -21,22 +21,20 @@ from typing import Any
 import numpy as np
 
 from auto_voice import PipelineConfig, VoiceConversionPipeline
+from auto_voice.audio.io import read_audio, write_audio
+from auto_voice.audio.level import gain_to_speech_level
+from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.evaluation.items import Item, read_test_set
 from auto_voice.evaluation.judges import load_judges
 from auto_voice.evaluation.scoring import evaluate
 from auto_voice.inference.cloning import bare_voice
 from auto_voice.models import speaker_adaptation as fitting
-from auto_voice.types import Voice
+from auto_voice.types import Voice, Waveform
 
 COLUMNS = (
-    "secs",
-    "secs2",
-    "to_source2",
-    "wer",
-    "dnsmos",
-    "f0_correlation",
-    "voicing_error",
-)
+    "secs", "secs2", "source_similarity2", "wer", "dnsmos", "f0_correlation", "voicing_error",
+)  # fmt: skip
+VOCODER_ALONE = "nothing: the source's own mel through the vocoder"
 
 
 def fitted(
@@ -144,6 +142,20 @@ def convert(
     return done, float(np.mean(took))
 
 
+def revocode(pipeline: Pipeline, items: list[Item], folder: Path) -> list[Item]:
+    """The sources analysed and vocoded: what the words lose before any conversion."""
+    done = []
+    for number, item in enumerate(items):
+        rate = HIFIGAN_MEL.sample_rate
+        source = read_audio(item.source, sample_rate=rate).samples
+        gain = gain_to_speech_level(source, rate)
+        mel = log_mel((source * gain).astype(np.float32), HIFIGAN_MEL)
+        audio = pipeline.vocoder.synthesize(mel)[0][: len(source)] / gain
+        path = write_audio(folder / f"{number:03d}.wav", Waveform(audio, rate))
+        done.append(replace(item, converted=path))
+    return done
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("speakers", type=Path)
@@ -157,9 +169,12 @@ def main() -> None:
     print(f"{len(items)} pairs, {pipeline.converter.name}\n")
     print("| the converter knows | " + " | ".join(COLUMNS) + " | seconds a voice |")
     print("|---" * (len(COLUMNS) + 2) + "|")
-    for variant in options.only.split(",") if options.only else VARIANTS:
+    for variant in options.only.split(",") if options.only else [VOCODER_ALONE, *VARIANTS]:
         with tempfile.TemporaryDirectory() as folder:
-            made, seconds = convert(pipeline, items, variant, Path(folder))
+            if variant == VOCODER_ALONE:
+                made, seconds = revocode(pipeline, items, Path(folder)), 0.0
+            else:
+                made, seconds = convert(pipeline, items, variant, Path(folder))
             result = evaluate(made, judges, name=variant)
         figures = " | ".join(f"{result.estimates[name].value:.3f}" for name in COLUMNS)
         print(f"| {variant} | {figures} | {seconds:.1f} |", flush=True)

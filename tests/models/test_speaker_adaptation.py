@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -155,3 +157,36 @@ def test_a_blend_is_between_its_voices(converter):
     np.testing.assert_allclose(
         half.adaptation[name], one.adaptation[name].astype(float) / 2, atol=1e-4
     )
+
+
+def test_threads_with_voices_of_their_own_do_not_hear_each_other(converter):
+    """Each result is what the voice gives alone, and the converter ends as it began."""
+    voices = [converter.adapt(voice(tilt=-2.0), 20), converter.adapt(voice(tilt=2.0), 20), voice()]
+    alone = [spoken(converter, v) for v in voices]
+    before = {k: v.clone() for k, v in converter.net.state_dict().items()}
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda i: spoken(converter, voices[i % 3]), range(60)))
+    finally:
+        sys.setswitchinterval(interval)
+    for index, values in enumerate(found):
+        np.testing.assert_allclose(values, alone[index % 3], atol=1e-4)
+    for name, values in converter.net.state_dict().items():
+        assert torch.equal(values, before[name]), name
+
+
+def test_a_caller_in_inference_mode_may_fit_too(converter):
+    with torch.inference_mode():
+        learnt = converter.adapt(voice(tilt=2.0), 5)
+    again = converter.adapt(voice(tilt=2.0), 5)
+    for name, values in learnt.adaptation.items():
+        np.testing.assert_array_equal(values, again.adaptation[name])
+
+
+def test_a_fitting_that_diverges_changes_nothing(converter, caplog):
+    broken = voice()
+    broken.frames["mel"][0] = np.nan
+    assert converter.adapt(broken, 3) is broken
+    assert "diverged" in caplog.text
