@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hand_made_stages import LocalConverter, speech_like
 
-from auto_voice.errors import ConfigError
-from auto_voice.inference import PipelineConfig, save_voice
+from auto_voice.errors import ConfigError, VoiceError
+from auto_voice.inference import PipelineConfig, load_voice, save_voice
 from auto_voice.inference.blending import blend_voices
+from auto_voice.inference.controls import Controls
+from auto_voice.inference.partial import fingerprint
 from auto_voice.types import Waveform
 
 
@@ -97,3 +102,92 @@ def test_progress_of_the_fitting_is_told(learning, reference):
 def test_impossible_numbers_of_steps(steps):
     with pytest.raises(ConfigError, match="adaptation_steps must lie between 0 and"):
         PipelineConfig(adaptation_steps=steps)
+
+
+def test_threads_that_want_one_voice_fit_it_once(learning, reference):
+    pipeline, converter = learning()
+    entered, go_on = threading.Event(), threading.Event()
+    fit = converter.adapt
+
+    def slow(voice, steps, progress=None):
+        entered.set()
+        assert go_on.wait(30)
+        return fit(voice, steps, progress)
+
+    converter.adapt = slow
+    voice = pipeline.clone(reference, adapt=False)
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(pipeline.voice, voice)
+        assert entered.wait(30)
+        rest = [pool.submit(pipeline.voice, voice) for _ in range(3)]
+        go_on.set()
+        found = [one.result() for one in (first, *rest)]
+    assert converter.fitted == [40]
+    assert all(one.adapted_to == "follow@1" for one in found)
+
+
+def test_a_fitting_that_is_stopped_is_begun_again(learning, reference):
+    pipeline, converter = learning()
+    voice = pipeline.clone(reference, adapt=False)
+    fit = converter.adapt
+
+    def stopped(*_):
+        raise InterruptedError
+
+    converter.adapt = stopped
+    with pytest.raises(InterruptedError):
+        pipeline.voice(voice)
+    converter.adapt = fit
+    assert pipeline.voice(voice).adaptation
+
+
+def test_another_voice_from_the_same_recording_is_fitted_by_itself(learning, reference):
+    """The same speech heard through other features teaches other weights."""
+    pipeline, converter = learning()
+    voice = pipeline.clone(reference)
+    other = {**voice.frames, "mel": voice.frames["mel"] + 1}
+    pipeline.voice(replace(voice, frames=other, adaptation={}, adapted_to=""))
+    assert len(converter.fitted) == 2
+
+
+def test_a_partial_of_another_fitting_is_another_work(learning, reference, tmp_path):
+    voice = learning()[0].clone(reference)
+    source = tmp_path / "source.wav"
+    source.touch()
+    changed = {"weight": voice.adaptation["weight"] + np.float16(1)}
+    keys = {
+        fingerprint(source, one, Controls(), {}, 30.0)
+        for one in (voice, replace(voice, adaptation=changed), replace(voice, adaptation={}))
+    }
+    assert len(keys) == 3
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"weight": np.full(3, 1e3, np.float16)},
+        {"weight": np.full(3, np.inf, np.float16)},
+        {"weight": np.full(3, 1e9, np.float64)},
+        {"weight": np.ones(3, np.int16)},
+        {f"weight.{n}": np.zeros(1, np.float16) for n in range(1001)},
+        {"w" * 201: np.zeros(1, np.float16)},
+    ],
+    ids=["large", "infinite", "beyond half precision", "whole numbers", "many", "long name"],
+)
+def test_a_forged_adaptation_in_a_file_is_refused(learning, reference, tmp_path, forged):
+    voice = replace(learning()[0].clone(reference), adaptation=forged)
+    with pytest.raises(VoiceError, match="clone the voice again"):
+        load_voice(save_voice(tmp_path / "forged.safetensors", voice))
+
+
+def test_a_blend_says_who_was_fitted_to_another_converter(learning, reference):
+    voice = learning()[0].clone(reference)
+    other = replace(voice, name="ben", adapted_to="follow@2")
+    notes = blend_voices([(voice, 0.5), (other, 0.5)]).notes
+    assert any("ben was fitted to follow@2" in note for note in notes)
+
+
+def test_the_warm_up_gives_no_advice(learning, caplog):
+    caplog.set_level(logging.INFO)
+    learning()[0].warmup()
+    assert "bare embedding" not in caplog.text

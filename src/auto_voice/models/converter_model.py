@@ -239,10 +239,11 @@ class CompactConverter:
         mean = voice.log_f0_mean if voice.log_f0_mean is not None else float(log_f0.mean())
         inputs = pitch_inputs(log_f0, voiced.astype(np.float32), mean)
         arguments = self._tensor(features), self._tensor(inputs), self._condition(voice, mean)
-        mel = torch.func.functional_call(self.net, self._weights(voice), arguments)
+        mel = self._network(voice)(*arguments)
         values = mel[0].float().cpu().numpy().T * MEL_SCALE + MEL_MEAN
         return Mel(values.astype(np.float32), self.sample_rate, self.hop_samples)
 
+    @torch.inference_mode(False)
     def adapt(
         self, voice: Voice, steps: int, progress: Callable[[float], None] | None = None
     ) -> Voice:
@@ -272,9 +273,9 @@ class CompactConverter:
         difference = adapt(self.net, speech, plan, progress)
         return replace(voice, adaptation=difference, adapted_to=self.name) if difference else voice
 
-    def _weights(self, voice: Voice) -> dict[str, Tensor]:
+    def _network(self, voice: Voice) -> nn.Module:
         if not voice.adaptation or voice.adapted_to != self.name:
-            return {}
+            return self.net
         try:
             return adapted(self.net, voice.adaptation)
         except (KeyError, ValueError) as error:

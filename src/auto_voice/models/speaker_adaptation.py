@@ -14,6 +14,7 @@ end does (WiSE-FT, Wortsman et al. 2022).
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import Module, Parameter
+
+log = logging.getLogger(__name__)
 
 LATE = ("embed", "describe", "mix", "film", "project", "head", "attention.out")
 """Layers that say how a voice sounds. Those before them say what is spoken: fitted too, they forget
@@ -72,7 +76,7 @@ class Speech:
 
 
 def adapt(
-    net: torch.nn.Module,
+    net: Module,
     speech: Speech,
     plan: Adaptation,
     progress: Callable[[float], None] | None = None,
@@ -80,21 +84,23 @@ def adapt(
     """What to add to the weights of ``net``, a ``ConverterNet``, to speak as in ``speech``.
 
     ``net`` itself stays as it is. The same speech, plan and thread count give the same numbers.
+    The tensors of ``speech`` are no inference tensors.
 
     Args:
         progress: called with the fraction done, from 0 to 1.
 
     Returns:
         One half-precision array for each fitted parameter, by name; empty where the speech is
-        shorter than ``LEAST_FRAMES``.
+        shorter than ``LEAST_FRAMES``, or where what was learnt is not finite.
     """
     if len(speech.mel) < LEAST_FRAMES or plan.steps < 1:
         return {}
-    student = copy.deepcopy(net).train().requires_grad_(False)
-    fitted = {n: p for n, p in student.named_parameters() if any(part in n for part in LATE)}
-    for parameter in fitted.values():
-        parameter.requires_grad_(True)
     with torch.inference_mode(False), torch.enable_grad():
+        # A copy made in inference mode could not be trained.
+        student = copy.deepcopy(net).train().requires_grad_(False)
+        fitted = {n: p for n, p in student.named_parameters() if any(part in n for part in LATE)}
+        for parameter in fitted.values():
+            parameter.requires_grad_(True)
         optimizer = torch.optim.Adam(fitted.values(), lr=plan.rate, betas=(0.9, 0.98))
         rng = np.random.default_rng(plan.seed)
         for step in range(plan.steps):
@@ -107,32 +113,39 @@ def adapt(
             if progress is not None:
                 progress((step + 1) / plan.steps)
     before = dict(net.named_parameters())
-    return {
+    learnt = {
         name: (plan.share * (after.detach() - before[name].detach())).half().cpu().numpy()
         for name, after in fitted.items()
     }
+    if not all(np.isfinite(values).all() for values in learnt.values()):
+        log.warning("the fitting to a voice diverged; the converter stays as it is")
+        return {}
+    return learnt
 
 
-def adapted(
-    net: torch.nn.Module, difference: Mapping[str, NDArray[np.float16]]
-) -> dict[str, Tensor]:
-    """The parameters of ``net`` with ``difference`` added, for ``torch.func.functional_call``.
+def adapted(net: Module, difference: Mapping[str, NDArray[np.float16]]) -> Module:
+    """A network like ``net`` whose parameters have ``difference`` added; ``net`` stays as it is.
+
+    A network of its own, because ``torch.func.functional_call`` lends its weights to the one that
+    other threads are using, and two threads at once would even leave them there.
 
     Raises:
         KeyError, ValueError: ``difference`` belongs to another network.
     """
     weights = dict(net.named_parameters())
-    out = {}
+    # What deepcopy finds in its memo it takes instead of copying: the other weights are shared.
+    memo: dict[int, object] = {id(tensor): tensor for tensor in (*weights.values(), *net.buffers())}
     for name, values in difference.items():
-        if weights[name].shape != values.shape:
-            raise ValueError(f"{name} is {tuple(weights[name].shape)}, not {values.shape}")
-        added = torch.from_numpy(np.asarray(values, np.float32)).to(weights[name].device)
-        out[name] = weights[name].detach() + added
-    return out
+        own = weights[name]
+        if own.shape != values.shape:
+            raise ValueError(f"{name} is {tuple(own.shape)}, not {values.shape}")
+        added = torch.from_numpy(np.asarray(values, np.float32)).to(own.device)
+        memo[id(own)] = Parameter(own.detach() + added, requires_grad=False)
+    return copy.deepcopy(net, memo)
 
 
 def _loss(
-    net: torch.nn.Module, speech: Speech, plan: Adaptation, rng: np.random.Generator
+    net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generator
 ) -> Tensor:
     """Mean distance of the mel of random crops, in standardised units."""
     from auto_voice.models.converter_model import VoiceCondition
