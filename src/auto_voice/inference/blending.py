@@ -56,7 +56,10 @@ def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
         consent="; ".join(f"{v.name or '?'}: {v.consent}" for v in voices if v.consent),
         adaptation=_adaptation(parts, adapted_to),
         adapted_to=adapted_to,
-        notes=("A blend of " + ", ".join(f"{v.name or '?'} ({w:.2f})" for v, w in parts) + ".",),
+        notes=(
+            "A blend of " + ", ".join(f"{v.name or '?'} ({w:.2f})" for v, w in parts) + ".",
+            *_unfitted(voices, adapted_to),
+        ),
     )
 
 
@@ -78,6 +81,16 @@ def _adaptation(
         )
         for name in sorted(names)
     }
+
+
+def _unfitted(voices: Sequence[Voice], adapted_to: str) -> list[str]:
+    """Said of a voice that was fitted to another converter: what it learnt is left out."""
+    others = [v for v in voices if v.adaptation and v.adapted_to != adapted_to]
+    return [
+        f"{v.name or '?'} was fitted to {v.adapted_to} and not to {adapted_to}, so the blend is "
+        "less like it; add it again from its recordings."
+        for v in others
+    ]
 
 
 def _frames(parts: Sequence[tuple[Voice, float]]) -> dict[str, FloatArray]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.errors import AudioOutputError
 from auto_voice.inference.analysis import Analysis
@@ -101,7 +102,8 @@ class Partial:
         if self._removed:
             shutil.rmtree(self.folder, ignore_errors=True)
         elif kind is not None and self.facts.complete:
-            log.warning(
+            # The server stops work whenever others wait; where a person did, they know.
+            log.info(
                 "stopped; %s holds what is done, and the same command goes on from there",
                 self.folder,
             )
@@ -220,7 +222,11 @@ def fingerprint(
         sorted(controls.account().items()), chunk_seconds, voice.log_f0_mean, voice.log_f0_std,
     )  # fmt: skip
     digest.update(repr(facts).encode())
-    for name, values in sorted({"embedding": voice.embedding, **voice.frames}.items()):
+    arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding, **voice.frames}
+    if voice.adaptation:
+        digest.update(voice.adapted_to.encode())
+        arrays |= {f"adaptation.{name}": values for name, values in voice.adaptation.items()}
+    for name, values in sorted(arrays.items()):
         digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()
 

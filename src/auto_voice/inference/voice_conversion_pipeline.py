@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -22,6 +20,7 @@ from auto_voice.inference.chunking import Chunk, join
 from auto_voice.inference.cloning import EMBEDDING_DIMS, SAMPLE_RATE, bare_voice, build_voice
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.converting import Stages, cleaned, metered, output_factor, prepare
+from auto_voice.inference.fitting import FittedVoices
 from auto_voice.inference.inputs import AudioInput, as_waveform
 from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import ConversionResult, FileResult
@@ -47,8 +46,6 @@ Target: TypeAlias = Voice | AudioInput | Sequence[str | PathLike[str] | Waveform
 
 ADAPTATION_STEPS = 40
 MOST_ADAPTATION_STEPS = 2000
-KEPT_VOICES = 8
-"""Fitted voices that a pipeline remembers, up to 6 MB each."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +113,7 @@ class VoiceConversionPipeline:
         self.config = config or PipelineConfig()
         self._registry = model_registry
         self._lock = threading.Lock()
-        self._adapted: OrderedDict[tuple[object, ...], Voice] = OrderedDict()
+        self._fittings = FittedVoices()
         if self.config.enable_model_warmup:
             self.warmup()
 
@@ -271,7 +268,9 @@ class VoiceConversionPipeline:
             embedding = self.speaker_encoder.embed_utterance(noise)
         with timed(timings, "load"):
             self.stages()
-        result = self.convert(Waveform(noise, 16000), bare_voice(embedding))
+        # Without its notes: nobody asked for this conversion, so nobody needs advice on it.
+        voice = replace(bare_voice(embedding), notes=())
+        result = self.convert(Waveform(noise, 16000), voice)
         return timings | {k: v for k, v in (result.timings or {}).items() if k not in timings}
 
     def _waveform(self, audio: AudioInput, sample_rate: int, what: str) -> Waveform:
@@ -330,20 +329,9 @@ class VoiceConversionPipeline:
         # A voice without its recording is a blend or was stored so: nothing to learn from.
         if not steps or not isinstance(converter, AdaptiveConverter) or voice.speech is None:
             return voice
-        if voice.adapted_to == converter.name:
+        if voice.adaptation and voice.adapted_to == converter.name:
             return voice
-        key = (converter.name, steps, hashlib.sha256(voice.speech.tobytes()).hexdigest())
-        with self._lock:
-            known = self._adapted.get(key)
-        if known is None:
-            log.info("fitting %s to the voice %s", converter.name, voice.name or "(unnamed)")
-            known = converter.adapt(voice, steps, progress)
-        with self._lock:
-            self._adapted[key] = known
-            self._adapted.move_to_end(key)
-            while len(self._adapted) > KEPT_VOICES:
-                self._adapted.popitem(last=False)
-        return replace(voice, adaptation=known.adaptation, adapted_to=known.adapted_to)
+        return self._fittings.fitted(converter, voice, steps, progress)
 
     def _of_this_encoder(self, voice: Voice) -> Voice:
         encoder = self.registry.resolved(self.config.speaker_encoder).partition(" ")[0]

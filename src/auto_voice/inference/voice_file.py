@@ -20,6 +20,9 @@ FORMAT = "auto_voice.voice/1"
 MOST_BYTES = 64 << 20
 """Half a minute takes 1.5 MB, an adaptation 2.2 MB; what is far larger is no voice."""
 LARGEST_VALUE = 1e4
+LARGEST_CHANGE = 100.0
+"""Of a weight; a thousand steps do not move one by 1, and far larger ones make no sound but NaN."""
+MOST_CHANGES, LONGEST_NAME = 1000, 200
 EMBEDDING_DIMS, MEL_BANDS = 256, 80
 
 
@@ -105,7 +108,7 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
             consent=_line(about.get("consent", "")),
             speech=speech,
             adaptation={
-                name.removeprefix("adaptation."): value
+                name.removeprefix("adaptation."): _half(value)
                 for name, value in arrays.items()
                 if name.startswith("adaptation.")
             },
@@ -128,7 +131,9 @@ def _plausible(voice: Voice) -> bool:
     if "mel" in voice.frames:
         shaped &= voice.frames["mel"].shape[-1] == MEL_BANDS
     floats: list[NDArray[Any]] = [voice.embedding, *voice.frames.values()]
-    floats += voice.adaptation.values()
+    changes = voice.adaptation
+    shaped &= len(changes) <= MOST_CHANGES and all(len(name) <= LONGEST_NAME for name in changes)
+    shaped &= all((np.abs(values) < LARGEST_CHANGE).all() for values in changes.values())
     shaped &= bool(0.5 < np.linalg.norm(voice.embedding) < 2)
     bounded = all((np.abs(values) < LARGEST_VALUE).all() for values in floats)  # False for NaN
     mean, std = voice.log_f0_mean, voice.log_f0_std
@@ -145,6 +150,13 @@ LOWEST_LOG_F0, HIGHEST_LOG_F0 = math.log(10.0), math.log(10_000.0)
 def _line(value: Any) -> str:
     """Text of a file from elsewhere, without what could steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in str(value))[:1000]
+
+
+def _half(values: NDArray[Any]) -> NDArray[np.float16]:
+    if values.dtype.kind != "f":
+        raise TypeError(f"an adaptation is of floating point, not {values.dtype}")
+    # What half precision cannot hold is far beyond the bound that is checked later.
+    return np.clip(values, -65504, 65504).astype(np.float16)
 
 
 def _number(value: float | None) -> float | None:
