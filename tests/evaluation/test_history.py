@@ -143,3 +143,55 @@ def test_sparklines_show_the_shape() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
     assert sparkline([1.0, float("nan"), 1.0]) == "▁ ▁"
     assert sparkline([float("nan")]) == ""
+
+
+def test_a_line_that_broke_off_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path = log_of(tmp_path / "log.jsonl", 0.0)
+    path.write_text(path.read_text() + '{"schema": 1, "na')
+    log_of(path, 0.1)
+    with pytest.raises(EvaluationError, match=r"log\.jsonl:2 is not a line"):
+        read_history(path)
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([lines[0], lines[2]]))
+    assert len(read_history(path)) == 2
+
+
+def test_a_name_may_hold_marks_that_look_like_ends_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    append_history(replace(results("mine", BASE), name="a\u2028b\x85c"), path)
+    assert read_history(path)[0].name == "a\u2028b\x85c"
+
+
+@pytest.mark.parametrize("spoilt", ['"name": 5', '"models": []', '"pairs_digest": null'])
+def test_fields_of_a_wrong_kind_are_a_damaged_line(tmp_path: Path, spoilt: str) -> None:
+    path = log_of(tmp_path / "log.jsonl", 0.0)
+    path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(f"{{{spoilt}}}")))
+    with pytest.raises(EvaluationError, match=":1 is not a line"):
+        read_history(path)
+
+
+def test_a_gate_fails_where_conversions_could_not_be_scored(tmp_path: Path) -> None:
+    path = save_evaluation(replace(results("mine", BASE), left_out=3), tmp_path / "a.json")
+    assert main(["evaluate", "gate", str(path), "--min", "secs=0"]) == 1
+
+
+def test_a_gate_fails_where_a_figure_can_no_longer_be_measured(tmp_path: Path) -> None:
+    good = results("mine", BASE)
+    old = save_evaluation(good, tmp_path / "old.json")
+    new = save_evaluation(replace(good, estimates={}), tmp_path / "new.json")
+    assert main(["evaluate", "gate", str(old), "--baseline", str(old)]) == 0
+    assert main(["evaluate", "gate", str(new), "--baseline", str(old), "--margin", "secs=1"]) == 1
+
+
+def test_a_gate_does_not_compare_a_log_with_itself(tmp_path: Path) -> None:
+    log = str(log_of(tmp_path / "log.jsonl", 0.3))
+    assert main(["evaluate", "gate", log, "--baseline", log]) == 2
+    log_of(Path(log), 0.0)
+    assert main(["evaluate", "gate", log, "--baseline", log]) == 1
+
+
+def test_a_gate_takes_no_limit_that_nothing_can_fail(tmp_path: Path) -> None:
+    path = str(save_evaluation(results("mine", BASE), tmp_path / "a.json"))
+    assert main(["evaluate", "gate", path, "--min", "secs=nan"]) == 2
+    neutral = ["--baseline", path, "--margin", "duration_ratio=0.1"]
+    assert main(["evaluate", "gate", path, *neutral]) == 2

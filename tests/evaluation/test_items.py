@@ -133,3 +133,11 @@ def test_trials_say_who_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b,same\nx.wav,x.wav,perhaps\n")
     with pytest.raises(EvaluationError, match=":2: the column same says 'perhaps'"):
         read_trials(tmp_path / "t.csv")
+
+
+def test_a_quoted_transcript_may_span_lines(tmp_path: Path) -> None:
+    for name in ("s.wav", "t.wav", "c.wav"):
+        (tmp_path / name).touch()
+    table = tmp_path / "pairs.csv"
+    table.write_text('source,target,converted,transcript\ns.wav,t.wav,c.wav,"one\ntwo"\n')
+    assert read_items(table)[0].transcript.split() == ["one", "two"]

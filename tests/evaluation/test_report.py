@@ -19,6 +19,7 @@ from auto_voice.evaluation import Evaluation, compare, evaluate, read_items
 from auto_voice.evaluation.images import player_audio, spectrogram_png
 from auto_voice.evaluation.judges import Judges
 from auto_voice.evaluation.report import comparison_report, html_report
+from auto_voice.evaluation.report_page import table
 from auto_voice.types import Waveform
 
 VOID = {"meta", "img", "link", "br", "input"}
@@ -154,3 +155,10 @@ def test_a_comparison_says_better_in_words() -> None:
     page = Page(comparison_report([compare(results("a", BASE), results("<b>", BASE + 0.05))]))
     assert "better" in page.words
     assert "<b>" in page.words
+
+
+def test_a_text_that_looks_like_a_cell_stays_text() -> None:
+    """Names of stages come from a log that somebody else may have written."""
+    page_table = table(("run", "system"), [["a", "<td onclick=steal()>x</td>"]], "Runs")
+    assert "<td onclick" not in page_table
+    assert "&lt;td onclick" in page_table

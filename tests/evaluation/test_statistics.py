@@ -86,3 +86,9 @@ def test_holm_multiplies_the_smallest_most_and_keeps_the_order() -> None:
     corrected = holm({"a": 0.01, "b": 0.04, "c": 0.03})
     assert corrected == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
     assert holm({"x": 0.9, "y": 0.8})["x"] == 1.0
+
+
+def test_equal_differences_claim_no_more_than_they_can_show() -> None:
+    """Five of one sign have p = 2 / 2^5, whether or not their sizes are equal."""
+    assert wilcoxon([1, 2, 3, 4, 5]) == pytest.approx(2 / 32)
+    assert wilcoxon([1, 1, 1, 1, 1]) == pytest.approx(2 / 32)

@@ -75,10 +75,18 @@ def output_options(command: F) -> F:
             help="What intervals are drawn over: conversions, or whole speakers.",
         ),
         click.option(
-            "--examples", default=6, show_default=True, help="Conversions to hear in the page."
+            "--examples",
+            type=click.IntRange(min=0),
+            default=6,
+            show_default=True,
+            help="Conversions to hear in the page.",
         ),
         click.option(
-            "--audio-mb", default=16.0, show_default=True, help="Limit of sound in the page, MB."
+            "--audio-mb",
+            type=click.FloatRange(0, 1e4),
+            default=16.0,
+            show_default=True,
+            help="Limit of sound in the page, MB.",
         ),
         click.option("-q", "--quiet", is_flag=True, help="Print no summary and no progress."),
     )
@@ -114,6 +122,7 @@ def files(path: Path, **options: Any) -> None:
     from auto_voice.evaluation.items import read_items
     from auto_voice.evaluation.scoring import evaluate as score
 
+    _check_outputs(options)
     items = read_items(path)
     with quiet_progress("judging", hidden=options["quiet"]) as progress:
         result = score(
@@ -135,7 +144,7 @@ def files(path: Path, **options: Any) -> None:
     show_default=True,
     help="Recordings that stand for each target; 0 for all that are not sources.",
 )
-@click.option("--limit", type=int, help="Keep so many pairs, spread evenly.")
+@click.option("--limit", type=click.IntRange(min=1), help="Keep so many pairs, spread evenly.")
 @click.option("--keep", type=FILE, help="Folder for the conversions [default: a temporary one].")
 @click.option("--content-encoder", metavar="MODEL", help="NAME[@VERSION].")
 @click.option("--converter", metavar="MODEL", help="NAME[@VERSION].")
@@ -161,6 +170,7 @@ def pipeline(
 
     from auto_voice.evaluation.items import read_test_set
 
+    _check_outputs(options)
     items = read_test_set(speakers, per_speaker=per_speaker, references=references, limit=limit)
     if keep is not None:
         _run_pipeline(items, keep, speakers, options)
@@ -295,20 +305,33 @@ def gate(
     """
     from auto_voice.errors import EvaluationError
     from auto_voice.evaluation import history as h
+    from auto_voice.evaluation.results import METRICS
 
     at_least, at_most, margins = (_limits(x) for x in (minimum, maximum, margin))
     if not (at_least or at_most or baseline):
         raise click.UsageError("give at least one of --min, --max and --baseline")
     if margins and baseline is None:
         raise click.UsageError("--margin needs --baseline")
+    if neutral := [key for key in margins if not METRICS[key].better]:
+        raise click.UsageError(f"{neutral[0]} has no better and worse; use --min and --max")
     entry = h.load_entry(result)
     findings = h.check_limits(entry, at_least, at_most)
     if baseline is not None:
         before = h.load_entry(baseline)
-        if before.models != entry.models or before.pairs_digest != entry.pairs_digest:
+        if baseline.suffix == ".jsonl" and baseline.resolve() == result.resolve():
+            before = h.regressions(h.read_history(baseline))[1] or before
+            if before == entry:
+                raise EvaluationError(
+                    f"{baseline} has no earlier run over the same pairs by the same judges."
+                )
+        if not h.alike(before, entry):
             raise EvaluationError(
-                f"{result} and {baseline} were judged by other models or over other pairs, so "
-                "neither can be better; evaluate both in the same way."
+                f"{result} and {baseline} were judged by other models, over other pairs or against "
+                "other texts, so neither can be better; evaluate both in the same way."
+            )
+        if not margins and not any(e.low == e.low for e in entry.estimates.values()):
+            raise EvaluationError(
+                f"{result} has one conversion and so no intervals; give each limit as --margin."
             )
         findings += h.worse_than(entry, before, margins)
     for finding in findings:
@@ -328,9 +351,27 @@ def _limits(given: tuple[str, ...]) -> dict[str, float]:
             raise click.UsageError(f"no metric {key!r}; they are {', '.join(METRICS)}")
         try:
             limits[key] = float(value)
+            if limits[key] != limits[key]:
+                raise ValueError("nan")
         except ValueError:
             raise click.UsageError(f"{text!r} should look like {key}=0.5") from None
     return limits
+
+
+def _check_outputs(options: dict[str, Any]) -> None:
+    """What cannot be written is said before minutes of judging, not after."""
+    import os
+
+    from auto_voice.errors import EvaluationError
+
+    for key in ("html", "json_", "csv_", "markdown", "history"):
+        target = options[key]
+        if target is None or str(target) == "-":
+            continue
+        folder = target.parent
+        if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            why = "it is a folder" if target.is_dir() else f"{folder} is no folder to write in"
+            raise EvaluationError(f"{target} cannot be written: {why}.")
 
 
 def _registry(options: dict[str, Any]) -> ModelRegistry:

@@ -117,8 +117,20 @@ def compare(
         else:
             rows.append(_difference(metric, shared, resamples, seed))
     notes += [f"{reason}" for reason in dict.fromkeys(blocked.values())]
-    if a.settings.get("reference_text") != b.settings.get("reference_text"):
-        notes.append("The reference texts come from different places, so WER and CER differ too.")
+    for only, with_it, without in ((a, a, b), (b, b, a)):
+        missing = [
+            METRICS[k].label
+            for k in METRICS
+            if k in with_it.estimates and k not in without.estimates
+        ]
+        if missing:
+            notes.append(f"Only {only.name} has {', '.join(missing)}.")
+    for row in rows:
+        if not row.why_not and row.difference.n < len(shared):
+            notes.append(
+                f"{METRICS[row.metric].label} rests on the {row.difference.n} pairs for which both "
+                "have it."
+            )
     asked = {d.metric: d.p for d in rows if math.isfinite(d.p) and METRICS[d.metric].better}
     corrected = holm(asked)
     judged = tuple(_judged(d, corrected.get(d.metric, d.p)) for d in rows)
@@ -174,6 +186,10 @@ def _judged(d: Difference, p: float) -> Difference:
 
 
 def _not_comparable(metric: Metric, a: Evaluation, b: Evaluation) -> str:
+    if "recogniser" in metric.judges and (
+        a.settings.get("reference_text") != b.settings.get("reference_text")
+    ):
+        return "The reference texts come from different places, so their errors are not comparable."
     for role in metric.judges:
         if role == "machine":
             if hardware(a) != hardware(b):

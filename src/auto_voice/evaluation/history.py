@@ -26,6 +26,8 @@ class Entry:
     Attributes:
         pairs_digest: fingerprint of the pair ids; entries over other pairs are not compared.
         estimates: metric key to its figure and interval.
+        reference_text: where the words come from; empty in lines of before it was kept.
+        left_out: conversions that could not be scored.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Entry:
     models: Mapping[str, str]
     system: Mapping[str, str]
     machine: Mapping[str, Any]
+    reference_text: str = ""
+    left_out: int = 0
 
     @property
     def label(self) -> str:
@@ -64,6 +68,8 @@ def to_entry(evaluation: Evaluation) -> Entry:
         models=evaluation.models,
         system=evaluation.system,
         machine=evaluation.machine,
+        reference_text=str(evaluation.settings.get("reference_text", "")),
+        left_out=evaluation.left_out,
     )
 
 
@@ -77,14 +83,28 @@ def append_history(evaluation: Evaluation, path: str | Path) -> Entry:
     line = json.dumps(_plain(entry), ensure_ascii=False, allow_nan=False) + "\n"
     try:
         # One write to a file opened for appending: concurrent runs do not mix their lines.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line.encode())
+            if _broken_off(descriptor):
+                line = "\n" + line
+            os.write(descriptor, line.encode(errors="backslashreplace"))
         finally:
             os.close(descriptor)
     except OSError as error:
         raise EvaluationError(f"{path} cannot be written: {error.strerror}.") from error
     return entry
+
+
+def _broken_off(descriptor: int) -> bool:
+    """Whether the last line of a log has no end: a run was killed while it wrote."""
+    size = os.lseek(descriptor, 0, os.SEEK_END)
+    if not size:
+        return False
+    os.lseek(descriptor, size - 1, os.SEEK_SET)
+    return os.read(descriptor, 1) != b"\n"
+
+
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 def read_history(path: str | Path) -> list[Entry]:
@@ -95,7 +115,8 @@ def read_history(path: str | Path) -> list[Entry]:
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not by splitlines: a name may hold other marks that it takes for the end of a line.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(
             f"{file} cannot be read; `autovoice evaluate … --history {file}` starts a log."
@@ -106,7 +127,7 @@ def read_history(path: str | Path) -> list[Entry]:
             continue
         try:
             entries.append(_entry(json.loads(line)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except _DAMAGE as error:
             raise EvaluationError(
                 f"{file}:{number} is not a line of an evaluation log; remove it."
             ) from error
@@ -117,7 +138,13 @@ def read_history(path: str | Path) -> list[Entry]:
 
 def comparable(a: Entry, b: Entry) -> bool:
     """Whether two entries measured the same pairs of the same system by the same judges."""
-    return (a.name, a.pairs_digest, a.models) == (b.name, b.pairs_digest, b.models)
+    return a.name == b.name and alike(a, b)
+
+
+def alike(a: Entry, b: Entry) -> bool:
+    """Whether two entries were measured in the same way: pairs, judges, source of the words."""
+    texts = {a.reference_text, b.reference_text} - {""}
+    return (a.pairs_digest, a.models) == (b.pairs_digest, b.models) and len(texts) < 2
 
 
 def regressions(entries: Sequence[Entry]) -> tuple[list[Finding], Entry | None]:
@@ -145,9 +172,15 @@ def worse_than(last: Entry, before: Entry, margins: Mapping[str, float]) -> list
     findings = []
     for key, metric in METRICS.items():
         old, new = before.estimates.get(key), last.estimates.get(key)
-        if old is None or new is None or not metric.better:
+        if old is None or not metric.better:
             continue
-        if "machine" in metric.judges and not _same_hardware(last, before):
+        if "machine" in metric.judges and not (new and _same_hardware(last, before)):
+            continue
+        if new is None or not math.isfinite(new.value):
+            # The same judges listened, so there was nothing left that they could measure.
+            if metric.judges:
+                message = f"{title(metric)} could be measured before and no longer can"
+                findings.append(Finding(key, message))
             continue
         sign = 1 if metric.better == "up" else -1
         loss = sign * (old.value - new.value)
@@ -177,6 +210,9 @@ def check_limits(
         EvaluationError: no such metric; the message lists the known ones.
     """
     findings = []
+    if entry.left_out:
+        message = f"{entry.left_out} conversions could not be scored and are in no figure"
+        findings.append(Finding("", message))
     for limits, sign, words in ((at_least, 1, "below"), (at_most, -1, "above")):
         for key, limit in limits.items():
             metric = METRICS.get(key)
@@ -250,6 +286,8 @@ def _plain(entry: Entry) -> dict[str, Any]:
         "models": dict(entry.models),
         "system": dict(entry.system),
         "machine": dict(entry.machine),
+        "reference_text": entry.reference_text,
+        "left_out": entry.left_out,
     }
 
 
@@ -260,4 +298,10 @@ def _entry(data: Any) -> Entry:
     for key, (value, low, high, n) in data.pop("estimates").items():
         value, low, high = (math.nan if x is None else float(x) for x in (value, low, high))
         figures[key] = Estimate(value, low, high, int(n))
+    texts = ("name", "created", "pairs_digest")
+    maps = ("models", "system", "machine")
+    if not all(isinstance(data[k], str) for k in texts) or not all(
+        isinstance(data[k], dict) for k in maps
+    ):
+        raise TypeError("fields")
     return Entry(estimates=figures, **data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -103,11 +104,12 @@ def read_folder(root: Path) -> list[Item]:
     for name in ("source", "target", "converted"):
         if not (root / name).is_dir():
             raise EvaluationError(f"{root} has no folder {name}: {LAYOUT}.")
+    sources, references = (audio_files(root / name) for name in ("source", "target"))
     items = []
     for converted in audio_files(root / "converted"):
-        source_name, target_name = _names(converted.stem, root)
-        source = _find(root / "source", source_name, converted)
-        targets = _find_targets(root / "target", target_name, converted)
+        source_name, target_name = _names(converted.stem, sources)
+        source = _find(root / "source", sources, source_name, converted)
+        targets = _find_targets(root / "target", references, target_name, converted)
         items.append(
             Item(
                 id=converted.stem,
@@ -166,9 +168,11 @@ def read_test_set(
         if target != name
         for source in sources
     ]
+    # Before some are picked: an id must mean the same pair whatever the limit.
+    items = _unique(items, str(folder))
     if limit and limit < len(items):
         items = [items[i * len(items) // limit] for i in range(limit)]
-    return _unique(items, str(folder))
+    return items
 
 
 def read_trials(path: Path) -> list[tuple[Path, Path, bool]]:
@@ -200,7 +204,17 @@ def read_table(path: Path, required: Iterable[str]) -> Iterator[tuple[int, Mappi
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read as UTF-8 text; save it as CSV.") from error
     delimiter = "\t" if "\t" in text.partition("\n")[0] else ","
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
+    # Not by splitlines, which would cut a quoted transcript at its line breaks.
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        yield from _rows(reader, path, required)
+    except csv.Error as error:
+        raise EvaluationError(f"{path} is no CSV file ({error}); save it as CSV.") from error
+
+
+def _rows(
+    reader: csv.DictReader[str], path: Path, required: Iterable[str]
+) -> Iterator[tuple[int, Mapping[str, str]]]:
     header = [h.strip().lower() for h in reader.fieldnames or ()]
     missing = [c for c in required if c not in header]
     if missing:
@@ -229,9 +243,9 @@ def audio_files(folder: Path, *, deep: bool = False) -> list[Path]:
     )
 
 
-def _names(stem: str, root: Path) -> tuple[str, str]:
+def _names(stem: str, sources: Iterable[Path]) -> tuple[str, str]:
     """Names of source and target that a converted file's name stands for."""
-    if any(p.stem == stem for p in audio_files(root / "source")):
+    if any(p.stem == stem for p in sources):
         return stem, stem
     for match in _SEPARATOR.finditer(stem):
         if match.start() and match.end() < len(stem):
@@ -239,32 +253,41 @@ def _names(stem: str, root: Path) -> tuple[str, str]:
     return stem, stem
 
 
-def _find(folder: Path, stem: str, converted: Path) -> Path:
-    matches = [p for p in audio_files(folder) if p.stem == stem]
+def _find(folder: Path, files: Iterable[Path], stem: str, converted: Path) -> Path:
+    matches = [p for p in files if p.stem == stem]
     if len(matches) != 1:
         many = f"{len(matches)} recordings" if matches else "no recording"
         raise EvaluationError(f"{folder} has {many} named {stem} for {converted.name}; {LAYOUT}.")
     return matches[0]
 
 
-def _find_targets(folder: Path, stem: str, converted: Path) -> tuple[Path, ...]:
+def _find_targets(
+    folder: Path, files: Iterable[Path], stem: str, converted: Path
+) -> tuple[Path, ...]:
     several = folder / stem
-    if several.is_dir() and (files := audio_files(several)):
-        return tuple(files)
-    return (_find(folder, stem, converted),)
+    if several.is_dir() and (own := audio_files(several)):
+        return tuple(own)
+    return (_find(folder, files, stem, converted),)
 
 
 def _transcript(folder: Path, *stems: str) -> str:
     for stem in stems:
         file = folder / f"{stem}.txt"
         if file.is_file():
-            return file.read_text(encoding="utf-8").strip()
+            try:
+                return file.read_text(encoding="utf-8-sig").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise EvaluationError(f"{file} cannot be read as UTF-8 text.") from error
     return ""
 
 
 def _existing(base: Path, name: str, where: str) -> Path:
     path = base / name.strip()
-    if not name.strip() or not path.is_file():
+    try:
+        found = bool(name.strip()) and path.is_file()
+    except OSError:  # Too long for a name, for one.
+        found = False
+    if not found:
         raise EvaluationError(
             f"{where}: {name.strip() or 'an empty cell'} is not a file; paths are relative to "
             "the CSV file."

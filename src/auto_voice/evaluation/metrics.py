@@ -5,7 +5,6 @@ Nothing here loads a model; encoders, recogniser and quality model are handed in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -248,7 +247,7 @@ def signal_to_noise_db(clean: ArrayLike, noisy: ArrayLike) -> float:
     return float(10 * np.log10(np.sum(x**2) / noise)) if noise else float("inf")
 
 
-def equal_error_rate(same: Sequence[float], different: Sequence[float]) -> EqualError:
+def equal_error_rate(same: ArrayLike, different: ArrayLike) -> EqualError:
     """Where a threshold on the score errs equally often on both kinds of trials.
 
     Args:

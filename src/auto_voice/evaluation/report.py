@@ -16,7 +16,7 @@ from auto_voice.evaluation.comparison import COMPARISON_HEADER, Comparison, comp
 from auto_voice.evaluation.history import Entry, Finding
 from auto_voice.evaluation.images import player_audio, spectrogram_png
 from auto_voice.evaluation.plots import pitch_plot, scatter_plot, strip_plot, trend_plot
-from auto_voice.evaluation.report_page import page, table
+from auto_voice.evaluation.report_page import Cell, page, table
 from auto_voice.evaluation.results import METRICS, Evaluation, PairScore, metric_columns
 from auto_voice.evaluation.statistics import Estimate
 from auto_voice.evaluation.tables import ROLES, figure, interval, title, verification_lines
@@ -108,7 +108,10 @@ def comparison_report(comparisons: Sequence[Comparison]) -> str:
         for row in comparison_rows(c):
             verdict = row[-1]
             rows.append(
-                [*row[:-1], f'<td class="{escape(verdict.split()[0])}">{escape(verdict)}</td>']
+                [
+                    *row[:-1],
+                    Cell(f'<td class="{escape(verdict.split()[0])}">{escape(verdict)}</td>'),
+                ]
             )
         body.append(f"<h2>B: {escape(c.b)}</h2>{_notes(c.notes)}")
         body.append(table(COMPARISON_HEADER, rows, f"A is {c.a}, over {c.pairs} shared pairs"))
@@ -171,10 +174,10 @@ def _summary(evaluation: Evaluation) -> str:
             rows.append(
                 [
                     title(m),
-                    f"<td><b>{figure(m, e.value)}</b></td>",
+                    Cell(f"<td><b>{figure(m, e.value)}</b></td>"),
                     interval(m, e),
                     str(e.n),
-                    f'<td class="words">{escape(m.meaning)}</td>',
+                    Cell(f'<td class="words">{escape(m.meaning)}</td>'),
                 ]
             )
     unit = evaluation.settings.get("resampled_by", "pair")
@@ -223,7 +226,7 @@ def _pair_table(pairs: Sequence[PairScore]) -> str:
         for k in keys:
             value = p.values.get(k, math.nan)
             sort = "NaN" if math.isnan(value) else f"{value:.6g}"
-            cells.append(f'<td data-v="{sort}">{figure(METRICS[k], value)}</td>')
+            cells.append(Cell(f'<td data-v="{sort}">{figure(METRICS[k], value)}</td>'))
         rows.append(cells)
     header = ("conversion", *(title(METRICS[k]) for k in keys))
     return table(header, rows, "Figures of each conversion", sortable=True)
@@ -258,7 +261,8 @@ def _example(pair: PairScore, why: str, budget: _Budget) -> str:
         try:
             audio = read_audio(file)
         except AudioError as error:
-            takes.append(f"<figure><figcaption>{name}</figcaption>{escape(str(error))}</figure>")
+            said = escape(str(error).replace(str(file), Path(file).name))
+            takes.append(f"<figure><figcaption>{name}</figcaption>{said}</figure>")
             continue
         audios[name] = audio
         label = f"{name}: {Path(file).name}, {audio.seconds:.1f} s"

@@ -102,11 +102,18 @@ def page(title: str, body: str) -> str:
     )
 
 
+class Cell(str):
+    """A whole ``<td>``; every other string is text, whatever it starts with."""
+
+
 def table(
     header: tuple[str, ...], rows: list[list[str]], caption: str, *, sortable: bool = False
 ) -> str:
-    """A table whose first column heads the rows; cells are HTML (``<td…>``) or plain text."""
-    words = [any(r[i].startswith('<td class="words"') for r in rows) for i in range(len(header))]
+    """A table whose first column heads the rows; the others are ``Cell`` or plain text."""
+    words = [
+        any(isinstance(r[i], Cell) and r[i].startswith('<td class="words"') for r in rows)
+        for i in range(len(header))
+    ]
     heads = "".join(
         f'<th scope="col"{" class=words" if left else ""}>'
         + (f'<button type="button">{escape(h)}</button>' if sortable else escape(h))
@@ -116,7 +123,7 @@ def table(
     lines = []
     for row in rows:
         cells = [f'<th scope="row">{escape(row[0])}</th>']
-        cells += [c if c.startswith("<td") else f"<td>{escape(c)}</td>" for c in row[1:]]
+        cells += [c if isinstance(c, Cell) else f"<td>{escape(c)}</td>" for c in row[1:]]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     kind = ' class="sortable"' if sortable else ""
     return (

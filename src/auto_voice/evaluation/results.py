@@ -135,6 +135,7 @@ class Evaluation:
         verification: equal error rates by encoder, with numbers of trials.
         peak_memory_mb: of the conversions, where this project ran them.
         notes: about the whole.
+        left_out: conversions that could not be scored; the notes name them.
     """
 
     name: str
@@ -148,6 +149,7 @@ class Evaluation:
     verification: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     peak_memory_mb: float | None = None
     notes: tuple[str, ...] = ()
+    left_out: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON; numbers that are not finite become null."""
@@ -206,7 +208,7 @@ def load_evaluation(path: str | Path) -> Evaluation:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise EvaluationError(f"{file} cannot be read: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EvaluationError(
             f"{file} is not JSON; give a file that `autovoice evaluate --json` wrote."
         ) from error
@@ -234,7 +236,7 @@ def evaluation_from_json(data: Any, where: str) -> Evaluation:
         return Evaluation(
             pairs=pairs, estimates=estimates, notes=tuple(data.get("notes", ())), **rest
         )
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         raise EvaluationError(
             f"{where} lacks or has a field that an evaluation does not ({error}); write it again "
             "with `autovoice evaluate --json`."
@@ -260,10 +262,14 @@ def write_text(path: Path, text: str) -> None:
 
     try:
         descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
+        try:
+            # A file name need not be UTF-8; what is not is written as \\udcXX, in JSON an escape.
+            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+            Path(partial).chmod(0o644)
+            Path(partial).replace(path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
     except OSError as error:
         raise EvaluationError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from auto_voice.audio.io import read_audio
 from auto_voice.audio.pitch import extract_pitch
@@ -125,7 +126,9 @@ class Scorer:
         if self.judges.recogniser is not None:
             texts = {"reference": item.transcript or source.text, "heard": converted.text}
             counts = _counts(texts["reference"], texts["heard"])
-            if counts["words"]:
+            if not counts["words"]:
+                counts = {}  # Words that are heard where none were said are of no rate.
+            else:
                 values["wer"] = counts["word_edits"] / counts["words"]
                 values["cer"] = counts["character_edits"] / counts["characters"]
         if self.judges.quality is not None:
@@ -187,14 +190,25 @@ class Scorer:
             voices.setdefault(item.target_speaker, item.targets)
         if len(voices) < 2:
             return {}
-        trials = [
-            ((item.converted,), item.targets if who == item.target_speaker else refs,
-             who == item.target_speaker)
-            for item in items
-            if item.converted is not None
-            for who, refs in voices.items()
-        ]  # fmt: skip
-        return self.trials(trials)
+        found = {}
+        for role in ("speaker", "speaker2"):
+            if getattr(self.judges, role) is None:
+                continue
+            # One product of matrices: a thousand targets make a million trials.
+            others = np.stack([self._unit(paths, role) for paths in voices.values()])
+            same, different = [], []
+            for item in items:
+                if item.converted is not None:
+                    mine = self._unit((item.converted,), role)
+                    same.append(float(self._unit(item.targets, role) @ mine))
+                    strange = [who != item.target_speaker for who in voices]
+                    different.append((others @ mine)[strange])
+            found[role] = _error_rate(same, np.concatenate(different))
+        return found
+
+    def _unit(self, paths: Sequence[Path], role: str) -> FloatArray:
+        voice = self.voice(paths, role)
+        return np.asarray(voice / max(float(np.linalg.norm(voice)), 1e-12), dtype=np.float32)
 
     def trials(
         self, trials: Iterable[tuple[Sequence[Path], Sequence[Path], bool]]
@@ -212,14 +226,18 @@ class Scorer:
             scores: dict[bool, list[float]] = {True: [], False: []}
             for a, b, same in listed:
                 scores[same].append(metrics.cosine(self.voice(a, role), self.voice(b, role)))
-            result = metrics.equal_error_rate(scores[True], scores[False])
-            found[role] = {
-                "eer": result.rate,
-                "threshold": result.threshold,
-                "same": result.same,
-                "different": result.different,
-            }
+            found[role] = _error_rate(scores[True], scores[False])
         return found
+
+
+def _error_rate(same: ArrayLike, different: ArrayLike) -> dict[str, float]:
+    result = metrics.equal_error_rate(same, different)
+    return {
+        "eer": result.rate,
+        "threshold": result.threshold,
+        "same": result.same,
+        "different": result.different,
+    }
 
 
 def evaluate(
@@ -253,19 +271,27 @@ def evaluate(
         EvaluationError: not one conversion could be scored.
     """
     scorer = Scorer(judges)
-    pairs, scored, problems = [], [], list(notes)
+    pairs, scored, problems, left_out = [], [], list(notes), 0
     for done, item in enumerate(items, 1):
         try:
             pairs.append(scorer.score(item, (extra or {}).get(item.id)))
             scored.append(item)
         except AudioError as error:
             log.warning("%s left out: %s", item.id, error)
-            problems.append(f"{item.id} was left out: {error}")
+            problems.append(f"{item.id} was left out: {_without_folders(str(error), item)}")
+            left_out += 1
         if progress is not None:
             progress(done, len(items))
     if not pairs:
         raise EvaluationError(
             f"None of the {len(items)} conversions could be scored: {problems[-1]}"
+        )
+    units = _units(pairs, group_by)
+    if units < FEWEST_UNITS:
+        what = "conversions" if group_by == "pair" else f"{group_by} speakers"
+        problems.append(
+            f"{units} {what} are too few for 95 % intervals, which are narrower than they say; "
+            f"score at least {FEWEST_UNITS}."
         )
     return Evaluation(
         name=name,
@@ -286,7 +312,26 @@ def evaluate(
         verification=scorer.verification(scored),
         peak_memory_mb=peak_memory_mb,
         notes=tuple(problems),
+        left_out=left_out,
     )  # fmt: skip
+
+
+FEWEST_UNITS = 6
+"""The range of n values holds their median with probability 1 - 2^(1 - n): 97 % here."""
+
+
+def _units(pairs: Sequence[PairScore], group_by: str) -> int:
+    if group_by == "pair":
+        return len(pairs)
+    return len({p.source_speaker if group_by == "source" else p.target_speaker for p in pairs})
+
+
+def _without_folders(text: str, item: Item) -> str:
+    """Reports are passed on: they say which file, not where it lay on this machine."""
+    paths = [item.source, *item.targets, item.converted, item.parallel]
+    for path in sorted({str(p) for p in paths if p is not None}, key=len, reverse=True):
+        text = text.replace(path, Path(path).name)
+    return text
 
 
 def _counts(reference: str, heard: str) -> dict[str, int]:

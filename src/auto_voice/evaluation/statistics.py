@@ -91,8 +91,9 @@ def _draws(sums: Array, resamples: int, seed: int) -> Array:
 def wilcoxon(differences: ArrayLike) -> float:
     """Two-sided p of Wilcoxon's signed-rank test that differences are symmetric around zero.
 
-    Zeros are dropped. Up to ``EXACT_UP_TO`` differences without ties the distribution is counted
-    out; otherwise it is the normal approximation with tie and continuity corrections. 1 where
+    Zeros are dropped. Up to ``EXACT_UP_TO`` differences the distribution is counted out, equal
+    sizes sharing their mean rank; beyond, it is the normal approximation with tie and continuity
+    corrections, which for a few equal differences would claim more than they can show. 1 where
     nothing differs.
     """
     d = np.asarray(differences, dtype=np.float64)
@@ -102,8 +103,8 @@ def wilcoxon(differences: ArrayLike) -> float:
         return 1.0
     ranks, tied = _ranks(np.abs(d))
     positive = float(ranks[d > 0].sum())
-    if n <= EXACT_UP_TO and not tied.any():
-        return _exact_p(round(positive), n)
+    if n <= EXACT_UP_TO:
+        return _exact_p(positive, ranks)
     mean = n * (n + 1) / 4
     variance = n * (n + 1) * (2 * n + 1) / 24 - float((tied**3 - tied).sum()) / 48
     if variance <= 0:
@@ -120,13 +121,16 @@ def _ranks(values: Array) -> tuple[Array, Array]:
     return middle[inverse], counts[counts > 1].astype(np.float64)
 
 
-def _exact_p(positive: int, n: int) -> float:
-    ways = np.zeros(n * (n + 1) // 2 + 1)
+def _exact_p(positive: float, ranks: Array) -> float:
+    # Mid-ranks are halves, so twice a rank is a whole number.
+    doubled = np.rint(2 * ranks).astype(int)
+    total = int(doubled.sum())
+    ways = np.zeros(total + 1)
     ways[0] = 1
-    for rank in range(1, n + 1):
+    for rank in doubled:
         ways[rank:] += ways[:-rank].copy()
-    tail = min(positive, n * (n + 1) // 2 - positive)
-    return float(min(1.0, 2 * ways[: tail + 1].sum() / 2.0**n))
+    tail = min(round(2 * positive), total - round(2 * positive))
+    return float(min(1.0, 2 * ways[: tail + 1].sum() / 2.0 ** len(ranks)))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

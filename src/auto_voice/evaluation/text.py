@@ -157,7 +157,10 @@ def _prepare(text: str, normalise: bool) -> str:
 
 def _spell_match(match: re.Match[str]) -> str:
     whole, fraction, suffix = match["whole"], match["fraction"], match["suffix"]
-    number = int(whole.replace(",", ""))
+    digits = whole.replace(",", "")
+    if len(digits) > 15:  # No number that anybody reads out, and int refuses thousands of digits.
+        return f" {' '.join(_ONES[int(d)] for d in digits)} "
+    number = int(digits)
     plain = not (fraction or suffix in ("st", "nd", "rd", "th") or match["currency"])
     if plain and len(whole) == 4 and 1100 <= number <= 1999:
         words = _spell_year(number)
