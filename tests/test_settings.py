@@ -155,3 +155,9 @@ def test_models_lie_in_the_platforms_user_cache(
     for name, value in variables.items():
         monkeypatch.setenv(name, value.format(root=tmp_path))
     assert get_settings().model_dir == tmp_path / expected
+
+
+def test_a_line_of_dotenv_that_is_no_setting_is_named(dotenv) -> None:
+    dotenv.write_text("AUTOVOICE_OFFLINE=1\nthis is = 'no line\n")
+    with pytest.raises(ConfigError, match=r"\.env:2 is not NAME=value"):
+        get_settings()

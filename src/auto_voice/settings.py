@@ -143,10 +143,15 @@ def _read_dotenv() -> tuple[Mapping[str, str | None], Path]:
     path = DOTENV
     if not path.is_file():
         return {}, path
-    from dotenv import dotenv_values
+    from dotenv.parser import parse_stream
 
     try:
-        return dotenv_values(path, interpolate=False), path
+        with path.open(encoding="utf-8") as stream:
+            lines = list(parse_stream(stream))
+        for line in lines:
+            if line.error:
+                raise ConfigError(f"{path.absolute()}:{line.original.line} is not NAME=value")
+        return {line.key: line.value for line in lines if line.key is not None}, path
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path.absolute()} cannot be read ({error})") from error
 

@@ -258,3 +258,35 @@ def test_the_download_script_fetches_everything_by_default(
     out, err = capsys.readouterr()
     assert "tone@2: " in out
     assert "hubert_base@1.0: failed" in err
+
+
+def test_an_unknown_kind_names_the_known_ones(folder: Path, run) -> None:
+    code, _, err = run("models", "list", "--kind", "zzz")
+    assert code == 2
+    assert "vocoder" in err
+
+
+def test_what_is_not_pinned_cannot_be_let_go(folder: Path, run) -> None:
+    assert run("models", "pin", "--remove", "tone")[0] == 2
+    assert run("models", "pin", "tone@1")[0] == 0
+    code, _, err = run("models", "pin", "--remove", "tone@9")
+    assert code == 2
+    assert "tone@9 is not pinned" in err
+    assert run("models", "pin", "--remove", "tone@1")[0] == 0
+
+
+def test_a_record_that_lacks_a_file_is_damage(folder: Path, run) -> None:
+    run("models", "pull", "tone@1")
+    record = folder / "tone" / "1" / "metadata.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"files": {}}))
+    code, out, _ = run("models", "verify", "tone@1")
+    assert code == 2
+    assert "metadata.json lacks tone.wav" in out
+
+
+def test_a_device_of_windows_is_no_model_name(folder: Path, run) -> None:
+    mine = Path(os.environ["AUTOVOICE_CONFIG"])
+    mine.write_text(mine.read_text().replace("tone:", "aux:", 1))
+    code, _, err = run("models", "list")
+    assert code == 2
+    assert "device on Windows" in err

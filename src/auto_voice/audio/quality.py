@@ -73,7 +73,7 @@ class RecordingQuality:
             )
         if self.decay_seconds is not None and self.decay_seconds > LONG_DECAY_SECONDS:
             found.append(
-                f"reverberant (60 dB of decay take {self.decay_seconds:.1f} s at best): "
+                f"reverberant (the room rings for about {self.decay_seconds:.1f} s): "
                 "record in a furnished room, near the microphone"
             )
         return tuple(found)

@@ -45,9 +45,13 @@ def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> Non
     autovoice models list
     autovoice models list --installed --kind vocoder
     """
+    registry = open_registry(**where)
+    kinds = sorted({entry.kind for entry in registry.catalog.models.values()})
+    if kind is not None and kind not in kinds:
+        raise ConfigError(f"there is no model of kind {kind}; the kinds are {', '.join(kinds)}")
     rows = [
         row
-        for row in open_registry(**where).status()
+        for row in registry.status()
         if (row.installed or not installed) and (kind is None or row.kind == kind)
     ]
     if as_json:
@@ -244,13 +248,18 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
     Without NAMES the pins are listed. They stand in models.lock.json in the model folder.
 
     \b
-    autovoice models pin converter_compact@1.0
+    autovoice models pin converter_compact@1.1
     autovoice models pin --remove converter_compact
     """
     from auto_voice.models.pins import read_pins
 
     registry = open_registry(**where)
     wanted = [(name.partition("@")[0], None if unpin else registry.version(name)) for name in names]
+    pinned = read_pins(registry.model_dir)
+    for given, (name, version) in zip(names, wanted, strict=True):
+        number = given.partition("@")[2]
+        if version is None and (name not in pinned or number not in ("", pinned[name]["version"])):
+            raise ConfigError(f"{given} is not pinned; see: autovoice models pin")
     for name, version in wanted:
         if version is None:
             registry.unpin(name)

@@ -22,7 +22,11 @@ NAME = r"[a-z0-9][a-z0-9_.-]*"
 VERSION = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 FILE = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 SHA256 = r"[0-9a-f]{64}"
-RESERVED = frozenset({"metadata.json", "con", "nul", "aux", "prn"})
+DEVICES = frozenset(
+    {"con", "nul", "aux", "prn", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+)
+"""Names that Windows opens as devices, whatever ending follows."""
+RESERVED = frozenset({"metadata.json"})
 ALIASES = ("latest", "stable")
 
 _ROOT = ("schema", "settings", "models")
@@ -66,6 +70,8 @@ def read_catalog(paths: Iterable[Path]) -> dict[str, ModelEntry]:
         for name, node in section.mapping().items():
             if not re.fullmatch(NAME, name):
                 raise node.error("is no model name; use lower-case letters, digits, _ . and -")
+            if _is_device(name):
+                raise node.error("is the name of a device on Windows; choose another")
             fields = node.mapping(_MODEL)
             owners[name] = node
             models.setdefault(name, {}).update(fields)
@@ -79,6 +85,8 @@ def _overlay_versions(known: dict[str, tuple[Node, Fields]], section: Node | Non
     for number, node in section.mapping(quoted=True).items():
         if not re.fullmatch(VERSION, number):
             raise node.error("is no version; use letters, digits, . _ + and -")
+        if _is_device(number):
+            raise node.error("is the name of a device on Windows; choose another")
         if number in ALIASES:
             raise node.error("is an alias; give the version a number")
         fields = node.mapping(_VERSION)
@@ -168,7 +176,7 @@ def _files(owner: Node, fields: Fields) -> tuple[ModelFile, ...]:
 def _file(owner: Node, fields: Fields) -> ModelFile:
     yaml_nodes.require(fields, owner, "file", "sources")
     file = fields["file"].matching(FILE, "a bare file name of letters, digits, . _ + and -")
-    if file.lower() in RESERVED:
+    if file.lower() in RESERVED or _is_device(file):
         raise fields["file"].error(f"is {file}, a name the store keeps for itself; choose another")
     sources = fields["sources"].items()
     if not sources:
@@ -183,6 +191,10 @@ def _file(owner: Node, fields: Fields) -> ModelFile:
         sha256=fields["sha256"].matching(SHA256, "64 hexadecimal digits in lower case"),
         bytes=fields["bytes"].integer(at_least=1),
     )
+
+
+def _is_device(name: str) -> bool:
+    return name.partition(".")[0].lower() in DEVICES
 
 
 def _source(node: Node) -> tuple[str, ...]:

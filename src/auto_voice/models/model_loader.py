@@ -105,19 +105,23 @@ class ModelDownloader:
         with DownloadProgressBar(
             title, file.bytes, enabled=self._show, callback=self._progress
         ) as bar:
-            for uris in file.sources:
-                if offline and any(needs_network(uri) for uri in uris):
-                    continue
+            usable = [
+                uris
+                for uris in file.sources
+                if not (offline and any(needs_network(uri) for uri in uris))
+            ]
+            for place, uris in enumerate(usable, 1):
                 try:
                     self._from_source(uris, file, partial, bar)
                     return Fetched(partial.path, " + ".join(shown_uri(uri) for uri in uris))
                 except (DownloadError, MissingDependencyError) as error:
                     only_wrong_bytes = False
-                    answers.append(str(error))
+                    answers.append(str(error).rstrip("."))
                 except (IntegrityError, UnsafeFileError) as error:
                     partial.discard()
-                    answers.append(str(error))
-                log.warning("%s: %s; trying the next source", title, answers[-1])
+                    answers.append(str(error).rstrip("."))
+                following = "; trying the next source" if place < len(usable) else ""
+                log.warning("%s: %s%s", title, answers[-1], following)
         raise _unavailable(label, file, answers, only_wrong_bytes)
 
     def _from_source(

@@ -82,6 +82,8 @@ def verify(store: ModelStore, version: ModelVersion) -> VerifyReport:
         return VerifyReport(version.key, False, damaged if (folder / METADATA).exists() else ())
     paths = {file.file: folder / file.file for file in version.files}
     problems = list(_file_problems(version, paths))
+    unrecorded = [name for name in paths if name not in record["files"]]
+    problems += [f"{METADATA} lacks {name}: {_fix(version)}" for name in unrecorded]
     for name, entry in (record.get("derived") or {}).items():
         path = folder / name
         if not path.exists() or sha256_file(path) != entry.get("sha256"):
