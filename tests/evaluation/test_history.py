@@ -129,7 +129,7 @@ def test_the_gate_refuses_what_it_cannot_judge(
     other = replace(results("old", BASE), models={"speaker": "other@1"})
     path = str(save_evaluation(other, tmp_path / "old.json"))
     for given, says in (
-        (["--baseline", path], "other models or over other pairs"),
+        (["--baseline", path], "other models, over other pairs"),
         ([], "at least one of"),
         (["--min", "taste=1"], "no metric 'taste'"),
         (["--min", "secs=high"], "should look like secs=0.5"),

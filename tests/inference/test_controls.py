@@ -349,3 +349,16 @@ def test_hand_made_converter_is_untouched_by_default(hand_made, source, referenc
     result = pipeline.convert(source, reference)
     assert isinstance(registry.stages["converter_compact"], LocalConverter)
     assert result.summary()["controls"] == {}
+
+
+def test_a_wide_glide_is_no_slip():
+    """From 150 Hz up by 14 semitones and back: nothing leaps, so nothing is folded."""
+    rise = np.concatenate([np.zeros(60), np.linspace(0, 14, 40), np.linspace(14, 0, 40)])
+    f0 = (150 * 2 ** (rise / 12)).astype(np.float32)
+    track = Pitch(f0, np.ones(len(f0), bool), 62.5)
+    np.testing.assert_allclose(repaired(track).f0_hz, f0, rtol=1e-5)
+    # The same height reached by a leap for some frames is one.
+    slipped = np.full(140, 150.0, np.float32)
+    slipped[60:66] = 300.0
+    track = Pitch(slipped, np.ones(140, bool), 62.5)
+    np.testing.assert_allclose(repaired(track).f0_hz, 150.0, rtol=1e-5)

@@ -144,9 +144,7 @@ def adapted(net: Module, difference: Mapping[str, NDArray[np.float16]]) -> Modul
     return copy.deepcopy(net, memo)
 
 
-def _loss(
-    net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generator
-) -> Tensor:
+def _loss(net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generator) -> Tensor:
     """Mean distance of the mel of random crops, in standardised units."""
     from auto_voice.models.converter_model import VoiceCondition
 
