@@ -67,7 +67,23 @@ def make_pipeline(
     registry = ModelRegistry(use_mock=mock, progress=False if quiet else None, **where)
     chosen = {name: value for name, value in models.items() if value is not None}
     config = PipelineConfig(use_mock_models=mock, **chosen)
-    return VoiceConversionPipeline(config, model_registry=registry)
+    made = VoiceConversionPipeline(config, model_registry=registry)
+    if not quiet:
+        made.on_fitting = _say_once()
+    return made
+
+
+def _say_once() -> Callable[[float], None]:
+    """Says, when a fitting begins, what the wait is for."""
+    last = 1.0
+
+    def tell(done: float) -> None:
+        nonlocal last
+        if done < last:
+            click.echo("fitting the converter to the voice: some seconds, once", err=True)
+        last = done
+
+    return tell
 
 
 _CONTROLS = (

@@ -114,6 +114,8 @@ class VoiceConversionPipeline:
         self._registry = model_registry
         self._lock = threading.Lock()
         self._fittings = FittedVoices()
+        self.on_fitting: Callable[[float], None] | None = None
+        """Told the fraction of a fitting that is done, where the call has no ``progress``."""
         if self.config.enable_model_warmup:
             self.warmup()
 
@@ -331,7 +333,7 @@ class VoiceConversionPipeline:
             return voice
         if voice.adaptation and voice.adapted_to == converter.name:
             return voice
-        return self._fittings.fitted(converter, voice, steps, progress)
+        return self._fittings.fitted(converter, voice, steps, progress or self.on_fitting)
 
     def _of_this_encoder(self, voice: Voice) -> Voice:
         encoder = self.registry.resolved(self.config.speaker_encoder).partition(" ")[0]
