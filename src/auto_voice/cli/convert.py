@@ -129,7 +129,11 @@ def describe(result: Account) -> str:
     """The account of a conversion as indented lines."""
     lines = [f"  {stage:<10} {model}" for stage, model in result.models.items()]
     lines.append(f"  {'pitch':<10} moved by {result.semitones:+.1f} semitones")
-    lines.append(f"  {'speed':<10} {result.seconds_per_second:.2f} s per second of audio")
+    once = sum((result.timings or {}).get(step, 0.0) for step in ("load", "voice"))
+    lines.append(
+        f"  {'speed':<10} {result.seconds_per_second:.2f} s per second of audio"
+        + (f", after {once:.0f} s for loading models and making the voice" if once >= 1 else "")
+    )
     if result.mock:
         lines.append(f"  {'mock':<10} these are mock models: the output is noise, not speech")
     lines += [f"  {'note':<10} {note}" for note in result.notes]
