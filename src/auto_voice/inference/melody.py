@@ -49,7 +49,7 @@ def _only_slips(
     shows neither, and there only what lies too low is moved: creak halves a pitch, little
     doubles it.
     """
-    out = heard.copy()
+    out: NDArray[np.float64] = heard.copy()
     moved = np.abs(folded - heard) > OCTAVE / 2
     together = np.diff(frames, prepend=frames[0] - SLIP_GAP_FRAMES - 1) <= SLIP_GAP_FRAMES
     edges = np.flatnonzero(

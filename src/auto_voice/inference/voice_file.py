@@ -156,7 +156,8 @@ def _half(values: NDArray[Any]) -> NDArray[np.float16]:
     if values.dtype.kind != "f":
         raise TypeError(f"an adaptation is of floating point, not {values.dtype}")
     # What half precision cannot hold is far beyond the bound that is checked later.
-    return np.clip(values, -65504, 65504).astype(np.float16)
+    halves: NDArray[np.float16] = np.clip(values, -65504, 65504).astype(np.float16)
+    return halves
 
 
 def _number(value: float | None) -> float | None:
