@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -69,9 +70,22 @@ def test_signed_rank_test_agrees_with_scipy(n: int) -> None:
     assert wilcoxon(d) == pytest.approx(expected, rel=1e-9)
 
 
-def test_signed_rank_test_with_ties_agrees_with_scipy() -> None:
+def test_signed_rank_test_with_few_ties_counts_all_signs() -> None:
+    """Against every one of the 2^12 ways to flip the signs."""
     stats = pytest.importorskip("scipy.stats")
-    d = np.random.default_rng(9).integers(-3, 6, 40).astype(float)
+    d = np.array([-3, 1, 2, 2, 5, -1, 4, 4, 3, 1, 5, 2], float)
+    ranks = stats.rankdata(np.abs(d))
+    flips = np.array(list(itertools.product([0, 1], repeat=len(d))))
+    middle = ranks.sum() / 2
+    away = np.abs(flips @ ranks - middle)
+    expected = (away >= abs(ranks[d > 0].sum() - middle) - 1e-9).mean()
+    assert wilcoxon(d) == pytest.approx(expected, rel=1e-9)
+
+
+def test_signed_rank_test_with_many_ties_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    d = np.random.default_rng(9).integers(-3, 6, 400).astype(float)
+    d = d[d != 0] - 0.5 * (np.arange((d != 0).sum()) % 2)
     d = d[d != 0]
     expected = stats.wilcoxon(d, method="asymptotic", correction=True).pvalue
     assert wilcoxon(d) == pytest.approx(expected, rel=1e-9)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.errors import AudioOutputError
+from auto_voice.errors import AudioOutputError, AutoVoiceError
 from auto_voice.inference.analysis import Analysis
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.tape import FileTape
@@ -102,8 +102,10 @@ class Partial:
         if self._removed:
             shutil.rmtree(self.folder, ignore_errors=True)
         elif kind is not None and self.facts.complete:
-            # The server stops work whenever others wait; where a person did, they know.
-            log.info(
+            # A server stops work whenever others wait, by an exception of its own.
+            told = issubclass(kind, (KeyboardInterrupt, AutoVoiceError, OSError, MemoryError))
+            log.log(
+                logging.WARNING if told else logging.INFO,
                 "stopped; %s holds what is done, and the same command goes on from there",
                 self.folder,
             )
