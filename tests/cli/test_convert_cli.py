@@ -35,18 +35,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     logging.getLogger("auto_voice").handlers.clear()
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs ``autovoice ARGS``: ``(exit code, stdout, stderr)``."""
-
-    def call(*args: str):
-        code = main.main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 CONVERT = ("convert", "talk.wav", "--voice", "friend.wav", "--mock")
 
 

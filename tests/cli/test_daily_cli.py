@@ -32,16 +32,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     logging.getLogger("auto_voice").handlers.clear()
 
 
-@pytest.fixture
-def run(capsys):
-    def call(*args: str):
-        code = main.main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
 def test_the_life_of_a_voice(run):
     assert run("voices", "list")[0] == 0
     code, out, err = run("voices", "add", "ann", "friend.wav", "--consent", "yes", "--mock")

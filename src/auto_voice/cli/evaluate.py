@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from auto_voice.cli.options import adaptation_option
 from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:
@@ -148,8 +149,7 @@ def files(path: Path, **options: Any) -> None:
 @click.option("--keep", type=FILE, help="Folder for the conversions [default: a temporary one].")
 @click.option("--content-encoder", metavar="MODEL", help="NAME[@VERSION].")
 @click.option("--converter", metavar="MODEL", help="NAME[@VERSION].")
-@click.option("--adaptation-steps", type=click.IntRange(0, 2000), metavar="N",
-              help="How long to fit the converter to each voice; 0: not at all.")  # fmt: skip
+@adaptation_option
 @click.option("--vocoder", metavar="MODEL", help="NAME[@VERSION].")
 @judge_options
 @output_options

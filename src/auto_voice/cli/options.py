@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from auto_voice.inference.voice_conversion_pipeline import PipelineConfig, VoiceConversionPipeline
+from auto_voice.inference.voice_conversion_pipeline import (
+    ADAPTATION_STEPS,
+    MOST_ADAPTATION_STEPS,
+    PipelineConfig,
+    VoiceConversionPipeline,
+)
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -17,16 +22,19 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+adaptation_option = click.option(
+    "--adaptation-steps", type=click.IntRange(0, MOST_ADAPTATION_STEPS), metavar="N",
+    help="How long to fit the converter to the voice; 0: not at all  "
+    f"[default: {ADAPTATION_STEPS}].",
+)  # fmt: skip
+
 _OPTIONS = (
     click.option(
         "--content-encoder", metavar="MODEL", help="What hears the words: NAME[@VERSION]."
     ),
     click.option("--converter", metavar="MODEL", help="What re-speaks them."),
     click.option("--vocoder", metavar="MODEL", help="What turns spectra into sound."),
-    click.option(
-        "--adaptation-steps", type=click.IntRange(0, 2000), metavar="N",
-        help="How long to fit the converter to the voice; 0: not at all  [default: 40].",
-    ),
+    adaptation_option,
     click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
     click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models."),
     click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),

@@ -15,7 +15,7 @@ from auto_voice.audio.vad import trim_silence
 from auto_voice.errors import AudioContentError, VoiceError
 from auto_voice.inference.melody import repaired
 from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage
-from auto_voice.types import FloatArray, Pitch, Voice, Waveform
+from auto_voice.types import EMBEDDING_DIMS, FloatArray, Pitch, Voice, Waveform
 
 SAMPLE_RATE = 16000
 LEAST_SECONDS = 1.0
@@ -23,7 +23,6 @@ GOOD_SECONDS = 4.0
 MOST_SECONDS = 30.0
 """Speech that is used; more changes a voice little and costs time in every conversion."""
 LONGEST_PAUSE_SECONDS = 0.3
-EMBEDDING_DIMS = 256
 
 
 def build_voice(

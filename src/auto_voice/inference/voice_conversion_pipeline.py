@@ -17,7 +17,7 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.adapting import into_space_of
 from auto_voice.inference.chunking import Chunk, join
-from auto_voice.inference.cloning import EMBEDDING_DIMS, SAMPLE_RATE, bare_voice, build_voice
+from auto_voice.inference.cloning import SAMPLE_RATE, bare_voice, build_voice
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.converting import Stages, cleaned, metered, output_factor, prepare
 from auto_voice.inference.fitting import FittedVoices
@@ -33,7 +33,7 @@ from auto_voice.models.base import (
     SpeakerEncoderStage,
     Vocoder,
 )
-from auto_voice.types import FloatArray, Voice, Waveform
+from auto_voice.types import EMBEDDING_DIMS, FloatArray, Voice, Waveform
 
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from auto_voice.errors import AudioOutputError, VoiceError
 from auto_voice.models.disk import fsync_file, move_into_place, temporary_beside
-from auto_voice.types import Voice
+from auto_voice.types import EMBEDDING_DIMS, Voice
 
 SUFFIX = ".safetensors"
 FORMAT = "auto_voice.voice/1"
@@ -23,7 +23,7 @@ LARGEST_VALUE = 1e4
 LARGEST_CHANGE = 100.0
 """Of a weight; a thousand steps do not move one by 1, and far larger ones make no sound but NaN."""
 MOST_CHANGES, LONGEST_NAME = 1000, 200
-EMBEDDING_DIMS, MEL_BANDS = 256, 80
+MEL_BANDS = 80
 
 
 def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:

@@ -13,10 +13,9 @@ import numpy as np
 
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import VoiceError
-from auto_voice.inference.cloning import EMBEDDING_DIMS
 from auto_voice.inference.voice_file import load_voice
 from auto_voice.inference.voices import VoiceLibrary
-from auto_voice.types import Voice
+from auto_voice.types import EMBEDDING_DIMS, Voice
 
 VOICE_FILE_BYTES = 20_000_000
 """An export of the longest reference that is kept is an eighth of this."""

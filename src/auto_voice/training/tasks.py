@@ -21,6 +21,7 @@ from auto_voice.models.converter_model import (
     pitch_inputs,
     voice_profile,
 )
+from auto_voice.models.speaker_adaptation import GUARD_FRAMES
 from auto_voice.training.augmentation import perturb
 from auto_voice.training.corpus import Corpus, Item, crop
 from auto_voice.training.features import SPEEDS
@@ -30,8 +31,6 @@ CONTENT_RATE = 50.0
 MIN_REFERENCE_FRAMES = 48
 INVENTED_SPREAD = 0.1
 """Of the log of the factor of invented voices: two of three within a tenth of the original."""
-GUARD_FRAMES = 16
-"""Mel frames on both sides of a crop that its own reference must not show."""
 
 
 NetT = TypeVar("NetT", bound=nn.Module)
