@@ -13,7 +13,6 @@ import soundfile
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from auto_voice.audio.quiet import quiet_stderr
 from auto_voice.errors import AudioFormatError, AudioOutputError, ConfigError, VoiceError
 from auto_voice.inference import PipelineConfig
 from auto_voice.inference.batch import Manifest
