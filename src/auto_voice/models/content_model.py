@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from auto_voice.audio.envelope import ENVELOPE_SIZE, band_envelope
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.models.catalog import ModelVersion
@@ -124,27 +125,42 @@ class CentredEncoder(ABC):
 
 
 class CompactContentEncoder(CentredEncoder):
-    """``ContentNet``, in evaluation mode, as a stage."""
+    """``ContentNet``, in evaluation mode, as a stage.
 
-    def __init__(self, net: ContentNet, name: str, space: str, device: str = "cpu") -> None:
-        super().__init__(name, space, net.head.out_features, device)
+    Args:
+        envelope: whether the features end with those of ``band_envelope``.
+    """
+
+    def __init__(
+        self, net: ContentNet, name: str, space: str, device: str = "cpu", envelope: bool = False
+    ) -> None:
+        dims = net.head.out_features + ENVELOPE_SIZE * envelope
+        super().__init__(name, space, dims, device)
         self.net = net
+        self.envelope = envelope
 
-    @torch.inference_mode()
     def encode_piece(self, samples: FloatArray) -> FloatArray:
         """``(samples // 320, dims)`` of a piece at the level of the whole, the mean left in."""
         frames = len(samples) // SAMPLES_PER_FRAME
         if frames == 0:
             return np.zeros((0, self.dims), np.float32)
-        mel = torch.from_numpy(log_mel(samples, CONTENT_MEL)[:, : 2 * frames])
-        features: FloatArray = self.net(mel[None].to(self.device))[0].float().cpu().numpy()
+        return self.encode_mel(log_mel(samples, CONTENT_MEL)[:, : 2 * frames])
+
+    @torch.inference_mode()
+    def encode_mel(self, mel: FloatArray) -> FloatArray:
+        """``CONTENT_MEL`` ``(80, 2 * frames)`` to ``(frames, dims)``, the mean left in."""
+        seen = torch.from_numpy(mel)[None].to(self.device)
+        features: FloatArray = self.net(seen)[0].float().cpu().numpy()
+        if self.envelope:
+            features = np.concatenate([features, band_envelope(mel)], axis=1)
         return features
 
 
 def build(
     files: Mapping[str, Path], version: ModelVersion, device: str = "cpu"
 ) -> CompactContentEncoder:
-    """From the catalog's record; ``params`` has ``net`` (for ``ContentNet``) and ``space``.
+    """From the catalog's record; ``params`` has ``net`` (for ``ContentNet``) and ``space``, and
+    ``envelope`` where the features end with it.
 
     Raises:
         ModelLoadError: the weights do not fit the architecture.
@@ -153,4 +169,6 @@ def build(
     net = load_module(
         lambda: ContentNet(**version.params.get("net", {})), path, device=device
     ).float()
-    return CompactContentEncoder(net, version.key, version.params["space"], device)
+    return CompactContentEncoder(
+        net, version.key, version.params["space"], device, version.params.get("envelope", False)
+    )

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from auto_voice.audio.mel import MelSpec, log_mel
+from auto_voice.audio.envelope import ENVELOPE_SIZE, band_envelope
+from auto_voice.audio.mel import CONTENT_MEL, MelSpec, log_mel
 from auto_voice.errors import ModelLoadError
 from auto_voice.models.catalog import ModelVersion
 from auto_voice.models.content_model import CentredEncoder
@@ -151,20 +152,35 @@ def _layer(arrays: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
 
 
 class WhisperContentEncoder(CentredEncoder):
-    """The hidden states of ``encoder`` in ``subspace``, as a stage."""
+    """The hidden states of ``encoder`` in ``subspace``, as a stage.
+
+    Args:
+        envelope: whether the features end with those of ``band_envelope``.
+    """
 
     def __init__(
-        self, encoder: WhisperEncoder, subspace: ContentSpace, name: str, space: str
+        self,
+        encoder: WhisperEncoder,
+        subspace: ContentSpace,
+        name: str,
+        space: str,
+        envelope: bool = False,
     ) -> None:
-        super().__init__(name, space, subspace.projection.shape[1], encoder.device)
+        dims = subspace.projection.shape[1] + ENVELOPE_SIZE * envelope
+        super().__init__(name, space, dims, encoder.device)
         self.encoder = encoder
         self.subspace = subspace
+        self.envelope = envelope
 
     def encode_piece(self, samples: FloatArray) -> FloatArray:
         """``(samples // 320, dims)`` of a piece at the level of the whole, the mean left in."""
         if len(samples) < 320:
             return np.zeros((0, self.dims), np.float32)
-        return self.subspace.project(self.encoder.features(samples))
+        features = self.subspace.project(self.encoder.features(samples))
+        if self.envelope:
+            mel = log_mel(samples, CONTENT_MEL)[:, : 2 * len(features)]
+            features = np.concatenate([features, band_envelope(mel)], axis=1)
+        return features
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
@@ -184,7 +200,8 @@ def convert_checkpoint(path: Path) -> dict[str, np.ndarray]:
 
 
 def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> WhisperContentEncoder:
-    """From ``model.bin`` and ``content_space.safetensors``; ``params`` has ``layers``, ``space``.
+    """From ``model.bin`` and ``content_space.safetensors``; ``params`` has ``layers``, ``space``
+    and, where the features end with it, ``envelope``.
 
     Raises:
         ModelLoadError: the files do not fit.
@@ -193,5 +210,6 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> Whis
     encoder = WhisperEncoder(read_arrays(weights), version.params["layers"], device)
     arrays = {name: array.numpy() for name, array in map_safetensors(subspace).items()}
     return WhisperContentEncoder(
-        encoder, ContentSpace(**arrays), version.key, version.params["space"]
-    )
+        encoder, ContentSpace(**arrays), version.key, version.params["space"],
+        version.params.get("envelope", False),
+    )  # fmt: skip

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
+from auto_voice.audio.envelope import band_envelope
 from auto_voice.audio.io import read_audio
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel
@@ -50,11 +51,13 @@ class Models:
         model_dir: of the registry that serves the teacher and the speaker encoder.
         content_space: file that ``fit_content_space`` wrote.
         layers: of the teacher.
+        envelope: whether the content ends with ``band_envelope``.
     """
 
     model_dir: Path
     content_space: Path
     layers: int = 4
+    envelope: bool = False
 
 
 def feature_path(folder: Path, utterance: Utterance) -> Path:
@@ -93,13 +96,17 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
         "mel": mel.astype(np.float16),
         "log_f0": log_f0,
         "voiced": voiced.astype(np.float16),
-        "teacher": _centred(space.project(teacher.features(audio))).astype(np.float16),
         "embedding": speaker.embed_utterance(audio),
     }
     for speed in SPEEDS:
         # Reading n samples as if they were n / speed plays them faster and higher.
         played = audio if speed == 1.0 else resample(audio, round(16000 * speed), 16000)
         features[f"content_mel_{speed}"] = log_mel(played, CONTENT_MEL).astype(np.float16)
+    content = space.project(teacher.features(audio))
+    if models.envelope:
+        heard = features["content_mel_1.0"][:, : 2 * len(content)]
+        content = np.concatenate([content, band_envelope(heard)], axis=1)
+    features["teacher"] = _centred(content).astype(np.float16)
     return features
 
 

@@ -12,7 +12,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from auto_voice.models.content_model import ContentNet
+from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.training.recipes import Recipe
 
@@ -22,27 +22,29 @@ LICENCE = "MIT"
 def publish(
     recipe: Recipe,
     folder: Path,
-    content: ContentNet,
+    content: CompactContentEncoder,
     converter: ConverterNet,
     *,
     figures: Mapping[str, float],
     speakers: int,
     hours: float,
 ) -> Path:
-    """Writes both networks in half precision and the catalog that offers them.
+    """Writes the networks in half precision and the catalog that offers them.
+
+    A content encoder that was kept as it is stays in its own catalog.
 
     Returns:
         The ``models.yaml``; name it in ``AUTOVOICE_CONFIG`` or ``--config`` and the models are
         ``content_compact@<recipe>`` and ``converter_compact@<recipe>``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    space = f"content_space@{recipe.name if recipe.content else recipe.content_space.name}"
     models: dict[str, Any] = {}
     entries: list[tuple[str, str, ContentNet | ConverterNet, dict[str, Any]]] = [
-        ("converter_compact", "converter", converter, {"content_space": space})
+        ("converter_compact", "converter", converter, {"content_space": content.space})
     ]
-    if recipe.content is not None:
-        entries.append(("content_compact", "content", content, {"space": space}))
+    if recipe.content is not None or recipe.content_space.widens:
+        params = {"dims": content.dims, "space": content.space, "envelope": content.envelope}
+        entries.append(("content_compact", "content", content.net, params))
     for name, kind, net, params in entries:
         file = f"{name}-{recipe.name}.safetensors"
         _write(net, folder / file, recipe.name)

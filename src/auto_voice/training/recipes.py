@@ -42,17 +42,22 @@ class DataRecipe:
 class ContentSpaceRecipe:
     """The space that content lies in.
 
+    An existing content encoder (``content_from``) keeps its own space, unless that is widened.
+
     Attributes:
-        name: of the catalog's space, where the content encoder is kept.
-        dims: of it.
-        sample: utterances that it is fitted on.
+        dims: principal components of the teacher.
+        sample: utterances that they are fitted on.
         layers: of the teacher.
+        envelope: whether ``band_envelope`` follows them.
+        widens: whether an existing content encoder moves into a new space that begins with its
+            own; it gives zero for the further components.
     """
 
-    name: str = "1.0"
     dims: int = 64
     sample: int = 240
     layers: int = 4
+    envelope: bool = False
+    widens: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ class Recipe:
         description: one line, for the card.
         data, content_space: see there.
         content: the content encoder; None keeps an existing one (``content_from``).
-        converter: on the teacher's features; None starts from an existing one.
+        converter: on the teacher's features, from scratch or from ``converter_from``; None leaves
+            this step out.
         tune: the converter on the teacher's features and on the content encoder's own output, so
             that it understands both.
         content_from, converter_from: ``name@version`` to start from.
@@ -138,6 +144,9 @@ def _build(kind: type[T], data: object, where: str) -> T:
         place = f"{where}: {key}"
         if nested is not None and value is not None:
             value = _build(nested, value, place)
+        elif isinstance(fields[key].default, bool):
+            if not isinstance(value, bool):
+                raise TrainingError(f"{place} must be true or false, not {value!r}.")
         elif isinstance(fields[key].default, int | float) and not _is_number(value):
             raise TrainingError(f"{place} must be a number, not {value!r}.")
         values[key] = value

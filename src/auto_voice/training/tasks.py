@@ -64,6 +64,7 @@ class ContentTask:
         self, corpus: Corpus, held_out: Corpus, net: Mapping[str, Any], batch: int, frames: int
     ) -> None:
         self.model = ContentNet(**net)
+        self.dims = self.model.head.out_features
         self.corpus, self.held_out = corpus, held_out
         self.batch, self.frames = batch, frames
 
@@ -101,7 +102,7 @@ class ContentTask:
         target = item.cached(
             f"teacher_{speed}",
             lambda: interpolate_frames(
-                item.features["teacher"].astype(np.float32),
+                item.features["teacher"][:, : self.dims].astype(np.float32),
                 CONTENT_RATE * speed, CONTENT_RATE, total,
             ),
         )[part].astype(np.float32)  # fmt: skip

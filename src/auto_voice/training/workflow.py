@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from auto_voice.errors import TrainingError
-from auto_voice.models.content_model import ContentNet
+from auto_voice.models.content_model import CompactContentEncoder
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.models.model_registry import ModelRegistry
+from auto_voice.models.whisper_encoder import ContentSpace
 from auto_voice.training import features
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.curves import plot_curves
@@ -32,6 +34,7 @@ from auto_voice.training.publish import publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, averaged_weights
+from auto_voice.training.widening import widen_content, widen_converter
 
 STUDENT = "student"
 """Name of the feature that holds the content encoder's own output."""
@@ -101,7 +104,7 @@ class Workflow:
         train, held = self._corpora(utterances)
         content = self._content(train, held)
         self._encode(content, [train, held])
-        converter = self._converter(train, held)
+        converter = self._converter(train, held, content.dims)
         catalog = publish(
             self.recipe, self.folder / "published", content, converter,
             figures=self.figures, speakers=len(train.by_speaker), hours=_hours(train),
@@ -109,21 +112,23 @@ class Workflow:
         return Outcome(catalog, dict(self.figures), failures)
 
     def _features(self, utterances: Sequence[Utterance]) -> dict[Path, str]:
-        space = self.folder / "content_space.safetensors"
+        wanted = self.recipe.content_space
+        target = self.folder / "content_space.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.recipe.content is None:
-            # A content encoder that is kept keeps its space.
-            stored = f"content_space-{self.recipe.content_space.name}.safetensors"
-            kept = self.registry.path("content_whisper", file=stored)
-            space.write_bytes(kept.read_bytes())
-        elif not space.exists():
+        envelope = wanted.envelope
+        if self.recipe.content is None and not wanted.widens:
+            kept = self._kept()
+            target.write_bytes(self._stored_space(kept).read_bytes())
+            envelope = kept.envelope
+        elif not target.exists():
             self.say("Fitting the content space")
             features.fit_content_space(
-                utterances, features.load_teacher(self.registry), space,
-                self.recipe.content_space.dims, self.recipe.content_space.sample,
-            )  # fmt: skip
+                utterances, features.load_teacher(self.registry), target, wanted.dims, wanted.sample
+            )
+        if wanted.widens:
+            self._check_widened(target)
         self.say(f"Features of {len(utterances)} recordings")
-        models = features.Models(self.registry.model_dir, space)
+        models = features.Models(self.registry.model_dir, target, wanted.layers, envelope)
         self.registry.pull("speaker_encoder")
         failures = features.extract(utterances, self.folder / "features", models, self.workers)
         if failures:
@@ -142,34 +147,59 @@ class Workflow:
         folder = self.folder / "features"
         return Corpus.load(train, folder, weights), Corpus.load(held, folder, weights)
 
-    def _content(self, train: Corpus, held: Corpus) -> ContentNet:
-        stage = self.recipe.content
-        if stage is None:
-            encoder = self.registry.load(*_reference(self.recipe.content_from, "content_compact"))
-            net: ContentNet = encoder.net
-            return net
-        task = ContentTask(train, held, dict(stage.net), **stage.task)
-        return self._train("content", stage, task)
+    def _kept(self) -> CompactContentEncoder:
+        name, version = _reference(self.recipe.content_from, "content_compact")
+        encoder: CompactContentEncoder = self.registry.load(name, version)
+        return encoder
 
-    @torch.inference_mode()
-    def _encode(self, net: ContentNet, corpora: Sequence[Corpus]) -> None:
+    def _stored_space(self, encoder: CompactContentEncoder) -> Path:
+        """A space has the version of the teacher that serves it."""
+        version = encoder.space.partition("@")[2]
+        file = f"content_space-{version}.safetensors"
+        return self.registry.path("content_whisper", version, file=file)
+
+    def _check_widened(self, space: Path) -> None:
+        kept = self._kept()
+        known = ContentSpace(**load_file(self._stored_space(kept))).projection
+        fitted = ContentSpace(**load_file(space)).projection[:, : known.shape[1]]
+        if fitted.shape != known.shape or not np.allclose(fitted, known, atol=1e-3):
+            raise TrainingError(
+                f"The new content space does not begin with {kept.space}; fit it on the same "
+                f"speech and sample, or train a content encoder (content:) in the recipe."
+            )
+
+    def _content(self, train: Corpus, held: Corpus) -> CompactContentEncoder:
+        stage, wanted = self.recipe.content, self.recipe.content_space
+        name = f"content_compact@{self.recipe.name}"
+        space = f"content_space@{self.recipe.name}"
+        if stage is not None:
+            task = ContentTask(train, held, dict(stage.net), **stage.task)
+            net = self._train("content", stage, task).to(self.device)
+            return CompactContentEncoder(net, name, space, self.device, wanted.envelope)
+        kept = self._kept()
+        if not wanted.widens:
+            return kept
+        net = widen_content(kept.net.cpu(), wanted.dims).to(self.device)
+        return CompactContentEncoder(net, name, space, self.device, wanted.envelope)
+
+    def _encode(self, encoder: CompactContentEncoder, corpora: Sequence[Corpus]) -> None:
         """Adds the content encoder's output to every item, as inference computes it."""
         self.say("Content of all recordings")
-        net = net.eval().to(self.device)
         for corpus in corpora:
             for item in corpus.items:
-                mel = torch.from_numpy(item.features["content_mel_1.0"].astype(np.float32))
-                frames = mel.shape[1] // 2
-                out = net(mel[None, :, : 2 * frames].to(self.device))[0].float().cpu().numpy()
+                mel = item.features["content_mel_1.0"].astype(np.float32)
+                out = encoder.encode_mel(mel[:, : mel.shape[1] // 2 * 2])
                 item.features[STUDENT] = (out - out.mean(0)).astype(np.float16)
 
-    def _converter(self, train: Corpus, held: Corpus) -> ConverterNet:
+    def _converter(self, train: Corpus, held: Corpus, dims: int) -> ConverterNet:
         weights: dict[str, Tensor] | None = None
-        if self.recipe.converter is not None:
+        if self.recipe.converter is not None and self.recipe.converter_from is None:
             model = ConverterNet(**self.recipe.converter.net)
         else:
             start = self.registry.load(*_reference(self.recipe.converter_from, "converter_compact"))
             model = start.net
+            if model.arguments["dims"] < dims:
+                model = widen_converter(model.cpu(), dims)
             weights = {key: value.clone() for key, value in model.state_dict().items()}
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),

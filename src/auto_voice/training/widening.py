@@ -1,0 +1,52 @@
+"""Networks of a narrow content space as networks of a wider one that begins with it.
+
+A widened network does what it did before; training then finds what the new features are good for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auto_voice.models.content_model import ContentNet
+from auto_voice.models.converter_model import PITCH_SIZE, ConverterNet
+
+FIRST_GLANCE = 0.3
+"""What the lookup makes of a new feature at first: with nothing it would never learn to look."""
+
+
+def widen_content(net: ContentNet, dims: int) -> ContentNet:
+    """``net`` with ``dims`` features, of which the new ones are zero."""
+    wide = ContentNet(**_with(net.arguments, dims))
+    weights = dict(net.state_dict())
+    for name in ("head.weight", "head.bias"):
+        weights[name] = _longer(weights[name], dims)
+    wide.load_state_dict(weights)
+    return wide.eval()
+
+
+def widen_converter(net: ConverterNet, dims: int) -> ConverterNet:
+    """``net`` for content of ``dims`` features, deaf to the new ones but in its lookup."""
+    wide = ConverterNet(**_with(net.arguments, dims))
+    weights = dict(net.state_dict())
+    stem = weights["stem.weight"]
+    known = stem.shape[1] - PITCH_SIZE
+    unheard = torch.zeros(stem.shape[0], dims - known, stem.shape[2])
+    weights["stem.weight"] = torch.cat([stem[:, :known], unheard, stem[:, known:]], dim=1)
+    if wide.attention is not None:
+        project = FIRST_GLANCE * torch.eye(dims).repeat(wide.attention.heads, 1, 1)
+        project[:, :known, :known] = weights["attention.project"]
+        weights["attention.project"] = project
+    wide.load_state_dict(weights)
+    return wide
+
+
+def _with(arguments: Mapping[str, Any], dims: int) -> dict[str, Any]:
+    return {**arguments, "dims": dims}
+
+
+def _longer(values: Tensor, rows: int) -> Tensor:
+    return torch.cat([values, torch.zeros(rows - len(values), *values.shape[1:])])
