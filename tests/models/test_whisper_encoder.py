@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from auto_voice.audio.envelope import ENVELOPE_SIZE, band_envelope
+from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.errors import ModelLoadError
+from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.ctranslate2_file import read_ctranslate2
 from auto_voice.models.whisper_encoder import (
     ContentSpace,
@@ -169,6 +172,23 @@ def test_the_stage_gives_centred_content_of_any_length(tmp_path: Path) -> None:
     assert np.abs(content.features.mean(0)).max() < 1e-4
     assert (content.features.std(0) > 0).all()
     assert stage.encode(samples[:100]).features.shape == (0, 6)
+
+
+def test_the_envelope_follows_the_features_in_every_encoder_of_a_space(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _write_ctranslate2(tmp_path / "model.bin", _Reference(1).arrays())
+    encoder = WhisperEncoder(read_arrays(tmp_path / "model.bin"), layers=1)
+    subspace = ContentSpace(*(np.ones(s, "f4") for s in (WIDTH, WIDTH, (WIDTH, 6))))
+    teacher = WhisperContentEncoder(encoder, subspace, "teacher@1", "space", envelope=True)
+    student = CompactContentEncoder(
+        ContentNet(6, width=16, blocks=1).eval(), "student@1", "space", envelope=True
+    )
+    samples = (np.random.default_rng(0).normal(size=16100) * 0.05).astype(np.float32)
+    heard, learnt = teacher.encode_piece(samples), student.encode_piece(samples)
+    assert teacher.dims == student.dims == 6 + ENVELOPE_SIZE
+    assert heard.shape == learnt.shape == (50, 6 + ENVELOPE_SIZE)
+    assert np.array_equal(heard[:, 6:], learnt[:, 6:])
+    assert np.array_equal(heard[:, 6:], band_envelope(log_mel(samples, CONTENT_MEL)[:, :100]))
 
 
 def test_conversion_keeps_the_encoder_and_nothing_else(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from auto_voice.errors import ModelLoadError, VoiceError
 from auto_voice.models import ModelRegistry
-from auto_voice.models.content_model import ContentNet
+from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import REFERENCE_FRAMES, ConverterNet, thin
 from auto_voice.training.publish import publish
 from auto_voice.training.recipes import Recipe, StageRecipe
@@ -23,7 +23,8 @@ DIMS = 8
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    content = ContentNet(DIMS, width=24, blocks=2).eval()
+    net = ContentNet(DIMS, width=24, blocks=2).eval()
+    content = CompactContentEncoder(net, "content_compact@test", "content_space@test")
     converter = ConverterNet(DIMS, width=24, blocks=2).eval()
     recipe = Recipe("test", "a test", content=StageRecipe(Schedule(1)))
     folder = tmp_path_factory.mktemp("published")

@@ -129,6 +129,20 @@ class ContentSpace:
         projection = vectors[:, largest] / np.sqrt(values[largest])
         return cls(*(np.asarray(a, np.float32) for a in (mean, scale, projection)))
 
+    def widened(self, features: Sequence[FloatArray], dims: int) -> ContentSpace:
+        """This space, followed by the principal components of what it misses; ``dims`` in all."""
+        x = np.concatenate(features).astype(np.float64)
+        z = np.clip((x - self.mean) / self.scale, -OUTLIER, OUTLIER)
+        covariance = np.cov(z, rowvar=False)
+        known = self.projection.astype(np.float64)
+        seen = known.T @ covariance @ known
+        missed = np.eye(len(known)) - known @ np.linalg.solve(seen, known.T @ covariance)
+        values, vectors = np.linalg.eigh(missed.T @ covariance @ missed)
+        largest = np.argsort(values)[::-1][: dims - known.shape[1]]
+        further = missed @ vectors[:, largest] / np.sqrt(values[largest])
+        projection = np.concatenate([self.projection, further], axis=1)
+        return ContentSpace(self.mean, self.scale, projection.astype(np.float32))
+
     def project(self, features: FloatArray) -> FloatArray:
         """``(frames, wide)`` to ``(frames, dims)``; an utterance's mean is still to be removed."""
         z = np.clip((features - self.mean) / self.scale, -OUTLIER, OUTLIER)

@@ -187,9 +187,17 @@ def load_teacher(registry: ModelRegistry, layers: int = 4) -> WhisperEncoder:
 
 
 def fit_content_space(
-    utterances: Sequence[Utterance], teacher: WhisperEncoder, target: Path, dims: int, sample: int
+    utterances: Sequence[Utterance],
+    teacher: WhisperEncoder,
+    target: Path,
+    dims: int,
+    sample: int,
+    begins: ContentSpace | None = None,
 ) -> None:
     """Fits the content space on ``sample`` utterances, spread over the list, and stores it.
+
+    Args:
+        begins: the space that the new one begins with, if any.
 
     Raises:
         TrainingError: none of them can be used.
@@ -206,7 +214,7 @@ def fit_content_space(
             f"None of {len(chosen)} recordings can be used, for example {chosen[0].path}; "
             "check them with: autovoice inspect FILE"
         )
-    space = ContentSpace.fit(features, dims)
+    space = begins.widened(features, dims) if begins else ContentSpace.fit(features, dims)
     partial = target.with_suffix(f".{os.getpid()}.part")
     save_file(vars(space), partial)
     partial.replace(target)
