@@ -1,6 +1,6 @@
 """What the published networks cost to load and to run: tables with ratios, not tests.
 
-    python benchmarks/models.py [--runs 5] [--seconds 10] [--json] [--only load,run,warm]
+    python benchmarks/models.py [--runs 5] [--seconds 10] [--json] [--only load,run,warm,batch]
 
 Random weights of the published sizes are written to a temporary folder first (they cost what the
 published ones cost), so nothing is fetched. Every figure is the median of fresh processes; the
@@ -177,6 +177,32 @@ timed(lambda: model.embed_utterance(audio))
 """,
 }
 
+BATCH = """
+import numpy
+rng = numpy.random.default_rng(0)
+batch = (0.1 * rng.standard_normal(({count}, round(seconds * 16000)))).astype('f4')
+{model}
+call()
+start = time.perf_counter(); call()
+done(start, start + (time.perf_counter() - start) / {count})
+"""
+HUBERT_BATCH = """
+from auto_voice.models import hubert_model
+model = hubert_model.build({'f': folder / 'hubert.safetensors'}, version('hubert'), 'cpu')
+call = lambda: model.extract_features(batch)
+"""
+TRANSFORMERS_BATCH = """
+import torch, transformers
+model = transformers.HubertModel.from_pretrained(folder / 'reference').eval()
+def call():
+    with torch.inference_mode(): model(torch.from_numpy(batch))
+"""
+BATCHES = {
+    f"HuBERT{by}, {count} at once": BATCH.format(count=count, model=model)
+    for by, model in (("", HUBERT_BATCH), (", transformers", TRANSFORMERS_BATCH))
+    for count in (1, 4, 16)
+}
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -246,8 +272,10 @@ def show(figures: list[Figure], seconds: float) -> None:
             f"\nAll three after `import torch`: loaded in {row.values[0]:.0f} ms, first results "
             f"after {row.values[1]:.0f} ms, peak {row.peak_mb:.0f} MB"
         )
-    if rows := tables.get("run"):
-        print(f"\n{seconds:g} s of audio, second call in its process\n")
+    for name, what in (("run", "s of audio"), ("batch", "s of audio for each recording")):
+        if not (rows := tables.get(name)):
+            continue
+        print(f"\n{seconds:g} {what}, second call in its process\n")
         print("| | time | time per second of audio | ratio to the first row | peak memory |")
         print("|---|---|---|---|---|")
         for row in rows:
@@ -261,7 +289,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--only", default="load,warm,run", help="tables, by comma")
+    parser.add_argument("--only", default="load,warm,run,batch", help="tables, by comma")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     reference = importlib.util.find_spec("transformers") is not None
@@ -269,6 +297,7 @@ def main() -> None:
         "load": LOADS,
         "warm": {"all three": WARM},
         "run": {case: RUN_PROLOGUE + code for case, code in RUNS.items()},
+        "batch": BATCHES,
     }
     figures = []
     with tempfile.TemporaryDirectory() as name:

@@ -54,6 +54,23 @@ def test_a_small_steady_gain_is_found_under_large_spread() -> None:
     assert found["wer"].p == 1.0
 
 
+def test_whole_speakers_say_less_than_their_pairs() -> None:
+    # What differs is the target: a chance of four, not of forty.
+    gain = np.tile([0.1, -0.02, 0.08, 0.06], 10)
+    a, b = results("a", BASE), results("b", BASE + gain)
+    by_pair, by_speaker = compare(a, b), compare(a, b, group_by="target")
+    secs = [next(d for d in c.differences if d.metric == "secs") for c in (by_pair, by_speaker)]
+    assert secs[0].verdict == "better"
+    assert secs[1].verdict == ""
+    assert secs[1].difference.value == pytest.approx(secs[0].difference.value)
+    width = [d.difference.high - d.difference.low for d in secs]
+    assert width[1] > 2 * width[0]
+    # Three up, one down of rank one: 2 * 2 of the 16 ways of signs are as far out, times three
+    # metrics that were asked.
+    assert secs[1].p == pytest.approx(3 * 4 / 16)
+    assert "4 target speakers are too few" in " ".join(by_speaker.notes)
+
+
 def test_the_other_way_round_is_worse() -> None:
     found = compare(results("b", BASE + 0.05), results("a", BASE)).differences
     assert next(d for d in found if d.metric == "secs").verdict == "worse"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.evaluate import FILE, GROUP_NAMES, judge_options, judges_for
+from auto_voice.cli.evaluate import FILE, GROUP_NAMES, judge_options, judges_for, resample_option
 from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     type=click.Choice(GROUP_NAMES),
     help="Where folders are scored: leave out a group of metrics.",
 )
+@resample_option
 @judge_options
 def compare(
     systems: tuple[Path, ...],
@@ -37,6 +38,7 @@ def compare(
     markdown: bool,
     as_json: bool,
     strict: bool,
+    resample: str,
     **options: Any,
 ) -> None:
     """Compare each further system with the first one, pair by pair.
@@ -63,7 +65,7 @@ def compare(
     if len(systems) < 2:
         raise click.UsageError("give at least two systems to compare")
     loaded = _load_all(systems, options)
-    found = [pair_up(loaded[0], other) for other in loaded[1:]]
+    found = [pair_up(loaded[0], other, group_by=resample) for other in loaded[1:]]
     if strict:
         blocked = [d.why_not for c in found for d in c.differences if d.why_not]
         if blocked:

@@ -23,6 +23,15 @@ GROUP_NAMES = ("similarity", "words", "quality", "pitch", "signal")
 FAILED = 1
 
 
+resample_option = click.option(
+    "--resample",
+    type=click.Choice(["pair", "source", "target"]),
+    default="pair",
+    show_default=True,
+    help="What intervals are drawn over: conversions, or whole speakers.",
+)
+
+
 class _DefaultGroup(click.Group):
     """``evaluate PATH`` means ``evaluate files PATH``."""
 
@@ -68,13 +77,7 @@ def output_options(command: F) -> F:
             type=click.Choice(GROUP_NAMES),
             help="Leave out a group of metrics and its models; repeat it for more.",
         ),
-        click.option(
-            "--resample",
-            type=click.Choice(["pair", "source", "target"]),
-            default="pair",
-            show_default=True,
-            help="What intervals are drawn over: conversions, or whole speakers.",
-        ),
+        resample_option,
         click.option(
             "--examples",
             type=click.IntRange(min=0),

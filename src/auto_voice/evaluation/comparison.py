@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation.results import (
@@ -16,6 +17,7 @@ from auto_voice.evaluation.results import (
     Metric,
     PairScore,
     metric_columns,
+    resampling_groups,
 )
 from auto_voice.evaluation.statistics import (
     RESAMPLES,
@@ -84,12 +86,22 @@ class Comparison:
 
 
 def compare(
-    a: Evaluation, b: Evaluation, *, resamples: int = RESAMPLES, seed: int = SEED
+    a: Evaluation,
+    b: Evaluation,
+    *,
+    group_by: str = "pair",
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> Comparison:
     """B against A, pair by pair, over the pairs that both have (by id).
 
     A metric whose judges differ between the two results is listed with the reason and without
     figures: a score by another recogniser is another scale.
+
+    Args:
+        group_by: what intervals and p rest on: ``pair``, or ``source`` or ``target`` for whole
+            speakers, whose pairs are not independent.
+        resamples, seed: of the bootstrap.
 
     Raises:
         EvaluationError: no pair is shared.
@@ -105,6 +117,9 @@ def compare(
     left = len(a.pairs) + len(b.pairs) - 2 * len(shared)
     if left:
         notes.append(f"{left} pairs that only one of the two has are left out.")
+    groups = resampling_groups([pair for pair, _ in shared], group_by)
+    units = len(shared) if groups is None else len(set(groups))
+    what = "pairs" if groups is None else f"{group_by} speakers"
     rows, blocked = [], {}
     for key, metric in METRICS.items():
         reason = _not_comparable(metric, a, b)
@@ -115,7 +130,7 @@ def compare(
             nothing = Estimate(math.nan, math.nan, math.nan, 0)
             rows.append(Difference(key, math.nan, math.nan, nothing, math.nan, "", reason))
         else:
-            rows.append(_difference(metric, shared, resamples, seed))
+            rows.append(_difference(metric, shared, groups, resamples, seed))
     notes += [f"{reason}" for reason in dict.fromkeys(blocked.values())]
     for only, with_it, without in ((a, a, b), (b, b, a)):
         missing = [
@@ -134,18 +149,22 @@ def compare(
     asked = {d.metric: d.p for d in rows if math.isfinite(d.p) and METRICS[d.metric].better}
     corrected = holm(asked)
     judged = tuple(_judged(d, corrected.get(d.metric, d.p)) for d in rows)
-    # The smallest p that so many pairs can give is 2 / 2^pairs: all differences of one sign.
+    # The smallest p that so many units can give is 2 / 2^units: all differences of one sign.
     enough = 1 + math.ceil(math.log2(max(len(asked), 1) / ALPHA))
-    if len(shared) < enough:
+    if units < enough:
         notes.append(
-            f"{len(shared)} pairs are too few to show any difference over {len(asked)} metrics; "
+            f"{units} {what} are too few to show any difference over {len(asked)} metrics; "
             f"compare at least {enough}."
         )
     return Comparison(a.name, b.name, len(shared), judged, tuple(notes))
 
 
 def _difference(
-    metric: Metric, shared: Sequence[tuple[PairScore, PairScore]], resamples: int, seed: int
+    metric: Metric,
+    shared: Sequence[tuple[PairScore, PairScore]],
+    groups: Sequence[str] | None,
+    resamples: int,
+    seed: int,
 ) -> Difference:
     sides = []
     for side in (0, 1):
@@ -159,10 +178,9 @@ def _difference(
     # the two ratios is one ratio, which keeps the pairing through the bootstrap.
     weight = np.where(weight_a == weight_b, weight_a, (weight_a + weight_b) / 2)
     change = np.where(both, top_b - top_a, np.nan)
-    found = estimate(change, weight, resamples=resamples, seed=seed)
+    found = estimate(change, weight, groups=groups, resamples=resamples, seed=seed)
     total = float(weight[both].sum()) or math.nan
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rates = np.where(weight > 0, change / weight, np.nan)
+    rates = _rates(change, weight, groups)
     return Difference(
         metric.key,
         float(top_a[both].sum()) / total,
@@ -171,6 +189,23 @@ def _difference(
         wilcoxon(rates) if found.n else math.nan,
         "",
     )
+
+
+def _rates(
+    change: NDArray[np.float64], weight: NDArray[np.float64], groups: Sequence[str] | None
+) -> NDArray[np.float64]:
+    """What the signed-rank test sees: the change of each pair, or of each speaker's pairs."""
+    if groups is not None:
+        _, index = np.unique(np.array(groups), return_inverse=True)
+        known, speakers = np.isfinite(change), int(index.max()) + 1
+
+        def by_speaker(values: NDArray[np.float64]) -> NDArray[np.float64]:
+            sums = np.bincount(index[known], weights=values[known], minlength=speakers)
+            return np.asarray(sums, np.float64)
+
+        change, weight = by_speaker(change), by_speaker(weight)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(weight > 0, change / weight, np.nan)
 
 
 def _judged(d: Difference, p: float) -> Difference:

@@ -165,9 +165,7 @@ def estimate_all(
     Args:
         group_by: what the bootstrap resamples: ``pair``, ``source`` or ``target`` (speakers).
     """
-    groups = None
-    if group_by in ("source", "target"):
-        groups = [p.source_speaker if group_by == "source" else p.target_speaker for p in pairs]
+    groups = resampling_groups(pairs, group_by)
     found = {}
     for key in METRICS:
         top, bottom = metric_columns(pairs, key)
@@ -175,6 +173,13 @@ def estimate_all(
         if result.n:
             found[key] = result
     return found
+
+
+def resampling_groups(pairs: Iterable[PairScore], group_by: str) -> list[str] | None:
+    """The speaker whose pairs stay together, for each pair; None where pairs are drawn singly."""
+    if group_by == "pair":
+        return None
+    return [p.source_speaker if group_by == "source" else p.target_speaker for p in pairs]
 
 
 def metric_columns(pairs: Iterable[PairScore], key: str) -> tuple[list[float], list[float] | None]:
