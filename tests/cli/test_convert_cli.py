@@ -237,6 +237,15 @@ def test_doctor_finds_everything_in_place(run, monkeypatch):
     assert code == 0
     assert findings["torch"]["ok"]
     assert "model folder" in findings
+    here = next(f for what, f in findings.items() if what.startswith("converter_compact@"))
+    away = next(f for what, f in findings.items() if what.startswith("hifigan_universal@"))
+    assert here["detail"].endswith("MB, here")
+    assert away["detail"].endswith("autovoice models pull hifigan_universal")
+    monkeypatch.setenv("AUTOVOICE_OFFLINE", "1")
+    code, out, _ = run("doctor")
+    assert code == 2
+    assert "MISSING hifigan_universal@1.0: 56 MB, not here; switch the network on" in out
+    monkeypatch.delenv("AUTOVOICE_OFFLINE")
     monkeypatch.setattr("auto_voice.cli.doctor.NEEDED", ("numpy", "no-such-package"))
     code, out, _ = run("doctor")
     assert code == 2

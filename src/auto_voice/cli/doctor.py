@@ -15,7 +15,12 @@ from pathlib import Path
 import click
 
 NEEDED = ("numpy", "soundfile", "soxr", "swift-f0", "safetensors", "huggingface_hub")
-OPTIONAL = {"torch": "auto-voice[torch]", "matplotlib": "auto-voice[plot]"}
+OPTIONAL = {
+    "torch": "auto-voice[torch]",
+    "matplotlib": "auto-voice[plot]",
+    "faster-whisper": "auto-voice[eval]",
+    "fastapi": "auto-voice[server]",
+}
 ROOMY_BYTES = 1 << 30
 
 
@@ -38,7 +43,7 @@ def doctor(as_json: bool) -> int:
     \b
     autovoice doctor
     """
-    findings = [*_packages(), *_devices(), *_store()]
+    findings = [*_packages(), *_devices(), *_store(), *_models()]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
@@ -91,6 +96,30 @@ def _store() -> Iterator[Finding]:
     yield Finding("network", True, "switched off" if settings.offline else "allowed")
     for name in unknown_variables():
         yield Finding(name, True, "is set but nothing reads it; see .env.example")
+
+
+def _models() -> Iterator[Finding]:
+    """What a conversion with the settings as they are loads, and what it would fetch first."""
+    from auto_voice.errors import AutoVoiceError
+    from auto_voice.inference import PipelineConfig
+    from auto_voice.models import ModelRegistry
+
+    config, registry = PipelineConfig(), ModelRegistry(progress=False)
+    for named in (config.content_encoder, config.speaker_encoder, config.converter, config.vocoder):
+        name, _, wanted = named.partition("@")
+        try:
+            version = registry.version(name, wanted or None)
+        except AutoVoiceError as error:
+            yield Finding(named, False, str(error))
+            continue
+        here, offline = registry.is_installed(version), registry.settings.offline
+        if here:
+            state = "here"
+        elif offline:
+            state = "not here; switch the network on, or see: autovoice models import --help"
+        else:
+            state = f"fetched on first use, or now: autovoice models pull {named}"
+        yield Finding(version.key, here or not offline, f"{version.bytes / 1e6:.0f} MB, {state}")
 
 
 def _nearest_existing(path: Path) -> Path:
