@@ -47,6 +47,18 @@ def test_only_a_loss_beyond_both_intervals_is_a_regression(tmp_path: Path) -> No
     assert before is entries[2]
 
 
+def test_a_slow_slide_is_told_as_long_as_it_goes_on(tmp_path: Path) -> None:
+    steps = (0.0, -0.05, -0.1, -0.15, -0.15, -0.15)
+    entries = read_history(log_of(tmp_path / "log.jsonl", *steps))
+    told = [regressions(entries[: n + 1])[0] for n in range(len(entries))]
+    assert [len(findings) for findings in told] == [0, 0, 1, 1, 0, 0]
+    (finding,) = told[2]
+    assert finding.metric == "secs"
+    assert finding.message.endswith("little by little since 2024-01-01")
+    quick = read_history(log_of(tmp_path / "quick.jsonl", 0.0, -0.3, -0.3))
+    assert [len(regressions(quick[:n])[0]) for n in (2, 3)] == [1, 0]
+
+
 def test_runs_by_other_judges_or_over_other_pairs_are_passed_over(tmp_path: Path) -> None:
     path = log_of(tmp_path / "log.jsonl", 0.4)
     append_history(replace(results("mine", BASE + 0.4), models={"speaker": "other@1"}), path)

@@ -148,19 +148,29 @@ def alike(a: Entry, b: Entry) -> bool:
 
 
 def regressions(entries: Sequence[Entry]) -> tuple[list[Finding], Entry | None]:
-    """What the last entry does worse than the comparable one before it, beyond both intervals.
+    """What the last entry does worse than the comparable ones before it, beyond both intervals.
 
     Worse means: each of the two figures lies outside the other's 95 % interval, on the wrong
-    side. Speed counts only on the same hardware.
+    side. Steps too small to be seen from one run to the next are seen against older runs, once:
+    what the run before had already lost is not told again. Speed counts only on the same hardware.
 
     Returns:
-        The findings, and the entry that was compared with (None if there is none).
+        The findings, and the entry before the last that is comparable (None if there is none).
     """
     last = entries[-1]
-    before = next((e for e in reversed(entries[:-1]) if comparable(e, last)), None)
-    if before is None:
+    earlier = [e for e in entries[:-1] if comparable(e, last)]
+    if not earlier:
         return [], None
-    return worse_than(last, before, {}), before
+    *older, before = earlier
+    findings = {f.metric: f for f in worse_than(last, before, {})}
+    for entry in older:
+        known = {f.metric for f in worse_than(before, entry, {})}
+        for f in worse_than(last, entry, {}):
+            if f.metric in known:
+                continue
+            drift = Finding(f.metric, f"{f.message}, little by little since {entry.created[:10]}")
+            findings.setdefault(f.metric, drift)
+    return list(findings.values()), before
 
 
 def worse_than(last: Entry, before: Entry, margins: Mapping[str, float]) -> list[Finding]:
