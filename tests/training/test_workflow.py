@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from safetensors.numpy import load_file
 
 from auto_voice.errors import TrainingError
 from auto_voice.inference.voice_conversion_pipeline import PipelineConfig, VoiceConversionPipeline
@@ -100,3 +101,32 @@ def test_recordings_become_a_model_that_converts(
     assert result.models["converter"] == "converter_compact@tiny"
     assert len(result.audio.samples) == round(len(sample.samples) * 22050 / sample.sample_rate)
     assert np.isfinite(result.audio.samples).all()
+
+    # The teacher serves the new space too, and the next training can start from it and widen it.
+    wider = {
+        "name": "wider", "data": RECIPE["data"], "tune": RECIPE["tune"],
+        "content_space": {"dims": 24, "sample": 4, "envelope": True, "widens": True},
+        "content_from": "content_compact@tiny", "converter_from": "converter_compact@tiny",
+    }  # fmt: skip
+    path = tmp_path / "wider.yaml"
+    path.write_text(yaml.safe_dump(wider))
+    outcome = Workflow(
+        load_recipe(path), [speech], tmp_path / "wide", registry, workers=1, say=told.append
+    ).run()
+    spaces = [
+        load_file(folder / "content_space.safetensors")["projection"]
+        for folder in (tmp_path / "out", tmp_path / "wide")
+    ]
+    assert spaces[1].shape[1] == 24
+    assert np.array_equal(spaces[0], spaces[1][:, :16])
+    again = ModelRegistry(weights_registry.model_dir, config=outcome.catalog, progress=False)
+    for encoder in ("content_whisper@wider", "content_compact@wider"):
+        config = PipelineConfig(content_encoder=encoder, converter="converter_compact@wider")
+        pipeline = VoiceConversionPipeline(config, model_registry=again)
+        assert pipeline.convert(sample, source).models["content"] == encoder
+    narrow = {**wider, "content_space": {"dims": 24}, "converter_from": "converter_compact@1.2"}
+    path.write_text(yaml.safe_dump(narrow))
+    with pytest.raises(TrainingError, match="name two of one space"):
+        Workflow(
+            load_recipe(path), [speech], tmp_path / "no", registry, workers=1, say=told.append
+        ).run()

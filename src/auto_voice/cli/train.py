@@ -34,7 +34,7 @@ def train(
 
     \b
     Example:
-      autovoice train recipes/compact.yaml --data speech/ --out runs/mine
+      autovoice train recipes/own-speech.yaml --data speech/ --out runs/mine
     """
     from dataclasses import replace
 

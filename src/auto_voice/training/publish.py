@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,23 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+from auto_voice.models.catalog import ModelVersion
 from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.training.recipes import Recipe
 
 LICENCE = "MIT"
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Attributes:
+    record: of the catalog's content encoder that runs the teacher.
+    space: file of the content space that was fitted.
+    """
+
+    record: ModelVersion
+    space: Path
 
 
 def publish(
@@ -28,14 +41,21 @@ def publish(
     figures: Mapping[str, float],
     speakers: int,
     hours: float,
+    teacher: Teacher | None = None,
 ) -> Path:
     """Writes the networks in half precision and the catalog that offers them.
 
     A content encoder that was kept as it is stays in its own catalog.
 
+    Args:
+        figures: held-out ones, for the card.
+        speakers, hours: that were trained on.
+        teacher: serves the new content space itself, where there is one.
+
     Returns:
         The ``models.yaml``; name it in ``AUTOVOICE_CONFIG`` or ``--config`` and the models are
-        ``content_compact@<recipe>`` and ``converter_compact@<recipe>``.
+        ``content_compact@<recipe>``, ``content_whisper@<recipe>`` and
+        ``converter_compact@<recipe>``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     models: dict[str, Any] = {}
@@ -59,12 +79,53 @@ def publish(
             "params": {**params, "net": net.arguments},
         }
         models[name] = {"kind": kind, "versions": {recipe.name: version}}
+    if teacher is not None:
+        models["content_whisper"] = {
+            "kind": "content",
+            "versions": {recipe.name: _served(teacher, recipe, folder, content)},
+        }
     catalog = folder / "models.yaml"
     catalog.write_text(
         yaml.safe_dump({"schema": 1, "models": models}, sort_keys=False), encoding="utf-8"
     )
     (folder / "card.md").write_text(_card(recipe, figures, speakers, hours), encoding="utf-8")
     return catalog
+
+
+def _served(
+    teacher: Teacher, recipe: Recipe, folder: Path, content: CompactContentEncoder
+) -> dict[str, Any]:
+    """The teacher's record, with the new space in place of its own."""
+    weights = teacher.record.files[0]
+    data = teacher.space.read_bytes()
+    file = f"content_space-{recipe.name}.safetensors"
+    (folder / file).write_bytes(data)
+    return {
+        "architecture": teacher.record.architecture,
+        "licence": teacher.record.licence,
+        "files": [
+            {
+                "file": weights.file,
+                "sha256": weights.sha256,
+                "bytes": weights.bytes,
+                "sources": [list(uris) for uris in weights.sources],
+            },
+            {
+                "file": file,
+                "sha256": hashlib.sha256(data).hexdigest(),
+                "bytes": len(data),
+                "sources": [(folder / file).resolve().as_uri()],
+            },
+        ],
+        "params": {
+            "sample_rate": content.sample_rate,
+            "frame_rate": content.frame_rate,
+            "dims": content.dims,
+            "layers": recipe.content_space.layers,
+            "space": content.space,
+            "envelope": content.envelope,
+        },
+    }
 
 
 def _write(net: nn.Module, path: Path, version: str) -> None:

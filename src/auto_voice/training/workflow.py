@@ -30,7 +30,7 @@ from auto_voice.training import features
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.curves import plot_curves
 from auto_voice.training.data import Utterance, hold_out, scan
-from auto_voice.training.publish import publish
+from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, averaged_weights
@@ -108,6 +108,7 @@ class Workflow:
         catalog = publish(
             self.recipe, self.folder / "published", content, converter,
             figures=self.figures, speakers=len(train.by_speaker), hours=_hours(train),
+            teacher=self._teacher(),
         )  # fmt: skip
         return Outcome(catalog, dict(self.figures), failures)
 
@@ -146,6 +147,13 @@ class Workflow:
         weights = dict(self.recipe.data.weights)
         folder = self.folder / "features"
         return Corpus.load(train, folder, weights), Corpus.load(held, folder, weights)
+
+    def _teacher(self) -> Teacher | None:
+        if self.recipe.content is None and not self.recipe.content_space.widens:
+            return None
+        return Teacher(
+            self.registry.version("content_whisper"), self.folder / "content_space.safetensors"
+        )
 
     def _kept(self) -> CompactContentEncoder:
         name, version = _reference(self.recipe.content_from, "content_compact")
@@ -188,8 +196,14 @@ class Workflow:
         else:
             start = self.registry.load(*_reference(self.recipe.converter_from, "converter_compact"))
             model = start.net
-            if model.arguments["dims"] < dims:
+            if self.recipe.content_space.widens and model.arguments["dims"] < dims:
                 model = widen_converter(model.cpu(), dims)
+            if model.arguments["dims"] != dims:
+                raise TrainingError(
+                    f"{start.name} speaks from {model.arguments['dims']} features and the content "
+                    f"encoder gives {dims}; name two of one space in content_from and "
+                    "converter_from."
+                )
             weights = {key: value.clone() for key, value in model.state_dict().items()}
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),
