@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -208,3 +209,23 @@ def test_recogniser_hears_the_tale_of_two_cities(weights_registry: ModelRegistry
     spoken = " ".join(heard.split()[: len(said.split())])
     assert word_error_rate(said, spoken) < 0.15
     assert model.transcribe(speech(weights_registry, "sample_two_cities")[: 12 * RATE]) == heard
+
+
+class _Looping:
+    """A recogniser that goes round in circles until repeats are forbidden."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, object]] = []
+
+    def transcribe(self, samples: np.ndarray, **options: object) -> tuple[object, object]:
+        self.asked.append(options)
+        free = "no_repeat_ngram_size" not in options
+        text, ratio = (" hold on" * 60, 30.0) if free else (" hold on, hold fast", 1.1)
+        return iter([SimpleNamespace(text=text, compression_ratio=ratio)]), None
+
+
+def test_a_text_that_goes_in_circles_is_looked_for_anew() -> None:
+    model = _Looping()
+    text = recogniser.Recogniser(model).transcribe(np.zeros(16000, np.float32))
+    assert text == "hold on, hold fast"
+    assert [options["temperature"] for options in model.asked] == [0.0, 0.0]

@@ -15,10 +15,17 @@ from auto_voice.types import FloatArray
 
 SAMPLE_RATE = 16000
 MIN_SAMPLES = 400
+LOOPING = 2.4
+"""Text that compresses further than this says the same over and over: Whisper's own sign that it
+lost the thread (Radford et al. 2022)."""
+LONGEST_REPEAT = 4
+"""Word pieces that may be said twice when a text is looked for anew."""
 
 
 class Recogniser:
     """Transcribes speech, the same each time: beam of five, no sampling, no carried context.
+
+    Where the text goes round in circles, it is looked for anew without repeats.
 
     Args:
         model: a ``faster_whisper.WhisperModel``.
@@ -46,17 +53,24 @@ class Recogniser:
                 "The recording is empty or not finite; give speech to transcribe."
             )
         with self._lock:
-            segments, _ = self._model.transcribe(
-                x,
-                language=self.language,
-                task="transcribe",
-                beam_size=5,
-                # No fallback temperatures: they sample, so two runs could differ.
-                temperature=0.0,
-                condition_on_previous_text=False,
-                vad_filter=False,
-            )
+            segments = self._segments(x)
+            if any(s.compression_ratio > LOOPING for s in segments):
+                segments = self._segments(x, no_repeat_ngram_size=LONGEST_REPEAT)
             return " ".join(s.text.strip() for s in segments).strip()
+
+    def _segments(self, samples: FloatArray, **more: Any) -> list[Any]:
+        segments, _ = self._model.transcribe(
+            samples,
+            language=self.language,
+            task="transcribe",
+            beam_size=5,
+            # No fallback temperatures: they sample, so two runs could differ.
+            temperature=0.0,
+            condition_on_previous_text=False,
+            vad_filter=False,
+            **more,
+        )
+        return list(segments)
 
 
 def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> Recogniser:

@@ -50,7 +50,7 @@ class Adaptation:
 
     steps: int = 40
     rate: float = 1e-3
-    share: float = 0.6
+    share: float = 0.8
     crops: int = 8
     frames: int = 96
     seed: int = 0
