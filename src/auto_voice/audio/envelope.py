@@ -27,3 +27,12 @@ def band_envelope(mel: FloatArray) -> FloatArray:
     level = np.log(power.reshape(BANDS, -1, 2 * frames).mean(1) + 1e-12)
     scaled = (np.maximum(level, FLOOR) - CENTRE) / SCALE
     return np.ascontiguousarray(scaled.T.reshape(frames, ENVELOPE_SIZE), np.float32)
+
+
+def with_envelope(features: FloatArray, mel: FloatArray) -> FloatArray:
+    """``(frames, dims)`` followed by the envelope: ``(frames, dims + ENVELOPE_SIZE)``.
+
+    Args:
+        mel: ``CONTENT_MEL`` of the same sound, ``(80, at least 2 * frames)``.
+    """
+    return np.concatenate([features, band_envelope(mel[:, : 2 * len(features)])], axis=1)

@@ -106,9 +106,8 @@ def _models() -> Iterator[Finding]:
 
     config, registry = PipelineConfig(), ModelRegistry(progress=False)
     for named in (config.content_encoder, config.speaker_encoder, config.converter, config.vocoder):
-        name, _, wanted = named.partition("@")
         try:
-            version = registry.version(name, wanted or None)
+            version = registry.version(named)
         except AutoVoiceError as error:
             yield Finding(named, False, str(error))
             continue

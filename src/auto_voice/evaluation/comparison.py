@@ -24,6 +24,7 @@ from auto_voice.evaluation.statistics import (
     SEED,
     Estimate,
     estimate,
+    group_sums,
     holm,
     wilcoxon,
 )
@@ -196,14 +197,9 @@ def _rates(
 ) -> NDArray[np.float64]:
     """What the signed-rank test sees: the change of each pair, or of each speaker's pairs."""
     if groups is not None:
-        _, index = np.unique(np.array(groups), return_inverse=True)
-        known, speakers = np.isfinite(change), int(index.max()) + 1
-
-        def by_speaker(values: NDArray[np.float64]) -> NDArray[np.float64]:
-            sums = np.bincount(index[known], weights=values[known], minlength=speakers)
-            return np.asarray(sums, np.float64)
-
-        change, weight = by_speaker(change), by_speaker(weight)
+        known = np.isfinite(change)
+        labels = [group for group, there in zip(groups, known, strict=True) if there]
+        change, weight = group_sums(change[known], weight[known], labels)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(weight > 0, change / weight, np.nan)
 

@@ -60,7 +60,7 @@ def estimate(
     if not n or bottom[keep].sum() == 0:
         return Estimate(NAN, NAN, NAN, 0)
     labels = list(range(len(top))) if groups is None else list(groups)
-    sums = _group_sums(top[keep], bottom[keep], [g for g, k in zip(labels, keep, strict=True) if k])
+    sums = group_sums(top[keep], bottom[keep], [g for g, k in zip(labels, keep, strict=True) if k])
     value = float(top[keep].sum() / bottom[keep].sum())
     if sums.shape[1] < 2:
         return Estimate(value, NAN, NAN, n)
@@ -68,7 +68,8 @@ def estimate(
     return Estimate(value, float(low), float(high), n)
 
 
-def _group_sums(top: Array, bottom: Array, labels: Sequence[Hashable]) -> Array:
+def group_sums(top: Array, bottom: Array, labels: Sequence[Hashable]) -> Array:
+    """``(2, groups)``: sums of numerators and of denominators by label, as they first appear."""
     ids = {label: i for i, label in enumerate(dict.fromkeys(labels))}
     index = np.array([ids[label] for label in labels])
     return np.stack([np.bincount(index, weights=w, minlength=len(ids)) for w in (top, bottom)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from auto_voice.audio.envelope import ENVELOPE_SIZE, band_envelope
+from auto_voice.audio.envelope import ENVELOPE_SIZE, with_envelope
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.models.catalog import ModelVersion
@@ -52,7 +53,7 @@ class ContentNet(nn.Module):
         lookahead: int | None = None,
     ) -> None:
         super().__init__()
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "dims": dims, "width": width, "blocks": blocks, "kernel": kernel,
             "expansion": expansion, "lookahead": lookahead,
         }  # fmt: skip
@@ -77,18 +78,22 @@ class CentredEncoder(ABC):
     Args:
         name: ``name@version`` of the weights.
         space: of the features; encoders that were trained on one teacher share it.
-        dims: of the features.
+        components: that the network gives.
         device: where the network is.
+        envelope: whether the features end with those of ``band_envelope``.
     """
 
     sample_rate = CONTENT_MEL.sample_rate
     frame_rate = CONTENT_MEL.sample_rate / SAMPLES_PER_FRAME
 
-    def __init__(self, name: str, space: str, dims: int, device: str = "cpu") -> None:
+    def __init__(
+        self, name: str, space: str, components: int, device: str = "cpu", envelope: bool = False
+    ) -> None:
         self.name = name
         self.space = space
-        self.dims = dims
+        self.dims = components + ENVELOPE_SIZE * envelope
         self.device = device
+        self.envelope = envelope
 
     def extract_features(
         self, audio: ArrayLike, lengths: NDArray[np.int64] | None = None
@@ -125,19 +130,13 @@ class CentredEncoder(ABC):
 
 
 class CompactContentEncoder(CentredEncoder):
-    """``ContentNet``, in evaluation mode, as a stage.
-
-    Args:
-        envelope: whether the features end with those of ``band_envelope``.
-    """
+    """``ContentNet``, in evaluation mode, as a stage."""
 
     def __init__(
         self, net: ContentNet, name: str, space: str, device: str = "cpu", envelope: bool = False
     ) -> None:
-        dims = net.head.out_features + ENVELOPE_SIZE * envelope
-        super().__init__(name, space, dims, device)
+        super().__init__(name, space, net.head.out_features, device, envelope)
         self.net = net
-        self.envelope = envelope
 
     def encode_piece(self, samples: FloatArray) -> FloatArray:
         """``(samples // 320, dims)`` of a piece at the level of the whole, the mean left in."""
@@ -151,9 +150,7 @@ class CompactContentEncoder(CentredEncoder):
         """``CONTENT_MEL`` ``(80, 2 * frames)`` to ``(frames, dims)``, the mean left in."""
         seen = torch.from_numpy(mel)[None].to(self.device)
         features: FloatArray = self.net(seen)[0].float().cpu().numpy()
-        if self.envelope:
-            features = np.concatenate([features, band_envelope(mel)], axis=1)
-        return features
+        return with_envelope(features, mel) if self.envelope else features
 
 
 def build(

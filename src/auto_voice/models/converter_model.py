@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -115,7 +115,7 @@ class ConverterNet(nn.Module):
         use_profile: bool = True,
     ) -> None:
         super().__init__()
-        self.arguments = {
+        self.arguments: dict[str, Any] = {
             "dims": dims, "width": width, "blocks": blocks, "kernel": kernel,
             "expansion": expansion, "heads": heads, "use_profile": use_profile,
         }  # fmt: skip

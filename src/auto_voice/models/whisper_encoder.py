@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from auto_voice.audio.envelope import ENVELOPE_SIZE, band_envelope
+from auto_voice.audio.envelope import with_envelope
 from auto_voice.audio.mel import CONTENT_MEL, MelSpec, log_mel
 from auto_voice.errors import ModelLoadError
 from auto_voice.models.catalog import ModelVersion
@@ -123,7 +125,7 @@ class ContentSpace:
         x = np.concatenate(features).astype(np.float64)
         mean = np.median(x, axis=0)
         scale = np.median(np.abs(x - mean), axis=0) * MAD_TO_DEVIATION + 1e-6
-        z = np.clip((x - mean) / scale, -OUTLIER, OUTLIER)
+        z = _standardised(x, mean, scale)
         values, vectors = np.linalg.eigh(np.cov(z, rowvar=False))
         largest = np.argsort(values)[::-1][:dims]
         projection = vectors[:, largest] / np.sqrt(values[largest])
@@ -132,7 +134,7 @@ class ContentSpace:
     def widened(self, features: Sequence[FloatArray], dims: int) -> ContentSpace:
         """This space, followed by the principal components of what it misses; ``dims`` in all."""
         x = np.concatenate(features).astype(np.float64)
-        z = np.clip((x - self.mean) / self.scale, -OUTLIER, OUTLIER)
+        z = _standardised(x, self.mean, self.scale)
         covariance = np.cov(z, rowvar=False)
         known = self.projection.astype(np.float64)
         seen = known.T @ covariance @ known
@@ -145,8 +147,13 @@ class ContentSpace:
 
     def project(self, features: FloatArray) -> FloatArray:
         """``(frames, wide)`` to ``(frames, dims)``; an utterance's mean is still to be removed."""
-        z = np.clip((features - self.mean) / self.scale, -OUTLIER, OUTLIER)
+        z = _standardised(features, self.mean, self.scale)
         return np.asarray(z @ self.projection, np.float32)
+
+
+def _standardised(features: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any]) -> NDArray[Any]:
+    clipped: NDArray[Any] = np.clip((features - mean) / scale, -OUTLIER, OUTLIER)
+    return clipped
 
 
 def _linear(x: Tensor, layer: dict[str, Tensor], name: str) -> Tensor:
@@ -166,11 +173,7 @@ def _layer(arrays: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
 
 
 class WhisperContentEncoder(CentredEncoder):
-    """The hidden states of ``encoder`` in ``subspace``, as a stage.
-
-    Args:
-        envelope: whether the features end with those of ``band_envelope``.
-    """
+    """The hidden states of ``encoder`` in ``subspace``, as a stage."""
 
     def __init__(
         self,
@@ -180,21 +183,16 @@ class WhisperContentEncoder(CentredEncoder):
         space: str,
         envelope: bool = False,
     ) -> None:
-        dims = subspace.projection.shape[1] + ENVELOPE_SIZE * envelope
-        super().__init__(name, space, dims, encoder.device)
+        super().__init__(name, space, subspace.projection.shape[1], encoder.device, envelope)
         self.encoder = encoder
         self.subspace = subspace
-        self.envelope = envelope
 
     def encode_piece(self, samples: FloatArray) -> FloatArray:
         """``(samples // 320, dims)`` of a piece at the level of the whole, the mean left in."""
         if len(samples) < 320:
             return np.zeros((0, self.dims), np.float32)
         features = self.subspace.project(self.encoder.features(samples))
-        if self.envelope:
-            mel = log_mel(samples, CONTENT_MEL)[:, : 2 * len(features)]
-            features = np.concatenate([features, band_envelope(mel)], axis=1)
-        return features
+        return with_envelope(features, log_mel(samples, CONTENT_MEL)) if self.envelope else features
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:

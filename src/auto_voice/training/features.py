@@ -20,7 +20,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from auto_voice.audio.envelope import band_envelope
+from auto_voice.audio.envelope import with_envelope
 from auto_voice.audio.io import read_audio
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel
@@ -104,8 +104,7 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
         features[f"content_mel_{speed}"] = log_mel(played, CONTENT_MEL).astype(np.float16)
     content = space.project(teacher.features(audio))
     if models.envelope:
-        heard = features["content_mel_1.0"][:, : 2 * len(content)]
-        content = np.concatenate([content, band_envelope(heard)], axis=1)
+        content = with_envelope(content, features["content_mel_1.0"])
     features["teacher"] = _centred(content).astype(np.float16)
     return features
 

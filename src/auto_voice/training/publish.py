@@ -68,14 +68,10 @@ def publish(
     for name, kind, net, params in entries:
         file = f"{name}-{recipe.name}.safetensors"
         _write(net, folder / file, recipe.name)
-        data = (folder / file).read_bytes()
         version = {
             "architecture": {"content": "content_student", "converter": "mel_converter"}[kind],
             "licence": LICENCE,
-            "file": file,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "bytes": len(data),
-            "sources": [(folder / file).resolve().as_uri()],
+            **_record(folder / file),
             "params": {**params, "net": net.arguments},
         }
         models[name] = {"kind": kind, "versions": {recipe.name: version}}
@@ -97,9 +93,8 @@ def _served(
 ) -> dict[str, Any]:
     """The teacher's record, with the new space in place of its own."""
     weights = teacher.record.files[0]
-    data = teacher.space.read_bytes()
-    file = f"content_space-{recipe.name}.safetensors"
-    (folder / file).write_bytes(data)
+    space = folder / f"content_space-{recipe.name}.safetensors"
+    space.write_bytes(teacher.space.read_bytes())
     return {
         "architecture": teacher.record.architecture,
         "licence": teacher.record.licence,
@@ -110,12 +105,7 @@ def _served(
                 "bytes": weights.bytes,
                 "sources": [list(uris) for uris in weights.sources],
             },
-            {
-                "file": file,
-                "sha256": hashlib.sha256(data).hexdigest(),
-                "bytes": len(data),
-                "sources": [(folder / file).resolve().as_uri()],
-            },
+            _record(space),
         ],
         "params": {
             "sample_rate": content.sample_rate,
@@ -125,6 +115,17 @@ def _served(
             "space": content.space,
             "envelope": content.envelope,
         },
+    }
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What a catalog says of a file that lies there."""
+    data = path.read_bytes()
+    return {
+        "file": path.name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "sources": [path.resolve().as_uri()],
     }
 
 

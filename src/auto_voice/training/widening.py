@@ -5,11 +5,8 @@ A widened network does what it did before; training then finds what the new feat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from auto_voice.models.content_model import ContentNet
 from auto_voice.models.converter_model import PITCH_SIZE, ConverterNet
@@ -20,8 +17,8 @@ FIRST_GLANCE = 0.3
 
 def widen_content(net: ContentNet, dims: int) -> ContentNet:
     """``net`` with ``dims`` features, of which the new ones are zero."""
-    wide = ContentNet(**_with(net.arguments, dims))
-    weights = dict(net.state_dict())
+    wide = ContentNet(**{**net.arguments, "dims": dims})
+    weights = _on_cpu(net)
     for name in ("head.weight", "head.bias"):
         weights[name] = _longer(weights[name], dims)
     wide.load_state_dict(weights)
@@ -30,8 +27,8 @@ def widen_content(net: ContentNet, dims: int) -> ContentNet:
 
 def widen_converter(net: ConverterNet, dims: int) -> ConverterNet:
     """``net`` for content of ``dims`` features, deaf to the new ones but in its lookup."""
-    wide = ConverterNet(**_with(net.arguments, dims))
-    weights = dict(net.state_dict())
+    wide = ConverterNet(**{**net.arguments, "dims": dims})
+    weights = _on_cpu(net)
     stem = weights["stem.weight"]
     known = stem.shape[1] - PITCH_SIZE
     unheard = torch.zeros(stem.shape[0], dims - known, stem.shape[2])
@@ -44,8 +41,9 @@ def widen_converter(net: ConverterNet, dims: int) -> ConverterNet:
     return wide
 
 
-def _with(arguments: Mapping[str, Any], dims: int) -> dict[str, Any]:
-    return {**arguments, "dims": dims}
+def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
+    """Copies: the network may be one that a registry lends, on its own device."""
+    return {name: values.detach().cpu().clone() for name, values in net.state_dict().items()}
 
 
 def _longer(values: Tensor, rows: int) -> Tensor:

@@ -156,8 +156,9 @@ class Workflow:
         )
 
     def _kept(self) -> CompactContentEncoder:
-        name, version = _reference(self.recipe.content_from, "content_compact")
-        encoder: CompactContentEncoder = self.registry.load(name, version)
+        encoder: CompactContentEncoder = self.registry.load(
+            self.recipe.content_from or "content_compact"
+        )
         return encoder
 
     def _stored_space(self, encoder: CompactContentEncoder) -> Path:
@@ -177,7 +178,7 @@ class Workflow:
         kept = self._kept()
         if not wanted.widens:
             return kept
-        net = widen_content(kept.net.cpu(), wanted.dims).to(self.device)
+        net = widen_content(kept.net, wanted.dims).to(self.device)
         return CompactContentEncoder(net, name, space, self.device, wanted.envelope)
 
     def _encode(self, encoder: CompactContentEncoder, corpora: Sequence[Corpus]) -> None:
@@ -194,10 +195,10 @@ class Workflow:
         if self.recipe.converter is not None and self.recipe.converter_from is None:
             model = ConverterNet(**self.recipe.converter.net)
         else:
-            start = self.registry.load(*_reference(self.recipe.converter_from, "converter_compact"))
+            start = self.registry.load(self.recipe.converter_from or "converter_compact")
             model = start.net
             if self.recipe.content_space.widens and model.arguments["dims"] < dims:
-                model = widen_converter(model.cpu(), dims)
+                model = widen_converter(model, dims)
             if model.arguments["dims"] != dims:
                 raise TrainingError(
                     f"{start.name} speaks from {model.arguments['dims']} features and the content "
@@ -228,11 +229,6 @@ class Workflow:
         plot_curves(folder)
         task.model.load_state_dict(averaged_weights(folder))
         return task.model.eval()
-
-
-def _reference(named: str | None, default: str) -> tuple[str, str | None]:
-    name, _, version = (named or default).partition("@")
-    return name, version or None
 
 
 def _hours(corpus: Corpus) -> float:
