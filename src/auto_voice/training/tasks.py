@@ -24,6 +24,7 @@ from auto_voice.models.converter_model import (
 from auto_voice.models.speaker_adaptation import GUARD_FRAMES
 from auto_voice.training.augmentation import perturb
 from auto_voice.training.corpus import Corpus, Item, crop
+from auto_voice.training.critics import Adversary
 from auto_voice.training.features import SPEEDS
 from auto_voice.types import FloatArray, Mel
 
@@ -84,12 +85,10 @@ class ContentTask:
 
     def _error(self, crops: Sequence[tuple[FloatArray, FloatArray]]) -> Tensor:
         """Share of the target's energy that the prediction misses."""
-        mel, target = _pad([c[0] for c in crops]), _pad([c[1] for c in crops])
-        mask = _mask([len(c[1]) for c in crops])
-        predicted = self.model(mel.transpose(1, 2)).float()
-        missed = (predicted - target)[mask].square().sum()
-        share: Tensor = missed / target[mask].square().sum()
-        return share
+        device = _device(self.model)
+        mel, target = _pad([c[0] for c in crops], device), _pad([c[1] for c in crops], device)
+        mask = _mask([len(c[1]) for c in crops], device)
+        return _missed(self.model(mel.transpose(1, 2)).float(), target, mask)
 
     def _crop(
         self, item: Item, rng: np.random.Generator, strength: float
@@ -125,6 +124,10 @@ class ConverterTask:
         invented: share of crops in a voice that nobody has: crop and reference with all
             frequencies moved by one factor, and no embedding, so that the rest of the reference
             must tell who speaks (vocal tract length perturbation, Jaitly & Hinton 2013).
+        noise: spread of what is added at random to the content of the crop, whose components have a
+            spread of one: a network that heard few voices must not tell them by their content.
+        texture: weight of what a critic, trained against the converter, sees differently.
+        real: weight of passing as real with that critic.
     """
 
     def __init__(
@@ -138,22 +141,46 @@ class ConverterTask:
         content: Sequence[str] = ("teacher",),
         bare: float = 0.1,
         invented: float = 0.0,
+        noise: float = 0.0,
+        texture: float = 0.0,
+        real: float = 0.0,
     ) -> None:
         self.model = ConverterNet(**net)
+        self.adversary = Adversary() if texture or real else None
+        self.texture, self.real = texture, real
         self.corpus, self.held_out = corpus, held_out
         self.batch, self.frames, self.reference_frames = batch, frames, reference_frames
-        self.content, self.bare, self.invented = tuple(content), bare, invented
+        self.content, self.bare = tuple(content), bare
+        self.invented, self.noise = invented, noise
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
         predicted, target, mask = self.forward(self.corpus, rng, self.batch)
         error = (predicted - target).abs().mean(-1)[mask].mean()
-        return {"loss": error, "l1": error.detach() * MEL_SCALE}
+        terms = {"loss": error, "l1": error.detach() * MEL_SCALE}
+        if self.adversary is not None:
+            self.adversary.critic.to(predicted.device)
+            made = torch.where(mask[..., None], predicted, target)
+            terms["critic"] = self.adversary.learn(made, target)
+            terms["real"], terms["texture"] = self.adversary.complain(made, target)
+            terms["loss"] = (
+                terms["loss"] + self.real * terms["real"] + self.texture * terms["texture"]
+            )
+        return terms
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the critic."""
+        return self.adversary.state_dict() if self.adversary else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave."""
+        if self.adversary:
+            self.adversary.load_state_dict(state)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         figures = {}
-        kept = self.content, self.invented
-        self.invented = 0.0
+        kept = self.content, self.invented, self.noise
+        self.invented = self.noise = 0.0
         for name in dict.fromkeys(kept[0]):
             self.content = (name,)
             predicted, target, mask = self.forward(
@@ -163,7 +190,7 @@ class ConverterTask:
             detail = _detail(predicted)[mask].mean() / _detail(target)[mask].mean()
             figures[f"l1_{name}"] = float(error) * MEL_SCALE
             figures[f"detail_{name}"] = float(detail)
-        self.content, self.invented = kept
+        self.content, self.invented, self.noise = kept
         return figures
 
     def forward(
@@ -173,19 +200,24 @@ class ConverterTask:
         content, pitch, target, voices = [], [], [], []
         for item in corpus.draw(rng, count):
             part = crop(rng, item.frames, self.frames)
-            heard = self.content[rng.integers(len(self.content))]
+            ear = self.content[rng.integers(len(self.content))]
             moved = self.invented > 0 and rng.random() < self.invented
             factor = float(np.exp(rng.normal(0, INVENTED_SPREAD))) if moved else 1.0
-            voice, log_f0_mean = self._voice(corpus, item, part, rng, heard, factor)
+            voice, log_f0_mean = self._voice(corpus, item, part, rng, ear, factor)
             features = item.features
             log_f0 = features["log_f0"][part] + np.float32(np.log(factor))
             voiced = features["voiced"][part].astype(np.float32)
-            content.append(mel_rate_content(item, heard)[part].astype(np.float32))
+            said = mel_rate_content(item, ear)[part].astype(np.float32)
+            if self.noise:
+                said += np.float32(self.noise) * rng.standard_normal(said.shape, np.float32)
+            content.append(said)
             pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
             target.append(standardise(_warped(features["mel"][:, part], factor)))
             voices.append(voice)
-        predicted = self.model(_pad(content), _pad(pitch), _stack_voices(voices)).float()
-        return predicted, _pad(target), _mask([len(t) for t in target])
+        device = _device(self.model)
+        heard = _stack_voices(voices, device)
+        predicted = self.model(_pad(content, device), _pad(pitch, device), heard).float()
+        return predicted, _pad(target, device), _mask([len(t) for t in target], device)
 
     def _voice(
         self,
@@ -248,25 +280,38 @@ def _warped(mel: FloatArray, factor: float) -> FloatArray:
     return out
 
 
+def _missed(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Share of the target's energy that the prediction misses."""
+    share: Tensor = (predicted - target)[mask].square().sum() / target[mask].square().sum()
+    return share
+
+
 def _detail(mel: Tensor) -> Tensor:
     """How much neighbouring bands differ, ``(batch, frames)``: falls when a mel is blurred."""
     bend: Tensor = mel[..., 2:] - 2 * mel[..., 1:-1] + mel[..., :-2]
     return bend.abs().mean(-1)
 
 
-def _pad(rows: Sequence[FloatArray]) -> Tensor:
+def _device(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device
+
+
+def _pad(rows: Sequence[FloatArray], device: torch.device) -> Tensor:
     longest = max(len(row) for row in rows)
     out = np.zeros((len(rows), longest, rows[0].shape[1]), np.float32)
     for target, row in zip(out, rows, strict=True):
         target[: len(row)] = row
-    return torch.from_numpy(out)
+    return torch.from_numpy(out).to(device)
 
 
-def _mask(lengths: Sequence[int]) -> Tensor:
-    return torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+def _mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).to(device)
 
 
-def _stack_voices(voices: Sequence[tuple[FloatArray, ...]]) -> VoiceCondition:
-    embedding, profile = (torch.from_numpy(np.stack([v[i] for v in voices])) for i in (0, 1))
-    keys, values = _pad([v[2] for v in voices]), _pad([v[3] for v in voices])
-    return VoiceCondition(embedding, profile, keys, values, _mask([len(v[2]) for v in voices]))
+def _stack_voices(voices: Sequence[tuple[FloatArray, ...]], device: torch.device) -> VoiceCondition:
+    embedding, profile = (
+        torch.from_numpy(np.stack([v[i] for v in voices])).to(device) for i in (0, 1)
+    )
+    keys, values = _pad([v[2] for v in voices], device), _pad([v[3] for v in voices], device)
+    mask = _mask([len(v[2]) for v in voices], device)
+    return VoiceCondition(embedding, profile, keys, values, mask)
