@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from auto_voice.audio.io import read_audio
+from auto_voice.audio.octaves import without_slips
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
@@ -356,11 +357,13 @@ def _qualities(source: Quality, converted: Quality) -> dict[str, float]:
 
 
 def _pitches(source: Pitch, target: Pitch, converted: Pitch) -> dict[str, float]:
-    agreement = metrics.pitch_agreement(source, converted)
+    as_tracked = metrics.pitch_agreement(source, converted)
+    melody = metrics.pitch_agreement(without_slips(source), converted)
     return {
-        "f0_correlation": agreement.correlation,
-        "f0_rmse_cents": agreement.rmse_cents,
-        "voicing_error": agreement.voicing_error,
+        "f0_correlation": melody.correlation,
+        "f0_correlation_raw": as_tracked.correlation,
+        "f0_rmse_cents": melody.rmse_cents,
+        "voicing_error": as_tracked.voicing_error,
         "register_cents": abs(metrics.register_error_cents(target, converted)),
     }
 

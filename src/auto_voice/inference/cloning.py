@@ -9,11 +9,11 @@ import numpy as np
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
+from auto_voice.audio.octaves import repaired
 from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import trim_silence
 from auto_voice.errors import AudioContentError, VoiceError
-from auto_voice.inference.melody import repaired
 from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage
 from auto_voice.types import EMBEDDING_DIMS, FloatArray, Pitch, Voice, Waveform
 
