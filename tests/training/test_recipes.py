@@ -28,6 +28,16 @@ def test_committed_recipes_load(path: Path) -> None:
         ("name: x\ncontent: {net: {}}\n", "content: the key schedule is missing"),
         ("name: x\ncontent: {schedule: {steps: 5, learning_rate: fast}}\n", "must be a number"),
         ("name: [\n", "not valid YAML"),
+        (
+            "name: x\ncontent_space: {dims: 16}\n"
+            "content: {net: {dims: 32}, schedule: {steps: 5}}\n",
+            "content.net.dims is 32; content_space.dims says 16",
+        ),
+        (
+            "name: x\ncontent_space: {dims: 64, envelope: true}\n"
+            "content: {schedule: {steps: 5}}\nconverter: {schedule: {steps: 5}}\n",
+            "converter.net.dims is 64; content_space and its envelope give 72",
+        ),
     ],
 )
 def test_a_wrong_recipe_names_the_key(tmp_path: Path, text: str, says: str) -> None:

@@ -31,6 +31,8 @@ LATE = ("embed", "describe", "mix", "film", "project", "head", "attention.out")
 words, and the voice comes no closer."""
 GUARD_FRAMES = 16
 """Mel frames on both sides of a crop that the attention must not see."""
+SEEN_FRAMES = 640
+"""Of the voice that the attention sees in a step, 7.4 s: elsewhere each time."""
 LEAST_FRAMES = 96
 """Of a voice: about 1.1 s. From less nothing can be learnt."""
 
@@ -151,9 +153,12 @@ def _loss(net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generato
     total = len(speech.mel)
     length = min(plan.frames, total // 3)
     starts = [int(s) for s in rng.integers(0, total - length + 1, plan.crops)]
-    visible = torch.ones(plan.crops, total, dtype=torch.bool, device=speech.mel.device)
+    seen = min(SEEN_FRAMES, total)
+    first = int(rng.integers(0, total - seen + 1))
+    visible = torch.ones(plan.crops, seen, dtype=torch.bool, device=speech.mel.device)
     for row, start in enumerate(starts):
-        visible[row, max(0, start - GUARD_FRAMES) : start + length + GUARD_FRAMES] = False
+        low, high = start - GUARD_FRAMES - first, start + length + GUARD_FRAMES - first
+        visible[row, max(0, low) : max(0, high)] = False
 
     def cut(values: Tensor) -> Tensor:
         return torch.stack([values[start : start + length] for start in starts])
@@ -162,9 +167,12 @@ def _loss(net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generato
         return values[None].expand(plan.crops, *values.shape)
 
     voice = VoiceCondition(
-        every(speech.embedding), every(speech.profile), every(speech.content), every(speech.mel),
+        every(speech.embedding),
+        every(speech.profile),
+        every(speech.content[first : first + seen]),
+        every(speech.mel[first : first + seen]),
         visible,
-    )  # fmt: skip
+    )
     predicted = net(cut(speech.content), cut(speech.pitch), voice)
     loss: Tensor = (predicted - cut(speech.mel)).abs().mean()
     return loss

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from auto_voice.audio.envelope import ENVELOPE_SIZE
 from auto_voice.errors import TrainingError
 from auto_voice.training.trainer import Schedule
 
@@ -100,6 +101,22 @@ class Recipe:
     tune: StageRecipe | None = None
     content_from: str | None = None
     converter_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Sizes that do not fit are told before hours of work, not after."""
+        if self.content is None:
+            return
+        dims = self.content_space.dims
+        heard = self.content.net.get("dims", ContentSpaceRecipe.dims)
+        if heard != dims:
+            raise TrainingError(f"content.net.dims is {heard}; content_space.dims says {dims}.")
+        dims += ENVELOPE_SIZE * self.content_space.envelope
+        if self.converter is not None and self.converter_from is None:
+            spoken = self.converter.net.get("dims", ContentSpaceRecipe.dims)
+            if spoken != dims:
+                raise TrainingError(
+                    f"converter.net.dims is {spoken}; content_space and its envelope give {dims}."
+                )
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -194,18 +194,19 @@ class Workflow:
         weights: dict[str, Tensor] | None = None
         if self.recipe.converter is not None and self.recipe.converter_from is None:
             model = ConverterNet(**self.recipe.converter.net)
+            whose, remedy = "The recipe's converter", f"set converter.net.dims to {dims}"
         else:
             start = self.registry.load(self.recipe.converter_from or "converter_compact")
-            model = start.net
+            model, whose = start.net, start.name
+            remedy = "name two of one space in content_from and converter_from"
             if self.recipe.content_space.widens and model.arguments["dims"] < dims:
                 model = widen_converter(model, dims)
-            if model.arguments["dims"] != dims:
-                raise TrainingError(
-                    f"{start.name} speaks from {model.arguments['dims']} features and the content "
-                    f"encoder gives {dims}; name two of one space in content_from and "
-                    "converter_from."
-                )
             weights = {key: value.clone() for key, value in model.state_dict().items()}
+        if model.arguments["dims"] != dims:
+            raise TrainingError(
+                f"{whose} speaks from {model.arguments['dims']} features and the content encoder "
+                f"gives {dims}; {remedy}."
+            )
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),
             ("tune", self.recipe.tune, ("teacher", STUDENT)),
