@@ -6,6 +6,7 @@ Naming an architecture in a YAML file never imports anything that is not listed 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,12 @@ KINDS = ("content", "converter", "vocoder", "speaker", "sample", "recogniser", "
 _PLAIN = frozenset({".safetensors", ".onnx", ".json", ".txt", ".wav", ".flac"})
 
 
+KERNELS_KEPT = 128
+"""Compiled kernels that oneDNN, which torch computes convolutions with, keeps for shapes it has seen.
+It would keep 1024, and pieces of long audio differ in length: some 40 MB that are never used again.
+The vocoder alone has 78."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How a stage comes to be.
@@ -48,6 +55,8 @@ class Architecture:
     converts: bool = False
 
     def _import(self) -> ModuleType:
+        if self.torch:  # Before its first convolution; who set it otherwise has a reason.
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
         try:
             return importlib.import_module(self.module)
         except ImportError as error:
