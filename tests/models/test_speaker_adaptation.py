@@ -14,7 +14,13 @@ from auto_voice.errors import VoiceError
 from auto_voice.inference import load_voice, save_voice
 from auto_voice.inference.blending import blend_voices
 from auto_voice.models.converter_model import CompactConverter, ConverterNet
-from auto_voice.models.speaker_adaptation import LEAST_FRAMES
+from auto_voice.models.speaker_adaptation import (
+    LEAST_FRAMES,
+    MOST_TIMES_LONGER,
+    SEEN_FRAMES,
+    SHORT_FRAMES,
+    Adaptation,
+)
 from auto_voice.types import Content, Pitch, Voice
 
 FRAMES = 240
@@ -85,6 +91,36 @@ def test_the_same_speech_gives_the_same_numbers(converter):
     one, two = converter.adapt(voice(), 5), converter.adapt(voice(), 5)
     for name, values in one.adaptation.items():
         np.testing.assert_array_equal(values, two.adaptation[name])
+
+
+def test_more_speech_is_learnt_from_for_longer():
+    plan = Adaptation(steps=40)
+    assert plan.steps_for(SHORT_FRAMES // 5) == plan.steps_for(SHORT_FRAMES) == 40
+    assert plan.steps_for(2 * SHORT_FRAMES) == 80
+    assert plan.steps_for(100 * SHORT_FRAMES) == round(40 * MOST_TIMES_LONGER)
+    assert Adaptation(steps=0).steps_for(2 * SHORT_FRAMES) == 0
+
+
+def test_no_step_shows_the_attention_what_it_must_predict(converter):
+    """Of speech longer than is seen at once, too: the crop may lie outside of what is seen."""
+    seen = []
+
+    class Watching(ConverterNet):
+        def forward(self, content, pitch, voice):
+            for row, crop in enumerate(content[:, :, 0]):
+                kept = voice.keys[row, voice.mask[row], 0]
+                seen.append((set(crop.tolist()) & set(kept.tolist()), len(voice.mask[row])))
+            return super().forward(content, pitch, voice)
+
+    frames = 3 * SEEN_FRAMES
+    target = voice(frames=frames)
+    target.frames["content"][:, 0] = np.arange(frames)  # A frame tells where it lies.
+    watching = CompactConverter(
+        Watching(dims=4, width=16, blocks=1, heads=1).eval(), "toy@1.0", "toy"
+    )
+    watching.adapt(target, 3)
+    assert seen
+    assert all(not shared and length == SEEN_FRAMES for shared, length in seen)
 
 
 def test_progress_ends_at_one_and_may_break_off(converter):

@@ -20,8 +20,8 @@ from auto_voice.types import EMBEDDING_DIMS, FloatArray, Pitch, Voice, Waveform
 SAMPLE_RATE = 16000
 LEAST_SECONDS = 1.0
 GOOD_SECONDS = 4.0
-MOST_SECONDS = 30.0
-"""Speech that is used; more changes a voice little and costs time in every conversion."""
+MOST_SECONDS = 60.0
+"""Speech that is used; more changes a voice little and costs time."""
 LONGEST_PAUSE_SECONDS = 0.3
 
 
@@ -33,7 +33,7 @@ def build_voice(
 ) -> Voice:
     """The voice heard in all of ``references``, pairs of what to call it and the recording.
 
-    Silence is removed, each recording is brought to one level, and at most 30 s of speech are
+    Silence is removed, each recording is brought to one level, and at most 60 s of speech are
     used, shared evenly. The embedding is the mean over recordings; ``frames`` holds ``mel``
     ``(frames, 80)``, ``content`` ``(frames, dims)`` and ``pitch`` ``(frames, 2)`` at HiFi-GAN's
     frame rate.

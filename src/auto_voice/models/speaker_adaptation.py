@@ -33,6 +33,10 @@ GUARD_FRAMES = 16
 """Mel frames on both sides of a crop that the attention must not see."""
 SEEN_FRAMES = 640
 """Of the voice that the attention sees in a step, 7.4 s: elsewhere each time."""
+SHORT_FRAMES = 860
+"""Ten seconds. From so much speech ``Adaptation.steps`` learn what there is to learn."""
+MOST_TIMES_LONGER = 2.5
+"""More speech is learnt from for longer, in proportion, up to this."""
 LEAST_FRAMES = 96
 """Of a voice: about 1.1 s. From less nothing can be learnt."""
 
@@ -42,7 +46,7 @@ class Adaptation:
     """How far a converter goes towards a voice.
 
     Attributes:
-        steps: of Adam.
+        steps: of Adam, for speech of ten seconds or less; see ``steps_for``.
         rate: learning rate at its peak, falling to 0 along a line.
         share: of the learnt difference that is kept.
         crops: in a step.
@@ -56,6 +60,10 @@ class Adaptation:
     crops: int = 8
     frames: int = 96
     seed: int = 0
+
+    def steps_for(self, frames: int) -> int:
+        """Steps for speech of so many mel frames."""
+        return round(self.steps * min(max(frames / SHORT_FRAMES, 1.0), MOST_TIMES_LONGER))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +103,8 @@ def adapt(
         One half-precision array for each fitted parameter, by name; empty where the speech is
         shorter than ``LEAST_FRAMES``, or where what was learnt is not finite.
     """
-    if len(speech.mel) < LEAST_FRAMES or plan.steps < 1:
+    steps = plan.steps_for(len(speech.mel))
+    if len(speech.mel) < LEAST_FRAMES or steps < 1:
         return {}
     with torch.inference_mode(False), torch.enable_grad():
         # A copy made in inference mode could not be trained.
@@ -105,15 +114,15 @@ def adapt(
             parameter.requires_grad_(True)
         optimizer = torch.optim.Adam(fitted.values(), lr=plan.rate, betas=(0.9, 0.98))
         rng = np.random.default_rng(plan.seed)
-        for step in range(plan.steps):
+        for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = plan.rate * min(1.0, (step + 1) / 5) * (1 - step / plan.steps)
+                group["lr"] = plan.rate * min(1.0, (step + 1) / 5) * (1 - step / steps)
             loss = _loss(student, speech, plan, rng)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             if progress is not None:
-                progress((step + 1) / plan.steps)
+                progress((step + 1) / steps)
     before = dict(net.named_parameters())
     learnt = {
         name: (plan.share * (after.detach() - before[name].detach())).half().cpu().numpy()
