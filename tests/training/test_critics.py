@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from speech_kit import DIMS, corpus
 from torch import Tensor
 
+from auto_voice.training import tasks
 from auto_voice.training.critics import Adversary
 from auto_voice.training.tasks import ContentTask, ConverterTask
 from auto_voice.training.trainer import Schedule, Trainer
@@ -95,13 +98,33 @@ def test_a_training_with_a_critic_goes_on_as_if_nothing_had_happened(tmp_path: P
         torch.testing.assert_close(one, other)
 
 
-def test_batches_lie_where_the_network_lies() -> None:
+def test_batches_lie_where_the_network_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     """The meta device stands in for a GPU: it refuses to meet tensors of the processor."""
     speech, rng = corpus(), np.random.default_rng(0)
     converter = ConverterTask(speech, speech, NET, reference_frames=64, **CROPS)
     converter.model.to("meta")
     assert {t.device.type for t in converter.forward(speech, rng, 2)} == {"meta"}
+    met = []
+    monkeypatch.setattr(tasks, "_missed", lambda *tensors: met.extend(tensors) or tensors[0])
     content = ContentTask(speech, speech, NET, **CROPS)
     content.model.to("meta")
-    mel = torch.zeros(1, 8, 80)
-    assert content.model(mel.to("meta").transpose(1, 2)).device.type == "meta"
+    content._error([content._crop(item, rng, 1.0) for item in speech.items])
+    assert {t.device.type for t in met} == {"meta"}
+
+
+def test_a_critic_is_taken_up_where_the_network_lies() -> None:
+    speech = corpus()
+    task = ConverterTask(speech, speech, NET, reference_frames=64, texture=0.5, **CROPS)
+    task.loss(np.random.default_rng(0))
+    saved = task.state_dict()
+    other = ConverterTask(speech, speech, NET, reference_frames=64, texture=0.5, **CROPS)
+    other.model.to("meta")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Copying numbers to the meta device does nothing.
+        other.load_state_dict(saved)
+    assert other.adversary is not None
+    held = [
+        v for s in other.adversary.optimizer.state.values() for k, v in s.items() if k != "step"
+    ]
+    assert held
+    assert {t.device.type for t in held} == {"meta"}

@@ -33,11 +33,8 @@ def test_committed_recipes_load(path: Path) -> None:
             "content: {net: {dims: 32}, schedule: {steps: 5}}\n",
             "content.net.dims is 32; content_space.dims says 16",
         ),
-        (
-            "name: x\ncontent_space: {dims: 64, envelope: true}\n"
-            "content: {schedule: {steps: 5}}\nconverter: {schedule: {steps: 5}}\n",
-            "converter.net.dims is 64; content_space and its envelope give 72",
-        ),
+        ("name: x\ncontent: {net: , schedule: {steps: 5}}\n", "net must hold keys and values"),
+        ("name: x\ncontent_space:\n", "content_space: expected keys and values"),
     ],
 )
 def test_a_wrong_recipe_names_the_key(tmp_path: Path, text: str, says: str) -> None:

@@ -55,6 +55,22 @@ def test_one_speaker_is_too_few(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_converter_that_cannot_hear_the_content_is_refused_before_the_work(
+    tmp_path: Path,
+) -> None:
+    for speaker in range(6):
+        (tmp_path / "speech" / str(speaker)).mkdir(parents=True)
+        (tmp_path / "speech" / str(speaker) / "1.wav").write_bytes(b"")
+    wrong = {**RECIPE["converter"], "net": {"dims": 24}}  # type: ignore[dict-item]
+    workflow = Workflow(
+        load_recipe(_recipe(tmp_path, converter=wrong)), [tmp_path / "speech"], tmp_path / "out",
+        ModelRegistry(tmp_path), say=lambda _: None,
+    )  # fmt: skip
+    with pytest.raises(TrainingError, match=r"24 features .* gives 16; set converter\.net\.dims"):
+        workflow.run()
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.weights
 @pytest.mark.slow
 def test_recordings_become_a_model_that_converts(

@@ -24,7 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 adaptation_option = click.option(
     "--adaptation-steps", type=click.IntRange(0, MOST_ADAPTATION_STEPS), metavar="N",
-    help="How long to fit the converter to the voice; 0: not at all  "
+    help="How long to fit the converter to the voice, up to 2.5 times longer from more than ten "
+    "seconds of it; 0: not at all  "
     f"[default: {ADAPTATION_STEPS}].",
 )  # fmt: skip
 

@@ -69,10 +69,9 @@ METRICS: Mapping[str, Metric] = {
         Metric("dnsmos_source", "DNSMOS of source", "", "", 2, ("quality",),
                "the source's own score, for scale"),
         Metric("f0_correlation", "F0 correlation", "", "up", 3, ("pitch",),
-               "how well the melody follows the source's, but for frames where the detector slips "
-               "an octave on the source; transposition does not count"),
-        Metric("f0_correlation_raw", "F0 correlation, as tracked", "", "up", 3, ("pitch",),
-               "the same with those frames"),
+               "how well the melody follows the source; transposition does not count"),
+        Metric("melody_correlation", "F0 correlation without slips", "", "up", 3, ("pitch",),
+               "the same but for frames where the detector slips an octave on the source"),
         Metric("f0_rmse_cents", "F0 RMSE", "cents", "down", 0, ("pitch",),
                "melody error after the mean shift is removed; 100 cents are a semitone"),
         Metric("voicing_error", "Voicing error", "%", "down", 1, ("pitch",),

@@ -357,13 +357,13 @@ def _qualities(source: Quality, converted: Quality) -> dict[str, float]:
 
 
 def _pitches(source: Pitch, target: Pitch, converted: Pitch) -> dict[str, float]:
-    as_tracked = metrics.pitch_agreement(source, converted)
+    agreement = metrics.pitch_agreement(source, converted)
     melody = metrics.pitch_agreement(without_slips(source), converted)
     return {
-        "f0_correlation": melody.correlation,
-        "f0_correlation_raw": as_tracked.correlation,
-        "f0_rmse_cents": melody.rmse_cents,
-        "voicing_error": as_tracked.voicing_error,
+        "f0_correlation": agreement.correlation,
+        "melody_correlation": melody.correlation,
+        "f0_rmse_cents": agreement.rmse_cents,
+        "voicing_error": agreement.voicing_error,
         "register_cents": abs(metrics.register_error_cents(target, converted)),
     }
 

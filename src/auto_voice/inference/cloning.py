@@ -30,20 +30,21 @@ def build_voice(
     speaker_encoder: SpeakerEncoderStage,
     content_encoder: ContentEncoder,
     name: str = "",
+    most_seconds: float = MOST_SECONDS,
 ) -> Voice:
     """The voice heard in all of ``references``, pairs of what to call it and the recording.
 
-    Silence is removed, each recording is brought to one level, and at most 60 s of speech are
-    used, shared evenly. The embedding is the mean over recordings; ``frames`` holds ``mel``
-    ``(frames, 80)``, ``content`` ``(frames, dims)`` and ``pitch`` ``(frames, 2)`` at HiFi-GAN's
-    frame rate.
+    Silence is removed, each recording is brought to one level, and at most ``most_seconds`` of
+    speech are used, shared evenly. The embedding is the mean over recordings; ``frames`` holds
+    ``mel`` ``(frames, 80)``, ``content`` ``(frames, dims)`` and ``pitch`` ``(frames, 2)`` at
+    HiFi-GAN's frame rate.
 
     Raises:
         AudioContentError: a recording holds no speech or less than a second of it.
     """
     if not references:
         raise AudioContentError("no reference was given; pass at least one recording of the voice.")
-    share = round(MOST_SECONDS * SAMPLE_RATE / len(references))
+    share = round(most_seconds * SAMPLE_RATE / len(references))
     speech = [_speech(what, waveform) for what, waveform in references]
     used = [samples[:share] for samples in speech]
     embedding = np.mean([speaker_encoder.embed_utterance(samples) for samples in used], axis=0)

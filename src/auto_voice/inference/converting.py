@@ -13,7 +13,7 @@ from auto_voice.audio.resample import resampled_length
 from auto_voice.errors import AudioContentError
 from auto_voice.inference.analysis import Analysis, analyse, denoised, speech_bounds
 from auto_voice.inference.blending import blend_voices
-from auto_voice.inference.cloning import MOST_SECONDS, build_voice
+from auto_voice.inference.cloning import build_voice
 from auto_voice.inference.controls import SOURCE, Controls
 from auto_voice.inference.melody import moved
 from auto_voice.inference.rendering import Rendering, timed
@@ -23,8 +23,8 @@ from auto_voice.types import FloatArray, Pitch, Voice, Waveform
 
 CEILING = 0.99
 METER_SECONDS = 20.0
-OWN_VOICE_SECONDS = 4 * MOST_SECONDS
-"""Of the source that are searched for speech where its own voice is needed."""
+OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 30.0
+"""Of the source that are searched for speech where its own voice is needed, and of that speech."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,7 @@ def _towards(voice: Voice, tape: Tape, strength: float, stages: Stages) -> Voice
         stages.speaker_encoder,
         stages.content_encoder,
         "the source",
+        OWN_SPEECH_SECONDS,
     )
     blended = blend_voices([(voice, strength), (own, 1 - strength)], name=voice.name)
     return replace(blended, notes=voice.notes)

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import yaml
 
-from auto_voice.audio.envelope import ENVELOPE_SIZE
 from auto_voice.errors import TrainingError
 from auto_voice.training.trainer import Schedule
 
@@ -103,20 +102,11 @@ class Recipe:
     converter_from: str | None = None
 
     def __post_init__(self) -> None:
-        """Sizes that do not fit are told before hours of work, not after."""
         if self.content is None:
             return
-        dims = self.content_space.dims
-        heard = self.content.net.get("dims", ContentSpaceRecipe.dims)
+        dims, heard = self.content_space.dims, self.content.net.get("dims", ContentSpaceRecipe.dims)
         if heard != dims:
             raise TrainingError(f"content.net.dims is {heard}; content_space.dims says {dims}.")
-        dims += ENVELOPE_SIZE * self.content_space.envelope
-        if self.converter is not None and self.converter_from is None:
-            spoken = self.converter.net.get("dims", ContentSpaceRecipe.dims)
-            if spoken != dims:
-                raise TrainingError(
-                    f"converter.net.dims is {spoken}; content_space and its envelope give {dims}."
-                )
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -159,8 +149,11 @@ def _build(kind: type[T], data: object, where: str) -> T:
     for key, value in data.items():
         nested = _NESTED.get(key)
         place = f"{where}: {key}"
-        if nested is not None and value is not None:
+        if nested is not None and (value is not None or fields[key].default is not None):
             value = _build(nested, value, place)
+        elif fields[key].default_factory is not dataclasses.MISSING:
+            if not isinstance(value, Mapping):
+                raise TrainingError(f"{place} must hold keys and values, not {value!r}.")
         elif isinstance(fields[key].default, bool):
             if not isinstance(value, bool):
                 raise TrainingError(f"{place} must be true or false, not {value!r}.")

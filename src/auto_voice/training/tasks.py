@@ -172,8 +172,10 @@ class ConverterTask:
         return self.adversary.state_dict() if self.adversary else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """What ``state_dict`` gave."""
-        if self.adversary:
+        """What ``state_dict`` gave, here or in the stage before; nothing changes nothing."""
+        if self.adversary and state:
+            # An optimiser's state goes where its parameters are, so they move first.
+            self.adversary.critic.to(_device(self.model))
             self.adversary.load_state_dict(state)
 
     @torch.no_grad()

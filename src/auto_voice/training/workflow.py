@@ -15,12 +15,13 @@ import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file
-from torch import Tensor
 
+from auto_voice.audio.envelope import ENVELOPE_SIZE
 from auto_voice.errors import TrainingError
 from auto_voice.models.content_model import CompactContentEncoder
 from auto_voice.models.converter_model import ConverterNet
@@ -89,6 +90,7 @@ class Workflow:
 
         Raises:
             TrainingError: no usable speech, or nobody to hold out.
+            TrainingError: networks of sizes that do not fit.
             ModelError: the teacher or the speaker encoder cannot be had.
         """
         torch.manual_seed(0)
@@ -100,11 +102,12 @@ class Workflow:
                 f"{count} {what}{'s are' if count != 1 else ' is'} too few to hold one out; add "
                 f"{what}s, or change data.hold_out in the recipe."
             )
+        start = self._start()
         failures = self._features(utterances)
         train, held = self._corpora(utterances)
         content = self._content(train, held)
         self._encode(content, [train, held])
-        converter = self._converter(train, held, content.dims)
+        converter = self._converter(train, held, start)
         catalog = publish(
             self.recipe, self.folder / "published", content, converter,
             figures=self.figures, speakers=len(train.by_speaker), hours=_hours(train),
@@ -190,23 +193,37 @@ class Workflow:
                 out = encoder.encode_mel(mel[:, : mel.shape[1] // 2 * 2])
                 item.features[STUDENT] = (out - out.mean(0)).astype(np.float16)
 
-    def _converter(self, train: Corpus, held: Corpus, dims: int) -> ConverterNet:
-        weights: dict[str, Tensor] | None = None
-        if self.recipe.converter is not None and self.recipe.converter_from is None:
-            model = ConverterNet(**self.recipe.converter.net)
+    def _start(self) -> ConverterNet:
+        """The converter to train, new or from where it goes on.
+
+        Raises:
+            TrainingError: it does not fit the content, told before hours of work and not after.
+        """
+        recipe, wanted = self.recipe, self.recipe.content_space
+        if recipe.content is None and not wanted.widens:
+            dims = self._kept().dims
+        else:
+            dims = wanted.dims + ENVELOPE_SIZE * wanted.envelope
+        if recipe.converter is not None and recipe.converter_from is None:
+            net = ConverterNet(**recipe.converter.net)
             whose, remedy = "The recipe's converter", f"set converter.net.dims to {dims}"
         else:
-            start = self.registry.load(self.recipe.converter_from or "converter_compact")
-            model, whose = start.net, start.name
+            start = self.registry.load(recipe.converter_from or "converter_compact")
+            net, whose = start.net, start.name
             remedy = "name two of one space in content_from and converter_from"
-            if self.recipe.content_space.widens and model.arguments["dims"] < dims:
-                model = widen_converter(model, dims)
-            weights = {key: value.clone() for key, value in model.state_dict().items()}
-        if model.arguments["dims"] != dims:
+            if wanted.widens and net.arguments["dims"] < dims:
+                net = widen_converter(net, dims)
+        if net.arguments["dims"] != dims:
             raise TrainingError(
-                f"{whose} speaks from {model.arguments['dims']} features and the content encoder "
+                f"{whose} speaks from {net.arguments['dims']} features and the content encoder "
                 f"gives {dims}; {remedy}."
             )
+        return net
+
+    def _converter(self, train: Corpus, held: Corpus, start: ConverterNet) -> ConverterNet:
+        model = start
+        weights = {key: value.clone() for key, value in start.state_dict().items()}
+        critic: dict[str, Any] = {}
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),
             ("tune", self.recipe.tune, ("teacher", STUDENT)),
@@ -214,10 +231,10 @@ class Workflow:
             if stage is None:
                 continue
             task = ConverterTask(train, held, model.arguments, content=content, **stage.task)
-            if weights is not None:
-                task.model.load_state_dict(weights)
+            task.model.load_state_dict(weights)
+            task.load_state_dict(critic)
             model = self._train(name, stage, task)
-            weights = model.state_dict()
+            weights, critic = model.state_dict(), task.state_dict()
         return model
 
     def _train(self, name: str, stage: StageRecipe, task: Task[NetT]) -> NetT:
