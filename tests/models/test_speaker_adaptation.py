@@ -101,6 +101,19 @@ def test_more_speech_is_learnt_from_for_longer():
     assert Adaptation(steps=0).steps_for(2 * SHORT_FRAMES) == 0
 
 
+def test_more_of_what_more_speech_taught_is_kept(converter):
+    plan = Adaptation(share=0.5, most_share=0.9)
+    assert plan.share_for(SHORT_FRAMES // 5) == plan.share_for(SHORT_FRAMES) == 0.5
+    assert plan.share_for(round(1.75 * SHORT_FRAMES)) == pytest.approx(0.7)
+    assert plan.share_for(100 * SHORT_FRAMES) == pytest.approx(0.9)
+    target = voice(tilt=2.0)
+    learnt = {}
+    for share in (0.3, 0.6):
+        converter.plan = Adaptation(share=share)
+        learnt[share] = converter.adapt(target, 5).adaptation["head.bias"].astype(np.float32)
+    np.testing.assert_allclose(2 * learnt[0.3], learnt[0.6], rtol=0.01, atol=1e-5)
+
+
 def test_no_step_shows_the_attention_what_it_must_predict(converter):
     """Of speech longer than is seen at once, too: the crop may lie outside of what is seen."""
     seen = []

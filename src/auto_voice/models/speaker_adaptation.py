@@ -48,7 +48,9 @@ class Adaptation:
     Attributes:
         steps: of Adam, for speech of ten seconds or less; see ``steps_for``.
         rate: learning rate at its peak, falling to 0 along a line.
-        share: of the learnt difference that is kept.
+        share, most_share: of the learnt difference that is kept: the first from ten seconds of
+            speech or less, the second from 25 s on, where it is more the voice and less the words
+            that happened to be in it; in proportion between.
         crops: in a step.
         frames: of a crop at most.
         seed: of the crops.
@@ -56,14 +58,20 @@ class Adaptation:
 
     steps: int = 40
     rate: float = 1e-3
-    share: float = 0.8
+    share: float = 0.6
+    most_share: float = 0.9
     crops: int = 8
     frames: int = 96
     seed: int = 0
 
     def steps_for(self, frames: int) -> int:
         """Steps for speech of so many mel frames."""
-        return round(self.steps * min(max(frames / SHORT_FRAMES, 1.0), MOST_TIMES_LONGER))
+        return round(self.steps * _times_longer(frames))
+
+    def share_for(self, frames: int) -> float:
+        """What is kept of what speech of so many mel frames taught."""
+        beyond = (_times_longer(frames) - 1) / (MOST_TIMES_LONGER - 1)
+        return self.share + beyond * (self.most_share - self.share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +91,10 @@ class Speech:
     mel: Tensor
     embedding: Tensor
     profile: Tensor
+
+
+def _times_longer(frames: int) -> float:
+    return min(max(frames / SHORT_FRAMES, 1.0), MOST_TIMES_LONGER)
 
 
 def adapt(
@@ -124,8 +136,9 @@ def adapt(
             if progress is not None:
                 progress((step + 1) / steps)
     before = dict(net.named_parameters())
+    share = plan.share_for(len(speech.mel))
     learnt = {
-        name: (plan.share * (after.detach() - before[name].detach())).half().cpu().numpy()
+        name: (share * (after.detach() - before[name].detach())).half().cpu().numpy()
         for name, after in fitted.items()
     }
     if not all(np.isfinite(values).all() for values in learnt.values()):
