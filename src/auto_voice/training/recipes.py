@@ -89,9 +89,6 @@ class Recipe:
         tune: the converter on the teacher's features and on the content encoder's own output, so
             that it understands both.
         content_from, converter_from: ``name@version`` to start from.
-        share: how far the published converter lies on the line from ``converter_from`` to what the
-            training made of it: between the two may lie more than either knows (WiSE-FT, Wortsman
-            et al. 2022).
     """
 
     name: str
@@ -103,13 +100,8 @@ class Recipe:
     tune: StageRecipe | None = None
     content_from: str | None = None
     converter_from: str | None = None
-    share: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise TrainingError(f"share must lie above 0 and up to 1, not {self.share}.")
-        if self.share < 1 and self.converter is not None and self.converter_from is None:
-            raise TrainingError("share needs a converter_from to lie between; name one.")
         if self.content is None:
             return
         dims, heard = self.content_space.dims, self.content.net.get("dims", ContentSpaceRecipe.dims)

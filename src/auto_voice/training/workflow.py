@@ -12,7 +12,7 @@ Output folder::
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file
-from torch import Tensor, nn
 
 from auto_voice.audio.envelope import ENVELOPE_SIZE
 from auto_voice.errors import TrainingError
@@ -223,8 +222,7 @@ class Workflow:
 
     def _converter(self, train: Corpus, held: Corpus, start: ConverterNet) -> ConverterNet:
         model = start
-        first = {key: value.clone() for key, value in start.state_dict().items()}
-        weights = first
+        weights = {key: value.clone() for key, value in start.state_dict().items()}
         critic: dict[str, Any] = {}
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),
@@ -237,8 +235,6 @@ class Workflow:
             task.load_state_dict(critic)
             model = self._train(name, stage, task)
             weights, critic = model.state_dict(), task.state_dict()
-        if model is not start and self.recipe.share < 1:
-            blend(model, first, self.recipe.share)
         return model
 
     def _train(self, name: str, stage: StageRecipe, task: Task[NetT]) -> NetT:
@@ -251,13 +247,6 @@ class Workflow:
         plot_curves(folder)
         task.model.load_state_dict(averaged_weights(folder))
         return task.model.eval()
-
-
-def blend(net: nn.Module, first: Mapping[str, Tensor], share: float) -> None:
-    """Moves ``net`` to where ``share`` of the way from ``first`` to it lies."""
-    with torch.no_grad():
-        for name, value in net.state_dict().items():
-            value.copy_(first[name].to(value).lerp(value, share))
 
 
 def _hours(corpus: Corpus) -> float:
