@@ -53,9 +53,17 @@ class Adversary:
         self, settings: Mapping[str, Any] | None = None, learning_rate: float = 2e-4
     ) -> None:
         self.critic = MelCritic(**(settings or {}))
-        self.optimizer = torch.optim.Adam(
-            self.critic.parameters(), lr=learning_rate, betas=(0.5, 0.9)
-        )
+        self.learning_rate = learning_rate
+        self.optimizer = self._optimiser()
+
+    def to(self, device: torch.device) -> None:
+        """Moves the critic before it learns; what it had learnt so far is loaded afterwards."""
+        if next(self.critic.parameters()).device != device:
+            self.critic.to(device)
+            self.optimizer = self._optimiser()
+
+    def _optimiser(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self.critic.parameters(), lr=self.learning_rate, betas=(0.5, 0.9))
 
     def learn(self, predicted: Tensor, target: Tensor) -> Tensor:
         """One step of the critic; its loss: 0.5 where it cannot tell, 0 where it always can."""

@@ -158,7 +158,7 @@ class ConverterTask:
         error = (predicted - target).abs().mean(-1)[mask].mean()
         terms = {"loss": error, "l1": error.detach() * MEL_SCALE}
         if self.adversary is not None:
-            self.adversary.critic.to(predicted.device)
+            self.adversary.to(predicted.device)
             made = torch.where(mask[..., None], predicted, target)
             terms["critic"] = self.adversary.learn(made, target)
             terms["real"], terms["texture"] = self.adversary.complain(made, target)
@@ -175,7 +175,7 @@ class ConverterTask:
         """What ``state_dict`` gave, here or in the stage before; nothing changes nothing."""
         if self.adversary and state:
             # An optimiser's state goes where its parameters are, so they move first.
-            self.adversary.critic.to(_device(self.model))
+            self.adversary.to(_device(self.model))
             self.adversary.load_state_dict(state)
 
     @torch.no_grad()
