@@ -34,6 +34,19 @@ def test_committed_recipes_load(path: Path) -> None:
             "content.net.dims is 32; content_space.dims says 16",
         ),
         ("name: x\ncontent: {net: , schedule: {steps: 5}}\n", "net must hold keys and values"),
+        (
+            "name: x\ntune: {task: {frame: 4}, schedule: {steps: 5}}\n",
+            "tune.task: unknown key frame",
+        ),
+        (
+            "name: x\ntune: {task: {batch: 4}, schedule: {steps: 5}}\n",
+            "tune.task: the key .* missing",
+        ),
+        (
+            "name: x\nconverter: {net: {width: wide}, schedule: {steps: 5}}\n",
+            "converter.net: width must be a number, 0 or more, not 'wide'",
+        ),
+        ("name: x\ntune: {net: {width: -1}, schedule: {steps: 5}}\n", "width must be a number"),
         ("name: x\ncontent_space:\n", "content_space: expected keys and values"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,9 @@ from typing import Any, TypeVar
 import yaml
 
 from auto_voice.errors import TrainingError
+from auto_voice.models.content_model import ContentNet
+from auto_voice.models.converter_model import ConverterNet
+from auto_voice.training.tasks import ContentTask, ConverterTask
 from auto_voice.training.trainer import Schedule
 
 T = TypeVar("T")
@@ -121,7 +125,16 @@ def load_recipe(path: Path) -> Recipe:
         raise TrainingError(f"The recipe {path} cannot be read: {error}.") from error
     except yaml.YAMLError as error:
         raise TrainingError(f"The recipe {path} is not valid YAML: {error}.") from error
-    return _build(Recipe, data, str(path))
+    recipe = _build(Recipe, data, str(path))
+    for name, stage, net, task in (
+        ("content", recipe.content, ContentNet, ContentTask),
+        ("converter", recipe.converter, ConverterNet, ConverterTask),
+        ("tune", recipe.tune, ConverterNet, ConverterTask),
+    ):
+        if stage is not None:
+            _check_arguments(net, stage.net, f"{path}: {name}.net")
+            _check_arguments(task, stage.task, f"{path}: {name}.task")
+    return recipe
 
 
 _NESTED: Mapping[str, type] = {
@@ -161,6 +174,28 @@ def _build(kind: type[T], data: object, where: str) -> T:
             raise TrainingError(f"{place} must be a number, not {value!r}.")
         values[key] = value
     return kind(**values)
+
+
+_GIVEN = {"corpus", "held_out", "net", "content"}
+"""Arguments of tasks that the workflow gives."""
+
+
+def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
+    """What a network or task takes, told before hours of work.
+
+    Raises:
+        TrainingError: an unknown or missing key, or no number; the message names it.
+    """
+    taken = {k: p for k, p in inspect.signature(kind).parameters.items() if k not in _GIVEN}
+    for key, value in values.items():
+        if key not in taken:
+            known = ", ".join(sorted(taken))
+            raise TrainingError(f"{where}: unknown key {key}; known are {known}.")
+        if value is not None and (not isinstance(value, int | float) or value < 0):
+            raise TrainingError(f"{where}: {key} must be a number, 0 or more, not {value!r}.")
+    for key, parameter in taken.items():
+        if parameter.default is inspect.Parameter.empty and key not in values:
+            raise TrainingError(f"{where}: the key {key} is missing.")
 
 
 def _is_number(value: object) -> bool:
