@@ -80,6 +80,11 @@ class Recording:
         return extract_pitch(self.audio.samples, self.audio.sample_rate)
 
     @cached_property
+    def melody(self) -> Pitch:
+        """``pitch`` without the detector's slips."""
+        return without_slips(self.pitch)
+
+    @cached_property
     def loudness(self) -> float:
         return metrics.loudness_lufs(self.audio)
 
@@ -135,7 +140,7 @@ class Scorer:
         if self.judges.quality is not None:
             values |= _qualities(source.quality, converted.quality)
         if self.judges.pitch:
-            values |= _pitches(source.pitch, targets[0].pitch, converted.pitch)
+            values |= _pitches(source, targets[0], converted)
         if self.judges.signal:
             values |= _signals(source, converted)
             if item.parallel is not None:
@@ -356,15 +361,15 @@ def _qualities(source: Quality, converted: Quality) -> dict[str, float]:
     }
 
 
-def _pitches(source: Pitch, target: Pitch, converted: Pitch) -> dict[str, float]:
-    agreement = metrics.pitch_agreement(source, converted)
-    melody = metrics.pitch_agreement(without_slips(source), converted)
+def _pitches(source: Recording, target: Recording, converted: Recording) -> dict[str, float]:
+    agreement = metrics.pitch_agreement(source.pitch, converted.pitch)
+    melody = metrics.pitch_agreement(source.melody, converted.pitch)
     return {
         "f0_correlation": agreement.correlation,
         "melody_correlation": melody.correlation,
         "f0_rmse_cents": agreement.rmse_cents,
         "voicing_error": agreement.voicing_error,
-        "register_cents": abs(metrics.register_error_cents(target, converted)),
+        "register_cents": abs(metrics.register_error_cents(target.pitch, converted.pitch)),
     }
 
 

@@ -222,7 +222,6 @@ class Workflow:
 
     def _converter(self, train: Corpus, held: Corpus, start: ConverterNet) -> ConverterNet:
         model = start
-        weights = {key: value.clone() for key, value in start.state_dict().items()}
         critic: dict[str, Any] = {}
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),
@@ -231,10 +230,10 @@ class Workflow:
             if stage is None:
                 continue
             task = ConverterTask(train, held, model.arguments, content=content, **stage.task)
-            task.model.load_state_dict(weights)
+            task.model.load_state_dict(model.state_dict())
             task.load_state_dict(critic)
             model = self._train(name, stage, task)
-            weights, critic = model.state_dict(), task.state_dict()
+            critic = task.state_dict()
         return model
 
     def _train(self, name: str, stage: StageRecipe, task: Task[NetT]) -> NetT:
