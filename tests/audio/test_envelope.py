@@ -1,10 +1,22 @@
-"""The envelope of four bands: what sounds where and when."""
+"""The envelope of four bands and the cepstra: what sounds where and when."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from auto_voice.audio.envelope import BANDS, ENVELOPE_SIZE, FLOOR, SCALE, band_envelope
+from auto_voice.audio.envelope import (
+    BANDS,
+    CEPSTRA,
+    CEPSTRA_SIZE,
+    ENVELOPE_SIZE,
+    FLOOR,
+    SCALE,
+    band_envelope,
+    cepstra,
+    cepstral_warp,
+    with_envelope,
+)
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
 
 RATE = CONTENT_MEL.sample_rate
@@ -45,3 +57,42 @@ def test_silence_has_a_floor() -> None:
     assert np.ptp(silent) == 0
     assert np.array_equal(silent, _envelope(np.full(RATE, 1e-9)))
     assert np.exp(FLOOR) < 1e-5
+
+
+def _spectra(orders: range, frames: int = 40) -> np.ndarray:
+    """``(80, frames)`` of random cosines of these orders, above the floor."""
+    rng = np.random.default_rng(0)
+    bands = (np.arange(80) + 0.5) / 80
+    shapes = np.cos(np.pi * np.array(orders)[:, None] * bands)
+    return (-6 + shapes.T @ rng.normal(0, 0.3, (len(orders), frames))).astype(np.float32)
+
+
+def test_cepstra_hold_the_shape_and_leave_the_harmonics() -> None:
+    shape, ripple = _spectra(range(1, CEPSTRA)), _spectra(range(CEPSTRA, 40)) + 6
+    assert cepstra(shape).shape == (20, CEPSTRA_SIZE)
+    assert np.allclose(cepstra(shape), cepstra(shape + ripple), atol=1e-4)
+    first, second = np.split(cepstra(shape), 2, axis=1)
+    assert np.allclose(first, cepstra(np.repeat(shape[:, 0::2], 2, axis=1))[:, :CEPSTRA])
+    assert np.allclose(second, cepstra(np.repeat(shape[:, 1::2], 2, axis=1))[:, CEPSTRA:])
+
+
+def test_cepstra_of_silence_are_those_of_the_floor() -> None:
+    assert np.array_equal(cepstra(np.full((80, 8), -30.0)), cepstra(np.full((80, 8), FLOOR)))
+
+
+@pytest.mark.parametrize("factor", [0.8, 0.95, 1.0, 1.1, 1.25])
+def test_a_warp_is_that_of_the_spectrum_itself(factor: float) -> None:
+    mel = _spectra(range(1, 9))
+    read = np.clip(np.arange(80) * factor, 0, 79)
+    moved = np.stack([np.interp(read, np.arange(80), frame) for frame in mel.T], axis=1)
+    made = cepstra(mel) @ cepstral_warp(factor)
+    assert np.abs(made - cepstra(moved)).max() < 0.02
+    if factor != 1.0:
+        assert np.abs(cepstra(mel) - cepstra(moved)).max() > 0.1
+
+
+def test_cepstra_come_last() -> None:
+    mel, features = _spectra(range(9)), np.zeros((20, 3), np.float32)
+    both = with_envelope(features, mel, with_cepstra=True)
+    assert np.array_equal(both[:, : 3 + ENVELOPE_SIZE], with_envelope(features, mel))
+    assert np.array_equal(both[:, 3 + ENVELOPE_SIZE :], cepstra(mel))

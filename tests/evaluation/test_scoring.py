@@ -63,7 +63,22 @@ def test_a_shared_recording_is_judged_once(
 ) -> None:
     item = read_items(make_folder(pairs=1))[0]
     evaluate([item, replace(item, id="again"), replace(item, id="third")], judges, name="x")
-    assert recogniser.calls == 2  # the source and the conversion
+    assert recogniser.calls == 3  # the source, twice, and the conversion
+
+
+def test_what_the_recogniser_is_unsure_of_is_told(
+    make_folder: Folder, judges: Judges, recogniser: TableRecogniser
+) -> None:
+    item = read_items(make_folder(pairs=1))[0]
+    steady = evaluate([item], judges, name="x").estimates["unconverted_wer"]
+    assert steady.value == 0.0
+    samples = soundfile.info(item.source).frames
+    recogniser.table = {samples: "the quick brown fox", samples + RATE // 10: "the quick brown box"}
+    unsure = evaluate([item], judges, name="x").estimates["unconverted_wer"]
+    assert unsure.value == 0.25
+    told = replace(item, transcript="a quick brown fox")
+    recogniser.table = {samples: "the quick brown fox", samples + RATE // 10: "nothing alike"}
+    assert evaluate([told], judges, name="x").estimates["unconverted_wer"].value == 0.25
 
 
 def test_a_verifier_tells_good_conversions_apart_and_copies_not(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from auto_voice.audio.envelope import CEPSTRA_SIZE
 from auto_voice.errors import VoiceError
 from auto_voice.inference import load_voice, save_voice
 from auto_voice.inference.blending import blend_voices
@@ -238,3 +239,28 @@ def test_a_fitting_that_diverges_changes_nothing(converter, caplog):
     broken = voice(embedding=np.full(256, np.nan, np.float32))
     assert converter.adapt(broken, 3) is broken
     assert "diverged" in caplog.text
+
+
+def test_a_voice_is_not_learnt_from_its_own_cepstra():
+    """A source's will be another's: what hangs on them at the voice's own size is not kept."""
+    torch.manual_seed(0)
+    dims = 4 + CEPSTRA_SIZE
+    net = ConverterNet(dims=dims, width=32, blocks=2, heads=2, cepstra=True).eval()
+    shaped = CompactConverter(net, "toy@1.0", "toy")
+    target = voice()
+    cepstra = np.random.default_rng(3).normal(size=(FRAMES, CEPSTRA_SIZE)).astype(np.float32)
+    content = np.hstack([target.frames["content"], cepstra])
+    target = replace(target, frames={**target.frames, "content": content})
+    learnt = {}
+    for warp in (0.0, 0.3):
+        shaped.plan = Adaptation(warp=warp)
+        learnt[warp] = shaped.adapt(target, 20).adaptation
+        again = shaped.adapt(target, 20).adaptation
+        assert all(np.array_equal(again[name], values) for name, values in learnt[warp].items())
+    assert any(not np.array_equal(learnt[0.0][n], learnt[0.3][n]) for n in learnt[0.0])
+    deaf = CompactConverter(ConverterNet(dims=4, width=32, blocks=2, heads=2).eval(), "t@1", "toy")
+    found = []
+    for warp in (0.0, 0.3):
+        deaf.plan = Adaptation(warp=warp)
+        found.append(deaf.adapt(voice(), 20).adaptation)
+    assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])

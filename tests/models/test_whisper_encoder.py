@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from auto_voice.audio.envelope import ENVELOPE_SIZE, band_envelope
+from auto_voice.audio.envelope import CEPSTRA_SIZE, ENVELOPE_SIZE, band_envelope
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.errors import ModelLoadError
 from auto_voice.models.content_model import CompactContentEncoder, ContentNet
@@ -189,6 +189,10 @@ def test_the_envelope_follows_the_features_in_every_encoder_of_a_space(tmp_path:
     assert heard.shape == learnt.shape == (50, 6 + ENVELOPE_SIZE)
     assert np.array_equal(heard[:, 6:], learnt[:, 6:])
     assert np.array_equal(heard[:, 6:], band_envelope(log_mel(samples, CONTENT_MEL)[:, :100]))
+    shaped = WhisperContentEncoder(encoder, subspace, "t@2", "space", envelope=True, cepstra=True)
+    both = shaped.encode_piece(samples)
+    assert shaped.dims == both.shape[1] == 6 + ENVELOPE_SIZE + CEPSTRA_SIZE
+    assert np.array_equal(both[:, : 6 + ENVELOPE_SIZE], heard)
 
 
 def test_conversion_keeps_the_encoder_and_nothing_else(tmp_path: Path) -> None:

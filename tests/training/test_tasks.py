@@ -7,6 +7,7 @@ import pytest
 import torch
 from speech_kit import DIMS, corpus, item
 
+from auto_voice.audio.envelope import CEPSTRA_SIZE, cepstral_warp
 from auto_voice.errors import TrainingError
 from auto_voice.inference.shaping import band_centres
 from auto_voice.training.corpus import Corpus, crop
@@ -134,3 +135,31 @@ def test_invented_voices_change_targets_only_where_asked() -> None:
         assert before == task.validate()
     assert targets[0.0].shape[-1] == targets[1.0].shape[-1] == 80
     assert not torch.allclose(targets[0.0], targets[1.0])
+
+
+def test_the_converter_never_hears_cepstra_as_they_are() -> None:
+    speech = corpus(speakers=3, each=2)
+    rng = np.random.default_rng(0)
+    for one in speech.items:
+        shape = rng.normal(size=(len(one.features["teacher"]), CEPSTRA_SIZE))
+        one.features["teacher"] = np.hstack([one.features["teacher"], shape]).astype(np.float16)
+    heard = {}
+    net = {**SMALL, "dims": DIMS + CEPSTRA_SIZE, "cepstra": True}
+    for warp in (0.0, 0.2):
+        task = ConverterTask(speech, speech, net, 4, 40, 60, warp=warp)
+        seen: list[torch.Tensor] = []
+        task.model.stem.register_forward_hook(lambda _, given, __, seen=seen: seen.append(given[0]))
+        task.forward(speech, np.random.default_rng(3), 4)
+        heard[warp] = seen[0]
+    said, warped = heard[0.0], heard[0.2]
+    torch.testing.assert_close(said[:, :DIMS], warped[:, :DIMS])
+    end = DIMS + CEPSTRA_SIZE
+    torch.testing.assert_close(said[:, end:], warped[:, end:])
+    for plain, moved in zip(said[:, DIMS:end], warped[:, DIMS:end], strict=True):
+        assert (plain - moved).abs().mean() > 0.01
+        # Of one vocal tract: some factor explains the whole crop.
+        errors = [
+            np.abs(plain.numpy().T @ cepstral_warp(f) - moved.numpy().T).mean()
+            for f in np.exp(np.linspace(-0.6, 0.6, 241))
+        ]
+        assert min(errors) < 0.2 * float((plain - moved).abs().mean())

@@ -121,7 +121,9 @@ def test_recordings_become_a_model_that_converts(
     # The teacher serves the new space too, and the next training can start from it and widen it.
     wider = {
         "name": "wider", "data": RECIPE["data"], "tune": RECIPE["tune"],
-        "content_space": {"dims": 24, "sample": 4, "envelope": True, "widens": True},
+        "content_space": {
+            "dims": 24, "sample": 4, "envelope": True, "cepstra": True, "widens": True,
+        },
         "content_from": "content_compact@tiny", "converter_from": "converter_compact@tiny",
     }  # fmt: skip
     path = tmp_path / "wider.yaml"

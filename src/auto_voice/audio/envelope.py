@@ -1,13 +1,18 @@
-"""How loud speech is from moment to moment in a few wide bands: when a consonant bursts or hisses.
+"""How the spectrum moves: in a few wide bands, and in cepstra.
 
 Listeners follow speech from the envelopes of four bands alone (Shannon et al. 1995), and so wide a
-band tells little of who speaks.
+band tells little of who speaks. Cepstra (Davis & Mermelstein 1980) hear more of both. So who learns
+from them hears them warped at random, as if from a mouth of another size.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from functools import lru_cache
 
+import numpy as np
+from scipy.fft import dct
+
+from auto_voice.audio.mel import CONTENT_MEL
 from auto_voice.types import FloatArray
 
 BANDS = 4
@@ -15,6 +20,14 @@ BANDS = 4
 ENVELOPE_SIZE = 2 * BANDS
 FLOOR, CENTRE, SCALE = -14.0, -10.0, 3.0
 """Log power that counts as silence at the networks' level; middle and spread of what lies above."""
+CEPSTRA = 20
+"""Cosines over ``CONTENT_MEL``: the harmonics of a voice lie beyond."""
+CEPSTRA_SIZE = 2 * CEPSTRA
+SPREADS = np.array(
+    [20, 10.5, 5.5, 4.9, 3.9, 3, 2.8, 2.7, 2.3, 2.2, 2, 2, 1.8, 1.8, 1.7, 1.6, 1.5, 1.4, 1.4, 1.3],
+    np.float32,
+)
+"""Of each of them in speech."""
 
 
 def band_envelope(mel: FloatArray) -> FloatArray:
@@ -29,10 +42,46 @@ def band_envelope(mel: FloatArray) -> FloatArray:
     return np.ascontiguousarray(scaled.T.reshape(frames, ENVELOPE_SIZE), np.float32)
 
 
-def with_envelope(features: FloatArray, mel: FloatArray) -> FloatArray:
-    """``(frames, dims)`` followed by the envelope: ``(frames, dims + ENVELOPE_SIZE)``.
+def cepstra(mel: FloatArray) -> FloatArray:
+    """``CONTENT_MEL`` ``(80, 2 * frames)`` at 100 Hz to ``(frames, CEPSTRA_SIZE)`` at 50 Hz.
+
+    A frame holds those of its first 10 ms, then of its second, each over its spread.
+    """
+    frames = mel.shape[1] // 2
+    heard = np.maximum(mel[:, : 2 * frames].astype(np.float32), FLOOR)
+    scaled = _cosines(len(mel)) @ heard / SPREADS[:, None]
+    return np.ascontiguousarray(scaled.T.reshape(frames, CEPSTRA_SIZE), np.float32)
+
+
+def cepstral_warp(factor: float) -> FloatArray:
+    """``(CEPSTRA_SIZE, CEPSTRA_SIZE)``, by which cepstra are multiplied from the right.
+
+    They become those of bands read at ``factor`` times their index: of a shorter vocal tract where
+    it is below one.
+    """
+    bands = CONTENT_MEL.bands
+    position = np.clip(np.arange(bands) * factor, 0, bands - 1)
+    reading = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(bands)))
+    cosines = _cosines(bands) / SPREADS[:, None]
+    back = (_cosines(bands) * SPREADS[:, None]).T
+    once = (cosines @ reading @ back).T
+    out: FloatArray = np.kron(np.eye(2), once).astype(np.float32)
+    return out
+
+
+def with_envelope(features: FloatArray, mel: FloatArray, with_cepstra: bool = False) -> FloatArray:
+    """``(frames, dims)`` followed by the envelope, and by the cepstra where they are wanted.
 
     Args:
         mel: ``CONTENT_MEL`` of the same sound, ``(80, at least 2 * frames)``.
     """
-    return np.concatenate([features, band_envelope(mel[:, : 2 * len(features)])], axis=1)
+    mel = mel[:, : 2 * len(features)]
+    parts = [features, band_envelope(mel)]
+    return np.concatenate([*parts, cepstra(mel)] if with_cepstra else parts, axis=1)
+
+
+@lru_cache(maxsize=2)
+def _cosines(bands: int) -> FloatArray:
+    """``(CEPSTRA, bands)`` orthonormal."""
+    out: FloatArray = dct(np.eye(bands), axis=0, norm="ortho")[:CEPSTRA].astype(np.float32)
+    return out

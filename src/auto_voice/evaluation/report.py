@@ -154,7 +154,9 @@ def _verdict(evaluation: Evaluation) -> str:
         clause = f"The likeness to the target voice is {likeness.value:.2f}"
         said.append(clause + (f", against {before.value:.2f} unconverted" if before else ""))
     if "wer" in e:
-        said.append(f"{100 * e['wer'].value:.1f} of 100 words come out differently")
+        clause = f"{100 * e['wer'].value:.1f} of 100 words come out differently"
+        alone = e.get("unconverted_wer")
+        said.append(clause + (f" ({100 * alone.value:.1f} unconverted)" if alone else ""))
     if "dnsmos" in e:
         source = e.get("dnsmos_source")
         clause = f"a listener is predicted to give {e['dnsmos'].value:.2f} of 5"

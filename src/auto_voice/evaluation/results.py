@@ -58,6 +58,10 @@ METRICS: Mapping[str, Metric] = {
                "the same by the independent encoder"),
         Metric("wer", "WER", "%", "down", 1, ("recogniser",),
                "words lost, added or changed, of all words", ("word_edits", "words")),
+        Metric("unconverted_wer", "Unconverted WER", "%", "", 1, ("recogniser",),
+               "the source itself against the same words, heard a tenth of a second later where "
+               "they are its own: what the recogniser is unsure of",
+               ("unconverted_edits", "words")),
         Metric("cer", "CER", "%", "down", 1, ("recogniser",),
                "characters lost, added or changed", ("character_edits", "characters")),
         Metric("dnsmos", "DNSMOS overall", "", "up", 2, ("quality",),

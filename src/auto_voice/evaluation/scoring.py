@@ -28,6 +28,8 @@ from auto_voice.types import FloatArray, Pitch, Waveform
 
 log = logging.getLogger(__name__)
 
+LATER_SECONDS = 0.1
+
 
 class Recording:
     """One file, read and judged when asked, each judgement kept; the samples are let go.
@@ -68,6 +70,15 @@ class Recording:
         recogniser = self._judges.recogniser
         assert recogniser is not None
         return recogniser.transcribe(metrics.samples_at(self.audio, recogniser.sample_rate))
+
+    @cached_property
+    def text_again(self) -> str:
+        """What is heard after ``LATER_SECONDS`` of silence: a sure listener hears the same."""
+        recogniser = self._judges.recogniser
+        assert recogniser is not None
+        samples = metrics.samples_at(self.audio, recogniser.sample_rate)
+        later = np.zeros(round(LATER_SECONDS * recogniser.sample_rate), np.float32)
+        return recogniser.transcribe(np.concatenate([later, samples]))
 
     @cached_property
     def quality(self) -> Quality:
@@ -131,11 +142,13 @@ class Scorer:
         values |= self._similarities(source, targets, converted)
         if self.judges.recogniser is not None:
             texts = {"reference": item.transcript or source.text, "heard": converted.text}
-            counts = _counts(texts["reference"], texts["heard"])
+            unconverted = source.text if item.transcript else source.text_again
+            counts = _counts(texts["reference"], texts["heard"], unconverted)
             if not counts["words"]:
                 counts = {}  # Words that are heard where none were said are of no rate.
             else:
                 values["wer"] = counts["word_edits"] / counts["words"]
+                values["unconverted_wer"] = counts["unconverted_edits"] / counts["words"]
                 values["cer"] = counts["character_edits"] / counts["characters"]
         if self.judges.quality is not None:
             values |= _qualities(source.quality, converted.quality)
@@ -340,12 +353,13 @@ def _without_folders(text: str, item: Item) -> str:
     return text
 
 
-def _counts(reference: str, heard: str) -> dict[str, int]:
+def _counts(reference: str, heard: str, unconverted: str) -> dict[str, int]:
     words, characters = word_errors(reference, heard), character_errors(reference, heard)
     if not normalise_text(reference):
         log.warning("No words in a reference text; its pair has no word error rate.")
     return {
         "word_edits": words.edits,
+        "unconverted_edits": word_errors(reference, unconverted).edits,
         "words": words.reference,
         "character_edits": characters.edits,
         "characters": characters.reference,

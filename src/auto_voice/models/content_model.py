@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from auto_voice.audio.envelope import ENVELOPE_SIZE, with_envelope
+from auto_voice.audio.envelope import CEPSTRA_SIZE, ENVELOPE_SIZE, with_envelope
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.models.catalog import ModelVersion
@@ -80,20 +80,28 @@ class CentredEncoder(ABC):
         space: of the features; encoders that were trained on one teacher share it.
         components: that the network gives.
         device: where the network is.
-        envelope: whether the features end with those of ``band_envelope``.
+        envelope: whether those of ``band_envelope`` follow.
+        cepstra: whether, with the envelope, ``cepstra`` follow, too.
     """
 
     sample_rate = CONTENT_MEL.sample_rate
     frame_rate = CONTENT_MEL.sample_rate / SAMPLES_PER_FRAME
 
     def __init__(
-        self, name: str, space: str, components: int, device: str = "cpu", envelope: bool = False
+        self,
+        name: str,
+        space: str,
+        components: int,
+        device: str = "cpu",
+        envelope: bool = False,
+        cepstra: bool = False,
     ) -> None:
         self.name = name
         self.space = space
-        self.dims = components + ENVELOPE_SIZE * envelope
+        self.dims = components + ENVELOPE_SIZE * envelope + CEPSTRA_SIZE * cepstra
         self.device = device
         self.envelope = envelope
+        self.cepstra = cepstra
 
     def extract_features(
         self, audio: ArrayLike, lengths: NDArray[np.int64] | None = None
@@ -133,9 +141,15 @@ class CompactContentEncoder(CentredEncoder):
     """``ContentNet``, in evaluation mode, as a stage."""
 
     def __init__(
-        self, net: ContentNet, name: str, space: str, device: str = "cpu", envelope: bool = False
+        self,
+        net: ContentNet,
+        name: str,
+        space: str,
+        device: str = "cpu",
+        envelope: bool = False,
+        cepstra: bool = False,
     ) -> None:
-        super().__init__(name, space, net.head.out_features, device, envelope)
+        super().__init__(name, space, net.head.out_features, device, envelope, cepstra)
         self.net = net
 
     def encode_piece(self, samples: FloatArray) -> FloatArray:
@@ -150,14 +164,14 @@ class CompactContentEncoder(CentredEncoder):
         """``CONTENT_MEL`` ``(80, 2 * frames)`` to ``(frames, dims)``, the mean left in."""
         seen = torch.from_numpy(mel)[None].to(self.device)
         features: FloatArray = self.net(seen)[0].float().cpu().numpy()
-        return with_envelope(features, mel) if self.envelope else features
+        return with_envelope(features, mel, self.cepstra) if self.envelope else features
 
 
 def build(
     files: Mapping[str, Path], version: ModelVersion, device: str = "cpu"
 ) -> CompactContentEncoder:
     """From the catalog's record; ``params`` has ``net`` (for ``ContentNet``) and ``space``, and
-    ``envelope`` where the features end with it.
+    ``envelope`` and ``cepstra`` where they follow.
 
     Raises:
         ModelLoadError: the weights do not fit the architecture.
@@ -167,5 +181,6 @@ def build(
         lambda: ContentNet(**version.params.get("net", {})), path, device=device
     ).float()
     return CompactContentEncoder(
-        net, version.key, version.params["space"], device, version.params.get("envelope", False)
-    )
+        net, version.key, version.params["space"], device,
+        version.params.get("envelope", False), version.params.get("cepstra", False),
+    )  # fmt: skip

@@ -102,6 +102,8 @@ class ConverterNet(nn.Module):
         expansion: of the blocks' perceptrons.
         heads: of the attention over the reference; 0 leaves it out.
         use_profile: whether the long-term spectrum and pitch range of the reference are used.
+        cepstra: whether the content ends with ``cepstra`` of the source, which no training shows
+            the network unwarped.
     """
 
     def __init__(
@@ -113,13 +115,16 @@ class ConverterNet(nn.Module):
         expansion: int = 2,
         heads: int = 4,
         use_profile: bool = True,
+        cepstra: bool = False,
     ) -> None:
         super().__init__()
         self.arguments: dict[str, Any] = {
             "dims": dims, "width": width, "blocks": blocks, "kernel": kernel,
             "expansion": expansion, "heads": heads, "use_profile": use_profile,
+            "cepstra": cepstra,
         }  # fmt: skip
         self.use_profile = use_profile
+        self.cepstra = cepstra
         self.stem = nn.Conv1d(dims + PITCH_SIZE, width, 5, padding=2)
         self.attention = ReferenceAttention(dims, heads, width) if heads else None
         self.embed = nn.Linear(256, width)

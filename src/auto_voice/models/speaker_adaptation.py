@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module, Parameter
 
+from auto_voice.audio.envelope import CEPSTRA_SIZE, cepstral_warp
+
 log = logging.getLogger(__name__)
 
 LATE = ("embed", "describe", "mix", "film", "project", "head", "attention.out")
@@ -53,6 +55,8 @@ class Adaptation:
             that happened to be in it; in proportion between.
         crops: in a step.
         frames: of a crop at most.
+        warp: spread of the log of the factor that moves the cepstra of a crop, where the content
+            ends with some: they are the voice's own, and a source's will not be.
         seed: of the crops.
     """
 
@@ -62,6 +66,7 @@ class Adaptation:
     most_share: float = 0.9
     crops: int = 8
     frames: int = 96
+    warp: float = 0.15
     seed: int = 0
 
     def steps_for(self, frames: int) -> int:
@@ -195,6 +200,12 @@ def _loss(net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generato
         every(speech.mel[first : first + seen]),
         visible,
     )
-    predicted = net(cut(speech.content), cut(speech.pitch), voice)
+    content = cut(speech.content)
+    if net.cepstra:
+        warps = [cepstral_warp(float(np.exp(rng.normal(0, plan.warp)))) for _ in starts]
+        warp = torch.from_numpy(np.stack(warps)).to(content.device)
+        cepstra = content[..., -CEPSTRA_SIZE:] @ warp
+        content = torch.cat([content[..., :-CEPSTRA_SIZE], cepstra], dim=-1)
+    predicted = net(content, cut(speech.pitch), voice)
     loss: Tensor = (predicted - cut(speech.mel)).abs().mean()
     return loss

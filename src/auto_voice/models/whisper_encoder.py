@@ -182,8 +182,10 @@ class WhisperContentEncoder(CentredEncoder):
         name: str,
         space: str,
         envelope: bool = False,
+        cepstra: bool = False,
     ) -> None:
-        super().__init__(name, space, subspace.projection.shape[1], encoder.device, envelope)
+        dims = subspace.projection.shape[1]
+        super().__init__(name, space, dims, encoder.device, envelope, cepstra)
         self.encoder = encoder
         self.subspace = subspace
 
@@ -192,7 +194,9 @@ class WhisperContentEncoder(CentredEncoder):
         if len(samples) < 320:
             return np.zeros((0, self.dims), np.float32)
         features = self.subspace.project(self.encoder.features(samples))
-        return with_envelope(features, log_mel(samples, CONTENT_MEL)) if self.envelope else features
+        if not self.envelope:
+            return features
+        return with_envelope(features, log_mel(samples, CONTENT_MEL), self.cepstra)
 
 
 def read_arrays(path: Path) -> dict[str, Tensor]:
@@ -213,7 +217,7 @@ def convert_checkpoint(path: Path) -> dict[str, np.ndarray]:
 
 def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> WhisperContentEncoder:
     """From ``model.bin`` and ``content_space.safetensors``; ``params`` has ``layers``, ``space``
-    and, where the features end with it, ``envelope``.
+    and, where they follow, ``envelope`` and ``cepstra``.
 
     Raises:
         ModelLoadError: the files do not fit.
@@ -223,5 +227,5 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> Whis
     arrays = {name: array.numpy() for name, array in map_safetensors(subspace).items()}
     return WhisperContentEncoder(
         encoder, ContentSpace(**arrays), version.key, version.params["space"],
-        version.params.get("envelope", False),
+        version.params.get("envelope", False), version.params.get("cepstra", False),
     )  # fmt: skip

@@ -51,13 +51,14 @@ class Models:
         model_dir: of the registry that serves the teacher and the speaker encoder.
         content_space: file that ``fit_content_space`` wrote.
         layers: of the teacher.
-        envelope: whether the content ends with ``band_envelope``.
+        envelope, cepstra: whether the content ends with those.
     """
 
     model_dir: Path
     content_space: Path
     layers: int = 4
     envelope: bool = False
+    cepstra: bool = False
 
 
 def feature_path(folder: Path, utterance: Utterance) -> Path:
@@ -104,7 +105,7 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
         features[f"content_mel_{speed}"] = log_mel(played, CONTENT_MEL).astype(np.float16)
     content = space.project(teacher.features(audio))
     if models.envelope:
-        content = with_envelope(content, features["content_mel_1.0"])
+        content = with_envelope(content, features["content_mel_1.0"], models.cepstra)
     features["teacher"] = _centred(content).astype(np.float16)
     return features
 

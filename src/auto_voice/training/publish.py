@@ -63,7 +63,10 @@ def publish(
         ("converter_compact", "converter", converter, {"content_space": content.space})
     ]
     if recipe.content is not None or recipe.content_space.widens:
-        params = {"dims": content.dims, "space": content.space, "envelope": content.envelope}
+        params = {
+            "dims": content.dims, "space": content.space,
+            "envelope": content.envelope, "cepstra": content.cepstra,
+        }  # fmt: skip
         entries.append(("content_compact", "content", content.net, params))
     for name, kind, net, params in entries:
         file = f"{name}-{recipe.name}.safetensors"
@@ -114,6 +117,7 @@ def _served(
             "layers": recipe.content_space.layers,
             "space": content.space,
             "envelope": content.envelope,
+            "cepstra": content.cepstra,
         },
     }
 

@@ -53,6 +53,7 @@ class ContentSpaceRecipe:
         sample: utterances that they are fitted on.
         layers: of the teacher.
         envelope: whether ``band_envelope`` follows them.
+        cepstra: whether, with the envelope, ``cepstra`` follow, too.
         widens: whether an existing content encoder moves into a new space that begins with its
             own; it gives zero for the further components.
     """
@@ -61,6 +62,7 @@ class ContentSpaceRecipe:
     sample: int = 240
     layers: int = 4
     envelope: bool = False
+    cepstra: bool = False
     widens: bool = False
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from auto_voice.audio.envelope import CEPSTRA_SIZE, cepstral_warp
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.inference.shaping import warp_formants
@@ -124,6 +125,8 @@ class ConverterTask:
         invented: share of crops in a voice that nobody has: crop and reference with all
             frequencies moved by one factor, and no embedding, so that the rest of the reference
             must tell who speaks (vocal tract length perturbation, Jaitly & Hinton 2013).
+        warp: spread of the log of the factor that moves the source's cepstra, where the content
+            ends with some.
         noise: spread of what is added at random to the content of the crop, whose components have a
             spread of one: a network that heard few voices must not tell them by their content.
         texture: weight of what a critic, trained against the converter, sees differently.
@@ -142,6 +145,7 @@ class ConverterTask:
         bare: float = 0.1,
         invented: float = 0.0,
         noise: float = 0.0,
+        warp: float = 0.15,
         texture: float = 0.0,
         real: float = 0.0,
     ) -> None:
@@ -151,7 +155,7 @@ class ConverterTask:
         self.corpus, self.held_out = corpus, held_out
         self.batch, self.frames, self.reference_frames = batch, frames, reference_frames
         self.content, self.bare = tuple(content), bare
-        self.invented, self.noise = invented, noise
+        self.invented, self.noise, self.warp = invented, noise, warp
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
         predicted, target, mask = self.forward(self.corpus, rng, self.batch)
@@ -216,6 +220,10 @@ class ConverterTask:
             log_f0 = features["log_f0"][part] + np.float32(np.log(factor))
             voiced = features["voiced"][part].astype(np.float32)
             said = mel_rate_content(item, ear)[part].astype(np.float32)
+            if self.model.cepstra:
+                # Held-out figures, too, are those of a source with another mouth.
+                warp = cepstral_warp(float(np.exp(rng.normal(0, self.warp))))
+                said[:, -CEPSTRA_SIZE:] = said[:, -CEPSTRA_SIZE:] @ warp
             if noise:
                 said += np.float32(noise) * rng.standard_normal(said.shape, np.float32)
             content.append(said)

@@ -25,9 +25,13 @@ def widen_content(net: ContentNet, dims: int) -> ContentNet:
     return wide.eval()
 
 
-def widen_converter(net: ConverterNet, dims: int) -> ConverterNet:
-    """``net`` for content of ``dims`` features, deaf to the new ones but in its lookup."""
-    wide = ConverterNet(**{**net.arguments, "dims": dims})
+def widen_converter(net: ConverterNet, dims: int, cepstra: bool = False) -> ConverterNet:
+    """``net`` for content of ``dims`` features, deaf to the new ones but in its lookup.
+
+    Args:
+        cepstra: whether the content ends with them.
+    """
+    wide = ConverterNet(**{**net.arguments, "dims": dims, "cepstra": cepstra})
     weights = _on_cpu(net)
     stem = weights["stem.weight"]
     known = stem.shape[1] - PITCH_SIZE

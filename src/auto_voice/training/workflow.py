@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from auto_voice.audio.envelope import ENVELOPE_SIZE
+from auto_voice.audio.envelope import CEPSTRA_SIZE, ENVELOPE_SIZE
 from auto_voice.errors import TrainingError
-from auto_voice.models.content_model import CompactContentEncoder
+from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.whisper_encoder import ContentSpace
@@ -120,19 +120,23 @@ class Workflow:
         target = self.folder / "content_space.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = self._kept() if self.recipe.content is None else None
-        envelope = wanted.envelope
-        if kept is not None and not wanted.widens:
+        shape = kept if kept is not None and not wanted.widens else wanted
+        same = kept is not None and (
+            not wanted.widens or self._space(kept).projection.shape[1] == wanted.dims
+        )
+        if kept is not None and same:
             target.write_bytes(self._stored_space(kept).read_bytes())
-            envelope = kept.envelope
         elif not target.exists():
             self.say("Fitting the content space")
-            begins = ContentSpace(**load_file(self._stored_space(kept))) if kept else None
+            begins = self._space(kept) if kept else None
             features.fit_content_space(
                 utterances, features.load_teacher(self.registry), target,
                 wanted.dims, wanted.sample, begins,
             )  # fmt: skip
         self.say(f"Features of {len(utterances)} recordings")
-        models = features.Models(self.registry.model_dir, target, wanted.layers, envelope)
+        models = features.Models(
+            self.registry.model_dir, target, wanted.layers, shape.envelope, shape.cepstra
+        )
         self.registry.pull("speaker_encoder")
         failures = features.extract(utterances, self.folder / "features", models, self.workers)
         if failures:
@@ -170,19 +174,26 @@ class Workflow:
         file = f"content_space-{version}.safetensors"
         return self.registry.path("content_whisper", version, file=file)
 
+    def _space(self, encoder: CompactContentEncoder) -> ContentSpace:
+        return ContentSpace(**load_file(self._stored_space(encoder)))
+
     def _content(self, train: Corpus, held: Corpus) -> CompactContentEncoder:
         stage, wanted = self.recipe.content, self.recipe.content_space
-        name = f"content_compact@{self.recipe.name}"
-        space = f"content_space@{self.recipe.name}"
         if stage is not None:
             task = ContentTask(train, held, dict(stage.net), **stage.task)
             net = self._train("content", stage, task).to(self.device)
-            return CompactContentEncoder(net, name, space, self.device, wanted.envelope)
+            return self._encoder(net)
         kept = self._kept()
         if not wanted.widens:
             return kept
-        net = widen_content(kept.net, wanted.dims).to(self.device)
-        return CompactContentEncoder(net, name, space, self.device, wanted.envelope)
+        return self._encoder(widen_content(kept.net, wanted.dims).to(self.device))
+
+    def _encoder(self, net: ContentNet) -> CompactContentEncoder:
+        version, wanted = self.recipe.name, self.recipe.content_space
+        return CompactContentEncoder(
+            net, f"content_compact@{version}", f"content_space@{version}", self.device,
+            wanted.envelope, wanted.cepstra,
+        )  # fmt: skip
 
     def _encode(self, encoder: CompactContentEncoder, corpora: Sequence[Corpus]) -> None:
         """Adds the content encoder's output to every item, as inference computes it."""
@@ -201,19 +212,23 @@ class Workflow:
         """
         recipe, wanted = self.recipe, self.recipe.content_space
         if recipe.content is None and not wanted.widens:
-            dims = self._kept().dims
+            dims, cepstra = self._kept().dims, self._kept().cepstra
         else:
-            dims = wanted.dims + ENVELOPE_SIZE * wanted.envelope
+            dims = wanted.dims + ENVELOPE_SIZE * wanted.envelope + CEPSTRA_SIZE * wanted.cepstra
+            cepstra = wanted.cepstra
         if recipe.converter is not None and recipe.converter_from is None:
             net = ConverterNet(**recipe.converter.net)
-            whose, remedy = "The recipe's converter", f"set converter.net.dims to {dims}"
+            whose = "The recipe's converter"
+            remedy = f"set converter.net.dims to {dims}"
+            if cepstra != net.cepstra:
+                remedy += f" and converter.net.cepstra to {str(cepstra).lower()}"
         else:
             start = self.registry.load(recipe.converter_from or "converter_compact")
             net, whose = start.net, start.name
             remedy = "name two of one space in content_from and converter_from"
             if wanted.widens and net.arguments["dims"] < dims:
-                net = widen_converter(net, dims)
-        if net.arguments["dims"] != dims:
+                net = widen_converter(net, dims, cepstra)
+        if net.arguments["dims"] != dims or net.cepstra != cepstra:
             raise TrainingError(
                 f"{whose} speaks from {net.arguments['dims']} features and the content encoder "
                 f"gives {dims}; {remedy}."
