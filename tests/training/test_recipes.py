@@ -47,6 +47,8 @@ def test_committed_recipes_load(path: Path) -> None:
             "converter.net: width must be a number, 0 or more, not 'wide'",
         ),
         ("name: x\ntune: {net: {width: -1}, schedule: {steps: 5}}\n", "width must be a number"),
+        ("name: 1.4\n", "in quotation marks"),
+        ("name: ../x\n", "cannot be the name of a version"),
         ("name: x\ncontent_space:\n", "content_space: expected keys and values"),
     ],
 )

@@ -13,7 +13,8 @@ import click
     "--data", "sources", type=click.Path(path_type=Path), multiple=True, required=True,
     help="Folder with one subfolder per speaker, or a CSV with path,speaker[,corpus]; repeatable.",
 )  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/<recipe>.")
+@click.option("--name", help="Version that the result becomes; default: the recipe's name.")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: runs/<name>.")
 @click.option("--from", "start", metavar="NAME@VERSION", help="Converter to start from.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that compute features.")
@@ -21,6 +22,7 @@ import click
 def train(
     recipe: Path,
     sources: tuple[Path, ...],
+    name: str | None,
     out: Path | None,
     start: str | None,
     device: str,
@@ -43,6 +45,8 @@ def train(
     from auto_voice.training.workflow import Workflow
 
     loaded = load_recipe(recipe)
+    if name:
+        loaded = replace(loaded, name=name)
     if start:
         loaded = replace(loaded, converter=None, converter_from=start)
     folder = out or Path("runs") / loaded.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from auto_voice.errors import TrainingError
+from auto_voice.models.catalog_schema import VERSION
 from auto_voice.models.content_model import ContentNet
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.training.tasks import ContentTask, ConverterTask
@@ -108,6 +110,11 @@ class Recipe:
     converter_from: str | None = None
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and re.fullmatch(VERSION, self.name)):
+            raise TrainingError(
+                f"{self.name!r} cannot be the name of a version; use letters, digits and . _ + -, "
+                "a number in quotation marks."
+            )
         if self.content is None:
             return
         dims, heard = self.content_space.dims, self.content.net.get("dims", ContentSpaceRecipe.dims)
