@@ -169,10 +169,9 @@ class Workflow:
         return encoder
 
     def _stored_space(self, encoder: CompactContentEncoder) -> Path:
-        """A space has the version of the teacher that serves it."""
-        version = encoder.space.partition("@")[2]
-        file = f"content_space-{version}.safetensors"
-        return self.registry.path("content_whisper", version, file=file)
+        """A space has the version of the teacher that serves it; its components may be older."""
+        teacher = self.registry.version("content_whisper", encoder.space.partition("@")[2])
+        return self.registry.path(teacher.name, teacher.version, file=teacher.files[1].file)
 
     def _space(self, encoder: CompactContentEncoder) -> ContentSpace:
         return ContentSpace(**load_file(self._stored_space(encoder)))
