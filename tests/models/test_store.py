@@ -270,6 +270,34 @@ def test_two_versions_may_share_a_file(loader: ModelLoader, original: Path) -> N
         assert loader.ensure(model_version(file, version=number))["weights.bin"].is_file()
 
 
+def test_bytes_that_another_version_holds_are_copied_from_there_even_offline(
+    installed: Path, loader: ModelLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "socket", refuse)
+    far = model_file(DATA, "https://example.org/w", name="same.bin")
+    wanted = model_version(far, version="1.1")
+    with ModelLoader(loader.store, offline=True) as offline:
+        path = offline.ensure(wanted)["same.bin"]
+    assert path.read_bytes() == installed.read_bytes() == DATA
+    assert path.stat().st_ino != installed.stat().st_ino
+    record = loader.store.metadata("toy", "1.1")
+    assert record is not None
+    assert record["files"]["same.bin"]["source"] == "the same bytes of toy@1.0"
+    remove(loader.store, "toy", "1.0")
+    assert loader.store.lookup(wanted) == {"same.bin": path}
+
+
+def test_a_damaged_twin_is_not_copied(installed: Path, loader: ModelLoader, original: Path) -> None:
+    installed.write_bytes(NEWER)
+    wanted = model_version(model_file(DATA, original.as_uri()), version="1.1")
+    assert loader.ensure(wanted)["weights.bin"].read_bytes() == DATA
+    far = model_version(model_file(DATA, "https://example.org/w"), version="1.2")
+    remove(loader.store, "toy", "1.1")
+    with ModelLoader(loader.store, offline=True) as offline, pytest.raises(OfflineError):
+        offline.ensure(far)
+    assert installed.read_bytes() == NEWER
+
+
 def test_two_files_of_a_version_may_hold_the_same_bytes(
     loader: ModelLoader, original: Path
 ) -> None:

@@ -47,8 +47,11 @@ def test_committed_recipes_load(path: Path) -> None:
             "converter.net: width must be a number, 0 or more, not 'wide'",
         ),
         ("name: x\ntune: {net: {width: -1}, schedule: {steps: 5}}\n", "width must be a number"),
-        ("name: 1.4\n", "in quotation marks"),
-        ("name: ../x\n", "cannot be the name of a version"),
+        ("name: 1.4\n", "put 1.4 in quotes"),
+        ("name: ../x\n", "'../x' is no version; begin with a letter or digit"),
+        ("name: latest\n", "is an alias"),
+        ("name: con\n", "name of a device"),
+        ("name: x\ncontent_space: {cepstra: true}\n", "set envelope: true"),
         ("name: x\ncontent_space:\n", "content_space: expected keys and values"),
     ],
 )

@@ -137,7 +137,7 @@ def test_invented_voices_change_targets_only_where_asked() -> None:
     assert not torch.allclose(targets[0.0], targets[1.0])
 
 
-def test_the_converter_never_hears_cepstra_as_they_are() -> None:
+def test_the_converter_never_hears_a_sources_cepstra_as_they_are() -> None:
     speech = corpus(speakers=3, each=2)
     rng = np.random.default_rng(0)
     for one in speech.items:

@@ -71,6 +71,23 @@ def test_a_converter_that_cannot_hear_the_content_is_refused_before_the_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_belongs_to_one_training(tmp_path: Path) -> None:
+    (tmp_path / "speech").mkdir()
+
+    def claim(**changes: object) -> None:
+        recipe = load_recipe(_recipe(tmp_path, **changes))
+        registry = ModelRegistry(tmp_path)
+        Workflow(recipe, [tmp_path / "speech"], tmp_path / "out", registry)._claim()
+
+    claim()
+    longer = {**RECIPE["tune"], "schedule": {"steps": 99}}  # type: ignore[dict-item]
+    claim(tune=longer, description="the same, for longer")
+    with pytest.raises(TrainingError, match=r"another training \(its name differs\)"):
+        claim(name="other")
+    with pytest.raises(TrainingError, match="its content_space differs"):
+        claim(content_space={**RECIPE["content_space"], "envelope": True})  # type: ignore[dict-item]
+
+
 @pytest.mark.weights
 @pytest.mark.slow
 def test_recordings_become_a_model_that_converts(
@@ -142,6 +159,13 @@ def test_recordings_become_a_model_that_converts(
         config = PipelineConfig(content_encoder=encoder, converter="converter_compact@wider")
         pipeline = VoiceConversionPipeline(config, model_registry=again)
         assert pipeline.convert(sample, source).models["content"] == encoder
+    behind = {**wider, "name": "behind", "content_space": {"dims": 32, "widens": True}}
+    behind |= {"content_from": "content_compact@wider", "converter_from": "converter_compact@wider"}
+    path.write_text(yaml.safe_dump(behind))
+    with pytest.raises(TrainingError, match=r"set content_space\.dims to 24"):
+        Workflow(
+            load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
+        ).run()
     narrow = {**wider, "content_space": {"dims": 24}, "converter_from": "converter_compact@1.2"}
     path.write_text(yaml.safe_dump(narrow))
     with pytest.raises(TrainingError, match="name two of one space"):

@@ -21,7 +21,7 @@ ENVELOPE_SIZE = 2 * BANDS
 FLOOR, CENTRE, SCALE = -14.0, -10.0, 3.0
 """Log power that counts as silence at the networks' level; middle and spread of what lies above."""
 CEPSTRA = 20
-"""Cosines over ``CONTENT_MEL``: the harmonics of a voice lie beyond."""
+"""Cosines over ``CONTENT_MEL``: the harmonics of a voice lie beyond, up to an F0 of 300 Hz."""
 CEPSTRA_SIZE = 2 * CEPSTRA
 SPREADS = np.array(
     [20, 10.5, 5.5, 4.9, 3.9, 3, 2.8, 2.7, 2.3, 2.2, 2, 2, 1.8, 1.8, 1.7, 1.6, 1.5, 1.4, 1.4, 1.3],
@@ -56,8 +56,9 @@ def cepstra(mel: FloatArray) -> FloatArray:
 def cepstral_warp(factor: float) -> FloatArray:
     """``(CEPSTRA_SIZE, CEPSTRA_SIZE)``, by which cepstra are multiplied from the right.
 
-    They become those of bands read at ``factor`` times their index: of a shorter vocal tract where
-    it is below one.
+    They become those of bands read at ``factor`` times their index, of a shorter vocal tract where
+    it is below one: the same factor in Hz below 1 kHz, a growing one above, as bands lie on the mel
+    scale.
     """
     bands = CONTENT_MEL.bands
     position = np.clip(np.arange(bands) * factor, 0, bands - 1)

@@ -45,7 +45,7 @@ def train(
     from auto_voice.training.workflow import Workflow
 
     loaded = load_recipe(recipe)
-    if name:
+    if name is not None:
         loaded = replace(loaded, name=name)
     if start:
         loaded = replace(loaded, converter=None, converter_from=start)

@@ -108,7 +108,7 @@ class PairScore:
         source_speaker, target_speaker: who, as far as known; bootstrap groups.
         values: metric key to figure; a metric that could not be measured is absent.
         counts: numerators and denominators of ratio metrics.
-        texts: ``reference`` and ``heard`` words.
+        texts: ``reference`` and ``heard`` words, and those heard in the source ``unconverted``.
         notes: what went wrong or was altered, one sentence each.
     """
 

@@ -142,13 +142,15 @@ class Scorer:
         values |= self._similarities(source, targets, converted)
         if self.judges.recogniser is not None:
             texts = {"reference": item.transcript or source.text, "heard": converted.text}
-            unconverted = source.text if item.transcript else source.text_again
-            counts = _counts(texts["reference"], texts["heard"], unconverted)
+            counts = _counts(texts["reference"], texts["heard"])
             if not counts["words"]:
                 counts = {}  # Words that are heard where none were said are of no rate.
             else:
                 values["wer"] = counts["word_edits"] / counts["words"]
-                values["unconverted_wer"] = counts["unconverted_edits"] / counts["words"]
+                texts["unconverted"] = source.text if item.transcript else source.text_again
+                unconverted = word_errors(texts["reference"], texts["unconverted"]).edits
+                counts["unconverted_edits"] = unconverted
+                values["unconverted_wer"] = unconverted / counts["words"]
                 values["cer"] = counts["character_edits"] / counts["characters"]
         if self.judges.quality is not None:
             values |= _qualities(source.quality, converted.quality)
@@ -353,13 +355,12 @@ def _without_folders(text: str, item: Item) -> str:
     return text
 
 
-def _counts(reference: str, heard: str, unconverted: str) -> dict[str, int]:
+def _counts(reference: str, heard: str) -> dict[str, int]:
     words, characters = word_errors(reference, heard), character_errors(reference, heard)
     if not normalise_text(reference):
         log.warning("No words in a reference text; its pair has no word error rate.")
     return {
         "word_edits": words.edits,
-        "unconverted_edits": word_errors(reference, unconverted).edits,
         "words": words.reference,
         "character_edits": characters.edits,
         "characters": characters.reference,

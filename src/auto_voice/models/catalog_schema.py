@@ -79,16 +79,23 @@ def read_catalog(paths: Iterable[Path]) -> dict[str, ModelEntry]:
     return {name: _entry(name, owners[name], models[name], versions[name]) for name in models}
 
 
+def version_problem(number: str) -> str | None:
+    """What keeps ``number`` from being a version, said of it; None where nothing does."""
+    if not re.fullmatch(VERSION, number):
+        return "is no version; begin with a letter or digit and go on with those, . _ + and -"
+    if _is_device(number):
+        return "is the name of a device on Windows; choose another"
+    if number in ALIASES:
+        return "is an alias; give the version a number"
+    return None
+
+
 def _overlay_versions(known: dict[str, tuple[Node, Fields]], section: Node | None) -> None:
     if section is None:
         return
     for number, node in section.mapping(quoted=True).items():
-        if not re.fullmatch(VERSION, number):
-            raise node.error("is no version; use letters, digits, . _ + and -")
-        if _is_device(number):
-            raise node.error("is the name of a device on Windows; choose another")
-        if number in ALIASES:
-            raise node.error("is an alias; give the version a number")
+        if wrong := version_problem(number):
+            raise node.error(wrong)
         fields = node.mapping(_VERSION)
         earlier = known.get(number, (node, {}))[1]
         if "files" in fields or any(key in fields for key in _FILE[:3]):

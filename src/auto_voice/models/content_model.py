@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from auto_voice.audio.envelope import CEPSTRA_SIZE, ENVELOPE_SIZE, with_envelope
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
+from auto_voice.errors import ModelLoadError
 from auto_voice.models.catalog import ModelVersion
 from auto_voice.models.convnext import ConvNeXtBlock
 from auto_voice.models.weights import load_module
@@ -82,6 +83,9 @@ class CentredEncoder(ABC):
         device: where the network is.
         envelope: whether those of ``band_envelope`` follow.
         cepstra: whether, with the envelope, ``cepstra`` follow, too.
+
+    Raises:
+        ModelLoadError: ``cepstra`` without ``envelope``.
     """
 
     sample_rate = CONTENT_MEL.sample_rate
@@ -96,6 +100,8 @@ class CentredEncoder(ABC):
         envelope: bool = False,
         cepstra: bool = False,
     ) -> None:
+        if cepstra and not envelope:
+            raise ModelLoadError(f"{name}: cepstra follow the envelope; set envelope: true, too.")
         self.name = name
         self.space = space
         self.dims = components + ENVELOPE_SIZE * envelope + CEPSTRA_SIZE * cepstra

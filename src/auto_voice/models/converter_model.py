@@ -102,8 +102,8 @@ class ConverterNet(nn.Module):
         expansion: of the blocks' perceptrons.
         heads: of the attention over the reference; 0 leaves it out.
         use_profile: whether the long-term spectrum and pitch range of the reference are used.
-        cepstra: whether the content ends with ``cepstra`` of the source, which no training shows
-            the network unwarped.
+        cepstra: whether the content ends with ``cepstra``; in training those of the source are
+            warped, those of the reference are as they are.
     """
 
     def __init__(
@@ -121,8 +121,9 @@ class ConverterNet(nn.Module):
         self.arguments: dict[str, Any] = {
             "dims": dims, "width": width, "blocks": blocks, "kernel": kernel,
             "expansion": expansion, "heads": heads, "use_profile": use_profile,
-            "cepstra": cepstra,
         }  # fmt: skip
+        if cepstra:  # Left out, so that programs that know no cepstra read what has none.
+            self.arguments["cepstra"] = True
         self.use_profile = use_profile
         self.cepstra = cepstra
         self.stem = nn.Conv1d(dims + PITCH_SIZE, width, 5, padding=2)

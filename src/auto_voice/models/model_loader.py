@@ -232,7 +232,8 @@ class ModelLoader:
         paths = self._from_package(version) or (None if force else self.store.lookup(version))
         if paths is not None:
             return paths
-        self._check_offline(version, version.files)
+        far = [file for file in version.files if self.store.twin(version, file) is None]
+        self._check_offline(version, far)
         with self.store.lock(version.name, version.version):
             if not force:
                 paths = self.store.lookup(version)

@@ -55,8 +55,8 @@ class Adaptation:
             that happened to be in it; in proportion between.
         crops: in a step.
         frames: of a crop at most.
-        warp: spread of the log of the factor that moves the cepstra of a crop, where the content
-            ends with some: they are the voice's own, and a source's will not be.
+        warp: spread of the log of the factor by which the cepstra of a crop are warped, where the
+            content ends with some: they are the voice's own, and a source's will not be.
         seed: of the crops.
     """
 

@@ -72,6 +72,7 @@ class ModelStore:
         # Files whose stat differs from the metadata but whose bytes were hashed in this process:
         # a copied cache on a read-only disk is hashed once and not at every load.
         self._hashed: dict[Path, tuple[str, tuple[int, int, int]]] = {}
+        self._copied: dict[Path, str] = {}
 
     def folder(self, name: str, version: str) -> Path:
         """Where a version lies, or would lie.
@@ -147,7 +148,11 @@ class ModelStore:
         """Files still to be fetched; call under the lock.
 
         A file that is there with the right bytes is kept whatever the metadata says (a crash
-        between rename and record costs no transfer); a wrong one is set aside.
+        between rename and record costs no transfer); a wrong one is set aside. One that another
+        version holds is copied from there: several may share a file.
+
+        Raises:
+            StoreError: there is no room for a copy.
         """
         folder = self.folder(version.name, version.version)
         if (folder / METADATA).exists() and self.metadata(version.name, version.version) is None:
@@ -160,7 +165,32 @@ class ModelStore:
             elif path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
                 self.set_aside(path, "its bytes do not match the catalog")
                 missing.append(file)
-        return missing
+        return [file for file in missing if not self._copy(version, file)]
+
+    def twin(self, version: ModelVersion, file: ModelFile) -> tuple[str, Path] | None:
+        """Another version with a file that should have the same bytes, and its path; not hashed."""
+        for name, number in self.installed():
+            if (name, number) == (version.name, version.version):
+                continue
+            record = self.metadata(name, number) or {"files": {}}
+            for other, entry in record["files"].items():
+                if isinstance(entry, dict) and entry.get("sha256") == file.sha256:
+                    path = self.folder(name, number) / check_name(other, "file")
+                    if path.is_file() and path.stat().st_size == file.bytes:
+                        return f"{name}@{number}", path
+        return None
+
+    def _copy(self, version: ModelVersion, file: ModelFile) -> bool:
+        found = self.twin(version, file)
+        if found is None or sha256_file(found[1]) != file.sha256:
+            return False
+        path = self._path(version, file.file)
+        make_folder(path.parent, self.root)
+        with storage_errors(self.root, f"copying {file.file}"):
+            copy_into_place(found[1], path)
+        self._copied[path] = f"the same bytes of {found[0]}"
+        log.info("%s of %s was copied from %s", file.file, version.key, found[0])
+        return True
 
     def install(self, version: ModelVersion, fetched: Mapping[str, Fetched]) -> dict[str, Path]:
         """Moves files in and writes the completion record last; call under the lock.
@@ -181,7 +211,7 @@ class ModelStore:
                     again = any(later and later.path == new.path for later in rest)
                     (copy_into_place if again else move_into_place)(new.path, path)
                     self._hashed.pop(path, None)
-                source = new.source if new else _source_of(old, file)
+                source = new.source if new else self._copied.pop(path, _source_of(old, file))
                 entries[file.file] = _entry(path, file.sha256, source)
                 paths[file.file] = path
             record = {

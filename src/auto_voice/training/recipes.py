@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from auto_voice.errors import TrainingError
-from auto_voice.models.catalog_schema import VERSION
+from auto_voice.models.catalog_schema import version_problem
 from auto_voice.models.content_model import ContentNet
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.training.tasks import ContentTask, ConverterTask
@@ -67,6 +66,12 @@ class ContentSpaceRecipe:
     cepstra: bool = False
     widens: bool = False
 
+    def __post_init__(self) -> None:
+        if self.cepstra and not self.envelope:
+            raise TrainingError(
+                "content_space.cepstra follow the envelope; set envelope: true, too."
+            )
+
 
 @dataclass(frozen=True)
 class StageRecipe:
@@ -110,11 +115,10 @@ class Recipe:
     converter_from: str | None = None
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.name, str) and re.fullmatch(VERSION, self.name)):
-            raise TrainingError(
-                f"{self.name!r} cannot be the name of a version; use letters, digits and . _ + -, "
-                "a number in quotation marks."
-            )
+        if not isinstance(self.name, str):
+            raise TrainingError(f"The recipe's name must be a text: put {self.name} in quotes.")
+        if wrong := version_problem(self.name):
+            raise TrainingError(f"The name {self.name!r} {wrong}.")
         if self.content is None:
             return
         dims, heard = self.content_space.dims, self.content.net.get("dims", ContentSpaceRecipe.dims)

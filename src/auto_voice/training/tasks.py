@@ -125,8 +125,8 @@ class ConverterTask:
         invented: share of crops in a voice that nobody has: crop and reference with all
             frequencies moved by one factor, and no embedding, so that the rest of the reference
             must tell who speaks (vocal tract length perturbation, Jaitly & Hinton 2013).
-        warp: spread of the log of the factor that moves the source's cepstra, where the content
-            ends with some.
+        warp: spread of the log of the factor by which the source's cepstra are warped, where the
+            content ends with some; see ``cepstral_warp``.
         noise: spread of what is added at random to the content of the crop, whose components have a
             spread of one: a network that heard few voices must not tell them by their content.
         texture: weight of what a critic, trained against the converter, sees differently.

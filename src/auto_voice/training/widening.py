@@ -28,6 +28,8 @@ def widen_content(net: ContentNet, dims: int) -> ContentNet:
 def widen_converter(net: ConverterNet, dims: int, cepstra: bool = False) -> ConverterNet:
     """``net`` for content of ``dims`` features, deaf to the new ones but in its lookup.
 
+    The new features follow all that ``net`` knows.
+
     Args:
         cepstra: whether the content ends with them.
     """

@@ -2,6 +2,7 @@
 
 Output folder::
 
+    training.json               what is trained here, so that nothing else is
     content_space.safetensors   the teacher's whitened subspace
     features/                   one file an utterance
     content/ converter/ tune/   run folders: checkpoint.pt, log.jsonl, curves.png
@@ -12,8 +13,9 @@ Output folder::
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,7 @@ class Workflow:
 
         Raises:
             TrainingError: no usable speech, or nobody to hold out.
-            TrainingError: networks of sizes that do not fit.
+            TrainingError: networks of sizes that do not fit, or a folder of another training.
             ModelError: the teacher or the speaker encoder cannot be had.
         """
         torch.manual_seed(0)
@@ -103,6 +105,7 @@ class Workflow:
                 f"{what}s, or change data.hold_out in the recipe."
             )
         start = self._start()
+        self._claim()
         failures = self._features(utterances)
         train, held = self._corpora(utterances)
         content = self._content(train, held)
@@ -114,6 +117,31 @@ class Workflow:
             teacher=self._teacher(),
         )  # fmt: skip
         return Outcome(catalog, dict(self.figures), failures)
+
+    def _claim(self) -> None:
+        """Notes what is trained in the folder; how long may change.
+
+        Raises:
+            TrainingError: something else is, whose checkpoints would pass for this one's.
+        """
+        mine = asdict(self.recipe)
+        del mine["description"]
+        for stage in ("content", "converter", "tune"):
+            if mine[stage] is not None:
+                del mine[stage]["schedule"]
+        mine["speech"] = [str(source.resolve()) for source in self.sources]
+        mine = json.loads(json.dumps(mine))
+        note = self.folder / "training.json"
+        if note.exists():
+            theirs = json.loads(note.read_text(encoding="utf-8"))
+            if other := [key for key in mine if mine[key] != theirs.get(key)]:
+                raise TrainingError(
+                    f"{self.folder} holds another training (its {other[0]} differs); give another "
+                    "folder with --out, or remove it."
+                )
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(mine, indent=1), encoding="utf-8")
 
     def _features(self, utterances: Sequence[Utterance]) -> dict[Path, str]:
         wanted = self.recipe.content_space
@@ -171,6 +199,8 @@ class Workflow:
     def _stored_space(self, encoder: CompactContentEncoder) -> Path:
         """A space has the version of the teacher that serves it; its components may be older."""
         teacher = self.registry.version("content_whisper", encoder.space.partition("@")[2])
+        if len(teacher.files) < 2:
+            raise TrainingError(f"{teacher.key} names no file with a content space.")
         return self.registry.path(teacher.name, teacher.version, file=teacher.files[1].file)
 
     def _space(self, encoder: CompactContentEncoder) -> ContentSpace:
@@ -219,20 +249,39 @@ class Workflow:
             net = ConverterNet(**recipe.converter.net)
             whose = "The recipe's converter"
             remedy = f"set converter.net.dims to {dims}"
-            if cepstra != net.cepstra:
-                remedy += f" and converter.net.cepstra to {str(cepstra).lower()}"
         else:
             start = self.registry.load(recipe.converter_from or "converter_compact")
             net, whose = start.net, start.name
             remedy = "name two of one space in content_from and converter_from"
             if wanted.widens and net.arguments["dims"] < dims:
+                self._check_order()
                 net = widen_converter(net, dims, cepstra)
-        if net.arguments["dims"] != dims or net.cepstra != cepstra:
+        if net.cepstra != cepstra and net.arguments["dims"] == dims:
+            what = "that ends with cepstra" if cepstra else "without cepstra"
+            raise TrainingError(
+                f"{whose} was not made for content {what}; set converter.net.cepstra to "
+                f"{str(cepstra).lower()}, or start from another."
+            )
+        if net.arguments["dims"] != dims:
             raise TrainingError(
                 f"{whose} speaks from {net.arguments['dims']} features and the content encoder "
                 f"gives {dims}; {remedy}."
             )
         return net
+
+    def _check_order(self) -> None:
+        """New features come last, so a space that ends with an envelope takes no new components.
+
+        Raises:
+            TrainingError: it would have to.
+        """
+        kept, dims = self._kept(), self.recipe.content_space.dims
+        components = kept.net.head.out_features
+        if dims != components and (kept.envelope or kept.cepstra):
+            raise TrainingError(
+                f"{kept.space} ends with an envelope, behind which no components can be put; set "
+                f"content_space.dims to {components}, or start from a space without one."
+            )
 
     def _converter(self, train: Corpus, held: Corpus, start: ConverterNet) -> ConverterNet:
         model = start
