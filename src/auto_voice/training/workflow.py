@@ -253,9 +253,10 @@ class Workflow:
             start = self.registry.load(recipe.converter_from or "converter_compact")
             net, whose = start.net, start.name
             remedy = "name two of one space in content_from and converter_from"
-            if wanted.widens and net.arguments["dims"] < dims:
+            if wanted.widens:
                 self._check_order()
-                net = widen_converter(net, dims, cepstra)
+                if net.arguments["dims"] < dims:
+                    net = widen_converter(net, dims, cepstra)
         if net.cepstra != cepstra and net.arguments["dims"] == dims:
             what = "that ends with cepstra" if cepstra else "without cepstra"
             raise TrainingError(
