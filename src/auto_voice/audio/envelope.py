@@ -70,6 +70,16 @@ def cepstral_warp(factor: float) -> FloatArray:
     return out
 
 
+def random_warp(rng: np.random.Generator, spread: float) -> FloatArray:
+    """``cepstral_warp`` by a factor whose log has this spread."""
+    return cepstral_warp(float(np.exp(rng.normal(0, spread))))
+
+
+def envelope_size(envelope: bool, cepstra: bool) -> int:
+    """Features that ``with_envelope`` adds."""
+    return ENVELOPE_SIZE * envelope + CEPSTRA_SIZE * cepstra
+
+
 def with_envelope(features: FloatArray, mel: FloatArray, with_cepstra: bool = False) -> FloatArray:
     """``(frames, dims)`` followed by the envelope, and by the cepstra where they are wanted.
 

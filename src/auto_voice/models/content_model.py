@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from auto_voice.audio.envelope import CEPSTRA_SIZE, ENVELOPE_SIZE, with_envelope
+from auto_voice.audio.envelope import envelope_size, with_envelope
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.errors import ModelLoadError
@@ -104,7 +104,7 @@ class CentredEncoder(ABC):
             raise ModelLoadError(f"{name}: cepstra follow the envelope; set envelope: true, too.")
         self.name = name
         self.space = space
-        self.dims = components + ENVELOPE_SIZE * envelope + CEPSTRA_SIZE * cepstra
+        self.dims = components + envelope_size(envelope, cepstra)
         self.device = device
         self.envelope = envelope
         self.cepstra = cepstra

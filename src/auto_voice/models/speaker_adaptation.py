@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from auto_voice.audio.envelope import CEPSTRA_SIZE, cepstral_warp
+from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
 
 log = logging.getLogger(__name__)
 
@@ -202,8 +202,8 @@ def _loss(net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generato
     )
     content = cut(speech.content)
     if net.cepstra:
-        warps = [cepstral_warp(float(np.exp(rng.normal(0, plan.warp)))) for _ in starts]
-        warp = torch.from_numpy(np.stack(warps)).to(content.device)
+        warps = np.stack([random_warp(rng, plan.warp) for _ in starts])
+        warp = torch.from_numpy(warps).to(content.device)
         cepstra = content[..., -CEPSTRA_SIZE:] @ warp
         content = torch.cat([content[..., :-CEPSTRA_SIZE], cepstra], dim=-1)
     predicted = net(content, cut(speech.pitch), voice)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from auto_voice.audio.envelope import CEPSTRA_SIZE, cepstral_warp
+from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.inference.shaping import warp_formants
@@ -222,8 +222,7 @@ class ConverterTask:
             said = mel_rate_content(item, ear)[part].astype(np.float32)
             if self.model.cepstra:
                 # Held-out figures, too, are those of a source with another mouth.
-                warp = cepstral_warp(float(np.exp(rng.normal(0, self.warp))))
-                said[:, -CEPSTRA_SIZE:] = said[:, -CEPSTRA_SIZE:] @ warp
+                said[:, -CEPSTRA_SIZE:] = said[:, -CEPSTRA_SIZE:] @ random_warp(rng, self.warp)
             if noise:
                 said += np.float32(noise) * rng.standard_normal(said.shape, np.float32)
             content.append(said)

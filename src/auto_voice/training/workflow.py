@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from auto_voice.audio.envelope import CEPSTRA_SIZE, ENVELOPE_SIZE
+from auto_voice.audio.envelope import envelope_size
 from auto_voice.errors import TrainingError
 from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import ConverterNet
+from auto_voice.models.disk import read_json, write_json
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.whisper_encoder import ContentSpace
 from auto_voice.training import features
@@ -130,10 +131,10 @@ class Workflow:
             if mine[stage] is not None:
                 del mine[stage]["schedule"]
         mine["speech"] = [str(source.resolve()) for source in self.sources]
-        mine = json.loads(json.dumps(mine))
+        mine = json.loads(json.dumps(mine))  # As it reads in the file: tuples are lists.
         note = self.folder / "training.json"
-        if note.exists():
-            theirs = json.loads(note.read_text(encoding="utf-8"))
+        theirs = read_json(note)
+        if theirs is not None:
             if other := [key for key in mine if mine[key] != theirs.get(key)]:
                 raise TrainingError(
                     f"{self.folder} holds another training (its {other[0]} differs); give another "
@@ -141,7 +142,7 @@ class Workflow:
                 )
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(mine, indent=1), encoding="utf-8")
+        write_json(note, mine)
 
     def _features(self, utterances: Sequence[Utterance]) -> dict[Path, str]:
         wanted = self.recipe.content_space
@@ -149,14 +150,11 @@ class Workflow:
         self.folder.mkdir(parents=True, exist_ok=True)
         kept = self._kept() if self.recipe.content is None else None
         shape = kept if kept is not None and not wanted.widens else wanted
-        same = kept is not None and (
-            not wanted.widens or self._space(kept).projection.shape[1] == wanted.dims
-        )
-        if kept is not None and same:
+        begins = self._space(kept) if kept is not None else None
+        if kept and begins and (not wanted.widens or begins.projection.shape[1] == wanted.dims):
             target.write_bytes(self._stored_space(kept).read_bytes())
         elif not target.exists():
             self.say("Fitting the content space")
-            begins = self._space(kept) if kept else None
             features.fit_content_space(
                 utterances, features.load_teacher(self.registry), target,
                 wanted.dims, wanted.sample, begins,
@@ -243,7 +241,7 @@ class Workflow:
         if recipe.content is None and not wanted.widens:
             dims, cepstra = self._kept().dims, self._kept().cepstra
         else:
-            dims = wanted.dims + ENVELOPE_SIZE * wanted.envelope + CEPSTRA_SIZE * wanted.cepstra
+            dims = wanted.dims + envelope_size(wanted.envelope, wanted.cepstra)
             cepstra = wanted.cepstra
         if recipe.converter is not None and recipe.converter_from is None:
             net = ConverterNet(**recipe.converter.net)
