@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.fft import dct
 
 from auto_voice.audio.mel import CONTENT_MEL
 from auto_voice.types import FloatArray
@@ -93,6 +92,8 @@ def with_envelope(features: FloatArray, mel: FloatArray, with_cepstra: bool = Fa
 
 @lru_cache(maxsize=2)
 def _cosines(bands: int) -> FloatArray:
-    """``(CEPSTRA, bands)`` orthonormal."""
-    out: FloatArray = dct(np.eye(bands), axis=0, norm="ortho")[:CEPSTRA].astype(np.float32)
-    return out
+    """``(CEPSTRA, bands)`` orthonormal: the first rows of a DCT-II."""
+    out = np.cos(np.pi / bands * np.arange(CEPSTRA)[:, None] * (np.arange(bands) + 0.5))
+    out *= np.sqrt(2 / bands)
+    out[0] /= np.sqrt(2)
+    return np.asarray(out, np.float32)

@@ -141,8 +141,14 @@ class Workflow:
                     "folder with --out, or remove it."
                 )
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(note, mine)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(note, mine)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise TrainingError(
+                f"{self.folder} cannot be written to ({reason}); give another folder with --out."
+            ) from error
 
     def _features(self, utterances: Sequence[Utterance]) -> dict[Path, str]:
         wanted = self.recipe.content_space
