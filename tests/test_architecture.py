@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "cli": FOUNDATION | {"audio", "models", "inference", "server", "training", "evaluation"},
 }
 HEAVY = ("torch", "onnxruntime", "transformers", "faster_whisper", "scipy", "pandas", "matplotlib")
+TEST_ONLY = {"hypothesis", "jiwer", "playwright", "pytest", "schemathesis", "scipy"}
 
 
 @cache
@@ -57,6 +58,14 @@ def test_imports_go_inward(room: str) -> None:
         if name not in allowed
     ]
     assert not wrong
+
+
+def test_what_only_the_tests_install_is_imported_nowhere() -> None:
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(syntax_of(path)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.split(".")[0] for name in names} & TEST_ONLY, path
 
 
 def test_the_foundation_imports_no_room() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.fft import dct
 
 from auto_voice.audio.envelope import (
     BANDS,
@@ -12,6 +13,7 @@ from auto_voice.audio.envelope import (
     ENVELOPE_SIZE,
     FLOOR,
     SCALE,
+    SPREADS,
     band_envelope,
     cepstra,
     cepstral_warp,
@@ -74,6 +76,12 @@ def test_cepstra_hold_the_shape_and_leave_the_harmonics() -> None:
     first, second = np.split(cepstra(shape), 2, axis=1)
     assert np.allclose(first, cepstra(np.repeat(shape[:, 0::2], 2, axis=1))[:, :CEPSTRA])
     assert np.allclose(second, cepstra(np.repeat(shape[:, 1::2], 2, axis=1))[:, CEPSTRA:])
+
+
+def test_cepstra_are_a_cosine_transform() -> None:
+    mel = np.random.default_rng(0).normal(-6, 2, (80, 8)).astype(np.float32)
+    expected = dct(np.maximum(mel, FLOOR), axis=0, norm="ortho")[:CEPSTRA] / SPREADS[:, None]
+    assert np.allclose(cepstra(mel).reshape(8, CEPSTRA), expected.T, atol=1e-5)
 
 
 def test_cepstra_of_silence_are_those_of_the_floor() -> None:
