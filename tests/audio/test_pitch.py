@@ -78,6 +78,33 @@ def test_level_does_not_move_the_pitch(peak):
     assert np.abs(cents(np.median(got.f0_hz[5:-5]), 180.0)) < 20
 
 
+@pytest.mark.parametrize("line", [50.0, 60.0])
+def test_mains_hum_in_the_pauses_is_no_voice(line):
+    rate, second = 16_000, np.arange(16_000) / 16_000
+    hum = sum(np.sin(2 * np.pi * line * h * second) / h for h in (1, 2, 3)).astype(np.float32)
+    pause = 0.05 * hum
+    speech = voice(np.full(rate, 140.0)) + pause
+    found = extract_pitch(np.concatenate([pause, speech, pause]), rate)
+    inside = np.arange(len(found.voiced)) / FRAME_RATE
+    spoken = (inside > 1.05) & (inside < 1.95)
+    assert found.voiced[spoken].mean() > 0.95
+    assert not found.voiced[(inside < 0.95) | (inside > 2.05)].any()
+    assert np.abs(cents(found.f0_hz[spoken], 140.0)).max() < 30
+
+
+@pytest.mark.parametrize("f0", [52.5, 57.0, 63.0])
+def test_a_low_voice_beside_a_mains_line_is_heard(f0):
+    found = extract_pitch(voice(np.full(32_000, f0)), 16_000)
+    assert found.voiced[10:-10].mean() > 0.9
+
+
+def test_creak_that_passes_a_mains_line_is_heard():
+    glide = 100.0 * 0.5 ** (np.arange(8_000) / 8_000)
+    found = extract_pitch(voice(glide), 16_000)
+    near = np.abs(found.f0_hz - 60.0) < 1.0
+    assert found.voiced[near].all()
+
+
 def test_silence_and_hiss_have_no_pitch():
     rng = np.random.default_rng(0)
     assert extract_pitch(np.zeros(16_000, np.float32), 16_000).voiced.mean() == 0

@@ -19,6 +19,10 @@ SAMPLE_RATE = 16000
 FRAME_RATE = 62.5
 F_MIN_HZ, F_MAX_HZ = 50.0, 1100.0
 VOICED_CONFIDENCE = 0.5
+MAINS_HZ = (50.0, 60.0)
+MAINS_WIDTH_HZ = 1.25
+MAINS_FRAMES = 5
+"""Mains hum stands still: no voice stays so near one of these for 80 ms."""
 NEUTRAL_LOG_F0 = float(np.log(150.0))
 """Log-F0 of speech without any voiced frame."""
 
@@ -26,14 +30,28 @@ _lock = threading.Lock()
 
 
 def extract_pitch(samples: FloatArray, sample_rate: int) -> Pitch:
-    """F0 of ``(samples,)`` at any rate, 62.5 frames a second; ``i`` is at ``i * 16`` ms."""
+    """F0 of ``(samples,)`` at any rate, 62.5 frames a second; ``i`` is at ``i * 16`` ms.
+
+    Mains hum is no voice: where the detector follows it, in the pauses, the frame is unvoiced.
+    """
     at_16k = resample(samples, sample_rate, SAMPLE_RATE)
     if len(at_16k) == 0:
         return Pitch(np.zeros(0, np.float32), np.zeros(0, np.bool_), FRAME_RATE)
     found = _detector().detect(at_16k, SAMPLE_RATE, fmin=F_MIN_HZ, fmax=F_MAX_HZ)
     voiced = np.asarray(found.confidence) >= VOICED_CONFIDENCE
     f0 = np.asarray(found.pitch_hz, dtype=np.float32)
-    return Pitch(f0, voiced, FRAME_RATE)
+    return Pitch(f0, voiced & ~_hum(f0, voiced), FRAME_RATE)
+
+
+def _hum(f0: FloatArray, voiced: BoolArray) -> BoolArray:
+    """``(frames,)``: where ``MAINS_FRAMES`` voiced ones in a row, or more, lie on a mains line."""
+    out = np.zeros(len(f0), np.bool_)
+    for line in MAINS_HZ:
+        near = voiced & (np.abs(f0 - line) <= MAINS_WIDTH_HZ)
+        edges = np.flatnonzero(np.diff(near, prepend=False, append=False))
+        for start, stop in edges.reshape(-1, 2):
+            out[start:stop] |= stop - start >= MAINS_FRAMES
+    return out
 
 
 def align_pitch(pitch: Pitch, frame_rate: float, frames: int) -> tuple[FloatArray, BoolArray]:
