@@ -163,3 +163,15 @@ def test_the_converter_never_hears_a_sources_cepstra_as_they_are() -> None:
             for f in np.exp(np.linspace(-0.6, 0.6, 241))
         ]
         assert min(errors) < 0.2 * float((plain - moved).abs().mean())
+
+
+def test_dropout_leaves_values_out_of_what_trains_alone() -> None:
+    speech = corpus(speakers=2, each=2)
+    for share in (0.0, 0.5):
+        task = ConverterTask(speech, speech, SMALL, 2, 40, 60, dropout=share)
+        once, again = (
+            task.forward(speech, np.random.default_rng(0), 2)[0].detach() for _ in range(2)
+        )
+        assert torch.equal(once, again) == (share == 0.0)
+        task.model.eval()
+        assert task.validate() == task.validate()

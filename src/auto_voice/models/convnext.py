@@ -20,6 +20,8 @@ class ConvNeXtBlock(nn.Module):
         expansion: hidden channels of the perceptron are ``expansion * width``.
         condition: size of the condition vector; 0 for none.
         lookahead: frames of the future inside the kernel; None for a centred kernel.
+
+    ``dropout`` leaves out hidden values while it trains; its ``p`` is 0 until a task sets it.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class ConvNeXtBlock(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=condition == 0)
         self.film = nn.Linear(condition, 2 * width) if condition else None
         self.expand = nn.Linear(width, expansion * width)
+        self.dropout = nn.Dropout(0.0)
         self.project = nn.Linear(expansion * width, width)
         self.scale = nn.Parameter(torch.full((width,), 0.2))
 
@@ -47,6 +50,6 @@ class ConvNeXtBlock(nn.Module):
         if self.film is not None and condition is not None:
             gain, bias = self.film(condition).unsqueeze(1).chunk(2, dim=-1)
             y = y * (1 + gain) + bias
-        y = self.project(F.gelu(self.expand(y))) * self.scale
+        y = self.project(self.dropout(F.gelu(self.expand(y)))) * self.scale
         out: Tensor = x + y.transpose(1, 2)
         return out

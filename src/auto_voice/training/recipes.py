@@ -29,6 +29,7 @@ class DataRecipe:
         hold_out: share that is validated on and never trained on.
         hold_out_by: ``speaker``, or ``recording`` where one speaker is learnt.
         weights: how often a corpus is drawn, relative to its size; missing: 1.
+        copies: further speakers made of those of a corpus, played at another speed; missing: none.
     """
 
     hold_out: float = 0.04
@@ -41,6 +42,7 @@ class DataRecipe:
             )
 
     weights: Mapping[str, float] = field(default_factory=dict)
+    copies: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

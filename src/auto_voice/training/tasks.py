@@ -129,6 +129,8 @@ class ConverterTask:
             content ends with some; see ``cepstral_warp``.
         noise: spread of what is added at random to the content of the crop, whose components have a
             spread of one: a network that heard few voices must not tell them by their content.
+        dropout: share of the hidden values of the blocks that a step leaves out (Srivastava et al.
+            2014): little speech is learnt by heart otherwise.
         texture: weight of what a critic, trained against the converter, sees differently.
         real: weight of passing as real with that critic.
     """
@@ -146,10 +148,14 @@ class ConverterTask:
         invented: float = 0.0,
         noise: float = 0.0,
         warp: float = 0.15,
+        dropout: float = 0.0,
         texture: float = 0.0,
         real: float = 0.0,
     ) -> None:
         self.model = ConverterNet(**net)
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
         self.adversary = Adversary() if texture or real else None
         self.texture, self.real = texture, real
         self.corpus, self.held_out = corpus, held_out

@@ -33,7 +33,7 @@ from auto_voice.models.whisper_encoder import ContentSpace
 from auto_voice.training import features
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.curves import plot_curves
-from auto_voice.training.data import Utterance, hold_out, scan
+from auto_voice.training.data import Utterance, copies, hold_out, scan
 from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
@@ -165,12 +165,13 @@ class Workflow:
                 utterances, features.load_teacher(self.registry), target,
                 wanted.dims, wanted.sample, begins,
             )  # fmt: skip
-        self.say(f"Features of {len(utterances)} recordings")
+        train, held = self._split(utterances)
+        self.say(f"Features of {len(train) + len(held)} recordings")
         models = features.Models(
             self.registry.model_dir, target, wanted.layers, shape.envelope, shape.cepstra
         )
         self.registry.pull("speaker_encoder")
-        failures = features.extract(utterances, self.folder / "features", models, self.workers)
+        failures = features.extract([*train, *held], self.folder / "features", models, self.workers)
         if failures:
             self.say(f"{len(failures)} recordings were left out; see failures.csv")
         with (self.folder / "failures.csv").open("w", newline="", encoding="utf-8") as file:
@@ -179,7 +180,8 @@ class Workflow:
 
     def _split(self, utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
         data = self.recipe.data
-        return hold_out(utterances, data.hold_out, data.hold_out_by)
+        train, held = hold_out(utterances, data.hold_out, data.hold_out_by)
+        return [*train, *copies(train, data.copies)], held
 
     def _corpora(self, utterances: Sequence[Utterance]) -> tuple[Corpus, Corpus]:
         train, held = self._split(utterances)
