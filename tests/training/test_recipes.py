@@ -47,6 +47,13 @@ def test_committed_recipes_load(path: Path) -> None:
             "converter.net: width must be a number, 0 or more, not 'wide'",
         ),
         ("name: x\ntune: {net: {width: -1}, schedule: {steps: 5}}\n", "width must be a number"),
+        ("name: x\ndata: {copies: {a: many}}\n", "copies: a must be a whole number"),
+        ("name: x\ndata: {copies: {a: 1.5}}\n", "copies: a must be a whole number"),
+        ("name: x\ndata: {weights: {a: much}}\n", "weights: a must be a number"),
+        (
+            "name: x\ntune: {task: {dropout: 50}, schedule: {steps: 5}}\n",
+            "dropout is a share, from 0 to 1, not 50",
+        ),
         ("name: 1.4\n", "put 1.4 in quotes"),
         ("name: ../x\n", "'../x' is no version; begin with a letter or digit"),
         ("name: latest\n", "is an alias"),

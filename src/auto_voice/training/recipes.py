@@ -35,14 +35,24 @@ class DataRecipe:
     hold_out: float = 0.04
     hold_out_by: str = "speaker"
 
+    weights: Mapping[str, float] = field(default_factory=dict)
+    copies: Mapping[str, int] = field(default_factory=dict)
+
     def __post_init__(self) -> None:
         if self.hold_out_by not in ("speaker", "recording"):
             raise TrainingError(
                 f"data.hold_out_by is speaker or recording, not {self.hold_out_by!r}."
             )
-
-    weights: Mapping[str, float] = field(default_factory=dict)
-    copies: Mapping[str, int] = field(default_factory=dict)
+        for corpus, weight in self.weights.items():
+            if not _is_number(weight) or weight < 0:
+                raise TrainingError(
+                    f"data.weights: {corpus} must be a number, 0 or more, not {weight!r}."
+                )
+        for corpus, count in self.copies.items():
+            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+                raise TrainingError(
+                    f"data.copies: {corpus} must be a whole number, 0 or more, not {count!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -193,6 +203,8 @@ def _build(kind: type[T], data: object, where: str) -> T:
 
 _GIVEN = {"corpus", "held_out", "net", "content"}
 """Arguments of tasks that the workflow gives."""
+_SHARES = {"bare", "invented", "dropout"}
+"""Arguments of tasks that are no larger than 1."""
 
 
 def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
@@ -208,6 +220,8 @@ def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> 
             raise TrainingError(f"{where}: unknown key {key}; known are {known}.")
         if value is not None and (not isinstance(value, int | float) or value < 0):
             raise TrainingError(f"{where}: {key} must be a number, 0 or more, not {value!r}.")
+        if key in _SHARES and value is not None and value > 1:
+            raise TrainingError(f"{where}: {key} is a share, from 0 to 1, not {value!r}.")
     for key, parameter in taken.items():
         if parameter.default is inspect.Parameter.empty and key not in values:
             raise TrainingError(f"{where}: the key {key} is missing.")

@@ -98,6 +98,7 @@ class Workflow:
         """
         torch.manual_seed(0)
         utterances = scan(self.sources)
+        self._check_corpora(utterances)
         if not all(self._split(utterances)):
             what = self.recipe.data.hold_out_by
             count = len({u.speaker for u in utterances} if what == "speaker" else utterances)
@@ -118,6 +119,20 @@ class Workflow:
             teacher=self._teacher(),
         )  # fmt: skip
         return Outcome(catalog, dict(self.figures), failures)
+
+    def _check_corpora(self, utterances: Sequence[Utterance]) -> None:
+        """The recipe's weights and copies are of speech that is there.
+
+        Raises:
+            TrainingError: nothing of a corpus that they name is.
+        """
+        there = {u.corpus for u in utterances}
+        for key in ("weights", "copies"):
+            if missing := sorted(getattr(self.recipe.data, key).keys() - there):
+                raise TrainingError(
+                    f"The recipe's data.{key} names {missing[0]}, of which there is no recording; "
+                    f"there are {', '.join(sorted(there))}."
+                )
 
     def _claim(self) -> None:
         """Notes what is trained in the folder; how long may change.
