@@ -78,7 +78,7 @@ def test_level_does_not_move_the_pitch(peak):
     assert np.abs(cents(np.median(got.f0_hz[5:-5]), 180.0)) < 20
 
 
-@pytest.mark.parametrize("line", [50.0, 60.0])
+@pytest.mark.parametrize("line", [49.8, 50.0, 60.0])
 def test_mains_hum_in_the_pauses_is_no_voice(line):
     rate, second = 16_000, np.arange(16_000) / 16_000
     hum = sum(np.sin(2 * np.pi * line * h * second) / h for h in (1, 2, 3)).astype(np.float32)
@@ -92,16 +92,27 @@ def test_mains_hum_in_the_pauses_is_no_voice(line):
     assert np.abs(cents(found.f0_hz[spoken], 140.0)).max() < 30
 
 
+def test_hum_in_noise_is_no_voice_either():
+    second = np.arange(48_000) / 16_000
+    hum = sum(np.sin(2 * np.pi * 60 * h * second) / h for h in (1, 2, 3))
+    hiss = np.random.default_rng(0).standard_normal(len(second))
+    found = extract_pitch((0.05 * hum + 0.01 * hiss).astype(np.float32), 16_000)
+    assert (np.abs(found.f0_hz - 60.0) < 1.0).mean() > 0.5
+    assert found.voiced.mean() < 0.05
+
+
 @pytest.mark.parametrize("f0", [52.5, 57.0, 63.0])
 def test_a_low_voice_beside_a_mains_line_is_heard(f0):
     found = extract_pitch(voice(np.full(32_000, f0)), 16_000)
     assert found.voiced[10:-10].mean() > 0.9
 
 
-def test_creak_that_passes_a_mains_line_is_heard():
-    glide = 100.0 * 0.5 ** (np.arange(8_000) / 8_000)
-    found = extract_pitch(voice(glide), 16_000)
+@pytest.mark.parametrize(("high", "low", "seconds"), [(100.0, 50.0, 0.5), (65.0, 55.0, 0.5)])
+def test_creak_that_passes_a_mains_line_is_heard(high, low, seconds):
+    time = np.linspace(0.0, 1.0, round(16_000 * seconds))
+    found = extract_pitch(voice(high * (low / high) ** time), 16_000)
     near = np.abs(found.f0_hz - 60.0) < 1.0
+    assert near.any()
     assert found.voiced[near].all()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from auto_voice.errors import TrainingError
-from auto_voice.training.data import Utterance, copies, hold_out, scan
+from auto_voice.training.data import Utterance, hold_out, scan
 
 
 def _touch(path: Path) -> Path:
@@ -80,26 +80,3 @@ def test_recordings_of_one_speaker_are_held_out_one_by_one() -> None:
 def test_two_recordings_are_enough_to_hold_one_out() -> None:
     speech = [Utterance(Path(f"{i}.wav"), "anna", "c") for i in range(2)]
     assert [len(side) for side in hold_out(speech, 0.5, "recording")] == [1, 1]
-
-
-def test_copies_are_speakers_of_their_own_each_at_one_speed() -> None:
-    speech = [
-        Utterance(Path(f"{s}-{n}"), f"s{s}", corpus)
-        for corpus in ("few", "many")
-        for s in range(60)
-        for n in (0, 1)
-    ]
-    made = copies(speech, {"few": 2})
-    assert len(made) == 2 * len(speech) / 2
-    assert {u.corpus for u in made} == {"few"}
-    assert {u.speaker for u in made}.isdisjoint(u.speaker for u in speech)
-    speeds: dict[str, set[float]] = {}
-    for utterance in made:
-        speeds.setdefault(utterance.speaker, set()).add(utterance.speed)
-    assert len(speeds) == 120
-    assert all(len(seen) == 1 for seen in speeds.values())
-    drawn = [seen.pop() for seen in speeds.values()]
-    assert all(0.8 < speed < 0.94 or 1.07 < speed < 1.23 for speed in drawn)
-    assert 30 < sum(speed > 1 for speed in drawn) < 90
-    assert copies(speech[:2], {"few": 1}) == [u for u in made if u.path.name in ("0-0", "0-1")][::2]
-    assert copies(speech, {}) == []

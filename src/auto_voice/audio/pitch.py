@@ -21,8 +21,8 @@ F_MIN_HZ, F_MAX_HZ = 50.0, 1100.0
 VOICED_CONFIDENCE = 0.5
 MAINS_HZ = (50.0, 60.0)
 MAINS_WIDTH_HZ = 1.25
-MAINS_FRAMES = 5
-"""Mains hum stands still: no voice stays so near one of these for 80 ms."""
+MAINS_FRAMES = 8
+"""Mains hum stands still: hardly a voice stays so near one of these for 128 ms."""
 NEUTRAL_LOG_F0 = float(np.log(150.0))
 """Log-F0 of speech without any voiced frame."""
 
@@ -32,7 +32,8 @@ _lock = threading.Lock()
 def extract_pitch(samples: FloatArray, sample_rate: int) -> Pitch:
     """F0 of ``(samples,)`` at any rate, 62.5 frames a second; ``i`` is at ``i * 16`` ms.
 
-    Mains hum is no voice: where the detector follows it, in the pauses, the frame is unvoiced.
+    Mains hum is no voice: where the detector follows it, in the pauses, the frame is unvoiced. So
+    is a voice that stands still on 50 or 60 Hz, below the range of most.
     """
     at_16k = resample(samples, sample_rate, SAMPLE_RATE)
     if len(at_16k) == 0:
@@ -40,14 +41,17 @@ def extract_pitch(samples: FloatArray, sample_rate: int) -> Pitch:
     found = _detector().detect(at_16k, SAMPLE_RATE, fmin=F_MIN_HZ, fmax=F_MAX_HZ)
     voiced = np.asarray(found.confidence) >= VOICED_CONFIDENCE
     f0 = np.asarray(found.pitch_hz, dtype=np.float32)
-    return Pitch(f0, voiced & ~_hum(f0, voiced), FRAME_RATE)
+    return Pitch(f0, voiced & ~_hum(f0), FRAME_RATE)
 
 
-def _hum(f0: FloatArray, voiced: BoolArray) -> BoolArray:
-    """``(frames,)``: where ``MAINS_FRAMES`` voiced ones in a row, or more, lie on a mains line."""
+def _hum(f0: FloatArray) -> BoolArray:
+    """``(frames,)``: where ``MAINS_FRAMES`` in a row, or more, lie on a mains line.
+
+    Whether the detector trusts them does not count: noise shakes its trust in hum now and then.
+    """
     out = np.zeros(len(f0), np.bool_)
     for line in MAINS_HZ:
-        near = voiced & (np.abs(f0 - line) <= MAINS_WIDTH_HZ)
+        near = np.abs(f0 - line) <= MAINS_WIDTH_HZ
         edges = np.flatnonzero(np.diff(near, prepend=False, append=False))
         for start, stop in edges.reshape(-1, 2):
             out[start:stop] |= stop - start >= MAINS_FRAMES

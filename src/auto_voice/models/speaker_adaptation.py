@@ -6,9 +6,9 @@ is the mel they should give. Some dozens of steps on random crops of it, each hi
 attention that looks into the reference, move an unseen speaker as close as a trained one
 (test-time training, Sun et al. 2020; for voices: AdaSpeech, Chen et al. 2021).
 
-What the steps learn is kept as the difference to the converter's weights, scaled down: a line
-between the two networks keeps more of what the wide training taught, words above all, than its far
-end does (WiSE-FT, Wortsman et al. 2022).
+What the steps learn is kept as the difference to the converter's weights, scaled down where the
+voice's speech is short: a line between the two networks keeps more of what the wide training taught,
+words above all, than its far end does (WiSE-FT, Wortsman et al. 2022).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Adaptation:
     steps: int = 40
     rate: float = 1e-3
     share: float = 0.6
-    most_share: float = 0.9
+    most_share: float = 1.0
     crops: int = 8
     frames: int = 96
     warp: float = 0.15

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from auto_voice.errors import TrainingError
 
-LEAST_SHIFT, MOST_SHIFT = 0.07, 0.2
-"""Of the log of the speed of a copy: nearer to 1 it is the same voice, farther it is nobody's."""
 SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
 
 
@@ -24,13 +21,11 @@ class Utterance:
         path: of the recording.
         speaker: unique among all corpora.
         corpus: where it comes from; sampling weights are set by corpus.
-        speed: that it is played at: pitch and formants move with it.
     """
 
     path: Path
     speaker: str
     corpus: str
-    speed: float = 1.0
 
 
 def scan(sources: Sequence[Path]) -> list[Utterance]:
@@ -75,31 +70,6 @@ def hold_out(
         held = (held | {ordered[0]}) - {ordered[-1]}
     pairs = list(zip(utterances, names, strict=True))
     return [u for u, name in pairs if name not in held], [u for u, name in pairs if name in held]
-
-
-def copies(utterances: Sequence[Utterance], counts: Mapping[str, int]) -> list[Utterance]:
-    """Further speakers: those of some corpora, played faster or slower (Ko et al. 2015).
-
-    All recordings of a speaker have one speed in one copy. It depends on the speaker's name and
-    the number of the copy alone.
-
-    Args:
-        counts: copies of each speaker, by corpus; missing: none.
-    """
-    out = []
-    for utterance in utterances:
-        for number in range(counts.get(utterance.corpus, 0)):
-            speed = _speed(f"{utterance.speaker}|{number}")
-            speaker = f"{utterance.speaker}|{number}"
-            out.append(replace(utterance, speaker=speaker, speed=speed))
-    return out
-
-
-def _speed(name: str) -> float:
-    """Slower for one half of all names, faster for the other."""
-    way = 2 * _rank(name) - 1
-    shift = LEAST_SHIFT + abs(way) * (MOST_SHIFT - LEAST_SHIFT)
-    return round(math.exp(math.copysign(shift, way)), 3)
 
 
 def _rank(name: str) -> float:

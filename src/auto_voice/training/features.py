@@ -36,7 +36,7 @@ from auto_voice.types import FloatArray
 log = logging.getLogger(__name__)
 
 TEACHER = "recogniser_base"
-VERSION = 1
+VERSION = 2
 """Part of every file's name; raise it when a feature's definition changes."""
 SPEEDS = (0.86, 1.0, 1.16)
 """Playback speeds of the content encoder's training input: pitch and formants move together."""
@@ -64,14 +64,12 @@ class Models:
 def feature_path(folder: Path, utterance: Utterance) -> Path:
     stat = utterance.path.stat()
     made_from = f"{VERSION}|{utterance.path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
-    if utterance.speed != 1.0:
-        made_from += f"|{utterance.speed}"
     return folder / f"{hashlib.sha256(made_from.encode()).hexdigest()[:24]}.safetensors"
 
 
 def prepare(utterance: Utterance) -> FloatArray:
     """``(samples,)`` at 16 kHz and at the level that the networks are trained at."""
-    audio = _played(read_audio(utterance.path, sample_rate=16000).samples, utterance.speed)
+    audio = read_audio(utterance.path, sample_rate=16000).samples
     seconds = len(audio) / 16000
     if seconds < MIN_SECONDS:
         raise AutoVoiceError(
@@ -102,19 +100,14 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
         "embedding": speaker.embed_utterance(audio),
     }
     for speed in SPEEDS:
-        heard = log_mel(_played(audio, speed), CONTENT_MEL)
-        features[f"content_mel_{speed}"] = heard.astype(np.float16)
+        # Reading n samples as if they were n / speed plays them faster and higher.
+        played = audio if speed == 1.0 else resample(audio, round(16000 * speed), 16000)
+        features[f"content_mel_{speed}"] = log_mel(played, CONTENT_MEL).astype(np.float16)
     content = space.project(teacher.features(audio))
     if models.envelope:
         content = with_envelope(content, features["content_mel_1.0"], models.cepstra)
     features["teacher"] = _centred(content).astype(np.float16)
     return features
-
-
-def _played(audio: FloatArray, speed: float) -> FloatArray:
-    """``(samples,)`` at 16 kHz, faster and higher by ``speed``."""
-    # Reading n samples as if they were n / speed plays them faster and higher.
-    return audio if speed == 1.0 else resample(audio, round(16000 * speed), 16000)
 
 
 def _centred(content: FloatArray) -> FloatArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,29 +30,27 @@ class DataRecipe:
         hold_out: share that is validated on and never trained on.
         hold_out_by: ``speaker``, or ``recording`` where one speaker is learnt.
         weights: how often a corpus is drawn, relative to its size; missing: 1.
-        copies: further speakers made of those of a corpus, played at another speed; missing: none.
     """
 
     hold_out: float = 0.04
     hold_out_by: str = "speaker"
-
     weights: Mapping[str, float] = field(default_factory=dict)
-    copies: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.hold_out_by not in ("speaker", "recording"):
             raise TrainingError(
                 f"data.hold_out_by is speaker or recording, not {self.hold_out_by!r}."
             )
+        if not 0 <= self.hold_out < 1:
+            raise TrainingError(
+                f"data.hold_out is a share from 0 to below 1, not {self.hold_out!r}."
+            )
         for corpus, weight in self.weights.items():
+            if not isinstance(corpus, str):
+                raise TrainingError(f"data.weights: put the name {corpus} in quotes.")
             if not _is_number(weight) or weight < 0:
                 raise TrainingError(
                     f"data.weights: {corpus} must be a number, 0 or more, not {weight!r}."
-                )
-        for corpus, count in self.copies.items():
-            if not isinstance(count, int) or isinstance(count, bool) or count < 0:
-                raise TrainingError(
-                    f"data.copies: {corpus} must be a whole number, 0 or more, not {count!r}."
                 )
 
 
@@ -218,14 +217,16 @@ def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> 
         if key not in taken:
             known = ", ".join(sorted(taken))
             raise TrainingError(f"{where}: unknown key {key}; known are {known}.")
-        if value is not None and (not isinstance(value, int | float) or value < 0):
-            raise TrainingError(f"{where}: {key} must be a number, 0 or more, not {value!r}.")
-        if key in _SHARES and value is not None and value > 1:
+        if key in _SHARES and (not _is_number(value) or not 0 <= value <= 1):
             raise TrainingError(f"{where}: {key} is a share, from 0 to 1, not {value!r}.")
+        if value is not None and (not isinstance(value, int | float) or not value >= 0):
+            raise TrainingError(f"{where}: {key} must be a number, 0 or more, not {value!r}.")
+        if key == "dropout" and value == 1:
+            raise TrainingError(f"{where}: a dropout of 1 leaves nothing to learn from.")
     for key, parameter in taken.items():
         if parameter.default is inspect.Parameter.empty and key not in values:
             raise TrainingError(f"{where}: the key {key} is missing.")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

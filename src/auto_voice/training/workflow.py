@@ -33,7 +33,7 @@ from auto_voice.models.whisper_encoder import ContentSpace
 from auto_voice.training import features
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.curves import plot_curves
-from auto_voice.training.data import Utterance, copies, hold_out, scan
+from auto_voice.training.data import Utterance, hold_out, scan
 from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
@@ -98,7 +98,7 @@ class Workflow:
         """
         torch.manual_seed(0)
         utterances = scan(self.sources)
-        self._check_corpora(utterances)
+        self._check_weights(utterances)
         if not all(self._split(utterances)):
             what = self.recipe.data.hold_out_by
             count = len({u.speaker for u in utterances} if what == "speaker" else utterances)
@@ -120,18 +120,25 @@ class Workflow:
         )  # fmt: skip
         return Outcome(catalog, dict(self.figures), failures)
 
-    def _check_corpora(self, utterances: Sequence[Utterance]) -> None:
-        """The recipe's weights and copies are of speech that is there.
+    def _check_weights(self, utterances: Sequence[Utterance]) -> None:
+        """The recipe weighs speech that is there.
 
         Raises:
-            TrainingError: nothing of a corpus that they name is.
+            TrainingError: nothing of a corpus that it names is, or nothing of what is there counts.
         """
+        weights = self.recipe.data.weights
         there = {u.corpus for u in utterances}
-        for key in ("weights", "copies"):
-            if missing := sorted(getattr(self.recipe.data, key).keys() - there):
+        known = ", ".join(sorted(there))
+        if missing := sorted(weights.keys() - there):
+            raise TrainingError(
+                f"The recipe's data.weights name {missing[0]}, of which there is no recording; "
+                f"there are {known}."
+            )
+        for part in self._split(utterances):
+            if part and not any(weights.get(u.corpus, 1.0) for u in part):
                 raise TrainingError(
-                    f"The recipe's data.{key} names {missing[0]}, of which there is no recording; "
-                    f"there are {', '.join(sorted(there))}."
+                    "The recipe's data.weights leave nothing to train on, or nothing to hold out; "
+                    f"there are {known}."
                 )
 
     def _claim(self) -> None:
@@ -140,7 +147,7 @@ class Workflow:
         Raises:
             TrainingError: something else is, whose checkpoints would pass for this one's.
         """
-        mine = asdict(self.recipe)
+        mine = {"features": features.VERSION, **asdict(self.recipe)}
         del mine["description"]
         for stage in ("content", "converter", "tune"):
             if mine[stage] is not None:
@@ -180,13 +187,12 @@ class Workflow:
                 utterances, features.load_teacher(self.registry), target,
                 wanted.dims, wanted.sample, begins,
             )  # fmt: skip
-        train, held = self._split(utterances)
-        self.say(f"Features of {len(train) + len(held)} recordings")
+        self.say(f"Features of {len(utterances)} recordings")
         models = features.Models(
             self.registry.model_dir, target, wanted.layers, shape.envelope, shape.cepstra
         )
         self.registry.pull("speaker_encoder")
-        failures = features.extract([*train, *held], self.folder / "features", models, self.workers)
+        failures = features.extract(utterances, self.folder / "features", models, self.workers)
         if failures:
             self.say(f"{len(failures)} recordings were left out; see failures.csv")
         with (self.folder / "failures.csv").open("w", newline="", encoding="utf-8") as file:
@@ -195,8 +201,7 @@ class Workflow:
 
     def _split(self, utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
         data = self.recipe.data
-        train, held = hold_out(utterances, data.hold_out, data.hold_out_by)
-        return [*train, *copies(train, data.copies)], held
+        return hold_out(utterances, data.hold_out, data.hold_out_by)
 
     def _corpora(self, utterances: Sequence[Utterance]) -> tuple[Corpus, Corpus]:
         train, held = self._split(utterances)
