@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("speakers", type=Path)
     parser.add_argument("--limit", type=int, default=12)
     parser.add_argument("--references", type=int, default=1)
-    parser.add_argument("--only", help="variants, by comma")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these rows alone")
     options = parser.parse_args()
     items = read_test_set(options.speakers, references=options.references, limit=options.limit)
     pipeline = Pipeline(PipelineConfig(adaptation_steps=0))
@@ -169,7 +169,7 @@ def main() -> None:
     print(f"{len(items)} pairs, {pipeline.converter.name}\n")
     print("| the converter knows | " + " | ".join(COLUMNS) + " | seconds a voice |")
     print("|---" * (len(COLUMNS) + 2) + "|")
-    for variant in options.only.split(",") if options.only else [VOCODER_ALONE, *VARIANTS]:
+    for variant in options.only or [VOCODER_ALONE, *VARIANTS]:
         with tempfile.TemporaryDirectory() as folder:
             if variant == VOCODER_ALONE:
                 made, seconds = revocode(pipeline, items, Path(folder)), 0.0

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from evaluation_kit import PINS, RATE, TableRecogniser, sing
 
+from auto_voice.audio.pitch import PITCH_RULES
 from auto_voice.errors import ConfigError, EvaluationError
 from auto_voice.evaluation import (
     evaluate,
@@ -194,6 +195,7 @@ def test_judges_come_from_the_registry_and_are_pinned() -> None:
     assert ("recogniser_tiny_en", "1.0") in registry.asked
     assert judges.pins["speaker2"] == "speaker_dvector@1.0"
     assert judges.pins["pitch"].startswith("swift_f0@")
+    assert judges.pins["pitch"].endswith(f"+{PITCH_RULES}")
     assert set(judges.pins) == {*DEFAULT_MODELS, "pitch"}
 
 

@@ -19,6 +19,8 @@ SAMPLE_RATE = 16000
 FRAME_RATE = 62.5
 F_MIN_HZ, F_MAX_HZ = 50.0, 1100.0
 VOICED_CONFIDENCE = 0.5
+PITCH_RULES = "no-hum"
+"""What is done to the detector's track; a part of its name as a judge, so change it with that."""
 MAINS_HZ = (50.0, 60.0)
 MAINS_WIDTH_HZ = 1.25
 MAINS_FRAMES = 8

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
+from auto_voice.audio.pitch import PITCH_RULES
 from auto_voice.errors import ConfigError, EvaluationError
 from auto_voice.evaluation.metrics import Embedder
 from auto_voice.models.quality_model import Quality
@@ -99,7 +100,7 @@ def load_judges(
     pins: dict[str, str] = {}
     for role in wanted:
         if role == "pitch":
-            pins[role] = f"swift_f0@{_package_version('swift-f0')}"
+            pins[role] = f"swift_f0@{_package_version('swift-f0')}+{PITCH_RULES}"
         else:
             loaded[role], pins[role] = _load(registry, chosen[role])
     return Judges(

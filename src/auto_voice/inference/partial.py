@@ -24,7 +24,7 @@ from auto_voice.types import FloatArray, Pitch, Voice
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 SUFFIX = ".partial"
 
 
