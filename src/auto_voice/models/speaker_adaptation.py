@@ -7,8 +7,8 @@ attention that looks into the reference, move an unseen speaker as close as a tr
 (test-time training, Sun et al. 2020; for voices: AdaSpeech, Chen et al. 2021).
 
 What the steps learn is kept as the difference to the converter's weights, scaled down where the
-voice's speech is short: a line between the two networks keeps more of what the wide training taught,
-words above all, than its far end does (WiSE-FT, Wortsman et al. 2022).
+voice's speech is short: a line between the two networks keeps more of what the wide training
+taught, words above all, than its far end does (WiSE-FT, Wortsman et al. 2022).
 """
 
 from __future__ import annotations
