@@ -107,6 +107,7 @@ VARIANTS: Mapping[str, tuple[Callable[[Any, Voice], Voice], Callable[[Any], Any]
     "fitted, 40 steps, every layer, whole difference": (
         fitted(40, share=1.0, everywhere=True, rate=5e-4), lambda c: c),
     "fitted, 120 steps": (fitted(120), lambda c: c),
+    "fitted, 40 steps, + output statistics of the reference": (fitted(40), Matching),
 }  # fmt: skip
 
 
