@@ -1,10 +1,11 @@
-"""Frame sequences at one rate, read at another."""
+"""Frame sequences: read at another rate, and the stretches in which something holds."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from auto_voice.types import FloatArray
+from auto_voice.types import BoolArray, FloatArray
 
 
 def interpolate_frames(
@@ -23,3 +24,16 @@ def interpolate_frames(
     share = (position - before).astype(np.float32)[:, None]
     mixed: FloatArray = values[before] * (1 - share) + values[after] * share
     return mixed.astype(np.float32)
+
+
+def runs(flags: BoolArray) -> NDArray[np.int64]:
+    """``(runs, 2)``: where each stretch of true ``(frames,)`` starts and where it has ended."""
+    return np.flatnonzero(np.diff(flags, prepend=False, append=False)).reshape(-1, 2)
+
+
+def sustained(flags: BoolArray, length: int) -> BoolArray:
+    """``(frames,)``: flags that belong to a run of at least ``length``."""
+    kept = np.zeros_like(flags)
+    for start, stop in runs(flags):
+        kept[start:stop] = stop - start >= length
+    return kept

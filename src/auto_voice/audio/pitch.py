@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from auto_voice.audio.frames import sustained
 from auto_voice.audio.resample import resample
 from auto_voice.types import BoolArray, FloatArray, Pitch
 
@@ -53,10 +54,7 @@ def _hum(f0: FloatArray) -> BoolArray:
     """
     out = np.zeros(len(f0), np.bool_)
     for line in MAINS_HZ:
-        near = np.abs(f0 - line) <= MAINS_WIDTH_HZ
-        edges = np.flatnonzero(np.diff(near, prepend=False, append=False))
-        for start, stop in edges.reshape(-1, 2):
-            out[start:stop] |= stop - start >= MAINS_FRAMES
+        out |= sustained(np.abs(f0 - line) <= MAINS_WIDTH_HZ, MAINS_FRAMES)
     return out
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice.audio.frames import runs
 from auto_voice.audio.loudness import integrated_loudness
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import Method, speech_segments
@@ -149,10 +150,9 @@ def clipping_ratio(samples: FloatArray) -> float:
         if top <= 1e-3:
             continue
         at = side >= top * (1 - 1e-4)
-        edges = np.flatnonzero(np.diff(np.concatenate(([0], at.view(np.int8), [0]))))
-        runs = np.diff(edges.reshape(-1, 2), axis=1).reshape(-1)
+        lengths = np.diff(runs(at), axis=1).reshape(-1)
         # One run is what the crest of a slow wave makes; a limit is met again and again.
-        long = runs[runs >= 4]
+        long = lengths[lengths >= 4]
         flat += int(long.sum()) if len(long) > 1 else 0
     return flat / len(x) if len(x) else 0.0
 

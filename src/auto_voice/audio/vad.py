@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice.audio.frames import runs, sustained
 from auto_voice.audio.resample import resample
 from auto_voice.types import BoolArray, FloatArray
 
@@ -154,7 +155,7 @@ def _energy(levelled: FloatArray) -> FloatArray:
     voiced = _periodicity(power) > 0.45
     # Consonants carry no pitch; the vowel beside them does.
     reach = round(0.25 * SAMPLE_RATE / _HOP)
-    near &= _spread(_sustained(voiced & (rise > 2.0), 4), reach)
+    near &= _spread(sustained(voiced & (rise > 2.0), 4), reach)
     score = np.where(near, rise / (rise + 2.5), 0.0)
     per_frame = score.reshape(-1, FRAME_SAMPLES // _HOP).mean(axis=1)
     return np.asarray(per_frame, np.float32)
@@ -211,15 +212,6 @@ def _periodicity(power: FloatArray) -> FloatArray:
     return np.concatenate(out).astype(np.float32)
 
 
-def _sustained(flags: BoolArray, length: int) -> BoolArray:
-    """Flags that belong to a run of at least ``length``."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], flags.view(np.int8), [0]))))
-    kept = np.zeros_like(flags)
-    for start, end in edges.reshape(-1, 2):
-        kept[start:end] = end - start >= length
-    return kept
-
-
 def _spread(flags: BoolArray, reach: int) -> BoolArray:
     if len(flags) == 0:
         return flags
@@ -230,16 +222,14 @@ def _hysteresis(probability: FloatArray) -> NDArray[np.bool_]:
     """True from where the probability reaches ENTER until it falls below LEAVE, and back to
     where it rose above LEAVE."""
     above = probability >= LEAVE
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], above.view(np.int8), [0]))))
     active = np.zeros(len(probability), np.bool_)
-    for start, end in edges.reshape(-1, 2):
+    for start, end in runs(above):
         active[start:end] = probability[start:end].max() >= ENTER
     return active
 
 
 def _spans(active: BoolArray, rate: float) -> list[tuple[float, float]]:
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], active.view(np.int8), [0]))))
-    return [(start / rate, end / rate) for start, end in edges.reshape(-1, 2)]
+    return [(start / rate, end / rate) for start, end in runs(active)]
 
 
 def _bridge(spans: Sequence[tuple[float, float]], pause: float) -> list[tuple[float, float]]:
