@@ -98,8 +98,9 @@ class Workflow:
         """
         torch.manual_seed(0)
         utterances = scan(self.sources)
-        self._check_weights(utterances)
-        if not all(self._split(utterances)):
+        parts = self._split(utterances)
+        self._check_weights(utterances, parts)
+        if not all(parts):
             what = self.recipe.data.hold_out_by
             count = len({u.speaker for u in utterances} if what == "speaker" else utterances)
             raise TrainingError(
@@ -120,7 +121,9 @@ class Workflow:
         )  # fmt: skip
         return Outcome(catalog, dict(self.figures), failures)
 
-    def _check_weights(self, utterances: Sequence[Utterance]) -> None:
+    def _check_weights(
+        self, utterances: Sequence[Utterance], parts: Sequence[Sequence[Utterance]]
+    ) -> None:
         """The recipe weighs speech that is there.
 
         Raises:
@@ -134,7 +137,7 @@ class Workflow:
                 f"The recipe's data.weights name {missing[0]}, of which there is no recording; "
                 f"there are {known}."
             )
-        for part in self._split(utterances):
+        for part in parts:
             if part and not any(weights.get(u.corpus, 1.0) for u in part):
                 raise TrainingError(
                     "The recipe's data.weights leave nothing to train on, or nothing to hold out; "
