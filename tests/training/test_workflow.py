@@ -31,10 +31,13 @@ RECIPE = {
         "schedule": {"steps": 3, "validate_every": 2},
     },
     "tune": {
-        "task": {"batch": 2, "frames": 40, "reference_frames": 80},
+        "task": {
+            "batch": 2, "frames": 40, "reference_frames": 80,
+            "swapped": 2, "said": 0.3, "alike": 0.3,
+        },
         "schedule": {"steps": 2, "validate_every": 2},
     },
-}
+}  # fmt: skip
 
 
 def _recipe(folder: Path, **changes: object) -> Path:
@@ -129,6 +132,8 @@ def test_recordings_become_a_model_that_converts(
         outcome = workflow.run()
         assert {path.name for path in outcome.failures} == {"broken.wav", "silent.wav"}
         assert outcome.figures["tune.l1_student"] > 0
+        assert 0 < outcome.figures["tune.missed"] < 2
+        assert 0 < outcome.figures["tune.unlike"] < 1
         return outcome.catalog
 
     catalog = run()

@@ -65,9 +65,11 @@ class WhisperEncoder:
         self.width = self.positions.shape[1]
         self.heads = self.width // 64
 
-    @torch.inference_mode()
     def hidden(self, mel: Tensor) -> Tensor:
-        """``(batch, 80, 2 * frames)`` Whisper log-mel to ``(batch, frames, width)``."""
+        """``(batch, 80, 2 * frames)`` Whisper log-mel to ``(batch, frames, width)``.
+
+        Gradients flow back to ``mel`` where it asks for them.
+        """
         x = F.gelu(F.conv1d(mel, *self.conv1, padding=1))
         x = F.gelu(F.conv1d(x, *self.conv2, stride=2, padding=1)).transpose(1, 2)
         x = x + self.positions[: x.shape[1]]
@@ -85,6 +87,7 @@ class WhisperEncoder:
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, frames, -1)
         return _linear(mixed, layer, "self_attention/linear_1")
 
+    @torch.inference_mode()
     def features(self, samples: FloatArray) -> FloatArray:
         """``(samples,)`` at 16 kHz to ``(samples // 320, width)`` float32, of any length.
 
@@ -149,6 +152,14 @@ class ContentSpace:
         """``(frames, wide)`` to ``(frames, dims)``; an utterance's mean is still to be removed."""
         z = _standardised(features, self.mean, self.scale)
         return np.asarray(z @ self.projection, np.float32)
+
+    def project_tensor(self, features: Tensor) -> Tensor:
+        """:meth:`project` of ``(..., wide)``, with gradients, on the device of ``features``."""
+        mean, scale, projection = (
+            torch.from_numpy(array).to(features.device)
+            for array in (self.mean, self.scale, self.projection)
+        )
+        return ((features - mean) / scale).clamp(-OUTLIER, OUTLIER) @ projection
 
 
 def _standardised(features: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any]) -> NDArray[Any]:

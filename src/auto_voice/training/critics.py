@@ -88,6 +88,14 @@ class Adversary:
         ]
         return (seen[-1] - 1).square().mean(), torch.stack(parts).mean()
 
+    def suspicion(self, mel: Tensor) -> Tensor:
+        """How far ``mel``, which has no original, is from passing as real."""
+        self.critic.requires_grad_(False)
+        verdict = self.critic(mel)[-1]
+        self.critic.requires_grad_(True)
+        loss: Tensor = (verdict - 1).square().mean()
+        return loss
+
     def state_dict(self) -> dict[str, Any]:
         """Network and optimiser."""
         return {"critic": self.critic.state_dict(), "optimizer": self.optimizer.state_dict()}

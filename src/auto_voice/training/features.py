@@ -181,9 +181,9 @@ def _loaded(models: Models) -> tuple[WhisperEncoder, ContentSpace, SpeakerEncode
     return load_teacher(registry, models.layers), space, registry.load_speaker_encoder()
 
 
-def load_teacher(registry: ModelRegistry, layers: int = 4) -> WhisperEncoder:
+def load_teacher(registry: ModelRegistry, layers: int = 4, device: str = "cpu") -> WhisperEncoder:
     """The content teacher from the catalog's recogniser."""
-    return WhisperEncoder(read_arrays(registry.path(TEACHER, file="model.bin")), layers)
+    return WhisperEncoder(read_arrays(registry.path(TEACHER, file="model.bin")), layers, device)
 
 
 def fit_content_space(

@@ -200,7 +200,7 @@ def _build(kind: type[T], data: object, where: str) -> T:
     return kind(**values)
 
 
-_GIVEN = {"corpus", "held_out", "net", "content"}
+_GIVEN = {"corpus", "held_out", "net", "content", "ears"}
 """Arguments of tasks that the workflow gives."""
 _SHARES = {"bare", "invented", "dropout"}
 """Arguments of tasks that are no larger than 1."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
 from auto_voice.audio.frames import interpolate_frames
@@ -26,6 +27,7 @@ from auto_voice.models.speaker_adaptation import GUARD_FRAMES
 from auto_voice.training.augmentation import perturb
 from auto_voice.training.corpus import Corpus, Item, crop
 from auto_voice.training.critics import Adversary
+from auto_voice.training.ears import Ears
 from auto_voice.training.features import SPEEDS
 from auto_voice.types import FloatArray, Mel
 
@@ -34,6 +36,9 @@ MIN_REFERENCE_FRAMES = 48
 INVENTED_SPREAD = 0.1
 """Of the log of the factor of invented voices: two of three within a tenth of the original."""
 
+
+SILENCE = -11.5
+"""Of the vocoder's mel: the log of its floor."""
 
 NetT = TypeVar("NetT", bound=nn.Module)
 
@@ -133,6 +138,11 @@ class ConverterTask:
             2014): little speech is learnt by heart otherwise.
         texture: weight of what a critic, trained against the converter, sees differently.
         real: weight of passing as real with that critic.
+        swapped: crops in a step that are spoken in another's voice and melody's height, besides
+            ``batch``, for the two that follow.
+        said: weight of the share of the words that a recogniser misses in them; see ``Ears``.
+        alike: weight of the distance to the other's voice in a speaker encoder.
+        ears: of recogniser and speaker encoder, where they are asked.
     """
 
     def __init__(
@@ -151,8 +161,14 @@ class ConverterTask:
         dropout: float = 0.0,
         texture: float = 0.0,
         real: float = 0.0,
+        swapped: int = 8,
+        said: float = 0.0,
+        alike: float = 0.0,
+        ears: Ears | None = None,
     ) -> None:
         self.model = ConverterNet(**net)
+        self.swapped, self.said, self.alike = swapped, said, alike
+        self.ears = ears if swapped and (said or alike) else None
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = dropout
@@ -175,6 +191,13 @@ class ConverterTask:
             terms["loss"] = (
                 terms["loss"] + self.real * terms["real"] + self.texture * terms["texture"]
             )
+        if self.ears is not None:
+            mel, terms["missed"], terms["unlike"] = self._heard(self.corpus, rng, self.swapped)
+            terms["loss"] = (
+                terms["loss"] + self.said * terms["missed"] + self.alike * terms["unlike"]
+            )
+            if self.adversary is not None:
+                terms["loss"] = terms["loss"] + self.real * self.adversary.suspicion(mel)
         return terms
 
     def state_dict(self) -> dict[str, Any]:
@@ -199,7 +222,77 @@ class ConverterTask:
             detail = _detail(predicted)[mask].mean() / _detail(target)[mask].mean()
             figures[f"l1_{name}"] = float(error) * MEL_SCALE
             figures[f"detail_{name}"] = float(detail)
+        if self.ears is not None:
+            _, missed, unlike = self._heard(
+                self.held_out, np.random.default_rng(0), 4 * self.swapped, plainly=True
+            )
+            figures |= {"missed": float(missed), "unlike": float(unlike)}
         return figures
+
+    def _heard(
+        self, corpus: Corpus, rng: np.random.Generator, count: int, plainly: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Crops in the voices of others: the mels ``(batch, frames, bands)``, which share of the
+        words is missed in them, and how far the voices are from those they should be.
+
+        Args:
+            plainly: with no noise on the content.
+        """
+        assert self.ears is not None
+        content, pitch, spoken, voices, wanted = [], [], [], [], []
+        for item, other in zip(corpus.draw(rng, count), corpus.draw(rng, count), strict=True):
+            part = crop(rng, item.frames, self.frames)
+            ear = self.content[rng.integers(len(self.content))]
+            voice, log_f0_mean = self._voice(corpus, other, slice(0, 0), rng, ear)
+            log_f0 = item.features["log_f0"][part] + np.float32(log_f0_mean - item.log_f0_mean)
+            voiced = item.features["voiced"][part].astype(np.float32)
+            content.append(self._said(item, part, rng, ear, 0.0 if plainly else self.noise))
+            pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
+            spoken.append(item.features["mel"][:, part].T.astype(np.float32))
+            voices.append(voice)
+            wanted.append(self._own_voice(other))
+        device = _device(self.model)
+        condition = _stack_voices(voices, device)
+        mel = self.model(_pad(content, device), _pad(pitch, device), condition).float()
+        made, true = mel * MEL_SCALE + MEL_MEAN, _pad(spoken, device)
+        mask = _mask([len(mel) for mel in spoken], device)[..., None]
+        # Behind a short crop both are silent.
+        silence = true.new_tensor(SILENCE)
+        made, true = torch.where(mask, made, silence), torch.where(mask, true, silence)
+        with torch.no_grad():
+            words, loudest = self.ears.words(true)
+        heard, _ = self.ears.words(made, loudest)
+        missed = (heard - words).square().sum() / words.square().sum()
+        target = torch.from_numpy(np.stack(wanted)).to(device)
+        unlike = 1 - (self.ears.voice(made) * target).sum(-1).mean()
+        return mel, missed, unlike
+
+    def _own_voice(self, item: Item) -> FloatArray:
+        """``(256,)`` of unit norm: what the speaker encoder hears in crops of the item itself."""
+        ears, frames = self.ears, self.frames
+        assert ears is not None
+
+        @torch.no_grad()
+        def listen() -> FloatArray:
+            mel = torch.from_numpy(item.features["mel"].astype(np.float32).T).to(ears.device)
+            count = max(1, len(mel) // frames)
+            crops = torch.stack([mel[i * frames : (i + 1) * frames] for i in range(count)])
+            heard = F.normalize(ears.voice(crops).mean(0), dim=0)
+            return np.asarray(heard.cpu().numpy(), np.float32)
+
+        return item.cached(f"voice_in_{frames}", listen).astype(np.float32)
+
+    def _said(
+        self, item: Item, part: slice, rng: np.random.Generator, ear: str, noise: float
+    ) -> FloatArray:
+        """``(frames, dims)`` of content as the network hears it in training."""
+        said = mel_rate_content(item, ear)[part].astype(np.float32)
+        if self.model.cepstra:
+            # Held-out figures, too, are those of a source with another mouth.
+            said[:, -CEPSTRA_SIZE:] = said[:, -CEPSTRA_SIZE:] @ random_warp(rng, self.warp)
+        if noise:
+            said += np.float32(noise) * rng.standard_normal(said.shape, np.float32)
+        return said
 
     def forward(
         self,
@@ -225,13 +318,7 @@ class ConverterTask:
             features = item.features
             log_f0 = features["log_f0"][part] + np.float32(np.log(factor))
             voiced = features["voiced"][part].astype(np.float32)
-            said = mel_rate_content(item, ear)[part].astype(np.float32)
-            if self.model.cepstra:
-                # Held-out figures, too, are those of a source with another mouth.
-                said[:, -CEPSTRA_SIZE:] = said[:, -CEPSTRA_SIZE:] @ random_warp(rng, self.warp)
-            if noise:
-                said += np.float32(noise) * rng.standard_normal(said.shape, np.float32)
-            content.append(said)
+            content.append(self._said(item, part, rng, ear, noise))
             pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
             target.append(standardise(_warped(features["mel"][:, part], factor)))
             voices.append(voice)

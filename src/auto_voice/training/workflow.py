@@ -5,6 +5,7 @@ Output folder::
     training.json               what is trained here, so that nothing else is
     content_space.safetensors   the teacher's whitened subspace
     features/                   one file an utterance
+    ears.safetensors            maps to the mels of recogniser and speaker encoder, where asked
     content/ converter/ tune/   run folders: checkpoint.pt, log.jsonl, curves.png
     published/                  weights, models.yaml that a registry reads, card.md
     failures.csv                recordings that were left out, and why
@@ -12,6 +13,7 @@ Output folder::
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 from collections.abc import Callable, Sequence
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file
+from tqdm import tqdm
 
 from auto_voice.audio.envelope import envelope_size
 from auto_voice.errors import TrainingError
@@ -34,6 +37,7 @@ from auto_voice.training import features
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.curves import plot_curves
 from auto_voice.training.data import Utterance, hold_out, scan
+from auto_voice.training.ears import Ears, stored_maps
 from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
@@ -42,6 +46,8 @@ from auto_voice.training.widening import widen_content, widen_converter
 
 STUDENT = "student"
 """Name of the feature that holds the content encoder's own output."""
+EARS_RECORDINGS = 100
+"""That the maps of ``Ears`` are fitted on."""
 Say = Callable[[str], None]
 
 
@@ -313,8 +319,27 @@ class Workflow:
                 f"content_space.dims to {components}, or start from a space without one."
             )
 
+    def _ears(self, train: Corpus) -> Ears | None:
+        """Of recogniser and speaker encoder, where the recipe asks them."""
+        stages = [stage for stage in (self.recipe.converter, self.recipe.tune) if stage is not None]
+        if not any(stage.task.get("said") or stage.task.get("alike") for stage in stages):
+            return None
+        chosen = train.items[:: max(1, len(train.items) // EARS_RECORDINGS)][:EARS_RECORDINGS]
+        recordings = (
+            features.prepare(item.utterance)
+            for item in tqdm(chosen, desc="ears", unit="file", disable=None)
+        )
+        maps = stored_maps(self.folder / "ears.safetensors", recordings)
+        arrays = load_file(self.folder / "content_space.safetensors")
+        teacher = features.load_teacher(
+            self.registry, self.recipe.content_space.layers, self.device
+        )
+        net = copy.deepcopy(self.registry.load("speaker_encoder").net).to(self.device)
+        return Ears(teacher, ContentSpace(**arrays), net, maps)
+
     def _converter(self, train: Corpus, held: Corpus, start: ConverterNet) -> ConverterNet:
         model = start
+        ears = self._ears(train)
         critic: dict[str, Any] = {}
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),
@@ -322,7 +347,9 @@ class Workflow:
         ):
             if stage is None:
                 continue
-            task = ConverterTask(train, held, model.arguments, content=content, **stage.task)
+            task = ConverterTask(
+                train, held, model.arguments, content=content, ears=ears, **stage.task
+            )
             task.model.load_state_dict(model.state_dict())
             task.load_state_dict(critic)
             model = self._train(name, stage, task)

@@ -1,0 +1,156 @@
+"""What others hear in a mel spectrogram: which words, and whose voice.
+
+In a voice that never said a sentence nobody knows the right mel, but it is known what should be
+heard: the words of the source and the voice of the target. A recogniser and a speaker encoder, both
+frozen, tell how far a conversion is from that, and in which direction to go (perceptual losses,
+Johnson et al. 2016; for the voice: YourTTS, Casanova et al. 2022). Each has a mel of its own, so a
+linear map, fitted on recordings, leads there from the vocoder's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from auto_voice.audio.mel import GE2E_MEL, HIFIGAN_MEL, log_mel
+from auto_voice.audio.resample import resample
+from auto_voice.models.speaker_encoder import SpeakerNet
+from auto_voice.models.whisper_encoder import (
+    SHIFT_SAMPLES,
+    ContentSpace,
+    WhisperEncoder,
+    whisper_log_mel,
+)
+from auto_voice.types import FloatArray
+
+HEARD_RATE = 100
+"""Frames a second of the mels that lead to words and voices; frame ``i`` is centred at
+``10 (i + 1)`` ms."""
+NEIGHBOURS = 3
+"""Frames that the map reads: windows of the vocoder's mel are nearly twice as long."""
+RIDGE = 1e-2
+RANGE = 8.0
+"""Powers of ten below the loudest value that Whisper hears."""
+QUIETEST = 1e-7
+
+
+class Ears:
+    """A recogniser and a speaker encoder behind maps from the vocoder's mel.
+
+    Args:
+        recogniser: its first layers.
+        space: of the content.
+        speaker: in evaluation mode, on the recogniser's device.
+        maps: ``words`` and ``voice``, see :func:`fit_maps`.
+    """
+
+    def __init__(
+        self,
+        recogniser: WhisperEncoder,
+        space: ContentSpace,
+        speaker: SpeakerNet,
+        maps: Mapping[str, FloatArray],
+    ) -> None:
+        device = recogniser.device
+        self.recogniser, self.device = recogniser, device
+        self.speaker = speaker.requires_grad_(False)
+        self.space = space
+        self.maps = {name: torch.from_numpy(values).to(device) for name, values in maps.items()}
+
+    def words(self, mel: Tensor, loudest: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What is said, and the loudest value, which sets what is too quiet to hear.
+
+        Args:
+            mel: ``(batch, frames, 80)``, natural log, as the vocoder takes it.
+            loudest: ``(batch, 1, 1)`` of another mel of the same sound.
+
+        Returns:
+            ``(batch, time, dims)`` at 50 Hz without the mean over time, and ``(batch, 1, 1)``.
+        """
+        heard = self._mapped(mel, "words")
+        heard = heard[:, : heard.shape[1] // 2 * 2]
+        if loudest is None:
+            loudest = heard.amax((1, 2), keepdim=True)
+        scaled = (torch.maximum(heard, loudest - RANGE) + 4.0) / 4.0
+        hidden = self.recogniser.hidden(scaled.transpose(1, 2)).float()
+        content = self.space.project_tensor(hidden)
+        return content - content.mean(1, keepdim=True), loudest
+
+    def voice(self, mel: Tensor) -> Tensor:
+        """Who speaks: ``(batch, frames, 80)`` as in :meth:`words` to ``(batch, 256)`` of norm 1."""
+        with torch.autocast(mel.device.type, enabled=False):
+            embedding: Tensor = self.speaker(torch.exp(self._mapped(mel, "voice")))
+        return embedding
+
+    def _mapped(self, mel: Tensor, name: str) -> Tensor:
+        weight = self.maps[name]
+        with torch.autocast(mel.device.type, enabled=False):
+            mapped: Tensor = _stacked(mel.float()) @ weight[:-1] + weight[-1]
+        return mapped
+
+
+def fit_maps(recordings: Iterable[FloatArray]) -> dict[str, FloatArray]:
+    """Ridge regressions from the vocoder's mel to those of recogniser and speaker encoder.
+
+    Args:
+        recordings: ``(samples,)`` at 16 kHz and at the level that the networks are trained at.
+
+    Returns:
+        ``words`` ``(241, 80)`` to the decimal log of Whisper's mel before it is scaled, and
+        ``voice`` ``(241, 40)`` to the natural log of GE2E's.
+    """
+    size = NEIGHBOURS * HIFIGAN_MEL.bands + 1
+    square = RIDGE * np.eye(size)
+    products = {"words": np.zeros((size, 80)), "voice": np.zeros((size, GE2E_MEL.bands))}
+    for samples in recordings:
+        known, wanted = _pair(samples)
+        square += known.T @ known
+        for name, values in wanted.items():
+            products[name] += known.T @ values
+    solved = {name: np.linalg.solve(square, product) for name, product in products.items()}
+    return {name: values.astype(np.float32) for name, values in solved.items()}
+
+
+def stored_maps(path: Path, recordings: Iterable[FloatArray]) -> dict[str, FloatArray]:
+    """Those that ``path`` holds; fitted and stored there where it is missing."""
+    if not path.exists():
+        partial = path.with_suffix(".part")
+        save_file(fit_maps(recordings), partial)
+        partial.replace(path)
+    return load_file(path)
+
+
+def _pair(samples: FloatArray) -> tuple[NDArray[np.float64], dict[str, NDArray[np.float64]]]:
+    """What the maps read of a recording, and what they should give."""
+    at_rate = resample(samples, 16000, HIFIGAN_MEL.sample_rate)
+    mel = torch.from_numpy(log_mel(at_rate, HIFIGAN_MEL).T.copy())[None]
+    stacked = _stacked(mel)[0].double().numpy()
+    shifted = np.pad(samples[SHIFT_SAMPLES:], (0, SHIFT_SAMPLES))
+    words = 4.0 * whisper_log_mel(shifted).T.astype(np.float64) - 4.0
+    voice = np.log(log_mel(samples, GE2E_MEL).T.astype(np.float64) + QUIETEST)[1:]
+    frames = min(len(stacked), len(words), len(voice))
+    known = np.concatenate([stacked[:frames], np.ones((frames, 1))], axis=1)
+    return known, {"words": words[:frames], "voice": voice[:frames]}
+
+
+def _stacked(mel: Tensor) -> Tensor:
+    """``(batch, frames, bands)`` to ``(batch, frames at 100 Hz, 3 * bands)``: each frame between
+    its neighbours."""
+    frames = mel.shape[1]
+    # A frame of the vocoder's mel is centred in its hop.
+    count = int((frames - 0.5) / HIFIGAN_MEL.frame_rate * HEARD_RATE)
+    at = (np.arange(count) + 1) / HEARD_RATE * HIFIGAN_MEL.frame_rate - 0.5
+    at = np.clip(at, 0, frames - 1)
+    below = np.minimum(at.astype(np.int64), max(0, frames - 2))
+    above = np.minimum(below + 1, frames - 1)
+    share = torch.from_numpy((at - below).astype(np.float32)).to(mel.device)[None, :, None]
+    between = mel[:, below] * (1 - share) + mel[:, above] * share
+    before, after = F.pad(between, (0, 0, 1, 0))[:, :-1], F.pad(between, (0, 0, 0, 1))[:, 1:]
+    return torch.cat([before, between, after], dim=-1)

@@ -1,0 +1,166 @@
+"""What a recogniser and a speaker encoder hear in a mel, and that a converter learns from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from speech_kit import DIMS, corpus
+
+from auto_voice.audio.mel import GE2E_MEL, HIFIGAN_MEL, log_mel
+from auto_voice.audio.resample import resample
+from auto_voice.models.mock_models import mock_sample
+from auto_voice.models.speaker_encoder import SpeakerNet
+from auto_voice.models.whisper_encoder import ContentSpace, WhisperEncoder, whisper_log_mel
+from auto_voice.training.ears import Ears, fit_maps, stored_maps
+from auto_voice.training.tasks import ConverterTask
+from auto_voice.types import FloatArray
+
+WIDTH = 64
+
+
+def recording(seed: int, seconds: float = 3.0) -> FloatArray:
+    return mock_sample(seconds, 16000, f0_hz=100.0 + 17 * seed, seed=seed).samples
+
+
+def vocoder_mel(samples: FloatArray) -> torch.Tensor:
+    mel = log_mel(resample(samples, 16000, HIFIGAN_MEL.sample_rate), HIFIGAN_MEL)
+    return torch.from_numpy(mel.T.copy())[None]
+
+
+@pytest.fixture(scope="module")
+def ears() -> Ears:
+    """With networks that have learnt nothing, behind maps that have."""
+    rng = np.random.default_rng(0)
+
+    def weights(*shape: int) -> torch.Tensor:
+        scale = 1 / np.sqrt(np.prod(shape[1:]) or 1)
+        return torch.from_numpy((scale * rng.normal(size=shape)).astype(np.float32))
+
+    arrays = {
+        "conv1/weight": weights(WIDTH, 80, 3), "conv1/bias": weights(WIDTH),
+        "conv2/weight": weights(WIDTH, WIDTH, 3), "conv2/bias": weights(WIDTH),
+        "position_encodings/encodings": 0.1 * weights(1500, WIDTH),
+        "layer_0/self_attention/layer_norm/gamma": torch.ones(WIDTH),
+        "layer_0/self_attention/layer_norm/beta": torch.zeros(WIDTH),
+        "layer_0/self_attention/linear_0/weight": weights(3 * WIDTH, WIDTH),
+        "layer_0/self_attention/linear_0/bias": torch.zeros(3 * WIDTH),
+        "layer_0/self_attention/linear_1/weight": weights(WIDTH, WIDTH),
+        "layer_0/self_attention/linear_1/bias": torch.zeros(WIDTH),
+        "layer_0/ffn/layer_norm/gamma": torch.ones(WIDTH),
+        "layer_0/ffn/layer_norm/beta": torch.zeros(WIDTH),
+        "layer_0/ffn/linear_0/weight": weights(WIDTH, WIDTH),
+        "layer_0/ffn/linear_0/bias": torch.zeros(WIDTH),
+        "layer_0/ffn/linear_1/weight": weights(WIDTH, WIDTH),
+        "layer_0/ffn/linear_1/bias": torch.zeros(WIDTH),
+    }  # fmt: skip
+    recogniser = WhisperEncoder(arrays, layers=1)
+    heard = [recogniser.features(recording(seed)) for seed in range(4)]
+    torch.manual_seed(0)
+    maps = fit_maps(recording(seed) for seed in range(12))
+    return Ears(recogniser, ContentSpace.fit(heard, 8), SpeakerNet().eval(), maps)
+
+
+@pytest.mark.parametrize("name", ["words", "voice"])
+def test_the_maps_lead_to_the_mel_that_the_others_hear(ears: Ears, name: str) -> None:
+    samples = recording(20)
+    mapped = ears._mapped(vocoder_mel(samples), name)[0].numpy()
+    if name == "words":
+        shifted = np.pad(samples[160:], (0, 160))
+        wanted = 4 * whisper_log_mel(shifted).T - 4
+    else:
+        wanted = np.log(log_mel(samples, GE2E_MEL).T + 1e-7)[1:]
+    frames = min(len(mapped), len(wanted))
+    assert frames > 0.97 * len(wanted)
+    error = (mapped[:frames] - wanted[:frames]).var() / wanted[:frames].var()
+    assert error < 0.15
+    # A frame late or early fits worse: the map's clock is that of the other mel.
+    for lag in (-2, 2):
+        moved = np.roll(wanted[:frames], lag, axis=0)
+        assert (mapped[:frames] - moved).var() / wanted[:frames].var() > 1.5 * error
+
+
+def test_the_same_sound_says_the_same_and_another_does_not(ears: Ears) -> None:
+    mel = vocoder_mel(recording(30))
+    words, loudest = ears.words(mel)
+    again, _ = ears.words(mel.clone(), loudest)
+    other, _ = ears.words(vocoder_mel(recording(31)), loudest)
+    assert torch.equal(words, again)
+    assert words.shape == (1, 149, 8)
+    assert words.mean(1).abs().max() < 1e-4
+    assert (other - words).square().sum() > 0.1 * words.square().sum()
+
+
+def test_what_is_far_below_the_loudest_is_not_heard(ears: Ears) -> None:
+    mel = vocoder_mel(recording(32))
+    _, loudest = ears.words(mel)
+    far = 2 * 8 * np.log(10.0)
+    words, _ = ears.words(mel - far, loudest)
+    others, _ = ears.words(vocoder_mel(recording(33)) - far, loudest)
+    assert torch.equal(words, others)
+
+
+def test_gradients_reach_the_mel(ears: Ears) -> None:
+    mel = vocoder_mel(recording(33)).requires_grad_(True)
+    words, _ = ears.words(mel)
+    (words.square().sum() + ears.voice(mel).sum()).backward()
+    assert mel.grad is not None
+    assert (mel.grad.abs().sum(-1) > 0).float().mean() > 0.95
+    assert not any(parameter.requires_grad for parameter in ears.speaker.parameters())
+
+
+def test_maps_are_fitted_once(tmp_path: Path) -> None:
+    asked = []
+
+    def recordings() -> Iterable[FloatArray]:
+        for seed in range(2):
+            asked.append(seed)
+            yield recording(seed)
+
+    first = stored_maps(tmp_path / "ears.safetensors", recordings())
+    again = stored_maps(tmp_path / "ears.safetensors", recordings())
+    assert asked == [0, 1]
+    assert all(np.array_equal(first[name], again[name]) for name in ("words", "voice"))
+    assert [path.name for path in tmp_path.iterdir()] == ["ears.safetensors"]
+
+
+def test_a_converter_learns_to_be_understood_in_other_voices(ears: Ears) -> None:
+    small = {"dims": DIMS, "width": 32, "blocks": 2}
+    sizes = {"batch": 4, "frames": 64, "reference_frames": 96}
+    speech = corpus()
+
+    def missed(said: float) -> tuple[float, float]:
+        torch.manual_seed(0)
+        task = ConverterTask(speech, speech, small, **sizes, said=said, alike=said / 4, ears=ears)
+        task.ears = ears
+        optimizer = torch.optim.Adam(task.model.parameters(), 3e-3)
+        for step in range(60):
+            rng = np.random.default_rng(step)
+            optimizer.zero_grad()
+            task.loss(rng)["loss"].backward()
+            optimizer.step()
+        figures = task.validate()
+        return figures["missed"], figures["l1_teacher"]
+
+    plainly, asked = missed(0.0), missed(0.3)
+    assert asked[0] < 0.97 * plainly[0]
+    assert asked[1] < 1.5 * plainly[1]
+
+
+def test_nobody_is_asked_where_nothing_is_wanted_of_them(ears: Ears) -> None:
+    speech = corpus(speakers=2, each=1)
+    small = {"dims": DIMS, "width": 16, "blocks": 1}
+    task = ConverterTask(speech, speech, small, 2, 32, 48, ears=ears)
+    assert "missed" not in task.loss(np.random.default_rng(0))
+
+
+def test_short_crops_count_as_followed_by_silence(ears: Ears) -> None:
+    speech = corpus(speakers=2, each=2, seconds=0.9)
+    small = {"dims": DIMS, "width": 16, "blocks": 1}
+    task = ConverterTask(speech, speech, small, 3, 128, 48, said=1.0, alike=1.0, ears=ears)
+    terms = task.loss(np.random.default_rng(0))
+    assert all(torch.isfinite(value) for value in terms.values())
+    terms["loss"].backward()
