@@ -14,6 +14,8 @@ from auto_voice.training.data import Utterance
 from auto_voice.training.features import load
 from auto_voice.types import FloatArray
 
+STRANGER_DRAWS = 100
+
 
 @dataclass(eq=False)
 class Item:
@@ -86,6 +88,12 @@ class Corpus:
     def draw(self, rng: np.random.Generator, count: int) -> list[Item]:
         """``count`` random items."""
         return [self.items[i] for i in rng.choice(len(self.items), count, p=self._chance)]
+
+    def stranger(self, rng: np.random.Generator, item: Item) -> Item:
+        """A random item of another speaker, or ``item`` where none is ever drawn."""
+        others = (other for _ in range(STRANGER_DRAWS) for other in self.draw(rng, 1))
+        speaker = item.utterance.speaker
+        return next((other for other in others if other.utterance.speaker != speaker), item)
 
     def companion(self, rng: np.random.Generator, item: Item) -> Item:
         """Another utterance of the same speaker, or the same one where there is no other."""

@@ -9,18 +9,21 @@ linear map, fitted on recordings, leads there from the vocoder's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
-from torch.nn import functional as F
 
 from auto_voice.audio.mel import GE2E_MEL, HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
+from auto_voice.errors import TrainingError
 from auto_voice.models.speaker_encoder import SpeakerNet
 from auto_voice.models.whisper_encoder import (
     SHIFT_SAMPLES,
@@ -33,6 +36,8 @@ from auto_voice.types import FloatArray
 HEARD_RATE = 100
 """Frames a second of the mels that lead to words and voices; frame ``i`` is centred at
 ``10 (i + 1)`` ms."""
+VERSION = 1
+"""Of the maps; raise it when they are fitted otherwise."""
 NEIGHBOURS = 3
 """Frames that the map reads: windows of the vocoder's mel are nearly twice as long."""
 RIDGE = 1e-2
@@ -47,7 +52,8 @@ class Ears:
     Args:
         recogniser: its first layers.
         space: of the content.
-        speaker: in evaluation mode, on the recogniser's device.
+        speaker: on the recogniser's device; has no layer that differs in training, so it is put
+            into that mode, which cuDNN wants for gradients.
         maps: ``words`` and ``voice``, see :func:`fit_maps`.
     """
 
@@ -60,7 +66,7 @@ class Ears:
     ) -> None:
         device = recogniser.device
         self.recogniser, self.device = recogniser, device
-        self.speaker = speaker.requires_grad_(False)
+        self.speaker = speaker.requires_grad_(False).train()
         self.space = space
         self.maps = {name: torch.from_numpy(values).to(device) for name, values in maps.items()}
 
@@ -102,6 +108,9 @@ def fit_maps(recordings: Iterable[FloatArray]) -> dict[str, FloatArray]:
     Args:
         recordings: ``(samples,)`` at 16 kHz and at the level that the networks are trained at.
 
+    Raises:
+        TrainingError: there are none.
+
     Returns:
         ``words`` ``(241, 80)`` to the decimal log of Whisper's mel before it is scaled, and
         ``voice`` ``(241, 40)`` to the natural log of GE2E's.
@@ -109,21 +118,28 @@ def fit_maps(recordings: Iterable[FloatArray]) -> dict[str, FloatArray]:
     size = NEIGHBOURS * HIFIGAN_MEL.bands + 1
     square = RIDGE * np.eye(size)
     products = {"words": np.zeros((size, 80)), "voice": np.zeros((size, GE2E_MEL.bands))}
+    count = 0
     for samples in recordings:
         known, wanted = _pair(samples)
+        count += 1
         square += known.T @ known
         for name, values in wanted.items():
             products[name] += known.T @ values
+    if not count:
+        raise TrainingError(
+            "None of the recordings can be read any more; check that they are where they were."
+        )
     solved = {name: np.linalg.solve(square, product) for name, product in products.items()}
     return {name: values.astype(np.float32) for name, values in solved.items()}
 
 
 def stored_maps(path: Path, recordings: Iterable[FloatArray]) -> dict[str, FloatArray]:
-    """Those that ``path`` holds; fitted and stored there where it is missing."""
-    if not path.exists():
-        partial = path.with_suffix(".part")
-        save_file(fit_maps(recordings), partial)
-        partial.replace(path)
+    """Those that ``path`` holds; fitted and stored there where it is missing or damaged."""
+    with suppress(FileNotFoundError, SafetensorError):
+        return load_file(path)
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    save_file(fit_maps(recordings), partial)
+    partial.replace(path)
     return load_file(path)
 
 
@@ -152,5 +168,7 @@ def _stacked(mel: Tensor) -> Tensor:
     above = np.minimum(below + 1, frames - 1)
     share = torch.from_numpy((at - below).astype(np.float32)).to(mel.device)[None, :, None]
     between = mel[:, below] * (1 - share) + mel[:, above] * share
-    before, after = F.pad(between, (0, 0, 1, 0))[:, :-1], F.pad(between, (0, 0, 0, 1))[:, 1:]
-    return torch.cat([before, between, after], dim=-1)
+    reach = np.arange(NEIGHBOURS) - NEIGHBOURS // 2
+    # The edges stand for what lies beyond them.
+    rows = [np.clip(np.arange(count) + offset, 0, count - 1) for offset in reach]
+    return torch.cat([between[:, row] for row in rows], dim=-1)

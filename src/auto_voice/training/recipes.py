@@ -221,8 +221,17 @@ def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> 
             raise TrainingError(f"{where}: {key} is a share, from 0 to 1, not {value!r}.")
         if value is not None and (not isinstance(value, int | float) or not value >= 0):
             raise TrainingError(f"{where}: {key} must be a number, 0 or more, not {value!r}.")
+        wanted = taken[key].annotation
+        if wanted == "int" and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TrainingError(f"{where}: {key} must be a whole number, not {value!r}.")
+        if wanted == "float" and not _is_number(value):
+            raise TrainingError(f"{where}: {key} must be a finite number, not {value!r}.")
         if key == "dropout" and value == 1:
             raise TrainingError(f"{where}: a dropout of 1 leaves nothing to learn from.")
+    if values.get("swapped") == 0 and (values.get("said") or values.get("alike")):
+        raise TrainingError(
+            f"{where}: said and alike are heard in swapped crops, and swapped is 0; leave it out."
+        )
     for key, parameter in taken.items():
         if parameter.default is inspect.Parameter.empty and key not in values:
             raise TrainingError(f"{where}: the key {key} is missing.")

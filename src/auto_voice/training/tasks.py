@@ -138,8 +138,8 @@ class ConverterTask:
             2014): little speech is learnt by heart otherwise.
         texture: weight of what a critic, trained against the converter, sees differently.
         real: weight of passing as real with that critic.
-        swapped: crops in a step that are spoken in another's voice and melody's height, besides
-            ``batch``, for the two that follow.
+        swapped: crops in a step, besides ``batch``, that are spoken in the voice and at the height
+            of another speaker (of the same, where there is only one), for the two that follow.
         said: weight of the share of the words that a recogniser misses in them; see ``Ears``.
         alike: weight of the distance to the other's voice in a speaker encoder.
         ears: of recogniser and speaker encoder, where they are asked.
@@ -196,8 +196,9 @@ class ConverterTask:
             terms["loss"] = (
                 terms["loss"] + self.said * terms["missed"] + self.alike * terms["unlike"]
             )
-            if self.adversary is not None:
-                terms["loss"] = terms["loss"] + self.real * self.adversary.suspicion(mel)
+            if self.adversary is not None and self.real:
+                terms["real_swapped"] = self.adversary.suspicion(mel)
+                terms["loss"] = terms["loss"] + self.real * terms["real_swapped"]
         return terms
 
     def state_dict(self) -> dict[str, Any]:
@@ -232,18 +233,21 @@ class ConverterTask:
     def _heard(
         self, corpus: Corpus, rng: np.random.Generator, count: int, plainly: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Crops in the voices of others: the mels ``(batch, frames, bands)``, which share of the
-        words is missed in them, and how far the voices are from those they should be.
+        """Crops in the voices of others: the mels ``(batch, frames, bands)``, with silence behind
+        the short ones, which share of the words is missed in them, and how far the voices of the
+        whole ones are from those they should be.
 
         Args:
             plainly: with no noise on the content.
         """
         assert self.ears is not None
         content, pitch, spoken, voices, wanted = [], [], [], [], []
-        for item, other in zip(corpus.draw(rng, count), corpus.draw(rng, count), strict=True):
+        for item in corpus.draw(rng, count):
+            other = corpus.stranger(rng, item)
             part = crop(rng, item.frames, self.frames)
             ear = self.content[rng.integers(len(self.content))]
-            voice, log_f0_mean = self._voice(corpus, other, slice(0, 0), rng, ear)
+            hidden = part if other is item else slice(0, 0)
+            voice, log_f0_mean = self._voice(corpus, other, hidden, rng, ear)
             log_f0 = item.features["log_f0"][part] + np.float32(log_f0_mean - item.log_f0_mean)
             voiced = item.features["voiced"][part].astype(np.float32)
             content.append(self._said(item, part, rng, ear, 0.0 if plainly else self.noise))
@@ -255,17 +259,22 @@ class ConverterTask:
         condition = _stack_voices(voices, device)
         mel = self.model(_pad(content, device), _pad(pitch, device), condition).float()
         made, true = mel * MEL_SCALE + MEL_MEAN, _pad(spoken, device)
-        mask = _mask([len(mel) for mel in spoken], device)[..., None]
-        # Behind a short crop both are silent.
+        lengths = [len(mel) for mel in spoken]
+        mask = _mask(lengths, device)[..., None]
         silence = true.new_tensor(SILENCE)
         made, true = torch.where(mask, made, silence), torch.where(mask, true, silence)
-        with torch.no_grad():
-            words, loudest = self.ears.words(true)
-        heard, _ = self.ears.words(made, loudest)
-        missed = (heard - words).square().sum() / words.square().sum()
-        target = torch.from_numpy(np.stack(wanted)).to(device)
-        unlike = 1 - (self.ears.voice(made) * target).sum(-1).mean()
-        return mel, missed, unlike
+        missed = unlike = true.new_zeros(())
+        if self.said:
+            with torch.no_grad():
+                words, loudest = self.ears.words(true)
+            heard, _ = self.ears.words(made, loudest)
+            missed = (heard - words).square().sum() / words.square().sum()
+        # Silence would pull every voice towards one point.
+        whole = [row for row, length in enumerate(lengths) if length == max(lengths)]
+        if self.alike:
+            target = torch.from_numpy(np.stack([wanted[row] for row in whole])).to(device)
+            unlike = 1 - (self.ears.voice(made[whole]) * target).sum(-1).mean()
+        return (made - MEL_MEAN) / MEL_SCALE, missed, unlike
 
     def _own_voice(self, item: Item) -> FloatArray:
         """``(256,)`` of unit norm: what the speaker encoder hears in crops of the item itself."""

@@ -16,7 +16,8 @@ from __future__ import annotations
 import copy
 import csv
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,22 +28,24 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from auto_voice.audio.envelope import envelope_size
-from auto_voice.errors import TrainingError
+from auto_voice.errors import AutoVoiceError, TrainingError
 from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.models.disk import read_json, write_json
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.whisper_encoder import ContentSpace
-from auto_voice.training import features
+from auto_voice.training import ears, features
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.curves import plot_curves
 from auto_voice.training.data import Utterance, hold_out, scan
-from auto_voice.training.ears import Ears, stored_maps
 from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, averaged_weights
 from auto_voice.training.widening import widen_content, widen_converter
+from auto_voice.types import FloatArray
+
+log = logging.getLogger(__name__)
 
 STUDENT = "student"
 """Name of the feature that holds the content encoder's own output."""
@@ -161,6 +164,8 @@ class Workflow:
         for stage in ("content", "converter", "tune"):
             if mine[stage] is not None:
                 del mine[stage]["schedule"]
+        if self._asks_ears():
+            mine["ears"] = ears.VERSION
         mine["speech"] = [str(source.resolve()) for source in self.sources]
         mine = json.loads(json.dumps(mine))  # As it reads in the file: tuples are lists.
         note = self.folder / "training.json"
@@ -319,27 +324,25 @@ class Workflow:
                 f"content_space.dims to {components}, or start from a space without one."
             )
 
-    def _ears(self, train: Corpus) -> Ears | None:
-        """Of recogniser and speaker encoder, where the recipe asks them."""
+    def _asks_ears(self) -> bool:
         stages = [stage for stage in (self.recipe.converter, self.recipe.tune) if stage is not None]
-        if not any(stage.task.get("said") or stage.task.get("alike") for stage in stages):
+        return any(stage.task.get("said") or stage.task.get("alike") for stage in stages)
+
+    def _ears(self, train: Corpus) -> ears.Ears | None:
+        """Recogniser and speaker encoder, where the recipe asks them."""
+        if not self._asks_ears():
             return None
-        chosen = train.items[:: max(1, len(train.items) // EARS_RECORDINGS)][:EARS_RECORDINGS]
-        recordings = (
-            features.prepare(item.utterance)
-            for item in tqdm(chosen, desc="ears", unit="file", disable=None)
-        )
-        maps = stored_maps(self.folder / "ears.safetensors", recordings)
+        maps = ears.stored_maps(self.folder / "ears.safetensors", _some_recordings(train))
         arrays = load_file(self.folder / "content_space.safetensors")
         teacher = features.load_teacher(
             self.registry, self.recipe.content_space.layers, self.device
         )
         net = copy.deepcopy(self.registry.load("speaker_encoder").net).to(self.device)
-        return Ears(teacher, ContentSpace(**arrays), net, maps)
+        return ears.Ears(teacher, ContentSpace(**arrays), net, maps)
 
     def _converter(self, train: Corpus, held: Corpus, start: ConverterNet) -> ConverterNet:
         model = start
-        ears = self._ears(train)
+        listeners = self._ears(train)
         critic: dict[str, Any] = {}
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),
@@ -348,7 +351,7 @@ class Workflow:
             if stage is None:
                 continue
             task = ConverterTask(
-                train, held, model.arguments, content=content, ears=ears, **stage.task
+                train, held, model.arguments, content=content, ears=listeners, **stage.task
             )
             task.model.load_state_dict(model.state_dict())
             task.load_state_dict(critic)
@@ -366,6 +369,17 @@ class Workflow:
         plot_curves(folder)
         task.model.load_state_dict(averaged_weights(folder))
         return task.model.eval()
+
+
+def _some_recordings(corpus: Corpus) -> Iterator[FloatArray]:
+    """``EARS_RECORDINGS`` of them, spread over all."""
+    count = min(EARS_RECORDINGS, len(corpus.items))
+    chosen = np.linspace(0, len(corpus.items) - 1, count).round().astype(int)
+    for index in tqdm(chosen, desc="ears", unit="file", disable=None):
+        try:
+            yield features.prepare(corpus.items[index].utterance)
+        except AutoVoiceError as error:
+            log.warning("left out of what recogniser and speaker encoder hear: %s", error)
 
 
 def _hours(corpus: Corpus) -> float:
