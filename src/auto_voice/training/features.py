@@ -79,6 +79,15 @@ def prepare(utterance: Utterance) -> FloatArray:
     return (audio * gain_to_speech_level(audio, 16000)).astype(np.float32)
 
 
+def prepared(utterances: Sequence[Utterance], purpose: str) -> Iterator[FloatArray]:
+    """:func:`prepare` of those that can be read, with progress; the log names the others."""
+    for utterance in tqdm(utterances, desc=purpose, unit="file", disable=None):
+        try:
+            yield prepare(utterance)
+        except AutoVoiceError as error:
+            log.warning("left out of the %s: %s", purpose, error)
+
+
 def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
     """Everything that the trainings read of one utterance.
 
@@ -203,12 +212,7 @@ def fit_content_space(
         TrainingError: none of them can be used.
     """
     chosen = utterances[:: max(1, len(utterances) // sample)][:sample]
-    features = []
-    for utterance in tqdm(chosen, desc="content space", unit="file", disable=None):
-        try:
-            features.append(teacher.features(prepare(utterance)))
-        except AutoVoiceError as error:
-            log.warning("left out of the content space: %s", error)
+    features = [teacher.features(samples) for samples in prepared(chosen, "content space")]
     if not features:
         raise TrainingError(
             f"None of {len(chosen)} recordings can be used, for example {chosen[0].path}; "

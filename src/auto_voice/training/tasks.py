@@ -37,8 +37,8 @@ INVENTED_SPREAD = 0.1
 """Of the log of the factor of invented voices: two of three within a tenth of the original."""
 
 
-SILENCE = -11.5
-"""Of the vocoder's mel: the log of its floor."""
+SILENCE = float(np.log(HIFIGAN_MEL.log_floor or 1e-5))
+"""Of the vocoder's mel."""
 
 NetT = TypeVar("NetT", bound=nn.Module)
 
@@ -241,7 +241,7 @@ class ConverterTask:
             plainly: with no noise on the content.
         """
         assert self.ears is not None
-        content, pitch, spoken, voices, wanted = [], [], [], [], []
+        content, pitch, spoken, voices, others = [], [], [], [], []
         for item in corpus.draw(rng, count):
             other = corpus.stranger(rng, item)
             part = crop(rng, item.frames, self.frames)
@@ -254,7 +254,7 @@ class ConverterTask:
             pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
             spoken.append(item.features["mel"][:, part].T.astype(np.float32))
             voices.append(voice)
-            wanted.append(self._own_voice(other))
+            others.append(other)
         device = _device(self.model)
         condition = _stack_voices(voices, device)
         mel = self.model(_pad(content, device), _pad(pitch, device), condition).float()
@@ -272,7 +272,8 @@ class ConverterTask:
         # Silence would pull every voice towards one point.
         whole = [row for row, length in enumerate(lengths) if length == max(lengths)]
         if self.alike:
-            target = torch.from_numpy(np.stack([wanted[row] for row in whole])).to(device)
+            wanted = np.stack([self._own_voice(others[row]) for row in whole])
+            target = torch.from_numpy(wanted).to(device)
             unlike = 1 - (self.ears.voice(made[whole]) * target).sum(-1).mean()
         return (made - MEL_MEAN) / MEL_SCALE, missed, unlike
 

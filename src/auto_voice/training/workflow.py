@@ -16,7 +16,6 @@ from __future__ import annotations
 import copy
 import csv
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file
-from tqdm import tqdm
 
 from auto_voice.audio.envelope import envelope_size
-from auto_voice.errors import AutoVoiceError, TrainingError
+from auto_voice.errors import TrainingError
 from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.models.disk import read_json, write_json
@@ -44,8 +42,6 @@ from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, averaged_weights
 from auto_voice.training.widening import widen_content, widen_converter
 from auto_voice.types import FloatArray
-
-log = logging.getLogger(__name__)
 
 STUDENT = "student"
 """Name of the feature that holds the content encoder's own output."""
@@ -375,11 +371,8 @@ def _some_recordings(corpus: Corpus) -> Iterator[FloatArray]:
     """``EARS_RECORDINGS`` of them, spread over all."""
     count = min(EARS_RECORDINGS, len(corpus.items))
     chosen = np.linspace(0, len(corpus.items) - 1, count).round().astype(int)
-    for index in tqdm(chosen, desc="ears", unit="file", disable=None):
-        try:
-            yield features.prepare(corpus.items[index].utterance)
-        except AutoVoiceError as error:
-            log.warning("left out of what recogniser and speaker encoder hear: %s", error)
+    utterances = [corpus.items[index].utterance for index in chosen]
+    return features.prepared(utterances, "maps of words and voice")
 
 
 def _hours(corpus: Corpus) -> float:
