@@ -35,6 +35,11 @@ def test_committed_recipes_load(path: Path) -> None:
         ),
         ("name: x\ncontent: {net: , schedule: {steps: 5}}\n", "net must hold keys and values"),
         (
+            "name: x\nconverter_from: a@1\nconverter: {net: {blocks: 9, width: 8}, "
+            "task: {batch: 2, frames: 9, reference_frames: 9}, schedule: {steps: 5}}\n",
+            "converter.net.width is that of a@1",
+        ),
+        (
             "name: x\ntune: {task: {frame: 4}, schedule: {steps: 5}}\n",
             "tune.task: unknown key frame",
         ),

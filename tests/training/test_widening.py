@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from auto_voice.audio.mel import HIFIGAN_MEL
@@ -14,7 +15,7 @@ from auto_voice.models.converter_model import (
     VoiceCondition,
 )
 from auto_voice.models.whisper_encoder import ContentSpace
-from auto_voice.training.widening import widen_content, widen_converter
+from auto_voice.training.widening import deepen_converter, widen_content, widen_converter
 
 NARROW, WIDE, FRAMES, REFERENCE = 6, 10, 40, 30
 
@@ -58,6 +59,22 @@ def test_a_converter_answers_old_content_as_before_and_learns_from_new() -> None
     wide(heard, pitch, _voice(torch.randn(1, REFERENCE, WIDE))).square().sum().backward()
     assert wide.stem.weight.grad[:, NARROW:WIDE].abs().min() > 0
     assert wide.attention.project.grad[:, NARROW:, NARROW:].abs().max() > 0
+
+
+@pytest.mark.parametrize(("own", "blocks"), [(2, 3), (2, 4), (3, 7), (4, 5)])
+def test_a_deeper_converter_does_what_it_did_and_every_block_learns(own: int, blocks: int) -> None:
+    torch.manual_seed(0)
+    net = ConverterNet(NARROW, width=16, blocks=own, heads=2).eval()
+    deep = deepen_converter(net, blocks).eval()
+    content, pitch = torch.randn(1, FRAMES, NARROW), torch.randn(1, FRAMES, PITCH_SIZE)
+    voice = _voice(torch.randn(1, REFERENCE, NARROW))
+    made = deep(content, pitch, voice)
+    assert torch.allclose(net(content, pitch, voice), made, atol=1e-6)
+    assert len(deep.blocks) == deep.arguments["blocks"] == blocks
+    made.square().sum().backward()
+    assert all(block.project.weight.grad.abs().max() > 0 for block in deep.blocks)
+    fresh = [block for block in deep.blocks if not block.project.weight.any()]
+    assert len(fresh) == blocks - own
 
 
 def test_a_space_grows_by_what_it_missed() -> None:

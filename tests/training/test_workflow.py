@@ -160,6 +160,7 @@ def test_recordings_become_a_model_that_converts(
     # The teacher serves the new space too, and the next training can start from it and widen it.
     wider = {
         "name": "wider", "data": RECIPE["data"], "tune": RECIPE["tune"],
+        "converter": {**RECIPE["converter"], "net": {"blocks": 2}},
         "content_space": {
             "dims": 24, "sample": 4, "envelope": True, "cepstra": True, "widens": True,
         },
@@ -181,6 +182,16 @@ def test_recordings_become_a_model_that_converts(
         config = PipelineConfig(content_encoder=encoder, converter="converter_compact@wider")
         pipeline = VoiceConversionPipeline(config, model_registry=again)
         assert pipeline.convert(sample, source).models["content"] == encoder
+    assert len(again.load("converter_compact@wider").net.blocks) == 2
+    fewer = {**wider, "converter_from": "converter_compact@wider"}
+    fewer |= {"content_from": "content_compact@wider", "name": "fewer", "converter": {
+        **RECIPE["converter"], "net": {"blocks": 1},
+    }}  # fmt: skip
+    path.write_text(yaml.safe_dump(fewer))
+    with pytest.raises(TrainingError, match="has 2 blocks and none can be taken away"):
+        Workflow(
+            load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
+        ).run()
     behind = {**wider, "name": "behind", "content_space": {"dims": 32, "widens": True}}
     behind |= {"content_from": "content_compact@wider", "converter_from": "converter_compact@wider"}
     path.write_text(yaml.safe_dump(behind))

@@ -112,7 +112,8 @@ class Recipe:
             this step out.
         tune: the converter on the teacher's features and on the content encoder's own output, so
             that it understands both.
-        content_from, converter_from: ``name@version`` to start from.
+        content_from, converter_from: ``name@version`` to start from; ``converter.net`` can then
+            only give it more ``blocks``.
     """
 
     name: str
@@ -130,6 +131,13 @@ class Recipe:
             raise TrainingError(f"The recipe's name must be a text: put {self.name} in quotes.")
         if wrong := version_problem(self.name):
             raise TrainingError(f"The name {self.name!r} {wrong}.")
+        if self.converter is not None and self.converter_from is not None:
+            given = sorted(set(self.converter.net) - {"blocks"})
+            if given:
+                raise TrainingError(
+                    f"converter.net.{given[0]} is that of {self.converter_from}, and only blocks "
+                    "can be added; leave it out, or leave out converter_from."
+                )
         if self.content is None:
             return
         dims, heard = self.content_space.dims, self.content.net.get("dims", ContentSpaceRecipe.dims)

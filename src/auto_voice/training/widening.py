@@ -1,6 +1,7 @@
-"""Networks of a narrow content space as networks of a wider one that begins with it.
+"""Networks as larger ones that do what they did before, until training finds more to do.
 
-A widened network does what it did before; training then finds what the new features are good for.
+Those of a narrow content space become networks of a wider one that begins with it, and a converter
+takes further blocks.
 """
 
 from __future__ import annotations
@@ -45,6 +46,29 @@ def widen_converter(net: ConverterNet, dims: int, cepstra: bool = False) -> Conv
         weights["attention.project"] = project
     wide.load_state_dict(weights)
     return wide
+
+
+def deepen_converter(net: ConverterNet, blocks: int) -> ConverterNet:
+    """``net`` with ``blocks`` blocks: the further ones, spread among its own, add nothing yet."""
+    deep = ConverterNet(**{**net.arguments, "blocks": blocks})
+    known = _on_cpu(net)
+    weights = {name: values for name, values in known.items() if not name.startswith("blocks.")}
+    own = len(net.blocks)
+    before = -1
+    for index, block in enumerate(deep.blocks):
+        source = index * own // blocks
+        if source == before:
+            nn.init.zeros_(block.project.weight)
+            nn.init.zeros_(block.project.bias)
+            kept = block.state_dict()
+        else:
+            kept = {
+                name: known[f"blocks.{source}.{name}"] for name in net.blocks[source].state_dict()
+            }
+        weights |= {f"blocks.{index}.{name}": values for name, values in kept.items()}
+        before = source
+    deep.load_state_dict(weights)
+    return deep
 
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:

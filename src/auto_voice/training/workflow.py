@@ -40,7 +40,7 @@ from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, averaged_weights
-from auto_voice.training.widening import widen_content, widen_converter
+from auto_voice.training.widening import deepen_converter, widen_content, widen_converter
 from auto_voice.types import FloatArray
 
 STUDENT = "student"
@@ -304,7 +304,22 @@ class Workflow:
                 f"{whose} speaks from {net.arguments['dims']} features and the content encoder "
                 f"gives {dims}; {remedy}."
             )
-        return net
+        return self._deepened(net, whose)
+
+    def _deepened(self, net: ConverterNet, whose: str) -> ConverterNet:
+        """``net`` with as many blocks as the recipe wants.
+
+        Raises:
+            TrainingError: it has more.
+        """
+        stage, own = self.recipe.converter, len(net.blocks)
+        blocks = stage.net.get("blocks", own) if stage is not None else own
+        if blocks < own:
+            raise TrainingError(
+                f"{whose} has {own} blocks and none can be taken away; set converter.net.blocks to "
+                f"{own} or more."
+            )
+        return deepen_converter(net, blocks) if blocks > own else net
 
     def _check_order(self) -> None:
         """New features come last, so a space that ends with an envelope takes no new components.
