@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from auto_voice.audio.io import read_audio
-from auto_voice.audio.octaves import without_slips
+from auto_voice.audio.octaves import without_leaps
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
@@ -92,8 +92,8 @@ class Recording:
 
     @cached_property
     def melody(self) -> Pitch:
-        """``pitch`` without the detector's slips."""
-        return without_slips(self.pitch)
+        """``pitch`` without creak and the detector's slips."""
+        return without_leaps(self.pitch)
 
     @cached_property
     def loudness(self) -> float:

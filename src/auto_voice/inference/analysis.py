@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from auto_voice.audio.denoise import denoise
 from auto_voice.audio.level import SPEECH_DBFS, active_level
+from auto_voice.audio.octaves import meant
 from auto_voice.audio.pitch import FRAME_RATE, SAMPLE_RATE, extract_pitch
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
@@ -38,13 +39,15 @@ class Analysis:
     samples: of the source at the content encoder's rate.
     gain: factor that brings it to the level that the networks know.
     energies: ``(hops,)``, see :func:`auto_voice.inference.chunking.hop_energies`.
-    pitch: of the levelled source.
+    pitch: of the levelled source, as the detector found it.
+    melody: the same without the detector's slips, see :func:`auto_voice.audio.octaves.meant`.
     """
 
     samples: int
     gain: float
     energies: NDArray[np.float64]
     pitch: Pitch
+    melody: Pitch
 
 
 def analyse(tape: Tape) -> Analysis:
@@ -56,7 +59,8 @@ def analyse(tape: Tape) -> Analysis:
     ]
     joined = np.concatenate(energies) if energies else np.zeros(0)
     gain = gain_of_energies(joined, hop)
-    return Analysis(len(tape), gain, joined, pitch_of(tape, gain))
+    pitch = pitch_of(tape, gain)
+    return Analysis(len(tape), gain, joined, pitch, meant(pitch, tape.read, tape.sample_rate))
 
 
 def gain_of_energies(energies: NDArray[np.float64], hop_samples: int) -> float:

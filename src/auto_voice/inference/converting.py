@@ -94,7 +94,8 @@ def prepare(
     if controls.strength < 1:
         with timed(timings, "voice"):
             voice = _towards(voice, tape, controls.strength, stages)
-    pitch, semitones, pitch_notes = moved(analysis.pitch, voice, controls)
+    melody = analysis.pitch if controls.singing else analysis.melody
+    pitch, semitones, pitch_notes = moved(melody, voice, controls)
     notes += pitch_notes
     lufs = None
     if controls.loudness == SOURCE:

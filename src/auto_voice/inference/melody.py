@@ -1,4 +1,4 @@
-"""Where the melody of a source goes: repaired, moved to the voice, widened or narrowed."""
+"""Where the melody of a source goes: moved to the voice, widened or narrowed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ LEAST_SPREAD = 0.02
 def moved(pitch: Pitch, voice: Voice, controls: Controls) -> tuple[Pitch, float, list[str]]:
     """The melody that is to be spoken, by how many semitones its mean moved, and what to say of it.
 
-    The means leave out frames far from the median, so what octave errors the repair could not
-    reach in either recording do not move the result.
+    Mean and spread are those of the voice without its creak, and leave out frames far from the
+    median, so a creaky recording is moved as far as one that is not.
     """
-    if not controls.singing:
-        pitch = repaired(pitch)
-    statistics = log_f0_statistics(pitch)
+    statistics = log_f0_statistics(pitch if controls.singing else repaired(pitch))
     if statistics is None:
         wanted = voice.log_f0_mean is not None and controls.match_pitch
         notes = ["No pitch was found in the source, so none was moved."] if wanted else []

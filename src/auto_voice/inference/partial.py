@@ -24,7 +24,7 @@ from auto_voice.types import FloatArray, Pitch, Voice
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 SUFFIX = ".partial"
 
 
@@ -139,6 +139,7 @@ class Partial:
                 gain=analysis.gain,
                 energies=analysis.energies,
                 f0_hz=analysis.pitch.f0_hz,
+                melody_hz=analysis.melody.f0_hz,
                 voiced=analysis.pitch.voiced,
                 frame_rate=analysis.pitch.frame_rate,
             )
@@ -150,8 +151,9 @@ class Partial:
         if not path.is_file():
             return None
         with np.load(path, allow_pickle=False) as found:
-            pitch = Pitch(found["f0_hz"], found["voiced"], float(found["frame_rate"]))
-            return Analysis(int(found["samples"]), float(found["gain"]), found["energies"], pitch)
+            voiced, rate = found["voiced"], float(found["frame_rate"])
+            tracks = (Pitch(found[name], voiced, rate) for name in ("f0_hz", "melody_hz"))
+            return Analysis(int(found["samples"]), float(found["gain"]), found["energies"], *tracks)
 
     def save_progress(self, progress: Progress) -> None:
         """Make it the state that a later run starts from; the samples reach the disk first."""
