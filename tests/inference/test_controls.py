@@ -80,6 +80,20 @@ def test_pitch_range_scales_the_melody_and_keeps_its_height(heard):
     assert flat < 0.1 * spread
 
 
+@pytest.mark.parametrize("singing", [False, True])
+def test_slips_are_mended_in_speech_and_songs_are_left_as_they_were_found(
+    heard, monkeypatch, singing
+):
+    def flat(pitch, read, sample_rate):
+        assert len(read(0, 400)) == 400
+        assert sample_rate == 16000
+        return Pitch(np.full_like(pitch.f0_hz, 120.0), pitch.voiced, pitch.frame_rate)
+
+    monkeypatch.setattr("auto_voice.inference.analysis.meant", flat)
+    _, spread, _ = heard(singing=singing)
+    assert (spread > 0.02) == singing
+
+
 def test_singing_keeps_pitch_classes(heard, source):
     own = np.median(log_f0 := _log_f0(source))
     height, _, voice = heard(singing=True)
@@ -133,6 +147,24 @@ def test_the_range_of_the_voice_can_be_taken():
     mean, spread = log_f0_statistics(out)
     assert mean == pytest.approx(5.0, abs=0.03)
     assert spread == pytest.approx(0.05, rel=0.15)
+
+
+@pytest.mark.parametrize("pitch_range", [0.5, 2, 4, "voice"])
+def test_a_creak_stays_an_octave_below_however_wide_the_melody_is(pitch_range):
+    plain = melody()
+    creak = slice(104, 128)
+    f0 = plain.f0_hz.copy()
+    f0[creak] /= 2
+    target = Voice(np.ones(256, np.float32) / 16, log_f0_mean=5.0, log_f0_std=0.3)
+    controls = Controls(pitch_range=pitch_range)
+    expected, _, _ = moved(plain, target, controls)
+    found, _, _ = moved(Pitch(f0, plain.voiced, 62.5), target, controls)
+    octaves = np.log2(found.f0_hz / expected.f0_hz)[plain.voiced]
+    inside = np.zeros(len(f0), bool)
+    inside[creak] = True
+    np.testing.assert_allclose(octaves, -1.0 * inside[plain.voiced], atol=1e-4)
+    monotone, _, _ = moved(Pitch(f0, plain.voiced, 62.5), target, Controls(pitch_range=0))
+    assert np.ptp(monotone.f0_hz[plain.voiced]) < 1e-3
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 200), (112, 334), (250, 500), (0, 500)])

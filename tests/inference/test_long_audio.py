@@ -19,12 +19,13 @@ from auto_voice.errors import (
     ModelLoadError,
 )
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
-from auto_voice.inference.analysis import analyse, pitch_of
+from auto_voice.inference.analysis import Analysis, analyse, pitch_of
 from auto_voice.inference.chunking import Chunk, Joiner, halved, join
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.long_audio import convert_to_file
+from auto_voice.inference.partial import Partial
 from auto_voice.inference.tape import FileTape, MemoryTape, Section
-from auto_voice.types import Content, Waveform
+from auto_voice.types import Content, Pitch, Waveform
 
 PIECES = PipelineConfig(chunk_seconds=6)
 SECONDS = 20.0
@@ -235,10 +236,26 @@ def test_what_is_known_of_a_tape_does_not_depend_on_where_it_lies(tmp_path, spee
     a, b = analyse(MemoryTape(samples, 16000)), analyse(tape)
     assert a.gain == b.gain
     np.testing.assert_array_equal(a.energies, b.energies)
+    np.testing.assert_array_equal(a.pitch.f0_hz, b.pitch.f0_hz)
+    np.testing.assert_array_equal(a.melody.f0_hz, b.melody.f0_hz)
     part = Section(tape, 1000, 5000)
     np.testing.assert_array_equal(part.read(-5, 9999), samples[1000:5000])
     tape.truncate(10)
     assert len(FileTape(tmp_path / "x.f32", 16000)) == len(tape) == 10
+
+
+def test_an_analysis_comes_back_as_it_was_kept(tmp_path):
+    voiced = np.array([True, False, True])
+    tracks = [Pitch(np.array(f0, np.float32), voiced, 62.5) for f0 in ([50, 0, 90], [100, 0, 90])]
+    with Partial(tmp_path / "out.wav", "key") as partial:
+        assert partial.load_analysis() is None
+        partial.save_analysis(Analysis(640, 0.5, np.array([1.0, 2.0]), *tracks))
+        back = partial.load_analysis()
+    assert (back.samples, back.gain, back.energies.tolist()) == (640, 0.5, [1.0, 2.0])
+    for found, kept in zip((back.pitch, back.melody), tracks, strict=True):
+        assert found.f0_hz.tolist() == kept.f0_hz.tolist()
+        assert found.voiced.tolist() == voiced.tolist()
+        assert found.frame_rate == 62.5
 
 
 @settings(max_examples=25, deadline=None)

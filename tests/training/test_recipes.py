@@ -39,6 +39,7 @@ def test_committed_recipes_load(path: Path) -> None:
             "task: {batch: 2, frames: 9, reference_frames: 9}, schedule: {steps: 5}}\n",
             "converter.net.width is that of a@1",
         ),
+        ("name: x\ntune: {net: {blocks: 9}, schedule: {steps: 5}}\n", "leave tune.net out"),
         (
             "name: x\ntune: {task: {frame: 4}, schedule: {steps: 5}}\n",
             "tune.task: unknown key frame",
@@ -51,7 +52,7 @@ def test_committed_recipes_load(path: Path) -> None:
             "name: x\nconverter: {net: {width: wide}, schedule: {steps: 5}}\n",
             "converter.net: width must be a number, 0 or more, not 'wide'",
         ),
-        ("name: x\ntune: {net: {width: -1}, schedule: {steps: 5}}\n", "width must be a number"),
+        ("name: x\nconverter: {net: {width: -1}, schedule: {steps: 5}}\n", "width must be a number"),
         ("name: x\ndata: {weights: {a: much}}\n", "weights: a must be a number"),
         ("name: x\ndata: {weights: {a: .nan}}\n", "weights: a must be a number"),
         ("name: x\ndata: {weights: {2024: 1}}\n", "put the name 2024 in quotes"),

@@ -23,34 +23,46 @@ PERIODS = 4
 """That are listened to, of the lower of two pitches."""
 TOLERANCE = 0.06
 """Within which a period may lie."""
+BAND_HZ = (70.0, 1500.0)
+"""That is listened to: below lie hum and offset, above a sample is too long a step of the lag."""
 CLEARLY = 0.1
 """By how much the sound must repeat better at the one period than at the other, 1 being exactly."""
+SILENCE = 1e-12
+"""Power of a sample below which there is nothing to hear."""
+VOTERS = 5
+"""Frames whose median decides for the one in their middle."""
 
 
 def meant(pitch: Pitch, read: Callable[[int, int], FloatArray], sample_rate: int) -> Pitch:
     """The track with slips of the detector folded back and creak left as it was spoken.
 
     What :func:`repaired` would fold is folded unless the sound itself repeats clearly better at the
-    pitch that was found: of 448 such frames in 220 recordings of many corpora it did in 88 of 100;
-    of 23 where added noise had doubled the pitch, in one.
+    pitch that was found. Of 330 frames that lay too low in 160 recordings of many corpora 92 % did,
+    and 1 % of 1 898 frames of plain voice tried at half their pitch. A sound that repeats at one
+    period does so at two of them, so what lies an octave too high is nearly always folded.
 
     Args:
-        read: gives samples ``[start, stop)`` of the sound; less where it has no more.
+        read: gives samples ``[start, stop)`` of the sound, with no start below 0; less where it has
+            no more.
         sample_rate: of these, Hz.
     """
     folded = repaired(pitch)
     off = np.flatnonzero(pitch.voiced & (folded.f0_hz != pitch.f0_hz))
+    upwards = folded.f0_hz[off] > pitch.f0_hz[off]
     f0 = pitch.f0_hz.copy()
-    for stretch in np.split(off, np.flatnonzero(np.diff(off) > SLIP_GAP_FRAMES) + 1):
-        votes = [
+    ends = (np.diff(off) > SLIP_GAP_FRAMES) | (np.diff(upwards.astype(np.int8)) != 0)
+    for stretch in np.split(off, np.flatnonzero(ends) + 1):
+        votes = np.array([
             _preference(
                 float(pitch.f0_hz[frame]), float(folded.f0_hz[frame]),
                 frame / pitch.frame_rate, read, sample_rate,
             )
             for frame in stretch
-        ]  # fmt: skip
-        if votes and np.median(votes) <= CLEARLY:
-            f0[stretch] = folded.f0_hz[stretch]
+        ])  # fmt: skip
+        reach = VOTERS // 2
+        medians = [np.median(votes[max(0, i - reach) : i + reach + 1]) for i in range(len(votes))]
+        slipped = stretch[np.array(medians, np.float64) <= CLEARLY]
+        f0[slipped] = folded.f0_hz[slipped]
     return Pitch(f0, pitch.voiced, pitch.frame_rate)
 
 
@@ -84,10 +96,22 @@ def _preference(
     found: float, other: float, seconds: float, read: Callable[[int, int], FloatArray], rate: int
 ) -> float:
     """How much better the sound at ``seconds`` repeats at ``found`` than at ``other``, both Hz."""
-    reach = round(PERIODS / 2 * rate / min(found, other))
-    centre = round(seconds * rate)
-    sound = read(max(0, centre - reach), centre + reach).astype(np.float64)
-    return _repetition(sound, rate / found) - _repetition(sound, rate / other)
+    size = 2 * round(PERIODS / 2 * rate / min(found, other))
+    start = max(0, round(seconds * rate) - size // 2)
+    sound = read(start, start + size)
+    if len(sound) < size:
+        sound = read(max(0, start - (size - len(sound))), start + size)
+    heard = _in_band(sound.astype(np.float64), rate)
+    return _repetition(heard, rate / found) - _repetition(heard, rate / other)
+
+
+def _in_band(sound: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
+    """``sound`` between ``BAND_HZ``."""
+    if not len(sound):
+        return sound
+    frequencies = np.fft.rfftfreq(len(sound), 1 / rate)
+    outside = (frequencies < BAND_HZ[0]) | (frequencies > BAND_HZ[1])
+    return np.fft.irfft(np.where(outside, 0, np.fft.rfft(sound)), len(sound))
 
 
 def _repetition(sound: NDArray[np.float64], period: float) -> float:
@@ -98,9 +122,9 @@ def _repetition(sound: NDArray[np.float64], period: float) -> float:
         if not 0 < lag < len(sound) - lag:
             continue
         early, late = sound[:-lag], sound[lag:]
-        power = (early @ early) * (late @ late)
-        if power > 0:
-            found.append(float(early @ late / np.sqrt(power)))
+        powers = early @ early, late @ late
+        if min(powers) > SILENCE * len(early):
+            found.append(float(early @ late / np.sqrt(powers[0] * powers[1])))
     return max(found)
 
 

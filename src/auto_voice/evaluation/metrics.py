@@ -142,8 +142,8 @@ def pitch_agreement(source: Pitch, converted: Pitch) -> PitchAgreement:
 def register_error_cents(target: Pitch, converted: Pitch) -> float:
     """Mean log-F0 of ``converted`` minus that of ``target``, in cents; NaN without voice.
 
-    The mean is the pipeline's own: frames more than 0.6 octaves from the median are left out, so
-    that octave errors of the tracker in either recording do not count.
+    Frames more than 0.6 octaves from the median are left out, so that neither creak nor octave
+    errors of the tracker count.
     """
     if min(int(p.voiced.sum()) for p in (target, converted)) < MIN_VOICED_FRAMES:
         return NAN

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from auto_voice.audio.loudness import CEILING_DBTP
 from auto_voice.audio.meter import LoudnessMeter
+from auto_voice.audio.octaves import repaired
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
 from auto_voice.errors import AudioContentError
@@ -104,7 +105,7 @@ def prepare(
         content_encoder=stages.content_encoder,
         converter=stages.converter,
         vocoder=stages.vocoder,
-        voice=_with_pitch(voice, pitch),
+        voice=_with_pitch(voice, pitch if controls.singing else repaired(pitch)),
         tape=tape,
         analysis=analysis,
         pitch=pitch,

@@ -20,7 +20,8 @@ def moved(pitch: Pitch, voice: Voice, controls: Controls) -> tuple[Pitch, float,
     Mean and spread are those of the voice without its creak, and leave out frames far from the
     median, so a creaky recording is moved as far as one that is not.
     """
-    statistics = log_f0_statistics(pitch if controls.singing else repaired(pitch))
+    level = pitch if controls.singing else repaired(pitch)
+    statistics = log_f0_statistics(level)
     if statistics is None:
         wanted = voice.log_f0_mean is not None and controls.match_pitch
         notes = ["No pitch was found in the source, so none was moved."] if wanted else []
@@ -39,8 +40,12 @@ def moved(pitch: Pitch, voice: Voice, controls: Controls) -> tuple[Pitch, float,
             )
     factor = _range_factor(controls, voice, spread)
     semitones = automatic + controls.semitones
-    log_f0 = np.log(np.maximum(pitch.f0_hz.astype(np.float64), 1e-3))
-    out = mean + factor * (log_f0 - mean) + semitones * OCTAVE / 12
+    log_f0, plain = (
+        np.log(np.maximum(track.f0_hz.astype(np.float64), 1e-3)) for track in (pitch, level)
+    )
+    # A creak lies an octave below the voice however wide that ranges, but not in a monotone.
+    leaps = log_f0 - plain if factor else 0.0
+    out = mean + factor * (plain - mean) + leaps + semitones * OCTAVE / 12
     return Pitch(np.exp(out).astype(np.float32), pitch.voiced, pitch.frame_rate), semitones, notes
 
 

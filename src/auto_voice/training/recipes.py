@@ -138,6 +138,8 @@ class Recipe:
                     f"converter.net.{given[0]} is that of {self.converter_from}, and only blocks "
                     "can be added; leave it out, or leave out converter_from."
                 )
+        if self.tune is not None and self.tune.net:
+            raise TrainingError("tune goes on with the converter as it is; leave tune.net out.")
         if self.content is None:
             return
         dims, heard = self.content_space.dims, self.content.net.get("dims", ContentSpaceRecipe.dims)

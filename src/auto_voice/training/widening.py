@@ -51,22 +51,18 @@ def widen_converter(net: ConverterNet, dims: int, cepstra: bool = False) -> Conv
 def deepen_converter(net: ConverterNet, blocks: int) -> ConverterNet:
     """``net`` with ``blocks`` blocks: the further ones, spread among its own, add nothing yet."""
     deep = ConverterNet(**{**net.arguments, "blocks": blocks})
-    known = _on_cpu(net)
-    weights = {name: values for name, values in known.items() if not name.startswith("blocks.")}
+    known, weights = _on_cpu(net), deep.state_dict()
     own = len(net.blocks)
-    before = -1
-    for index, block in enumerate(deep.blocks):
-        source = index * own // blocks
-        if source == before:
-            nn.init.zeros_(block.project.weight)
-            nn.init.zeros_(block.project.bias)
-            kept = block.state_dict()
-        else:
-            kept = {
-                name: known[f"blocks.{source}.{name}"] for name in net.blocks[source].state_dict()
-            }
-        weights |= {f"blocks.{index}.{name}": values for name, values in kept.items()}
-        before = source
+    # Where each of its own stands among all of them.
+    places = {f"blocks.{-(-index * blocks // own)}.": f"blocks.{index}." for index in range(own)}
+    for name in weights:
+        block = name[: name.find(".", len("blocks.")) + 1] if name.startswith("blocks.") else ""
+        if block in places:
+            weights[name] = known[places[block] + name.removeprefix(block)]
+        elif not block:
+            weights[name] = known[name]
+        elif name.removeprefix(block).startswith("project."):
+            weights[name] = torch.zeros_like(weights[name])
     deep.load_state_dict(weights)
     return deep
 
