@@ -52,7 +52,10 @@ def test_committed_recipes_load(path: Path) -> None:
             "name: x\nconverter: {net: {width: wide}, schedule: {steps: 5}}\n",
             "converter.net: width must be a number, 0 or more, not 'wide'",
         ),
-        ("name: x\nconverter: {net: {width: -1}, schedule: {steps: 5}}\n", "width must be a number"),
+        (
+            "name: x\nconverter: {net: {width: -1}, schedule: {steps: 5}}\n",
+            "width must be a number",
+        ),
         ("name: x\ndata: {weights: {a: much}}\n", "weights: a must be a number"),
         ("name: x\ndata: {weights: {a: .nan}}\n", "weights: a must be a number"),
         ("name: x\ndata: {weights: {2024: 1}}\n", "put the name 2024 in quotes"),
