@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from auto_voice.audio.loudness import CEILING_DBTP
 from auto_voice.audio.meter import LoudnessMeter
-from auto_voice.audio.octaves import repaired
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
 from auto_voice.errors import AudioContentError
@@ -16,7 +15,7 @@ from auto_voice.inference.analysis import Analysis, analyse, denoised, speech_bo
 from auto_voice.inference.blending import blend_voices
 from auto_voice.inference.cloning import build_voice
 from auto_voice.inference.controls import SOURCE, Controls
-from auto_voice.inference.melody import moved
+from auto_voice.inference.melody import moved, without_creak
 from auto_voice.inference.rendering import Rendering, timed
 from auto_voice.inference.tape import Section, Tape
 from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
@@ -105,7 +104,7 @@ def prepare(
         content_encoder=stages.content_encoder,
         converter=stages.converter,
         vocoder=stages.vocoder,
-        voice=_with_pitch(voice, pitch if controls.singing else repaired(pitch)),
+        voice=_with_pitch(voice, pitch, controls),
         tape=tape,
         analysis=analysis,
         pitch=pitch,
@@ -183,12 +182,14 @@ def _towards(voice: Voice, tape: Tape, strength: float, stages: Stages) -> Voice
     return replace(blended, notes=voice.notes)
 
 
-def _with_pitch(voice: Voice, pitch: Pitch) -> Voice:
+def _with_pitch(voice: Voice, pitch: Pitch, controls: Controls) -> Voice:
     """``voice`` with the pitch it will speak at, where it has none of its own.
 
     A converter would otherwise take the mean of each piece of the source, and pieces would differ.
     """
-    statistics = log_f0_statistics(pitch)
-    if voice.log_f0_mean is not None or statistics is None:
+    if voice.log_f0_mean is not None:
+        return voice
+    statistics = log_f0_statistics(without_creak(pitch, controls))
+    if statistics is None:
         return voice
     return replace(voice, log_f0_mean=statistics[0], log_f0_std=statistics[1])

@@ -20,7 +20,7 @@ def moved(pitch: Pitch, voice: Voice, controls: Controls) -> tuple[Pitch, float,
     Mean and spread are those of the voice without its creak, and leave out frames far from the
     median, so a creaky recording is moved as far as one that is not.
     """
-    level = pitch if controls.singing else repaired(pitch)
+    level = without_creak(pitch, controls)
     statistics = log_f0_statistics(level)
     if statistics is None:
         wanted = voice.log_f0_mean is not None and controls.match_pitch
@@ -47,6 +47,11 @@ def moved(pitch: Pitch, voice: Voice, controls: Controls) -> tuple[Pitch, float,
     leaps = log_f0 - plain if factor else 0.0
     out = mean + factor * (plain - mean) + leaps + semitones * OCTAVE / 12
     return Pitch(np.exp(out).astype(np.float32), pitch.voiced, pitch.frame_rate), semitones, notes
+
+
+def without_creak(pitch: Pitch, controls: Controls) -> Pitch:
+    """The track whose mean and spread are a voice's own; a song's leaps are a part of it."""
+    return pitch if controls.singing else repaired(pitch)
 
 
 def _range_factor(controls: Controls, voice: Voice, spread: float) -> float:

@@ -51,18 +51,16 @@ def widen_converter(net: ConverterNet, dims: int, cepstra: bool = False) -> Conv
 def deepen_converter(net: ConverterNet, blocks: int) -> ConverterNet:
     """``net`` with ``blocks`` blocks: the further ones, spread among its own, add nothing yet."""
     deep = ConverterNet(**{**net.arguments, "blocks": blocks})
-    known, weights = _on_cpu(net), deep.state_dict()
-    own = len(net.blocks)
-    # Where each of its own stands among all of them.
-    places = {f"blocks.{-(-index * blocks // own)}.": f"blocks.{index}." for index in range(own)}
-    for name in weights:
-        block = name[: name.find(".", len("blocks.")) + 1] if name.startswith("blocks.") else ""
-        if block in places:
-            weights[name] = known[places[block] + name.removeprefix(block)]
-        elif not block:
-            weights[name] = known[name]
-        elif name.removeprefix(block).startswith("project."):
-            weights[name] = torch.zeros_like(weights[name])
+    weights = {
+        name: torch.zeros_like(values) if ".project." in name else values
+        for name, values in deep.state_dict().items()
+    }
+    for name, values in _on_cpu(net).items():
+        place = name
+        if name.startswith("blocks."):
+            _, index, part = name.split(".", 2)
+            place = f"blocks.{-(-int(index) * blocks // len(net.blocks))}.{part}"
+        weights[place] = values
     deep.load_state_dict(weights)
     return deep
 
