@@ -15,10 +15,15 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import TrainingError
 from auto_voice.models.mock_models import mock_sample
 from auto_voice.models.speaker_encoder import SpeakerNet
-from auto_voice.models.whisper_encoder import ContentSpace, WhisperEncoder, whisper_log_mel
+from auto_voice.models.whisper_encoder import (
+    OUTLIER,
+    ContentSpace,
+    WhisperEncoder,
+    whisper_log_mel,
+)
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.ears import Ears, fit_maps, stored_maps
-from auto_voice.training.tasks import ConverterTask
+from auto_voice.training.tasks import ConverterTask, _unlike
 from auto_voice.types import FloatArray
 
 WIDTH = 64
@@ -94,6 +99,39 @@ def test_the_same_sound_says_the_same_and_another_does_not(ears: Ears) -> None:
     assert words.shape == (1, 149, 8)
     assert words.mean(1).abs().max() < 1e-4
     assert (other - words).square().sum() > 0.1 * words.square().sum()
+
+
+def test_components_weigh_what_they_weigh_in_the_recogniser(
+    ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mels = [vocoder_mel(recording(seed)) for seed in (34, 35)]
+    _, loudest = ears.words(mels[0])
+    heard: list[torch.Tensor] = []
+    hidden = ears.recogniser.hidden
+
+    def overheard(mel: torch.Tensor) -> torch.Tensor:
+        heard.append(hidden(mel))
+        return heard[-1]
+
+    monkeypatch.setattr(ears.recogniser, "hidden", overheard)
+    words = [ears.words(mel, loudest)[0] for mel in mels]
+    space = ears.space
+    unit = [np.clip((h[0].numpy() - space.mean) / space.scale, -OUTLIER, OUTLIER) for h in heard]
+    apart = unit[0] - unit[1]
+    apart -= apart.mean(0)
+    directions = space.projection / np.linalg.norm(space.projection, axis=0)
+    wanted = ((apart @ directions) ** 2).sum(1)
+    found = (words[0] - words[1])[0].square().sum(-1).numpy()
+    assert np.allclose(found / found.mean(), wanted / wanted.mean(), rtol=0.02, atol=1e-3)
+
+
+def test_a_voice_on_the_side_of_the_source_is_farther_off() -> None:
+    target, source = torch.eye(3)[:1], torch.tensor([[0.6, 0.8, 0.0]])
+    near, away = torch.tensor([[0.8, 0.6, 0.0]]), torch.tensor([[0.8, -0.6, 0.0]])
+    assert _unlike(target, target, source) == 0
+    assert torch.allclose(_unlike(away, target, source), torch.tensor([0.2]))
+    # As near to the target, but 0.96 to the source, which the target is 0.6 to.
+    assert torch.allclose(_unlike(near, target, source), torch.tensor([0.2 + 0.36]))
 
 
 def test_what_is_far_below_the_loudest_is_not_heard(ears: Ears) -> None:

@@ -15,7 +15,7 @@ from auto_voice.models.converter_model import (
     VoiceCondition,
 )
 from auto_voice.models.whisper_encoder import ContentSpace
-from auto_voice.training.widening import deepen_converter, widen_content, widen_converter
+from auto_voice.training.widening import grow_converter, widen_content, widen_converter
 
 NARROW, WIDE, FRAMES, REFERENCE = 6, 10, 40, 30
 
@@ -37,7 +37,7 @@ def test_a_content_encoder_keeps_its_features_and_adds_zeros() -> None:
     net = ContentNet(NARROW, width=16, blocks=2).eval()
     mel = torch.randn(2, 80, 2 * FRAMES) * 4 - 9
     wide = widen_content(net, WIDE)(mel)
-    assert torch.equal(wide[..., :NARROW], net(mel))
+    assert torch.allclose(wide[..., :NARROW], net(mel), atol=1e-5)
     assert not wide[..., NARROW:].any()
 
 
@@ -61,19 +61,25 @@ def test_a_converter_answers_old_content_as_before_and_learns_from_new() -> None
     assert wide.attention.project.grad[:, NARROW:, NARROW:].abs().max() > 0
 
 
-@pytest.mark.parametrize(("own", "blocks"), [(2, 3), (2, 4), (3, 7), (4, 5)])
-def test_a_deeper_converter_does_what_it_did_and_every_block_learns(own: int, blocks: int) -> None:
+@pytest.mark.parametrize(
+    ("own", "blocks", "expansion"), [(2, 3, 2), (2, 4, 2), (3, 7, 3), (4, 5, 4), (2, 2, 3)]
+)
+def test_a_grown_converter_does_what_it_did_and_all_of_it_learns(
+    own: int, blocks: int, expansion: int
+) -> None:
     torch.manual_seed(0)
     net = ConverterNet(NARROW, width=16, blocks=own, heads=2).eval()
-    deep = deepen_converter(net, blocks).eval()
+    large = grow_converter(net, blocks, expansion).eval()
     content, pitch = torch.randn(1, FRAMES, NARROW), torch.randn(1, FRAMES, PITCH_SIZE)
     voice = _voice(torch.randn(1, REFERENCE, NARROW))
-    made = deep(content, pitch, voice)
+    made = large(content, pitch, voice)
     assert torch.allclose(net(content, pitch, voice), made, atol=1e-6)
-    assert len(deep.blocks) == deep.arguments["blocks"] == blocks
+    assert len(large.blocks) == large.arguments["blocks"] == blocks
+    assert large.blocks[0].expand.out_features == large.arguments["expansion"] * 16
     made.square().sum().backward()
-    assert all(block.project.weight.grad.abs().max() > 0 for block in deep.blocks)
-    fresh = [block for block in deep.blocks if not block.project.weight.any()]
+    # Each hidden value, old and new, is about to be heard.
+    assert all(block.project.weight.grad.abs().amax(0).min() > 0 for block in large.blocks)
+    fresh = [block for block in large.blocks if not block.project.weight.any()]
     assert len(fresh) == blocks - own
 
 

@@ -160,7 +160,7 @@ def test_recordings_become_a_model_that_converts(
     # The teacher serves the new space too, and the next training can start from it and widen it.
     wider = {
         "name": "wider", "data": RECIPE["data"], "tune": RECIPE["tune"],
-        "converter": {**RECIPE["converter"], "net": {"blocks": 2}},
+        "converter": {**RECIPE["converter"], "net": {"blocks": 2, "expansion": 3}},
         "content_space": {
             "dims": 24, "sample": 4, "envelope": True, "cepstra": True, "widens": True,
         },
@@ -182,13 +182,14 @@ def test_recordings_become_a_model_that_converts(
         config = PipelineConfig(content_encoder=encoder, converter="converter_compact@wider")
         pipeline = VoiceConversionPipeline(config, model_registry=again)
         assert pipeline.convert(sample, source).models["content"] == encoder
-    assert len(again.load("converter_compact@wider").net.blocks) == 2
+    grown = again.load("converter_compact@wider").net
+    assert (len(grown.blocks), grown.arguments["expansion"]) == (2, 3)
     fewer = {**wider, "converter_from": "converter_compact@wider"}
     fewer |= {"content_from": "content_compact@wider", "name": "fewer", "converter": {
         **RECIPE["converter"], "net": {"blocks": 1},
     }}  # fmt: skip
     path.write_text(yaml.safe_dump(fewer))
-    with pytest.raises(TrainingError, match="has 2 blocks and none can be taken away"):
+    with pytest.raises(TrainingError, match="has 2 blocks and nothing can be taken away"):
         Workflow(
             load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
         ).run()

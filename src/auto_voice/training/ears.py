@@ -36,8 +36,8 @@ from auto_voice.types import FloatArray
 HEARD_RATE = 100
 """Frames a second of the mels that lead to words and voices; frame ``i`` is centred at
 ``10 (i + 1)`` ms."""
-VERSION = 1
-"""Of the maps; raise it when they are fitted otherwise."""
+VERSION = 2
+"""Of the maps and of what is listened for; raise it when either changes."""
 NEIGHBOURS = 3
 """Frames that the map reads: windows of the vocoder's mel are nearly twice as long."""
 RIDGE = 1e-2
@@ -68,6 +68,9 @@ class Ears:
         self.recogniser, self.device = recogniser, device
         self.speaker = speaker.requires_grad_(False).train()
         self.space = space
+        # A whitened component was divided by its spread.
+        spread = 1 / torch.from_numpy(np.linalg.norm(space.projection, axis=0)).to(device)
+        self.spread = (spread / spread.square().mean().sqrt()).float()
         self.maps = {name: torch.from_numpy(values).to(device) for name, values in maps.items()}
 
     def words(self, mel: Tensor, loudest: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -78,7 +81,8 @@ class Ears:
             loudest: ``(batch, 1, 1)`` of another mel of the same sound.
 
         Returns:
-            ``(batch, time, dims)`` at 50 Hz without the mean over time, and ``(batch, 1, 1)``.
+            ``(batch, time, dims)`` at 50 Hz without the mean over time, each component as wide as
+            the recogniser has it, and ``(batch, 1, 1)``.
         """
         heard = self._mapped(mel, "words")
         heard = heard[:, : heard.shape[1] // 2 * 2]
@@ -86,7 +90,7 @@ class Ears:
             loudest = heard.amax((1, 2), keepdim=True)
         scaled = (torch.maximum(heard, loudest - RANGE) + 4.0) / 4.0
         hidden = self.recogniser.hidden(scaled.transpose(1, 2)).float()
-        content = self.space.project_tensor(hidden)
+        content = self.space.project_tensor(hidden) * self.spread
         return content - content.mean(1, keepdim=True), loudest
 
     def voice(self, mel: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from auto_voice.models.content_model import ContentNet
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.training.tasks import ContentTask, ConverterTask
 from auto_voice.training.trainer import Schedule
+from auto_voice.training.widening import GROWS
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ class Recipe:
         tune: the converter on the teacher's features and on the content encoder's own output, so
             that it understands both.
         content_from, converter_from: ``name@version`` to start from; ``converter.net`` can then
-            only give it more ``blocks``.
+            only give it more of ``GROWS``.
     """
 
     name: str
@@ -132,11 +133,11 @@ class Recipe:
         if wrong := version_problem(self.name):
             raise TrainingError(f"The name {self.name!r} {wrong}.")
         if self.converter is not None and self.converter_from is not None:
-            given = sorted(set(self.converter.net) - {"blocks"})
+            given = sorted(set(self.converter.net) - set(GROWS))
             if given:
                 raise TrainingError(
-                    f"converter.net.{given[0]} is that of {self.converter_from}, and only blocks "
-                    "can be added; leave it out, or leave out converter_from."
+                    f"converter.net.{given[0]} is that of {self.converter_from}, and only "
+                    f"{' and '.join(GROWS)} can grow; leave it out, or leave out converter_from."
                 )
         if self.tune is not None and self.tune.net:
             raise TrainingError("tune goes on with the converter as it is; leave tune.net out.")

@@ -141,7 +141,8 @@ class ConverterTask:
         swapped: crops in a step, besides ``batch``, that are spoken in the voice and at the height
             of another speaker (of the same, where there is only one), for the two that follow.
         said: weight of the share of the words that a recogniser misses in them; see ``Ears``.
-        alike: weight of the distance to the other's voice in a speaker encoder.
+        alike: weight of the distance to the other's voice in a speaker encoder, and of how much
+            nearer to the voice of the source than the other's is.
         ears: of recogniser and speaker encoder, where they are asked.
     """
 
@@ -235,13 +236,13 @@ class ConverterTask:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Crops in the voices of others: the mels ``(batch, frames, bands)``, with silence behind
         the short ones, which share of the words is missed in them, and how far the voices of the
-        whole ones are from those they should be.
+        whole ones are from those they should be, on the side of the source above all.
 
         Args:
             plainly: with no noise on the content.
         """
         assert self.ears is not None
-        content, pitch, spoken, voices, others = [], [], [], [], []
+        content, pitch, spoken, voices, own, others = [], [], [], [], [], []
         for item in corpus.draw(rng, count):
             other = corpus.stranger(rng, item)
             part = crop(rng, item.frames, self.frames)
@@ -254,6 +255,7 @@ class ConverterTask:
             pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
             spoken.append(item.features["mel"][:, part].T.astype(np.float32))
             voices.append(voice)
+            own.append(item)
             others.append(other)
         device = _device(self.model)
         condition = _stack_voices(voices, device)
@@ -272,9 +274,9 @@ class ConverterTask:
         # Silence would pull every voice towards one point.
         whole = [row for row, length in enumerate(lengths) if length == max(lengths)]
         if self.alike:
-            wanted = np.stack([self._own_voice(others[row]) for row in whole])
-            target = torch.from_numpy(wanted).to(device)
-            unlike = 1 - (self.ears.voice(made[whole]) * target).sum(-1).mean()
+            known = (np.stack([self._own_voice(x[row]) for row in whole]) for x in (others, own))
+            target, source = (torch.from_numpy(values).to(device) for values in known)
+            unlike = _unlike(self.ears.voice(made[whole]), target, source).mean()
         return (made - MEL_MEAN) / MEL_SCALE, missed, unlike
 
     def _own_voice(self, item: Item) -> FloatArray:
@@ -402,6 +404,13 @@ def _missed(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Share of the target's energy that the prediction misses."""
     share: Tensor = (predicted - target)[mask].square().sum() / target[mask].square().sum()
     return share
+
+
+def _unlike(voice: Tensor, target: Tensor, source: Tensor) -> Tensor:
+    """``(batch,)``: how far voices ``(batch, dims)`` of unit norm are from those they should be,
+    and how much nearer to the source's than those are."""
+    left = ((voice - target) * source).sum(-1)
+    return 1 - (voice * target).sum(-1) + F.relu(left)
 
 
 def _detail(mel: Tensor) -> Tensor:

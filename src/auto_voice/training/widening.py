@@ -1,7 +1,7 @@
 """Networks as larger ones that do what they did before, until training finds more to do.
 
 Those of a narrow content space become networks of a wider one that begins with it, and a converter
-takes further blocks.
+takes further blocks, or more hidden values in each.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from auto_voice.models.content_model import ContentNet
 from auto_voice.models.converter_model import PITCH_SIZE, ConverterNet
 
+GROWS = ("blocks", "expansion")
+"""Arguments of ``ConverterNet`` that a trained one can be given more of."""
 FIRST_GLANCE = 0.3
 """What the lookup makes of a new feature at first: with nothing it would never learn to look."""
 
@@ -48,21 +50,25 @@ def widen_converter(net: ConverterNet, dims: int, cepstra: bool = False) -> Conv
     return wide
 
 
-def deepen_converter(net: ConverterNet, blocks: int) -> ConverterNet:
-    """``net`` with ``blocks`` blocks: the further ones, spread among its own, add nothing yet."""
-    deep = ConverterNet(**{**net.arguments, "blocks": blocks})
+def grow_converter(net: ConverterNet, blocks: int, expansion: int) -> ConverterNet:
+    """``net`` with ``blocks`` blocks, whose perceptrons have ``expansion`` times its width.
+
+    The further blocks, spread among its own, and the further hidden values add nothing yet.
+    """
+    large = ConverterNet(**{**net.arguments, "blocks": blocks, "expansion": expansion})
     weights = {
-        name: torch.zeros_like(values) if ".project." in name else values
-        for name, values in deep.state_dict().items()
+        name: torch.zeros_like(values) if ".project." in name else values.clone()
+        for name, values in large.state_dict().items()
     }
     for name, values in _on_cpu(net).items():
         place = name
         if name.startswith("blocks."):
             _, index, part = name.split(".", 2)
             place = f"blocks.{-(-int(index) * blocks // len(net.blocks))}.{part}"
-        weights[place] = values
-    deep.load_state_dict(weights)
-    return deep
+        # The first of the hidden values are its own; nothing else differs in size.
+        weights[place][tuple(slice(size) for size in values.shape)] = values
+    large.load_state_dict(weights)
+    return large
 
 
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:

@@ -40,7 +40,7 @@ from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, averaged_weights
-from auto_voice.training.widening import deepen_converter, widen_content, widen_converter
+from auto_voice.training.widening import grow_converter, widen_content, widen_converter
 from auto_voice.types import FloatArray
 
 STUDENT = "student"
@@ -304,22 +304,28 @@ class Workflow:
                 f"{whose} speaks from {net.arguments['dims']} features and the content encoder "
                 f"gives {dims}; {remedy}."
             )
-        return self._deepened(net, whose)
+        return self._grown(net, whose)
 
-    def _deepened(self, net: ConverterNet, whose: str) -> ConverterNet:
-        """``net`` with as many blocks as the recipe wants.
+    def _grown(self, net: ConverterNet, whose: str) -> ConverterNet:
+        """``net`` as large as the recipe wants it.
 
         Raises:
-            TrainingError: it has more.
+            TrainingError: it is larger.
         """
-        stage, own = self.recipe.converter, len(net.blocks)
-        blocks = stage.net.get("blocks", own) if stage is not None else own
-        if blocks < own:
-            raise TrainingError(
-                f"{whose} has {own} blocks and none can be taken away; set converter.net.blocks to "
-                f"{own} or more."
-            )
-        return deepen_converter(net, blocks) if blocks > own else net
+        stage = self.recipe.converter
+        wanted = stage.net if stage is not None else {}
+        sizes = {}
+        for name, what in (("blocks", "blocks"), ("expansion", "times its width in each block")):
+            own = net.arguments[name]
+            sizes[name] = wanted.get(name, own)
+            if sizes[name] < own:
+                raise TrainingError(
+                    f"{whose} has {own} {what} and nothing can be taken away; set "
+                    f"converter.net.{name} to {own} or more."
+                )
+        if any(sizes[name] > net.arguments[name] for name in sizes):
+            return grow_converter(net, **sizes)
+        return net
 
     def _check_order(self) -> None:
         """New features come last, so a space that ends with an envelope takes no new components.
