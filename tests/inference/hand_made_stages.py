@@ -108,6 +108,9 @@ class HandMade:
     def version(self, name, version=None):
         return SimpleNamespace(name=name, version="1.0", kind=self.KINDS[name])
 
+    def in_space(self, name, space):
+        return None
+
     def load(self, name, version=None):
         return self.stages[name]
 

@@ -59,6 +59,16 @@ def test_an_encoder_that_was_not_fitted_names_the_command(pipeline, source, refe
         pipeline.convert(source, reference)
 
 
+def test_an_older_converter_names_the_encoder_that_it_speaks_from(tmp_path, source, reference):
+    old = {"content_encoder": "content_compact", "converter": "converter_compact@1.4"}
+    pipeline = VoiceConversionPipeline(PipelineConfig(**old, model_dir=tmp_path, offline=True))
+    with pytest.raises(ModelLoadError, match=r"choose the content encoder content_compact@1\.2"):
+        pipeline.content_encoder  # noqa: B018
+    old["content_encoder"] = "content_compact@1.2"
+    pipeline = VoiceConversionPipeline(PipelineConfig(**old, model_dir=tmp_path, offline=True))
+    assert pipeline.content_encoder.space == pipeline.converter.content_space
+
+
 def test_a_fitted_encoder_speaks_like_the_converters_own(
     registry, pipeline, source, reference, recordings
 ):

@@ -63,6 +63,15 @@ def test_the_compact_model_of_the_kind_steps_in_and_everyone_gets_to_know(
     assert not found.is_mock("my_vocoder")
 
 
+def test_who_steps_in_speaks_the_same_space(config: Path) -> None:
+    for version in ("1.2", "1.5"):
+        found = ModelRegistry(config.parent / "m", fallback="compact", offline=True)
+        with pytest.warns(FallbackWarning):
+            model = found.load("content_whisper", version)
+        assert model.name == f"content_compact@{version}"
+        assert model.space == f"content_space@{version}"
+
+
 def test_it_warns_once_and_does_not_try_the_network_again(config: Path) -> None:
     found = registry(config, "compact")
     with pytest.warns(FallbackWarning):

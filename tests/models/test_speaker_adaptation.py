@@ -132,6 +132,7 @@ def test_no_step_shows_the_attention_what_it_must_predict(converter):
     watching = CompactConverter(
         Watching(dims=4, width=16, blocks=1, heads=1).eval(), "toy@1.0", "toy"
     )
+    watching.plan = Adaptation(noise=0.0)  # With some, no frame would tell.
     watching.adapt(target, 3)
     assert seen
     assert all(not shared and length == SEEN_FRAMES for shared, length in seen)
@@ -264,3 +265,32 @@ def test_a_voice_is_not_learnt_from_its_own_cepstra():
         deaf.plan = Adaptation(warp=warp)
         found.append(deaf.adapt(voice(), 20).adaptation)
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_a_fitting_draws_from_no_generator_but_its_own(converter):
+    """So that what other threads draw meanwhile changes nothing, and theirs stay as they were."""
+    before = torch.random.get_rng_state()
+    quietly = converter.adapt(voice(), 5).adaptation
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+    amid = converter.adapt(voice(), 5, progress=lambda _: torch.rand(3)).adaptation
+    for name, values in quietly.items():
+        np.testing.assert_array_equal(values, amid[name])
+
+
+@pytest.mark.parametrize("changes", [{"noise": 0.0}, {"dropout": 0.0}])
+def test_words_that_were_said_once_are_not_learnt_by_heart(converter, changes):
+    """Less of what only the reference's few words have, so other words fit better."""
+    rng = np.random.default_rng(1)
+    target = voice(tilt=2.0, frames=120)
+    spelled = target.frames["mel"] + 2.0 * rng.normal(size=(120, 80)).astype(np.float32)
+    target = replace(target, frames={**target.frames, "mel": spelled})
+    truth = voice(tilt=2.0, seed=5, frames=120).frames["mel"]
+
+    def missed(plan):
+        converter.plan = plan
+        return np.abs(spoken(converter, converter.adapt(target, 200)) - truth).mean()
+
+    plan = Adaptation(share=1.0)
+    print(missed(plan), missed(replace(plan, **changes)))
+    assert missed(plan) < missed(replace(plan, **changes))

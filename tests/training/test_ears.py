@@ -220,6 +220,24 @@ def test_what_lies_behind_a_short_crop_does_not_count(ears: Ears) -> None:
     assert gradient[short, :70].abs().min(1).values.max() > 0
 
 
+def test_the_voice_that_is_asked_for_is_the_others(
+    ears: Ears, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speech = corpus(speakers=2, each=2)
+    mine, yours = speech.items[0], speech.items[-1]
+    assert mine.utterance.speaker != yours.utterance.speaker
+    monkeypatch.setattr(speech, "draw", lambda rng, count: [mine] * count)
+    monkeypatch.setattr(speech, "stranger", lambda rng, item: yours)
+    small = {"dims": DIMS, "width": 16, "blocks": 1}
+    task = ConverterTask(speech, speech, small, 2, 64, 48, said=0.0, alike=1.0, ears=ears)
+    voices = {mine: np.eye(2, dtype=np.float32)[0], yours: np.eye(2, dtype=np.float32)[1]}
+    monkeypatch.setattr(task, "_own_voice", voices.__getitem__)
+    for heard, wanted in ((yours, 0.0), (mine, 2.0)):
+        voice = torch.from_numpy(voices[heard])
+        monkeypatch.setattr(ears, "voice", lambda mel, voice=voice: voice.expand(len(mel), 2))
+        assert task._heard(speech, np.random.default_rng(0), 3)[2] == wanted
+
+
 def test_crops_are_swapped_among_speakers(ears: Ears) -> None:
     speech = corpus(speakers=2, each=2)
     rng = np.random.default_rng(0)

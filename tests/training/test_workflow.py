@@ -189,7 +189,7 @@ def test_recordings_become_a_model_that_converts(
         **RECIPE["converter"], "net": {"blocks": 1},
     }}  # fmt: skip
     path.write_text(yaml.safe_dump(fewer))
-    with pytest.raises(TrainingError, match="has 2 blocks and nothing can be taken away"):
+    with pytest.raises(TrainingError, match="has 2 blocks, and nothing can be taken away"):
         Workflow(
             load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
         ).run()
@@ -200,7 +200,7 @@ def test_recordings_become_a_model_that_converts(
         Workflow(
             load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
         ).run()
-    narrow = {**wider, "content_space": {"dims": 24}, "converter_from": "converter_compact@1.2"}
+    narrow = {**wider, "content_space": {"dims": 24}, "converter_from": "converter_compact@1.3"}
     path.write_text(yaml.safe_dump(narrow))
     with pytest.raises(TrainingError, match="name two of one space"):
         Workflow(

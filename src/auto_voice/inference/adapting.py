@@ -32,7 +32,8 @@ def into_space_of(
         name: of the encoder in the registry.
 
     Raises:
-        ModelLoadError: it speaks another space and no adapter was fitted.
+        ModelLoadError: it speaks another space and no adapter was fitted; the message names the
+            version of it that speaks the converter's, or how to fit one.
     """
     if encoder.space == converter.content_space:
         return encoder
@@ -40,6 +41,11 @@ def into_space_of(
 
     path = adapter_path(registry, name, converter.content_space)
     if not path.is_file():
+        if other := registry.in_space(name, converter.content_space):
+            raise ModelLoadError(
+                f"{converter.name} speaks from {converter.content_space}, which {encoder.name} "
+                f"does not give; choose the content encoder {other.key} with it."
+            )
         raise ModelLoadError(
             f"{converter.name} was trained on {converter.content_space}, and {name} has not been "
             f"fitted to it; run `autovoice models calibrate {name}` once."

@@ -78,6 +78,11 @@ class ModelEntry:
     aliases: Mapping[str, str] = field(default_factory=dict)
     compact: bool = False
 
+    def in_space(self, space: str) -> ModelVersion | None:
+        """The last version whose content lies in ``space``; None if none does."""
+        versions = reversed(tuple(self.versions.values()))
+        return next((v for v in versions if v.params.get("space") == space), None)
+
 
 @dataclass(frozen=True)
 class Catalog:

@@ -259,7 +259,7 @@ class CompactConverter:
             progress: called with the fraction done, from 0 to 1.
 
         Returns:
-            A voice adapted to this converter, about 2.2 MB larger; ``voice`` itself where it holds
+            A voice adapted to this converter, about 6 MB larger; ``voice`` itself where it holds
             no speech with known pitch, or less than 1.1 s.
         """
         pitch, mel = voice.frames.get("pitch"), voice.frames.get("mel")

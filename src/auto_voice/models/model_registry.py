@@ -151,6 +151,14 @@ class ModelRegistry:
                 return locked
         return self.catalog.version(name, version)
 
+    def in_space(self, name: str, space: str) -> ModelVersion | None:
+        """The last version of a content encoder that speaks ``space``; None if none does.
+
+        Raises:
+            UnknownModelError: no such model.
+        """
+        return self.catalog.entry(split_key(name)[0]).in_space(space)
+
     def status(self) -> list[ModelStatus]:
         """Every version of the catalog and where it stands."""
         from auto_voice.models.model_status import status_of
@@ -377,7 +385,9 @@ class ModelRegistry:
         entry = self.catalog.compact(wanted.kind)
         if entry is None or entry.name == wanted.name:
             return None
-        version = self.version(entry.name)
+        # What hears content must still understand it.
+        space = wanted.params.get("space")
+        version = (space and entry.in_space(space)) or self.version(entry.name)
         try:
             self._load(version)
         except RECOVERABLE as second:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Dropout, Module, Parameter
 
 from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
 
@@ -57,7 +57,9 @@ class Adaptation:
         frames: of a crop at most.
         warp: spread of the log of the factor by which the cepstra of a crop are warped, where the
             content ends with some: they are the voice's own, and a source's will not be.
-        seed: of the crops.
+        noise, dropout: on the content of a crop and in the blocks, as in ``ConverterTask``: without
+            them the words that happened to be said are learnt with the voice, and others forgotten.
+        seed: of all that is drawn.
     """
 
     steps: int = 40
@@ -67,6 +69,8 @@ class Adaptation:
     crops: int = 8
     frames: int = 96
     warp: float = 0.15
+    noise: float = 0.3
+    dropout: float = 0.1
     seed: int = 0
 
     def steps_for(self, frames: int) -> int:
@@ -129,6 +133,7 @@ def adapt(
         fitted = {n: p for n, p in student.named_parameters() if any(part in n for part in LATE)}
         for parameter in fitted.values():
             parameter.requires_grad_(True)
+        _leave_out(student, plan)
         optimizer = torch.optim.Adam(fitted.values(), lr=plan.rate, betas=(0.9, 0.98))
         rng = np.random.default_rng(plan.seed)
         for step in range(steps):
@@ -173,6 +178,29 @@ def adapted(net: Module, difference: Mapping[str, NDArray[np.float16]]) -> Modul
     return copy.deepcopy(net, memo)
 
 
+class _Dropout(Module):
+    """Draws from a generator of its own: torch's is shared by all threads."""
+
+    def __init__(self, share: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.share, self.generator = share, generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.rand(x.shape, generator=self.generator, device=x.device)
+        return x * (drawn >= self.share) / (1 - self.share)
+
+
+def _leave_out(net: Module, plan: Adaptation) -> None:
+    """Has the blocks of ``net`` leave out hidden values while it is fitted."""
+    if not plan.dropout:
+        return
+    generator = torch.Generator(next(net.parameters()).device).manual_seed(plan.seed)
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Dropout):
+                setattr(module, name, _Dropout(plan.dropout, generator))
+
+
 def _loss(net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generator) -> Tensor:
     """Mean distance of the mel of random crops, in standardised units."""
     from auto_voice.models.converter_model import VoiceCondition
@@ -206,6 +234,9 @@ def _loss(net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generato
         warp = torch.from_numpy(warps).to(content.device)
         cepstra = content[..., -CEPSTRA_SIZE:] @ warp
         content = torch.cat([content[..., :-CEPSTRA_SIZE], cepstra], dim=-1)
+    if plan.noise:
+        drawn = rng.standard_normal(content.shape, np.float32)
+        content = content + plan.noise * torch.from_numpy(drawn).to(content.device)
     predicted = net(content, cut(speech.pitch), voice)
     loss: Tensor = (predicted - cut(speech.mel)).abs().mean()
     return loss

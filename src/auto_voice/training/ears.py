@@ -68,7 +68,7 @@ class Ears:
         self.recogniser, self.device = recogniser, device
         self.speaker = speaker.requires_grad_(False).train()
         self.space = space
-        # A whitened component was divided by its spread.
+        # A whitened component was divided by its spread along its direction.
         spread = 1 / torch.from_numpy(np.linalg.norm(space.projection, axis=0)).to(device)
         self.spread = (spread / spread.square().mean().sqrt()).float()
         self.maps = {name: torch.from_numpy(values).to(device) for name, values in maps.items()}
@@ -82,7 +82,7 @@ class Ears:
 
         Returns:
             ``(batch, time, dims)`` at 50 Hz without the mean over time, each component as wide as
-            the recogniser has it, and ``(batch, 1, 1)``.
+            the recogniser's states, each of one spread, are along it, and ``(batch, 1, 1)``.
         """
         heard = self._mapped(mel, "words")
         heard = heard[:, : heard.shape[1] // 2 * 2]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from auto_voice.models.content_model import ContentNet
 from auto_voice.models.converter_model import PITCH_SIZE, ConverterNet
 
-GROWS = ("blocks", "expansion")
-"""Arguments of ``ConverterNet`` that a trained one can be given more of."""
+GROWS = {"blocks": "blocks", "expansion": "times its width in each block"}
+"""Arguments of ``ConverterNet`` that a trained one can be given more of, and what they count."""
 FIRST_GLANCE = 0.3
 """What the lookup makes of a new feature at first: with nothing it would never learn to look."""
 
@@ -53,7 +53,8 @@ def widen_converter(net: ConverterNet, dims: int, cepstra: bool = False) -> Conv
 def grow_converter(net: ConverterNet, blocks: int, expansion: int) -> ConverterNet:
     """``net`` with ``blocks`` blocks, whose perceptrons have ``expansion`` times its width.
 
-    The further blocks, spread among its own, and the further hidden values add nothing yet.
+    Neither is less than its own. The further blocks, spread among its own, and the further hidden
+    values add nothing yet.
     """
     large = ConverterNet(**{**net.arguments, "blocks": blocks, "expansion": expansion})
     weights = {

@@ -40,7 +40,7 @@ from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, averaged_weights
-from auto_voice.training.widening import grow_converter, widen_content, widen_converter
+from auto_voice.training.widening import GROWS, grow_converter, widen_content, widen_converter
 from auto_voice.types import FloatArray
 
 STUDENT = "student"
@@ -315,12 +315,12 @@ class Workflow:
         stage = self.recipe.converter
         wanted = stage.net if stage is not None else {}
         sizes = {}
-        for name, what in (("blocks", "blocks"), ("expansion", "times its width in each block")):
+        for name, what in GROWS.items():
             own = net.arguments[name]
             sizes[name] = wanted.get(name, own)
             if sizes[name] < own:
                 raise TrainingError(
-                    f"{whose} has {own} {what} and nothing can be taken away; set "
+                    f"{whose} has {own} {what}, and nothing can be taken away; set "
                     f"converter.net.{name} to {own} or more."
                 )
         if any(sizes[name] > net.arguments[name] for name in sizes):
