@@ -184,15 +184,16 @@ def test_recordings_become_a_model_that_converts(
         assert pipeline.convert(sample, source).models["content"] == encoder
     grown = again.load("converter_compact@wider").net
     assert (len(grown.blocks), grown.arguments["expansion"]) == (2, 3)
-    fewer = {**wider, "converter_from": "converter_compact@wider"}
-    fewer |= {"content_from": "content_compact@wider", "name": "fewer", "converter": {
-        **RECIPE["converter"], "net": {"blocks": 1},
-    }}  # fmt: skip
-    path.write_text(yaml.safe_dump(fewer))
-    with pytest.raises(TrainingError, match="has 2 blocks, and nothing can be taken away"):
-        Workflow(
-            load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
-        ).run()
+    for name, has in (("blocks", "2 blocks"), ("expansion", "an expansion of 3")):
+        fewer = {**wider, "converter_from": "converter_compact@wider"}
+        fewer |= {"content_from": "content_compact@wider", "name": "fewer", "converter": {
+            **RECIPE["converter"], "net": {name: 1},
+        }}  # fmt: skip
+        path.write_text(yaml.safe_dump(fewer))
+        with pytest.raises(TrainingError, match=f"has {has}, and nothing can be taken away"):
+            Workflow(
+                load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
+            ).run()
     behind = {**wider, "name": "behind", "content_space": {"dims": 32, "widens": True}}
     behind |= {"content_from": "content_compact@wider", "converter_from": "converter_compact@wider"}
     path.write_text(yaml.safe_dump(behind))

@@ -320,7 +320,7 @@ class Workflow:
             sizes[name] = wanted.get(name, own)
             if sizes[name] < own:
                 raise TrainingError(
-                    f"{whose} has {own} {what}, and nothing can be taken away; set "
+                    f"{whose} has {what.format(own)}, and nothing can be taken away; set "
                     f"converter.net.{name} to {own} or more."
                 )
         if any(sizes[name] > net.arguments[name] for name in sizes):
