@@ -19,7 +19,7 @@ from auto_voice.types import Voice
 log = logging.getLogger(__name__)
 
 KEPT_VOICES = 8
-"""Fitted voices that are remembered, up to 6 MB each."""
+"""Fitted voices that are remembered, 6 MB each."""
 
 Key: TypeAlias = tuple[str, int, str]
 
