@@ -385,9 +385,10 @@ class ModelRegistry:
         entry = self.catalog.compact(wanted.kind)
         if entry is None or entry.name == wanted.name:
             return None
-        # What hears content must still understand it.
-        space = wanted.params.get("space")
-        version = (space and entry.in_space(space)) or self.version(entry.name)
+        version, space = self.version(entry.name), wanted.params.get("space")
+        if space is not None and version.params.get("space") != space:
+            # What hears the content must understand it.
+            version = entry.in_space(space) or version
         try:
             self._load(version)
         except RECOVERABLE as second:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import Dropout, Module, Parameter
 
 from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
+from auto_voice.models.convnext import ConvNeXtBlock
 
 log = logging.getLogger(__name__)
 
@@ -178,16 +179,16 @@ def adapted(net: Module, difference: Mapping[str, NDArray[np.float16]]) -> Modul
     return copy.deepcopy(net, memo)
 
 
-class _Dropout(Module):
+class _OwnDropout(Dropout):
     """Draws from a generator of its own: torch's is shared by all threads."""
 
     def __init__(self, share: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.share, self.generator = share, generator
+        super().__init__(share)
+        self.generator = generator
 
     def forward(self, x: Tensor) -> Tensor:
         drawn = torch.rand(x.shape, generator=self.generator, device=x.device)
-        return x * (drawn >= self.share) / (1 - self.share)
+        return x * (drawn >= self.p) / (1 - self.p)
 
 
 def _leave_out(net: Module, plan: Adaptation) -> None:
@@ -195,10 +196,9 @@ def _leave_out(net: Module, plan: Adaptation) -> None:
     if not plan.dropout:
         return
     generator = torch.Generator(next(net.parameters()).device).manual_seed(plan.seed)
-    for module in list(net.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, Dropout):
-                setattr(module, name, _Dropout(plan.dropout, generator))
+    for module in net.modules():
+        if isinstance(module, ConvNeXtBlock):
+            module.dropout = _OwnDropout(plan.dropout, generator)
 
 
 def _loss(net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generator) -> Tensor:
