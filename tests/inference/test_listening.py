@@ -7,7 +7,7 @@ import pytest
 from hand_made_stages import LocalContent
 
 from auto_voice.errors import ModelLoadError
-from auto_voice.inference import PipelineConfig
+from auto_voice.inference import PipelineConfig, listening
 from auto_voice.inference.listening import KEPT_WINDOWS, Listener
 from auto_voice.inference.tape import MemoryTape
 from auto_voice.types import Content, Waveform
@@ -86,13 +86,31 @@ def test_windows_meet_where_each_has_heard_a_second_more():
     assert encoder.lengths == [1400 * 320, 1400 * 320, 400 * 320]
 
 
-def test_neighbouring_parts_do_not_hear_a_window_again(rising):
+def read_in_parts(heard, frames):
+    return [heard.read(max(0, start - 300), start + 275) for start in range(0, frames, 200)]
+
+
+def test_no_window_is_heard_twice_where_the_memory_holds_all(rising):
     heard = listener(encoder := Attending(), rising)
-    mean = heard.mean()
-    encoder.lengths.clear()
-    for start in range(0, 4000, 200):
-        heard.read(max(0, start - 300), start + 275, mean)
-    assert len(encoder.lengths) <= 3 + KEPT_WINDOWS
+    read_in_parts(heard, 4000)
+    assert len(encoder.lengths) == 3
+
+
+def test_beyond_its_memory_a_listener_hears_again_what_it_could_not_keep(rising, monkeypatch):
+    samples = np.concatenate([rising, rising, rising])
+    all_kept = listener(Attending(), samples)
+    wanted = read_in_parts(all_kept, 12000)
+    window = max(features.nbytes for features in all_kept._heard.values())
+    for room, windows in ((0, 18), (3, 17), (6, 13), (10, 10)):
+        monkeypatch.setattr(listening, "KEPT_BYTES", room * window)
+        heard = listener(encoder := Attending(), samples)
+        most = 0
+        for start, other in zip(range(0, 12000, 200), wanted, strict=True):
+            part = heard.read(max(0, start - 300), start + 275)
+            np.testing.assert_array_equal(part.features, other.features)
+            most = max(most, len(heard._heard))
+        assert len(encoder.lengths) == windows
+        assert most <= max(KEPT_WINDOWS, room + 1)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ they get the same content.
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from fractions import Fraction
 from typing import TypeVar
@@ -32,10 +31,14 @@ WINDOW_FRAMES = 1400
 MARGIN_FRAMES = 50
 LEAST_FRAMES = 4 * MARGIN_FRAMES
 KEPT_WINDOWS = 2
+"""At least: one piece of a recording can lie in two."""
+KEPT_BYTES = 32 << 20
+"""Of windows that were heard for the mean and will be read: a quarter of an hour of 176 values a
+frame. What goes beyond is heard twice."""
 
 
 class Listener:
-    """The content of ``gain * tape``; its memory is that of two windows.
+    """The content of ``gain * tape``; its memory is that of two windows and ``KEPT_BYTES``.
 
     Args:
         encoder: gives the content.
@@ -47,7 +50,8 @@ class Listener:
         self.encoder, self.tape, self.gain = encoder, tape, gain
         self.window_frames = WINDOW_FRAMES
         self._per_frame = Fraction(encoder.sample_rate) / Fraction(encoder.frame_rate)
-        self._heard: OrderedDict[int, FloatArray] = OrderedDict()
+        self._heard: dict[int, FloatArray] = {}
+        self._reading = 0
         self._mean: FloatArray | None = None
 
     def mean(self) -> FloatArray | None:
@@ -74,11 +78,13 @@ class Listener:
 
     def _read(self, start: int, stop: int | None) -> Content:
         encoder = self.encoder
-        parts = []
+        parts: list[FloatArray] = []
         for index in range(self._count):
             low, high = self._core(index)
             if (stop is not None and low >= stop) or (high is not None and high <= start):
                 continue
+            if not parts:
+                self._reading = index
             here = max(0, start - low)
             there = None if stop is None else max(0, stop - low)
             parts.append(self._features(index)[here:there])
@@ -125,7 +131,6 @@ class Listener:
     def _features(self, index: int) -> FloatArray:
         """``(frames, dims)`` of a window's core; with the mean left in where there are several."""
         if index in self._heard:
-            self._heard.move_to_end(index)
             return self._heard[index]
         start = index * self._step
         low, high = self._core(index)
@@ -138,10 +143,17 @@ class Listener:
         else:
             features = self.encoder.encode(samples).features
         kept = features[low - start : None if high is None else high - start]
-        self._heard[index] = np.ascontiguousarray(kept)
-        if len(self._heard) > KEPT_WINDOWS:
-            self._heard.popitem(last=False)
-        return self._heard[index]
+        features = np.ascontiguousarray(kept)
+        self._keep(index, features)
+        return features
+
+    def _keep(self, index: int, features: FloatArray) -> None:
+        kept = self._heard
+        kept[index] = features
+        while len(kept) > KEPT_WINDOWS and sum(f.nbytes for f in kept.values()) > KEPT_BYTES:
+            # What has been read goes first, then what will be read last.
+            first = min(kept)
+            del kept[first if first < self._reading else max(kept)]
 
     def _within_memory(self, action: Callable[[], T]) -> T:
         """``action``, with shorter windows where the memory does not suffice for these."""
@@ -162,6 +174,7 @@ class Listener:
             ) from error
         self.window_frames = heard // 2
         self._heard.clear()
+        self._reading = 0
         seconds = self.window_frames / self.encoder.frame_rate
         log.warning("the memory is full: what is said is heard in windows of %.1f s", seconds)
         release_memory()
