@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from auto_voice.models.dropout import Dropout
+
 
 class ConvNeXtBlock(nn.Module):
     """``(batch, width, frames)`` to the same shape (Liu et al. 2022; in time: Siuzdak 2023).
@@ -39,7 +41,7 @@ class ConvNeXtBlock(nn.Module):
         self.norm = nn.LayerNorm(width, elementwise_affine=condition == 0)
         self.film = nn.Linear(condition, 2 * width) if condition else None
         self.expand = nn.Linear(width, expansion * width)
-        self.dropout = nn.Dropout(0.0)
+        self.dropout = Dropout()
         self.project = nn.Linear(expansion * width, width)
         self.scale = nn.Parameter(torch.full((width,), 0.2))
 

@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import Dropout, Module, Parameter
+from torch.nn import Module, Parameter
 
 from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
 from auto_voice.models.convnext import ConvNeXtBlock
+from auto_voice.models.dropout import Dropout
 
 log = logging.getLogger(__name__)
 
@@ -179,26 +180,12 @@ def adapted(net: Module, difference: Mapping[str, NDArray[np.float16]]) -> Modul
     return copy.deepcopy(net, memo)
 
 
-class _OwnDropout(Dropout):
-    """Draws from a generator of its own: torch's is shared by all threads."""
-
-    def __init__(self, share: float, generator: torch.Generator) -> None:
-        super().__init__(share)
-        self.generator = generator
-
-    def forward(self, x: Tensor) -> Tensor:
-        drawn = torch.rand(x.shape, generator=self.generator, device=x.device)
-        return x * (drawn >= self.p) / (1 - self.p)
-
-
 def _leave_out(net: Module, plan: Adaptation) -> None:
     """Has the blocks of ``net`` leave out hidden values while it is fitted."""
-    if not plan.dropout:
-        return
-    generator = torch.Generator(next(net.parameters()).device).manual_seed(plan.seed)
+    generator = torch.Generator().manual_seed(plan.seed)
     for module in net.modules():
         if isinstance(module, ConvNeXtBlock):
-            module.dropout = _OwnDropout(plan.dropout, generator)
+            module.dropout = Dropout(plan.dropout, generator)
 
 
 def _loss(net: Module, speech: Speech, plan: Adaptation, rng: np.random.Generator) -> Tensor:
