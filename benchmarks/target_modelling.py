@@ -38,7 +38,10 @@ VOCODER_ALONE = "nothing: the source's own mel through the vocoder"
 
 
 def fitted(
-    steps: int, share: float = 0.6, everywhere: bool = False, rate: float = 1e-3
+    steps: int,
+    share: float = fitting.Adaptation().share,
+    everywhere: bool = False,
+    rate: float = 1e-3,
 ) -> Callable[[Any, Voice], Voice]:
     """The converter fitted to the voice by a plan of its own."""
 

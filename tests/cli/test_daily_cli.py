@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,7 +19,7 @@ import soundfile
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.cli import main
 from auto_voice.inference.inspection import plot_pitch
-from auto_voice.inference.voices import VoiceLibrary
+from auto_voice.inference.voices import VoiceLibrary, load_voice
 from auto_voice.models.mock_models import mock_sample
 
 
@@ -65,6 +66,23 @@ def test_voices_are_blended_and_compared(run):
     assert rows[0][2] > rows[0][1]
     assert rows[0][0] == pytest.approx(1, abs=1e-3)
     assert "121 Hz" in run("voices", "compare", "a", "b")[1]
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "no recording"])
+def test_a_blend_makes_fittings_of_other_converters_anew_where_it_can(run, recorded):
+    for name, file in (("a", "talk.wav"), ("b", "friend.wav")):
+        run("voices", "add", name, file, "--mock")
+    voice = load_voice(VoiceLibrary().require("a"))
+    learnt = {"weight": np.ones(3, np.float16)}
+    old = replace(voice, adaptation=learnt, adapted_to="old@1")
+    VoiceLibrary().add("old", old if recorded else replace(old, speech=None))
+    code, out, err = run("voices", "blend", "mix", "old=1", "b=1", "--mock")
+    assert code == 0
+    mix = load_voice(VoiceLibrary().require("mix"))
+    assert mix.adapted_to == ("" if recorded else "old@1")
+    code, out, err = run("convert", "talk.wav", "--voice", "mix", "--mock", "-o", "x.wav")
+    assert code == 0
+    assert ("was fitted to old@1" in out + err) == (not recorded)
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,22 @@ def test_a_blend_has_no_recording_to_learn_from(learning, reference, source):
     assert result.voice.adaptation["weight"][0] == pytest.approx(40, rel=1e-3)
 
 
+def test_a_fitting_to_another_converter_that_cannot_be_made_again_is_named(
+    learning, reference, source
+):
+    pipeline, converter = learning()
+    old = replace(pipeline.clone(reference), adapted_to="follow@0")
+    blend = replace(old, speech=None)
+    result = pipeline.convert(source, blend)
+    assert any("was fitted to follow@0 and is spoken by follow@1" in note for note in result.notes)
+    assert not converter.calls[-1].voice.adaptation
+    unfitting, _ = learning(adaptation_steps=0)
+    assert any("fitted to follow@0" in note for note in unfitting.convert(source, old).notes)
+    again = pipeline.convert(source, old)
+    assert not any("follow@0" in note for note in again.notes)
+    assert again.voice.adapted_to == "follow@1"
+
+
 def test_progress_of_the_fitting_is_told(learning, reference):
     seen = []
     pipeline, _ = learning()

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 from auto_voice.models.dropout import Dropout  # noqa: E402
 
 
-@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.99])
 def test_the_share_is_left_out_and_the_mean_stays(share):
     torch.manual_seed(1)
     y = Dropout(share)(torch.ones(40, 50, 200))
@@ -44,6 +44,14 @@ def test_nothing_is_left_out_by_a_share_of_none_or_outside_of_training():
     x = torch.rand(3, 4)
     assert Dropout(0.0)(x) is x
     assert Dropout(0.5).eval()(x) is x
+
+
+@pytest.mark.parametrize("share", [0.99999, 0.999999, 1.0])
+def test_next_to_all_left_out_is_still_finite(share):
+    torch.manual_seed(6)
+    y = Dropout(share)(torch.ones(300, 1000))
+    assert torch.isfinite(y).all()
+    assert float((y == 0).double().mean()) > 0.9995
 
 
 def test_gradients_pass_what_is_kept():

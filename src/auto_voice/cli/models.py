@@ -248,7 +248,7 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
     Without NAMES the pins are listed. They stand in models.lock.json in the model folder.
 
     \b
-    autovoice models pin converter_compact@1.5
+    autovoice models pin converter_compact@1.6
     autovoice models pin --remove converter_compact
     """
     from auto_voice.models.pins import read_pins

@@ -242,6 +242,13 @@ def blend(name: str, parts: tuple[str, ...], overwrite: bool, mock: bool, **mode
             pipeline = pipeline or make_pipeline(mock, **models)
             found = pipeline.voice(found)
         pairs.append((found, weight))
+    if len({found.adapted_to for found, _ in pairs}) > 1:
+        # What different converters learnt cannot be added: those with a recording are fitted again.
+        pipeline = pipeline or make_pipeline(mock, **models)
+        pairs = [
+            (found if found.speech is None else pipeline.voice(found), weight)
+            for found, weight in pairs
+        ]
     voice = blend_voices(pairs, name=name)
     shelf.add(name, voice, overwrite=overwrite)
     click.echo(f"stored {name}: {_line(voice)}")

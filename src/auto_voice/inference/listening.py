@@ -31,10 +31,10 @@ WINDOW_FRAMES = 1400
 MARGIN_FRAMES = 50
 LEAST_FRAMES = 4 * MARGIN_FRAMES
 KEPT_WINDOWS = 2
-"""At least: one piece of a recording can lie in two."""
+"""At least, whatever their size."""
 KEPT_BYTES = 32 << 20
 """Of windows that were heard for the mean and will be read: a quarter of an hour of 176 values a
-frame. What goes beyond is heard twice."""
+frame, less than four minutes of 768. What goes beyond is heard twice."""
 
 
 class Listener:
@@ -143,7 +143,7 @@ class Listener:
         else:
             features = self.encoder.encode(samples).features
         kept = features[low - start : None if high is None else high - start]
-        features = np.ascontiguousarray(kept)
+        features = np.array(kept)  # A copy, or the margins would stay, too.
         self._keep(index, features)
         return features
 

@@ -329,11 +329,11 @@ class VoiceConversionPipeline:
     def _fitted(self, voice: Voice, progress: Callable[[float], None] | None = None) -> Voice:
         """``voice`` with the converter fitted to it, where that can be done and is not yet."""
         converter, steps = self.converter, self.config.adaptation_steps
-        # A voice without its recording is a blend or was stored so: nothing to learn from.
-        if not steps or not isinstance(converter, AdaptiveConverter) or voice.speech is None:
-            return voice
         if voice.adaptation and voice.adapted_to == converter.name:
             return voice
+        # A voice without its recording is a blend or was stored so: nothing to learn from.
+        if not steps or not isinstance(converter, AdaptiveConverter) or voice.speech is None:
+            return _without_fitting(voice, converter.name)
         return self._fittings.fitted(converter, voice, steps, progress or self.on_fitting)
 
     def _of_this_encoder(self, voice: Voice) -> Voice:
@@ -386,6 +386,17 @@ class VoiceConversionPipeline:
             log.info(note)
         mock = any(self.registry.is_mock(spec) for spec in specs.values())
         return {"models": models, "notes": said, "mock": mock}
+
+
+def _without_fitting(voice: Voice, converter: str) -> Voice:
+    """``voice`` with a note where it holds what another converter learnt of it."""
+    if not voice.adaptation:
+        return voice
+    note = (
+        f"The voice was fitted to {voice.adapted_to} and is spoken by {converter} without that; "
+        "clone it again from its recordings to come closer."
+    )
+    return replace(voice, adaptation={}, adapted_to="", notes=(*voice.notes, note))
 
 
 def _is_several(target: Target) -> bool:

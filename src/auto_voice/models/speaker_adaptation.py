@@ -66,7 +66,7 @@ class Adaptation:
 
     steps: int = 40
     rate: float = 1e-3
-    share: float = 0.6
+    share: float = 0.8
     most_share: float = 1.0
     crops: int = 8
     frames: int = 96
