@@ -269,3 +269,13 @@ def test_the_demo_works_without_matplotlib(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run("demo", "--mock", "-o", "here")[0] == 0
     assert not Path("here/spectrograms.png").exists()
+
+
+@pytest.mark.parametrize("group", [(), ("voices",), ("models",), ("config",)], ids=str)
+def test_a_group_without_a_command_shows_its_help_line_by_line(run, group):
+    code, out, err = run(*group)
+    assert code in (0, 2)
+    shown = (out + err).splitlines()
+    assert shown[0] == " ".join(("Usage: autovoice", *group, "[OPTIONS] COMMAND [ARGS]..."))
+    assert "Commands:" in shown
+    assert "error" not in shown[0]

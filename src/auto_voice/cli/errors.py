@@ -13,12 +13,16 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import click
 
 from auto_voice.errors import AutoVoiceError
 
 DEFECT, USER, INTERRUPTED, NO_READER = 1, 2, 130, 141
+
+_ONLY_HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""A command group without a command: its message is its help. Older click prints that itself."""
 
 
 def run_guarded(action: Callable[[], object], *, debug: bool) -> int:
@@ -29,6 +33,9 @@ def run_guarded(action: Callable[[], object], *, debug: bool) -> int:
         return outcome if isinstance(outcome, int) else 0
     except AutoVoiceError as error:
         return _report(str(error), USER, debug)
+    except _ONLY_HELP as error:
+        click.echo(error.format_message(), err=True)
+        return USER
     except click.UsageError as error:
         hint = f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""
         return _report(error.format_message().rstrip(".") + hint, USER, debug)
