@@ -64,7 +64,7 @@ class PipelineConfig:
         chunk_seconds: longest piece that is processed at once; bounds the memory.
         allow_truncated: take what is there of truncated recordings, with a note.
         adaptation_steps: gradient steps that fit the converter to each voice when it is cloned, a
-            fifth of a second each on two cores, and up to two and a half times as many where the
+            sixth of a second each on two cores, and up to two and a half times as many where the
             reference holds more than ten seconds; 0 leaves the converter as it is: at once, and
             less like the voice.
     """
