@@ -113,6 +113,16 @@ def test_beyond_its_memory_a_listener_hears_again_what_it_could_not_keep(rising,
         assert most <= max(KEPT_WINDOWS, room + 1)
 
 
+def test_what_is_forgotten_is_heard_again_and_the_same(rising):
+    heard = listener(encoder := Attending(), rising)
+    wanted = heard.read(0, None).features
+    assert len(encoder.lengths) == 3
+    heard.forget()
+    assert not heard._heard
+    np.testing.assert_array_equal(heard.read(0, None).features, wanted)
+    assert len(encoder.lengths) == 6
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")],

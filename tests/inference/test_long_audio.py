@@ -22,6 +22,7 @@ from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.analysis import Analysis, analyse, pitch_of
 from auto_voice.inference.chunking import Chunk, Joiner, halved, join
 from auto_voice.inference.controls import Controls
+from auto_voice.inference.listening import Listener
 from auto_voice.inference.long_audio import convert_to_file
 from auto_voice.inference.partial import Partial
 from auto_voice.inference.tape import FileTape, MemoryTape, Section
@@ -150,8 +151,11 @@ def test_another_command_does_not_go_on_with_foreign_pieces(
     ids=["numpy", "gpu"],
 )
 def test_where_memory_does_not_suffice_pieces_are_halved(
-    hand_made, talk, voice, tmp_path, error, caplog
+    hand_made, talk, voice, tmp_path, error, caplog, monkeypatch
 ):
+    let_go = []
+    forget = Listener.forget
+    monkeypatch.setattr(Listener, "forget", lambda self: (let_go.append(self), forget(self))[1])
     pipeline, _ = hand_made(PIECES)
     whole = pipeline.convert(talk, voice)
     small, _ = hand_made(
@@ -160,6 +164,7 @@ def test_where_memory_does_not_suffice_pieces_are_halved(
     with caplog.at_level(logging.WARNING):
         result = small.convert_file(talk, voice, tmp_path / "out.wav", subtype="float")
     assert "the memory is full: going on in pieces" in caplog.text
+    assert let_go
     assert max(tight.frames) <= 200
     assert result.chunks > whole.chunks
     assert decibels(read(tmp_path / "out.wav") - whole.samples, whole.samples) < -60

@@ -76,6 +76,10 @@ class Listener:
         self._mean = self._mean if mean is None else mean
         return self._within_memory(lambda: self._read(start, stop))
 
+    def forget(self) -> None:
+        """Lets go of the windows that are kept; those that are read again are heard again."""
+        self._heard.clear()
+
     def _read(self, start: int, stop: int | None) -> Content:
         encoder = self.encoder
         parts: list[FloatArray] = []
@@ -173,7 +177,7 @@ class Listener:
                 "programs or choose --device cpu."
             ) from error
         self.window_frames = heard // 2
-        self._heard.clear()
+        self.forget()
         self._reading = 0
         seconds = self.window_frames / self.encoder.frame_rate
         log.warning("the memory is full: what is said is heard in windows of %.1f s", seconds)

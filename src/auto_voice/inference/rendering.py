@@ -224,6 +224,7 @@ class Rendering:
             ) from error
         seconds = longest / float(self._frame_rate)
         log.warning("the memory is full: going on in pieces of at most %.1f s", seconds)
+        self.listener.forget()
         release_memory()
         return self.between(edges)
 
