@@ -58,7 +58,10 @@ class Corpus:
 
     def __post_init__(self) -> None:
         if not self.items:
-            raise TrainingError("No features were found; prepare them first.")
+            raise TrainingError(
+                "None of the recordings to learn from, or none to hold out, could be used; "
+                "failures.csv in the output folder says why."
+            )
         self.by_speaker: dict[str, list[int]] = defaultdict(list)
         for index, item in enumerate(self.items):
             self.by_speaker[item.utterance.speaker].append(index)
