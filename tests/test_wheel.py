@@ -106,5 +106,7 @@ def test_the_installed_command_converts(run, tmp_path):
 
 def test_changelog_and_package_agree_on_the_version():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    newest = next(line for line in changelog.splitlines() if line.startswith("## "))
-    assert newest.split()[1] == __version__
+    headings = [line.split()[1] for line in changelog.splitlines() if line.startswith("## ")]
+    released = headings[1:] if headings[0] == "Unreleased" else headings
+    assert released[0] == __version__
+    assert "Unreleased" not in released
