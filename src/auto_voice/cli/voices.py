@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -228,27 +229,18 @@ def blend(name: str, parts: tuple[str, ...], overwrite: bool, mock: bool, **mode
     autovoice voices blend calm ann=0.7 ben=0.3
     autovoice voices blend mix ann=1 stranger.wav=1
     """
-    from auto_voice.inference.blending import blend_voices
+    from auto_voice.inference.blending import blend_voices, with_like_fittings
     from auto_voice.inference.voices import resolve_voice
     from auto_voice.types import Voice
 
     shelf = library()
+    pipeline = cache(lambda: make_pipeline(mock, **models))
     pairs = []
-    pipeline = None
     for part in parts:
         label, weight = _weighted(part)
         found = resolve_voice(label)
-        if not isinstance(found, Voice):
-            pipeline = pipeline or make_pipeline(mock, **models)
-            found = pipeline.voice(found)
-        pairs.append((found, weight))
-    if len({found.adapted_to for found, _ in pairs}) > 1:
-        # What different converters learnt cannot be added: those with a recording are fitted again.
-        pipeline = pipeline or make_pipeline(mock, **models)
-        pairs = [
-            (found if found.speech is None else pipeline.voice(found), weight)
-            for found, weight in pairs
-        ]
+        pairs.append((found if isinstance(found, Voice) else pipeline().voice(found), weight))
+    pairs = with_like_fittings(pairs, lambda voice: pipeline().voice(voice))
     voice = blend_voices(pairs, name=name)
     shelf.add(name, voice, overwrite=overwrite)
     click.echo(f"stored {name}: {_line(voice)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,20 @@ from auto_voice.types import FloatArray, Voice
 
 BLEND_FRAMES = 1600
 """Frames of a blend: what a converter looks at most, shared among the voices by their weights."""
+
+
+def with_like_fittings(
+    parts: Sequence[tuple[Voice, float]], fitted: Callable[[Voice], Voice]
+) -> list[tuple[Voice, float]]:
+    """``parts`` for :func:`blend_voices`. What different converters learnt cannot be added, so
+    where there are several, voices with a recording are fitted again.
+
+    Args:
+        fitted: gives a voice that one converter is fitted to.
+    """
+    if len({voice.adapted_to for voice, _ in parts}) < 2:
+        return list(parts)
+    return [(v if v.speech is None else fitted(v), weight) for v, weight in parts]
 
 
 def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
