@@ -25,7 +25,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from auto_voice.models.catalog import ModelFile, ModelVersion
+from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 
 _RANGE = re.compile(rb"range: bytes=(\d+)-", re.IGNORECASE)
 
@@ -74,7 +74,7 @@ def version_of(url: str, sha256: str, size: int) -> ModelVersion:
 
 def ours(url: str, source: Path, folder: Path, sha256: str) -> None:
     from auto_voice.models.model_loader import ModelLoader
-    from auto_voice.models.store import ModelStore
+    from auto_voice.models.registry.store import ModelStore
 
     with ModelLoader(ModelStore(folder), show_progress=False) as loader:
         loader.ensure(version_of(url, sha256, source.stat().st_size))

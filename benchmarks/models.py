@@ -26,7 +26,7 @@ PROLOGUE = """
 import sys, time, pathlib
 folder = pathlib.Path(sys.argv[1])
 seconds = float(sys.argv[2])
-from auto_voice.models.catalog import ModelVersion
+from auto_voice.models.registry.catalog import ModelVersion
 def version(name, **params):
     return ModelVersion(name, 'random', 'any', 'any', (), 'MIT', params)
 def done(start, *after):

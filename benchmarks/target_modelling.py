@@ -27,9 +27,9 @@ from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.evaluation.items import Item, read_test_set
 from auto_voice.evaluation.judges import load_judges
 from auto_voice.evaluation.scoring import evaluate
-from auto_voice.inference.cloning import bare_voice
 from auto_voice.models import speaker_adaptation as fitting
 from auto_voice.types import Voice, Waveform
+from auto_voice.voices.cloning import bare_voice
 
 COLUMNS = (
     "secs", "secs2", "source_similarity2", "wer", "dnsmos", "f0_correlation", "voicing_error",

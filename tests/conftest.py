@@ -17,6 +17,8 @@ from auto_voice import settings
 if TYPE_CHECKING:
     from auto_voice.models import ModelRegistry
 
+pytest_plugins = ["pipeline_fixtures"]
+
 HOME_VARIABLES = (
     "HOME",
     "USERPROFILE",

@@ -12,17 +12,20 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "auto_voice"
-FOUNDATION = {"types", "errors", "settings", "yaml_nodes"}
+FOUNDATION = {"types", "errors", "settings", "filesystem", "yaml_nodes"}
 # What each room may import besides itself.
 MAY_IMPORT = {
     "audio": FOUNDATION,
     "models": FOUNDATION | {"audio"},
-    "inference": FOUNDATION | {"audio", "models"},
-    "training": FOUNDATION | {"audio", "models", "inference"},
-    "evaluation": FOUNDATION | {"audio", "models", "inference"},
+    "voices": FOUNDATION | {"audio", "models"},
+    "inference": FOUNDATION | {"audio", "models", "voices"},
+    "batch": FOUNDATION | {"audio", "models", "voices", "inference"},
+    "training": FOUNDATION | {"audio", "models", "voices", "inference"},
+    "evaluation": FOUNDATION | {"audio", "models", "voices", "inference", "batch"},
     "client": {"errors"},
-    "server": FOUNDATION | {"audio", "models", "inference"},
-    "cli": FOUNDATION | {"audio", "models", "inference", "server", "training", "evaluation"},
+    "server": FOUNDATION | {"audio", "models", "voices", "inference", "batch"},
+    "cli": FOUNDATION
+    | {"audio", "models", "voices", "inference", "batch", "server", "training", "evaluation"},
 }
 HEAVY = ("torch", "onnxruntime", "transformers", "faster_whisper", "scipy", "pandas", "matplotlib")
 TEST_ONLY = {"hypothesis", "jiwer", "playwright", "pytest", "schemathesis", "scipy"}
@@ -46,6 +49,32 @@ def imports_of(path: Path) -> Iterator[str]:
             parts = name.split(".")
             if parts[0] == "auto_voice" and len(parts) > 1:
                 yield parts[1]
+
+
+def modules_imported_by(path: Path, modules: set[str]) -> set[str]:
+    """Modules of auto_voice, by dotted name, that the module at ``path`` imports anywhere."""
+    found = set()
+    for node in ast.walk(syntax_of(path)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                found.add(name if name in modules else node.module)
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & modules
+
+
+def test_no_two_modules_need_each_other() -> None:
+    """Imports form no circle, inside rooms neither, those within functions included."""
+    paths = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = ("auto_voice", *path.relative_to(SOURCE).with_suffix("").parts)
+        paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    left = {name: modules_imported_by(path, set(paths)) - {name} for name, path in paths.items()}
+    while free := [name for name, needs in left.items() if not needs & set(left)]:
+        for name in free:
+            del left[name]
+    assert not left
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
         PipelineConfig,
         VoiceConversionPipeline,
     )
-    from auto_voice.inference.voice_file import load_voice, save_voice
     from auto_voice.models.model_registry import ModelRegistry
     from auto_voice.types import Voice, Waveform
+    from auto_voice.voices.voice_file import load_voice, save_voice
 
 __version__ = "0.1.0"
 
@@ -27,8 +27,8 @@ _HOMES = {
     "Waveform": "types",
     "clone": "inference.api",
     "convert": "inference.api",
-    "load_voice": "inference.voice_file",
-    "save_voice": "inference.voice_file",
+    "load_voice": "voices.voice_file",
+    "save_voice": "voices.voice_file",
 }
 
 __all__ = [

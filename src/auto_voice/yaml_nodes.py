@@ -171,6 +171,8 @@ def read(path: Path) -> Node | None:
         loader = base(text)
         root = loader.get_single_node()
     except yaml.MarkedYAMLError as error:
+        if "nesting depth" in str(error.problem):  # Newer parsers refuse by themselves, deeper in.
+            raise _too_deep(path, 1) from error
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise CatalogError(f"{path}:{line}: is not valid YAML ({error.problem})") from error
@@ -194,9 +196,11 @@ def _refuse_deep(text: str, path: Path, loader: Any) -> None:
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         if depth > MAX_DEPTH:
-            raise CatalogError(
-                f"{path}:{_line(event)}: is nested more than {MAX_DEPTH} levels deep"
-            )
+            raise _too_deep(path, _line(event))
+
+
+def _too_deep(path: Path, line: int) -> CatalogError:
+    return CatalogError(f"{path}:{line}: is nested more than {MAX_DEPTH} levels deep")
 
 
 def closest(name: str, known: Iterable[str]) -> str:

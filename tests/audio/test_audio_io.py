@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audio_signals import encode, speech_like, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audio_signals import encode, speech_like, tone
 from auto_voice.audio import io as audio_io
 from auto_voice.audio.io import AudioWriter, iter_blocks, probe, read_audio
 from auto_voice.audio.resample import resample

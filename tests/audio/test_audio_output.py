@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from audio_signals import speech_like, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from audio_signals import speech_like, tone
 from auto_voice.audio.encoding import FORMATS, choose_encoding
 from auto_voice.audio.io import (
     AudioWriter,

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from audio_signals import speech_like, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audio_signals import speech_like, tone
 from auto_voice.audio.denoise import denoise
 
 

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from audio_signals import speech_like, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audio_signals import speech_like, tone
 from auto_voice.audio.loudness import (
     _k_response,
     integrated_loudness,

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from audio_signals import speech_like, tone
 
+from audio_signals import speech_like, tone
 from auto_voice.audio.quality import (
     bandwidth,
     clipping_ratio,

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from audio_signals import tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audio_signals import tone
 from auto_voice.audio.resample import ResampleStream, resample, resampled_length
 
 RATES = [8_000, 11_025, 16_000, 22_050, 24_000, 44_100, 48_000, 96_000, 192_000]

@@ -4,10 +4,10 @@ import importlib.util
 
 import numpy as np
 import pytest
-from audio_signals import speech_like, tone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audio_signals import speech_like, tone
 from auto_voice.audio import vad
 from auto_voice.audio.vad import (
     speech_probability,

@@ -18,9 +18,9 @@ import soundfile
 
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.cli import main
-from auto_voice.inference.inspection import plot_pitch
-from auto_voice.inference.voices import VoiceLibrary, load_voice
 from auto_voice.models.mock_models import mock_sample
+from auto_voice.voices.inspection import plot_pitch
+from auto_voice.voices.library import VoiceLibrary, load_voice
 
 
 @pytest.fixture(autouse=True)

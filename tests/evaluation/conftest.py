@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from evaluation_kit import PINS, RATE, PeakJudge, SpectrumEncoder, TableRecogniser, sing
 
 from auto_voice.evaluation.judges import Judges
+from evaluation_kit import PINS, RATE, PeakJudge, SpectrumEncoder, TableRecogniser, sing
 
 
 @pytest.fixture

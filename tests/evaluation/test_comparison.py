@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from evaluation_kit import PINS
 
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation import Evaluation, PairScore, compare
 from auto_voice.evaluation.comparison import comparison_rows
 from auto_voice.evaluation.results import estimate_all
+from evaluation_kit import PINS
 
 
 def results(name: str, secs: np.ndarray, edits: np.ndarray | None = None) -> Evaluation:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import soundfile
-from evaluation_kit import RATE, TableRecogniser, sing
 
 from auto_voice.cli.main import main
 from auto_voice.errors import MissingDependencyError
 from auto_voice.evaluation import judges as judges_module
 from auto_voice.evaluation.judges import Judges
+from evaluation_kit import RATE, TableRecogniser, sing
 
 Folder = Callable[..., Path]
 

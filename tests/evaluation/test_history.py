@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from evaluation_kit import PINS
 from test_comparison import BASE, results
 
 from auto_voice.cli.main import main
@@ -20,6 +19,7 @@ from auto_voice.evaluation.history import (
     regressions,
     sparkline,
 )
+from evaluation_kit import PINS
 
 
 def log_of(path: Path, *shifts: float) -> Path:

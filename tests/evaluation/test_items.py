@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from evaluation_kit import RATE, sing
 
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation.items import read_items, read_test_set, read_trials
+from evaluation_kit import RATE, sing
 
 
 def touch(*paths: Path) -> None:

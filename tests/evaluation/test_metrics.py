@@ -8,7 +8,6 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from evaluation_kit import SpectrumEncoder, sing
 
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.audio.pitch import extract_pitch, transpose
@@ -16,6 +15,7 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation import metrics
 from auto_voice.types import Pitch, Waveform
+from evaluation_kit import SpectrumEncoder, sing
 
 
 def track(cents: Callable[[np.ndarray], np.ndarray], seconds: float = 2.0, rate: float = 62.5):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from evaluation_kit import RATE, sing
 from test_comparison import BASE, results
 
 from auto_voice.evaluation import Evaluation, compare, evaluate, read_items
@@ -21,6 +20,7 @@ from auto_voice.evaluation.judges import Judges
 from auto_voice.evaluation.report import comparison_report, html_report
 from auto_voice.evaluation.report_page import table
 from auto_voice.types import Waveform
+from evaluation_kit import RATE, sing
 
 VOID = {"meta", "img", "link", "br", "input"}
 

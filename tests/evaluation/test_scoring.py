@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from evaluation_kit import PINS, RATE, TableRecogniser, sing
 
 from auto_voice.audio.pitch import PITCH_RULES
 from auto_voice.errors import ConfigError, EvaluationError
@@ -30,6 +29,7 @@ from auto_voice.evaluation.items import read_test_set
 from auto_voice.evaluation.judges import DEFAULT_MODELS, Judges
 from auto_voice.evaluation.results import write_text
 from auto_voice.evaluation.tables import markdown, pair_rows_csv
+from evaluation_kit import PINS, RATE, TableRecogniser, sing
 
 Folder = Callable[..., Path]
 

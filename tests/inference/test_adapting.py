@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 import soundfile
-from hand_made_stages import HandMade, LocalContent, speech_like
 
 from auto_voice.cli import main
 from auto_voice.errors import ConfigError, ModelLoadError
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline, adapting
-from auto_voice.models.store import ModelStore
+from auto_voice.models.registry.store import ModelStore
 from auto_voice.types import Content, Waveform
+from hand_made_stages import HandMade, LocalContent, speech_like
 
 MIXING = np.random.default_rng(5).standard_normal((2, 6)).astype(np.float32)
 

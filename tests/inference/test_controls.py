@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hand_made_stages import LocalConverter, LocalVocoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,8 +9,8 @@ from auto_voice.audio.denoise import denoise
 from auto_voice.audio.loudness import integrated_loudness, true_peak
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.meter import LoudnessMeter
-from auto_voice.audio.octaves import repaired
 from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
+from auto_voice.audio.pitch_octaves import repaired
 from auto_voice.errors import AudioContentError, ConfigError
 from auto_voice.inference.analysis import denoised
 from auto_voice.inference.breath import aperiodicity, scatter
@@ -19,6 +18,7 @@ from auto_voice.inference.controls import Controls, controls_from
 from auto_voice.inference.melody import cut, filled, moved
 from auto_voice.inference.shaping import contour, keep_energy, warp_formants
 from auto_voice.types import Mel, Pitch, Voice, Waveform
+from hand_made_stages import LocalConverter, LocalVocoder
 
 RATE = 22050
 

@@ -9,14 +9,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hand_made_stages import LocalConverter, speech_like
 
+from auto_voice import load_voice, save_voice
 from auto_voice.errors import ConfigError, VoiceError
-from auto_voice.inference import PipelineConfig, load_voice, save_voice
-from auto_voice.inference.blending import blend_voices
+from auto_voice.inference import PipelineConfig
+from auto_voice.inference.checkpoint import fingerprint
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.partial import fingerprint
 from auto_voice.types import Waveform
+from auto_voice.voices.blending import blend_voices
+from hand_made_stages import LocalConverter, speech_like
 
 
 class Learning(LocalConverter):

@@ -13,15 +13,15 @@ import soundfile
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from auto_voice.batch.jobs import BatchJob, Defaults, collect
+from auto_voice.batch.manifest import Manifest
 from auto_voice.errors import AudioFormatError, AudioOutputError, ConfigError, VoiceError
 from auto_voice.inference import PipelineConfig
-from auto_voice.inference.batch import Manifest
-from auto_voice.inference.blending import blend_voices
-from auto_voice.inference.jobs import BatchJob, Defaults, collect
-from auto_voice.inference.long_audio import convert_file, convert_to_file
-from auto_voice.inference.voice_file import load_voice, save_voice
-from auto_voice.inference.voices import VoiceLibrary
+from auto_voice.inference.file_conversion import convert_file, convert_to_file
 from auto_voice.types import Voice
+from auto_voice.voices.blending import blend_voices
+from auto_voice.voices.library import VoiceLibrary
+from auto_voice.voices.voice_file import load_voice, save_voice
 
 
 @pytest.fixture(autouse=True)

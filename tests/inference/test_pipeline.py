@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import soundfile
-from hand_made_stages import LocalContent, LocalVocoder
 
+from auto_voice import load_voice, save_voice
 from auto_voice.audio.pitch import extract_pitch, log_f0_statistics
 from auto_voice.errors import (
     AudioContentError,
@@ -20,9 +20,10 @@ from auto_voice.errors import (
     UnknownModelError,
     VoiceError,
 )
-from auto_voice.inference import PipelineConfig, VoiceConversionPipeline, load_voice, save_voice
+from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.inputs import as_waveform
 from auto_voice.types import Voice, Waveform
+from hand_made_stages import LocalContent, LocalVocoder
 
 
 def mean_pitch_hz(pitch) -> float:

@@ -9,17 +9,17 @@ import sys
 
 import pytest
 
-from auto_voice.models.architectures import KERNELS_KEPT
+from auto_voice.models.registry.architectures import KERNELS_KEPT
 
 VARIABLE = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 SAY = f"""
 import os
-from auto_voice.models.architectures import ARCHITECTURES
+from auto_voice.models.registry.architectures import ARCHITECTURES
 ARCHITECTURES["{{name}}"]._import()
 print(os.environ.get("{VARIABLE}"))
 """
 GROW = """
-from auto_voice.models.architectures import ARCHITECTURES
+from auto_voice.models.registry.architectures import ARCHITECTURES
 ARCHITECTURES["hifigan"]._import()
 import torch
 torch.set_num_threads(1)

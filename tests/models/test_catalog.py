@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from auto_voice.errors import CatalogError, UnknownModelError
-from auto_voice.models.architectures import ARCHITECTURES
-from auto_voice.models.catalog import builtin_catalog, load_catalog, split_key, version_order
+from auto_voice.models.registry.architectures import ARCHITECTURES
+from auto_voice.models.registry.catalog import (
+    builtin_catalog,
+    load_catalog,
+    split_key,
+    version_order,
+)
 
 SHA = "ab" * 32
 GOOD = f"""\
@@ -288,7 +293,7 @@ def test_the_built_in_catalog_is_complete_and_pinned() -> None:
 
 
 def test_every_source_of_the_built_in_catalog_is_understood_by_the_fetchers() -> None:
-    from auto_voice.models.sources import parse_source
+    from auto_voice.models.registry.sources import parse_source
 
     for version in load_catalog().versions():
         for file in version.files:

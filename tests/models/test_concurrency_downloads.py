@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fault_server import Fault, FaultServer, fault_server, model_file, model_version, random_bytes
 from test_kill_resume import DATA, SIZE, Zygote, job_of, zygote
 
 from auto_voice.models.model_loader import DownloadProgressBar, ModelLoader
-from auto_voice.models.store import ModelStore
+from auto_voice.models.registry.store import ModelStore
+from fault_server import Fault, FaultServer, fault_server, model_file, model_version, random_bytes
 
 __all__ = ["zygote"]
 

@@ -14,15 +14,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from fault_server import (
-    FakeClock,
-    Fault,
-    FaultServer,
-    fault_server,
-    model_file,
-    model_version,
-    random_bytes,
-)
 
 from auto_voice.errors import (
     DiskSpaceError,
@@ -32,9 +23,18 @@ from auto_voice.errors import (
     ModelUnavailableError,
 )
 from auto_voice.models.model_loader import ModelDownloader, ModelLoader
-from auto_voice.models.partials import HashingSink, Partial, PartialRecord
-from auto_voice.models.store import ModelStore
-from auto_voice.models.transfer import HttpTransfer, RetryPolicy, public_url
+from auto_voice.models.registry.partials import HashingSink, Partial, PartialRecord
+from auto_voice.models.registry.store import ModelStore
+from auto_voice.models.registry.transfer import HttpTransfer, RetryPolicy, public_url
+from fault_server import (
+    FakeClock,
+    Fault,
+    FaultServer,
+    fault_server,
+    model_file,
+    model_version,
+    random_bytes,
+)
 
 SIZE = 3_000_000
 DATA = random_bytes(SIZE)

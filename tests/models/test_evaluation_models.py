@@ -13,7 +13,7 @@ import pytest
 from auto_voice.audio.resample import resample
 from auto_voice.errors import AudioContentError, MissingDependencyError, ModelLoadError
 from auto_voice.models import dvector_model, quality_model, recogniser
-from auto_voice.models.catalog import ModelFile, ModelVersion
+from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 
 if TYPE_CHECKING:
     from auto_voice.models import ModelRegistry

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from registry_kit import model_entry, version_entry, write_catalog, write_tone
 
 from auto_voice.errors import (
     DiskSpaceError,
@@ -20,7 +19,8 @@ from auto_voice.errors import (
     StoreError,
 )
 from auto_voice.models import FallbackWarning, ModelRegistry
-from auto_voice.models.fallback import RECOVERABLE, reason_of
+from auto_voice.models.registry.fallback import RECOVERABLE, reason_of
+from registry_kit import model_entry, version_entry, write_catalog, write_tone
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.errors import AudioContentError
 from auto_voice.models.base import Vocoder
-from auto_voice.models.catalog import ModelVersion
 from auto_voice.models.griffin_lim_model import GriffinLimModel, build, linear_magnitude
+from auto_voice.models.registry.catalog import ModelVersion
 
 RATE = 22050
 

@@ -10,13 +10,13 @@ import pytest
 
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
 from auto_voice.models.base import ContentEncoder
-from auto_voice.models.catalog import ModelVersion
+from auto_voice.models.registry.catalog import ModelVersion
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from auto_voice.models import hubert_model as hubert  # noqa: E402
-from auto_voice.models.weights import fold_weight_norm  # noqa: E402
+from auto_voice.models.runtime.weights import fold_weight_norm  # noqa: E402
 
 SMALL = {
     "dims": 48,

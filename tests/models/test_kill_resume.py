@@ -14,6 +14,10 @@ from typing import Any
 
 import httpx2
 import pytest
+
+from auto_voice.models.model_loader import ModelDownloader, ModelLoader
+from auto_voice.models.registry.maintenance import prune
+from auto_voice.models.registry.store import ModelStore
 from fault_server import (
     Fault,
     FaultServer,
@@ -22,10 +26,6 @@ from fault_server import (
     model_version,
     random_bytes,
 )
-
-from auto_voice.models.model_loader import ModelDownloader, ModelLoader
-from auto_voice.models.store import ModelStore
-from auto_voice.models.store_maintenance import prune
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="children are made by fork")
 

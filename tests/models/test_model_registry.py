@@ -10,14 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from registry_kit import (
-    file_entry,
-    model_entry,
-    tone_catalog,
-    version_entry,
-    write_catalog,
-    write_tone,
-)
 
 from auto_voice.errors import (
     CatalogError,
@@ -31,9 +23,17 @@ from auto_voice.errors import (
     UnsafeFileError,
 )
 from auto_voice.models import ModelRegistry
-from auto_voice.models import architectures as table
-from auto_voice.models.catalog import load_catalog
-from auto_voice.models.devices import choose_device
+from auto_voice.models.registry import architectures as table
+from auto_voice.models.registry.catalog import load_catalog
+from auto_voice.models.runtime.devices import choose_device
+from registry_kit import (
+    file_entry,
+    model_entry,
+    tone_catalog,
+    version_entry,
+    write_catalog,
+    write_tone,
+)
 
 
 @pytest.fixture

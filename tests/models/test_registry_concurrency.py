@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from registry_kit import model_entry, tone_catalog, version_entry, write_catalog, write_tone
 
 from auto_voice.errors import ModelLoadError, ModelUnavailableError
 from auto_voice.models import ModelRegistry
-from auto_voice.models.model_cache import ModelCache
+from auto_voice.models.registry.cache import ModelCache
+from registry_kit import model_entry, tone_catalog, version_entry, write_catalog, write_tone
 
 THREADS = 32
 PROCESSES = 8

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from fault_server import FaultServer, fault_server, model_file, model_version, random_bytes
 
 from auto_voice.errors import (
     ConfigError,
@@ -25,10 +24,10 @@ from auto_voice.errors import (
     ModelUnavailableError,
     UnsafeFileError,
 )
-from auto_voice.models import sources, wheels
-from auto_voice.models.disk import sha256_file
+from auto_voice.filesystem import sha256_file
 from auto_voice.models.model_loader import ModelDownloader, ModelLoader
-from auto_voice.models.sources import (
+from auto_voice.models.registry import sources, wheels
+from auto_voice.models.registry.sources import (
     BundledSource,
     FileSource,
     HubSource,
@@ -38,8 +37,9 @@ from auto_voice.models.sources import (
     needs_network,
     parse_source,
 )
-from auto_voice.models.store import ModelStore
-from auto_voice.models.wheels import WheelCache, installer_commands
+from auto_voice.models.registry.store import ModelStore
+from auto_voice.models.registry.wheels import WheelCache, installer_commands
+from fault_server import FaultServer, fault_server, model_file, model_version, random_bytes
 
 DATA = random_bytes(300_000)
 SMALL = b"a second member"
@@ -185,7 +185,7 @@ def test_a_file_of_the_package_is_used_where_it_lies(
     assert not loader.store.root.exists()
     with monkeypatch.context() as patch:
         # Hashed once per process.
-        patch.setattr("auto_voice.models.store.sha256_file", None)
+        patch.setattr("auto_voice.models.registry.store.sha256_file", None)
         assert loader.ensure(version) == {"weights.bin": typed}
 
 

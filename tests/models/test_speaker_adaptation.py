@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from auto_voice import load_voice, save_voice
 from auto_voice.audio.envelope import CEPSTRA_SIZE
 from auto_voice.errors import VoiceError
-from auto_voice.inference import load_voice, save_voice
-from auto_voice.inference.blending import blend_voices
 from auto_voice.models.converter_model import CompactConverter, ConverterNet
 from auto_voice.models.speaker_adaptation import (
     LEAST_FRAMES,
@@ -25,6 +24,7 @@ from auto_voice.models.speaker_adaptation import (
     _leave_out,
 )
 from auto_voice.types import Content, Pitch, Voice
+from auto_voice.voices.blending import blend_voices
 
 FRAMES = 240
 RATE = 22050 / 256

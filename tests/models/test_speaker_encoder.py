@@ -11,7 +11,7 @@ import pytest
 from auto_voice.audio.mel import GE2E_MEL, log_mel
 from auto_voice.errors import AudioContentError, ModelLoadError
 from auto_voice.models.base import SpeakerEncoderStage
-from auto_voice.models.catalog import ModelVersion
+from auto_voice.models.registry.catalog import ModelVersion
 
 if TYPE_CHECKING:
     from auto_voice.models import ModelRegistry

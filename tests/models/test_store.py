@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fault_server import model_file, model_version, random_bytes
 
+from auto_voice import filesystem as disk
 from auto_voice.errors import (
     DiskSpaceError,
     IntegrityError,
@@ -27,15 +27,15 @@ from auto_voice.errors import (
     UnknownModelError,
     UnsafeFileError,
 )
-from auto_voice.models import archive as archive_module
-from auto_voice.models import disk
-from auto_voice.models.archive import export_versions, import_archive
-from auto_voice.models.catalog import ModelVersion
-from auto_voice.models.disk import check_name
-from auto_voice.models.locks import holder_of
+from auto_voice.filesystem import check_name
 from auto_voice.models.model_loader import ModelLoader
-from auto_voice.models.store import ModelStore
-from auto_voice.models.store_maintenance import partials, prune, remove, verify
+from auto_voice.models.registry import archive as archive_module
+from auto_voice.models.registry.archive import export_versions, import_archive
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.registry.locks import holder_of
+from auto_voice.models.registry.maintenance import partials, prune, remove, verify
+from auto_voice.models.registry.store import ModelStore
+from fault_server import model_file, model_version, random_bytes
 
 DATA = random_bytes(200_000)
 NEWER = random_bytes(200_000, seed=1)
@@ -90,8 +90,8 @@ def test_a_hit_hashes_nothing_locks_nothing_writes_nothing_and_opens_no_socket(
 ) -> None:
     forbid_writes_below(loader.store.root, monkeypatch)
     monkeypatch.setattr(socket, "socket", refuse)
-    monkeypatch.setattr("auto_voice.models.store.sha256_file", refuse)
-    monkeypatch.setattr("auto_voice.models.store.file_lock", refuse)
+    monkeypatch.setattr("auto_voice.models.registry.store.sha256_file", refuse)
+    monkeypatch.setattr("auto_voice.models.registry.store.file_lock", refuse)
     assert loader.ensure(version) == {"weights.bin": installed}
 
 
@@ -137,7 +137,7 @@ def test_a_copied_cache_is_hashed_once_and_then_trusted_even_read_only(
         hashed.append(path)
         return disk.sha256_file(path)
 
-    monkeypatch.setattr("auto_voice.models.store.sha256_file", counting)
+    monkeypatch.setattr("auto_voice.models.registry.store.sha256_file", counting)
     with ModelLoader(store) as reader:
         for _ in range(3):
             assert reader.ensure(version) == {"weights.bin": installed}
@@ -381,7 +381,7 @@ def test_a_lock_names_its_holder_and_the_wait_is_bounded(
 def test_a_wait_that_is_long_is_logged(
     loader: ModelLoader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("auto_voice.models.locks._SAY_AFTER_S", 0.05)
+    monkeypatch.setattr("auto_voice.models.registry.locks._SAY_AFTER_S", 0.05)
     with (
         loader.store.lock("toy", "1.0"),
         caplog.at_level("INFO", logger="auto_voice"),

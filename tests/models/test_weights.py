@@ -18,7 +18,7 @@ from auto_voice.errors import AudioContentError, ModelLoadError, UnsafeFileError
 
 torch = pytest.importorskip("torch")
 
-from auto_voice.models import weights  # noqa: E402
+from auto_voice.models.runtime import weights  # noqa: E402
 
 
 class Bomb:
@@ -206,7 +206,7 @@ def test_a_load_drags_in_no_heavy_library(tmp_path: Path) -> None:
     code = (
         "import sys, pathlib\n"
         "from auto_voice.models import hubert_model as h\n"
-        "from auto_voice.models.weights import load_module\n"
+        "from auto_voice.models.runtime.weights import load_module\n"
         "import numpy, safetensors.torch\n"
         "shape = h.HuBERTShape(32, 1, 2, 64, 16, 8, 2)\n"
         "path = pathlib.Path(sys.argv[1])\n"

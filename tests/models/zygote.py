@@ -18,9 +18,9 @@ from typing import Any
 def ensure(job: dict[str, Any]) -> None:
     import httpx2
 
-    from auto_voice.models.catalog import ModelFile, ModelVersion
     from auto_voice.models.model_loader import ModelDownloader, ModelLoader
-    from auto_voice.models.store import ModelStore
+    from auto_voice.models.registry.catalog import ModelFile, ModelVersion
+    from auto_voice.models.registry.store import ModelStore
 
     file = ModelFile("weights.bin", ((job["url"],),), job["sha256"], job["bytes"])
     version = ModelVersion("toy", "1.0", "vocoder", "toy", (file,), "MIT")

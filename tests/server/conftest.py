@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import soundfile
-from server_kit import Gated, Live, mock_engine
 
 from auto_voice.client import Client
 from auto_voice.models.mock_models import mock_sample
 from auto_voice.server import Engine, ServerSettings, create_app
+from server_kit import Gated, Live, mock_engine
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import zipfile
 import httpx2
 import pytest
 import soundfile
-from server_kit import mock_engine, until
 
 from auto_voice.client import Client
 from auto_voice.errors import (
@@ -25,6 +24,7 @@ from auto_voice.errors import (
     UnknownModelError,
     VoiceError,
 )
+from server_kit import mock_engine, until
 
 
 def test_convert_answers_with_the_sound_itself(client, talk, friend):

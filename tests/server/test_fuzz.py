@@ -10,9 +10,9 @@ from collections import Counter
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
-from server_kit import Live, mock_engine
 
 from auto_voice.server import ServerSettings, create_app
+from server_kit import Live, mock_engine
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 

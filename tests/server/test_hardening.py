@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import soundfile
 import uvicorn
-from server_kit import Gated, mock_engine, until
 
 from auto_voice.client import Client
 from auto_voice.errors import AudioContentError, BusyError, UploadError, VoiceError
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
-from auto_voice.inference.voice_file import save_voice
 from auto_voice.server import Engine
+from auto_voice.server.cancellation import Control
 from auto_voice.server.connections import PatientProtocol
-from auto_voice.server.control import Control
 from auto_voice.server.files import JobFiles, new_id
 from auto_voice.server.security import client_of
 from auto_voice.server.uploads import Decoding, gathered
 from auto_voice.types import Voice
+from auto_voice.voices.voice_file import save_voice
+from server_kit import Gated, mock_engine, until
 
 
 class Stubborn(Gated):

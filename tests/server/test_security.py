@@ -12,7 +12,6 @@ import httpx2
 import numpy as np
 import pytest
 import soundfile
-from server_kit import until
 
 from auto_voice.client import Client
 from auto_voice.errors import BusyError, ConfigError, NotPermittedError, UploadError
@@ -27,6 +26,7 @@ from auto_voice.server.security import (
     token_of,
 )
 from auto_voice.server.uploads import display_name
+from server_kit import until
 
 TOKEN = "a-token-of-the-tests"
 

@@ -10,12 +10,12 @@ import subprocess
 import sys
 
 import pytest
-from server_kit import until
 
 from auto_voice.cli import main
 from auto_voice.cli.serve import read_tokens
 from auto_voice.client import Client
 from auto_voice.errors import ConfigError
+from server_kit import until
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
-from server_kit import until
 
 from auto_voice.client import Client
 from auto_voice.errors import BusyError, ConfigError
 from auto_voice.server import ServerSettings, create_app
-from auto_voice.server.control import Control, Stopped
+from auto_voice.server.cancellation import Control, Stopped
+from server_kit import until
 
 
 def test_beyond_the_queue_is_refused_at_once_and_nothing_accepted_is_lost(

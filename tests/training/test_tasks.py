@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from speech_kit import DIMS, corpus, item
 
 from auto_voice.audio.envelope import CEPSTRA_SIZE, cepstral_warp
 from auto_voice.errors import TrainingError
 from auto_voice.inference.shaping import band_centres
 from auto_voice.training.corpus import Corpus, crop
 from auto_voice.training.tasks import GUARD_FRAMES, ContentTask, ConverterTask
+from speech_kit import DIMS, corpus, item
 
 SMALL = {"dims": DIMS, "width": 32, "blocks": 2}
 

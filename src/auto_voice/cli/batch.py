@@ -19,8 +19,8 @@ from auto_voice.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from auto_voice.inference.batch import Outcome
-    from auto_voice.inference.jobs import BatchJob
+    from auto_voice.batch.jobs import BatchJob
+    from auto_voice.batch.manifest import Outcome
 
 NOT_ALL_DONE = 2
 
@@ -79,9 +79,9 @@ def batch(
     autovoice batch 'talks/*.mp3' more.wav --voice ann.wav -o out/ --format flac --workers 4
     autovoice batch jobs.csv -o out/ --dry-run
     """
-    from auto_voice.inference.batch import MANIFEST, Manifest, run_batch
-    from auto_voice.inference.executor import Executor, InlineExecutor, ProcessExecutor
-    from auto_voice.inference.jobs import Defaults, collect, stored_or_file
+    from auto_voice.batch.executors import Executor, InlineExecutor, ProcessExecutor
+    from auto_voice.batch.jobs import Defaults, collect, stored_or_file
+    from auto_voice.batch.manifest import MANIFEST, Manifest, run_batch
 
     values = control_values(options)
     defaults = Defaults(
@@ -126,14 +126,14 @@ def batch(
 
 def _spec(mock: bool, options: dict[str, Any]) -> Any:
     """How each worker makes its pipeline: the options as JSON values."""
-    from auto_voice.inference.executor import WorkerSpec
+    from auto_voice.batch.executors import WorkerSpec
 
     names = ("config", "model_dir", "offline", "device", "fallback")
     registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
     chosen = ("content_encoder", "converter", "vocoder", "adaptation_steps", "allow_truncated")
     models = {n: options[n] for n in chosen if options.get(n) is not None}
     settings = {"mock": mock, "registry": registry, "pipeline": models}
-    return WorkerSpec("auto_voice.inference.batch:worker", settings)
+    return WorkerSpec("auto_voice.batch.manifest:worker", settings)
 
 
 def _plain(value: Any) -> Any:
@@ -143,8 +143,8 @@ def _plain(value: Any) -> Any:
 def _check_formats(jobs: list[BatchJob]) -> None:
     """A format that cannot be is the user's slip: better said before the first file than after."""
     from auto_voice.audio.io import choose_encoding
+    from auto_voice.batch.manifest import MANIFEST
     from auto_voice.errors import ConfigError
-    from auto_voice.inference.batch import MANIFEST
 
     for job in jobs:
         if Path(job.output).name == MANIFEST:

@@ -44,7 +44,7 @@ def clone(
     autovoice clone friend1.wav friend2.wav -o friend.safetensors --name Friend
     """
     from auto_voice.audio.io import ensure_writable
-    from auto_voice.inference.voice_file import SUFFIX, save_voice
+    from auto_voice.voices.voice_file import SUFFIX, save_voice
 
     target = ensure_writable(output or Path(references[0].stem + SUFFIX), references)
     if target.suffix != SUFFIX:

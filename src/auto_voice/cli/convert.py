@@ -79,8 +79,8 @@ def convert(
     autovoice convert talk.wav --voice friend --strength 0.5 --formants -2 --rate 48000 --subtype 24
     """
     from auto_voice.audio.io import choose_encoding, ensure_writable
-    from auto_voice.inference.long_audio import convert_to_file
-    from auto_voice.inference.voices import resolve_voice
+    from auto_voice.inference.file_conversion import convert_to_file
+    from auto_voice.voices.library import resolve_voice
 
     suffix = f".{format_.lower()}" if format_ else ".wav"
     chosen = output or Path(f"{source.stem}_as_{Path(voices[0]).stem}{suffix}")

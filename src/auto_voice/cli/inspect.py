@@ -11,7 +11,7 @@ import click
 from auto_voice.cli.options import make_pipeline, model_options
 
 if TYPE_CHECKING:
-    from auto_voice.inference.inspection import Inspection
+    from auto_voice.voices.inspection import Inspection
 
 
 @click.command()
@@ -44,8 +44,8 @@ def inspect(
     autovoice inspect talk.mp3 --png talk.png
     """
     from auto_voice.audio.io import ensure_writable, read_audio
-    from auto_voice.inference.inspection import inspect_file
-    from auto_voice.inference.voices import VoiceLibrary
+    from auto_voice.voices.inspection import inspect_file
+    from auto_voice.voices.library import VoiceLibrary
 
     if png is not None:
         if len(files) != 1:
@@ -77,7 +77,7 @@ def inspect(
 
 def describe(found: Inspection, text: str | None = None) -> str:
     """An inspection as lines of text."""
-    from auto_voice.inference.inspection import plot_pitch
+    from auto_voice.voices.inspection import plot_pitch
 
     info, quality = found.info, found.quality
     channels = {1: "mono", 2: "stereo"}.get(info.channels, f"{info.channels} channels")

@@ -16,8 +16,8 @@ from auto_voice.cli.showing import print_json, print_table, sized
 from auto_voice.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
-    from auto_voice.models.catalog import ModelVersion
     from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.models.registry.catalog import ModelVersion
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -169,7 +169,7 @@ def verify(names: tuple[str, ...], as_json: bool, **where: Any) -> int:
     autovoice models verify
     autovoice models verify hifigan_universal --json
     """
-    from auto_voice.models.store_maintenance import verify as verify_version
+    from auto_voice.models.registry.maintenance import verify as verify_version
 
     registry = open_registry(**where)
     versions = chosen(registry, names)
@@ -210,7 +210,7 @@ def remove(names: tuple[str, ...], **where: Any) -> None:
     \b
     autovoice models remove hubert_base
     """
-    from auto_voice.models import store_maintenance
+    from auto_voice.models.registry import maintenance as store_maintenance
 
     registry = open_registry(**where)
     for name, version in [name_and_version(registry, name) for name in names]:
@@ -227,7 +227,7 @@ def prune(days: float, **where: Any) -> None:
     \b
     autovoice models prune --older-than 30
     """
-    from auto_voice.models import store_maintenance
+    from auto_voice.models.registry import maintenance as store_maintenance
 
     if math.isnan(days):
         raise click.BadParameter("nan is no number of days", param_hint="--older-than")
@@ -251,7 +251,7 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
     autovoice models pin converter_compact@1.6
     autovoice models pin --remove converter_compact
     """
-    from auto_voice.models.pins import read_pins
+    from auto_voice.models.registry.pins import read_pins
 
     registry = open_registry(**where)
     wanted = [(name.partition("@")[0], None if unpin else registry.version(name)) for name in names]
@@ -285,7 +285,7 @@ def export(names: tuple[str, ...], output: Path, **where: Any) -> None:
     \b
     autovoice models export -o models.tar
     """
-    from auto_voice.models.archive import export_versions
+    from auto_voice.models.registry.archive import export_versions
 
     registry = open_registry(**where)
     versions = [version for version in chosen(registry, names) if version.files]
@@ -304,7 +304,7 @@ def import_(archive: Path, **where: Any) -> None:
     \b
     autovoice models import models.tar
     """
-    from auto_voice.models.archive import import_archive
+    from auto_voice.models.registry.archive import import_archive
 
     registry = open_registry(**where)
     for version in import_archive(registry.store, archive, registry.catalog.version):
@@ -333,9 +333,9 @@ def status(as_json: bool, **where: Any) -> None:
     \b
     autovoice models status
     """
-    from auto_voice.models.disk import free_bytes
-    from auto_voice.models.pins import read_pins
-    from auto_voice.models.store_maintenance import partials
+    from auto_voice.filesystem import free_bytes
+    from auto_voice.models.registry.maintenance import partials
+    from auto_voice.models.registry.pins import read_pins
 
     registry = open_registry(**where)
     root = registry.model_dir

@@ -186,7 +186,7 @@ def complete_voice(
     """Stored voices and files, for the shell."""
     from click.shell_completion import CompletionItem
 
-    from auto_voice.inference.voices import VoiceLibrary
+    from auto_voice.voices.library import VoiceLibrary
 
     found = [name for name in VoiceLibrary().names() if name.startswith(incomplete)]
     return [*(CompletionItem(name) for name in found), CompletionItem(incomplete, type="file")]

@@ -11,8 +11,8 @@ import click
 from auto_voice.errors import UnknownModelError
 
 if TYPE_CHECKING:
-    from auto_voice.models.catalog import ModelVersion
     from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.models.registry.catalog import ModelVersion
 
 F = TypeVar("F", bound=Callable[..., Any])
 

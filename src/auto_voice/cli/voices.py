@@ -13,8 +13,8 @@ import click
 from auto_voice.cli.options import make_pipeline, model_options, truncation_option
 
 if TYPE_CHECKING:
-    from auto_voice.inference.voices import VoiceLibrary
     from auto_voice.types import Voice
+    from auto_voice.voices.library import VoiceLibrary
 
 PATH = click.Path(path_type=Path)
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -34,7 +34,7 @@ def voices() -> None:
 
 def library() -> VoiceLibrary:
     """The user's voices."""
-    from auto_voice.inference.voices import VoiceLibrary
+    from auto_voice.voices.library import VoiceLibrary
 
     return VoiceLibrary()
 
@@ -75,7 +75,7 @@ def add(
     """
     from auto_voice.audio.io import read_audio
     from auto_voice.errors import VoiceError
-    from auto_voice.inference.enrolment import enrol
+    from auto_voice.voices.enrolment import enrol
 
     shelf = library()
     if shelf.path(name).exists() and not overwrite:
@@ -190,7 +190,7 @@ def export(name: str, output: Path | None, no_recording: bool, overwrite: bool) 
     from dataclasses import replace
 
     from auto_voice.audio.io import ensure_writable
-    from auto_voice.inference.voice_file import SUFFIX, save_voice
+    from auto_voice.voices.voice_file import SUFFIX, save_voice
 
     voice = library().get(name)
     target = ensure_writable(output or Path(name + SUFFIX), overwrite=overwrite)
@@ -208,7 +208,7 @@ def import_(file: Path, name: str | None, overwrite: bool) -> None:
     \b
     autovoice voices import ann.safetensors --name anna
     """
-    from auto_voice.inference.voice_file import load_voice
+    from auto_voice.voices.voice_file import load_voice
 
     voice = load_voice(file)
     chosen = name or voice.name or file.stem
@@ -229,9 +229,9 @@ def blend(name: str, parts: tuple[str, ...], overwrite: bool, mock: bool, **mode
     autovoice voices blend calm ann=0.7 ben=0.3
     autovoice voices blend mix ann=1 stranger.wav=1
     """
-    from auto_voice.inference.blending import blend_voices, with_like_fittings
-    from auto_voice.inference.voices import resolve_voice
     from auto_voice.types import Voice
+    from auto_voice.voices.blending import blend_voices, with_like_fittings
+    from auto_voice.voices.library import resolve_voice
 
     shelf = library()
     pipeline = cache(lambda: make_pipeline(mock, **models))
@@ -265,8 +265,8 @@ def compare(names: tuple[str, ...], as_json: bool, mock: bool, **models: Any) ->
     import numpy as np
 
     from auto_voice.errors import VoiceError
-    from auto_voice.inference.voices import resolve_voice
     from auto_voice.types import Voice
+    from auto_voice.voices.library import resolve_voice
 
     if len(names) < 2:
         raise click.UsageError("give at least two voices to compare")

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from auto_voice.audio.io import read_audio
-from auto_voice.audio.octaves import without_leaps
 from auto_voice.audio.pitch import extract_pitch
+from auto_voice.audio.pitch_octaves import without_leaps
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
 from auto_voice.evaluation.items import Item

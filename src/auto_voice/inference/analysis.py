@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from auto_voice.audio.denoise import denoise
 from auto_voice.audio.level import SPEECH_DBFS, active_level
-from auto_voice.audio.octaves import meant
 from auto_voice.audio.pitch import FRAME_RATE, SAMPLE_RATE, extract_pitch
+from auto_voice.audio.pitch_octaves import meant
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
 from auto_voice.inference.chunking import hop_energies, hop_size
-from auto_voice.inference.tape import Tape
+from auto_voice.inference.sample_source import Tape
 from auto_voice.types import FloatArray, Pitch
 
 PITCH_BLOCK_FRAMES = 624
@@ -40,7 +40,7 @@ class Analysis:
     gain: factor that brings it to the level that the networks know.
     energies: ``(hops,)``, see :func:`auto_voice.inference.chunking.hop_energies`.
     pitch: of the levelled source, as the detector found it.
-    melody: the same without the detector's slips, see :func:`auto_voice.audio.octaves.meant`.
+    melody: the same without the detector's slips, see :func:`auto_voice.audio.pitch_octaves.meant`.
     """
 
     samples: int

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from auto_voice.audio.octaves import OCTAVE, repaired
 from auto_voice.audio.pitch import log_f0_statistics
+from auto_voice.audio.pitch_octaves import OCTAVE, repaired
 from auto_voice.inference.controls import VOICE, Controls
 from auto_voice.types import FloatArray, Pitch, Voice
 

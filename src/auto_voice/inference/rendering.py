@@ -27,12 +27,12 @@ from auto_voice.inference.chunking import (
     plan_from_energies,
     with_context,
 )
+from auto_voice.inference.content_windows import Listener
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.listening import Listener
 from auto_voice.inference.melody import cut, filled
 from auto_voice.inference.memory import out_of_memory, release_memory
+from auto_voice.inference.sample_source import Tape
 from auto_voice.inference.shaping import keep_energy, warp_formants
-from auto_voice.inference.tape import Tape
 from auto_voice.models.base import ContentEncoder, Converter, Vocoder
 from auto_voice.types import Content, FloatArray, Pitch, Voice
 

@@ -17,15 +17,13 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.adapting import into_space_of
 from auto_voice.inference.chunking import Chunk, join
-from auto_voice.inference.cloning import SAMPLE_RATE, bare_voice, build_voice
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.converting import Stages, cleaned, metered, output_factor, prepare
+from auto_voice.inference.conversion import Stages, cleaned, metered, output_factor, prepare
 from auto_voice.inference.fitting import FittedVoices
 from auto_voice.inference.inputs import AudioInput, as_waveform
 from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import ConversionResult, FileResult
-from auto_voice.inference.tape import MemoryTape
-from auto_voice.inference.voice_file import SUFFIX, load_voice
+from auto_voice.inference.sample_source import MemoryTape
 from auto_voice.models.base import (
     AdaptiveConverter,
     ContentEncoder,
@@ -34,6 +32,8 @@ from auto_voice.models.base import (
     Vocoder,
 )
 from auto_voice.types import EMBEDDING_DIMS, FloatArray, Voice, Waveform
+from auto_voice.voices.cloning import SAMPLE_RATE, bare_voice, build_voice
+from auto_voice.voices.voice_file import SUFFIX, load_voice
 
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
@@ -252,7 +252,7 @@ class VoiceConversionPipeline:
         **options: Any,
     ) -> FileResult:
         """From file to file in constant memory, resumable; see :func:`long_audio.convert_file`."""
-        from auto_voice.inference.long_audio import convert_file
+        from auto_voice.inference.file_conversion import convert_file
 
         return convert_file(self, Path(source), target, Path(output), **options)
 

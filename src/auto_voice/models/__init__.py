@@ -8,35 +8,41 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from auto_voice.models.catalog import Catalog, ModelEntry, ModelFile, ModelVersion, load_catalog
-    from auto_voice.models.fallback import FallbackWarning
     from auto_voice.models.hifigan_model import HiFiGANModel
     from auto_voice.models.hubert_model import HuBERTModel
     from auto_voice.models.model_loader import DownloadProgressBar, ModelDownloader, ModelLoader
     from auto_voice.models.model_registry import ModelRegistry
     from auto_voice.models.model_status import ModelStatus
+    from auto_voice.models.registry.catalog import (
+        Catalog,
+        ModelEntry,
+        ModelFile,
+        ModelVersion,
+        load_catalog,
+    )
+    from auto_voice.models.registry.fallback import FallbackWarning
+    from auto_voice.models.registry.store import ModelStore
     from auto_voice.models.speaker_encoder import SpeakerEncoder, SpeakerEncoderModel
-    from auto_voice.models.store import ModelStore
     from auto_voice.models.warmup import WarmupTiming
 
 _HOMES = {
-    "Catalog": "catalog",
+    "Catalog": "registry.catalog",
     "DownloadProgressBar": "model_loader",
-    "FallbackWarning": "fallback",
+    "FallbackWarning": "registry.fallback",
     "HiFiGANModel": "hifigan_model",
     "HuBERTModel": "hubert_model",
     "ModelDownloader": "model_loader",
-    "ModelEntry": "catalog",
-    "ModelFile": "catalog",
+    "ModelEntry": "registry.catalog",
+    "ModelFile": "registry.catalog",
     "ModelLoader": "model_loader",
     "ModelRegistry": "model_registry",
     "ModelStatus": "model_status",
-    "ModelStore": "store",
-    "ModelVersion": "catalog",
+    "ModelStore": "registry.store",
+    "ModelVersion": "registry.catalog",
     "SpeakerEncoder": "speaker_encoder",
     "SpeakerEncoderModel": "speaker_encoder",
     "WarmupTiming": "warmup",
-    "load_catalog": "catalog",
+    "load_catalog": "registry.catalog",
 }
 
 __all__ = [

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
+from auto_voice.filesystem import fsync_file, move_into_place, temporary_beside
 from auto_voice.models.base import ContentEncoder, PieceEncoder
-from auto_voice.models.disk import fsync_file, move_into_place, temporary_beside
 from auto_voice.types import Content, FloatArray, Waveform
 
 log = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ from auto_voice.audio.envelope import envelope_size, with_envelope
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.errors import ModelLoadError
-from auto_voice.models.catalog import ModelVersion
 from auto_voice.models.convnext import ConvNeXtBlock
-from auto_voice.models.weights import load_module
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.weights import load_module
 from auto_voice.types import Content, FloatArray
 
 SAMPLES_PER_FRAME = 2 * CONTENT_MEL.hop_samples

@@ -24,10 +24,10 @@ from auto_voice.audio.harmonics import harmonic_template
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.audio.pitch import NEUTRAL_LOG_F0, align_pitch
 from auto_voice.errors import ModelLoadError, VoiceError
-from auto_voice.models.catalog import ModelVersion
 from auto_voice.models.convnext import ConvNeXtBlock
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.weights import load_module
 from auto_voice.models.speaker_adaptation import Adaptation, Speech, adapt, adapted
-from auto_voice.models.weights import load_module
 from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice
 
 MEL_MEAN, MEL_SCALE = -5.5, 2.2

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from auto_voice.audio.mel import MelSpec, mel_filters
 from auto_voice.errors import AudioContentError
-from auto_voice.models.catalog import ModelVersion
+from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.types import FloatArray
 
 SAMPLE_RATE = 16000

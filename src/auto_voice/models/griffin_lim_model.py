@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.audio.mel import HIFIGAN_MEL, mel_filters
 from auto_voice.errors import AudioContentError
-from auto_voice.models.catalog import ModelVersion
+from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.types import FloatArray
 
 ComplexArray = NDArray[np.complex64]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from auto_voice.errors import AudioContentError, ConfigError
-from auto_voice.models.catalog import ModelVersion
-from auto_voice.models.weights import (
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.weights import (
     Array,
     as_batch,
     checkpoint_arrays,

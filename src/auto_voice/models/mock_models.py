@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.errors import AudioContentError
-from auto_voice.models.catalog import ModelVersion
+from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice, Waveform
 
 MOCK_SPACE = "mock"

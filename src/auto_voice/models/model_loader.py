@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from auto_voice import filesystem as disk
 from auto_voice.errors import (
     DiskSpaceError,
     DownloadError,
@@ -24,11 +25,10 @@ from auto_voice.errors import (
     OfflineError,
     UnsafeFileError,
 )
-from auto_voice.models import disk
-from auto_voice.models.catalog import ModelFile, ModelVersion
-from auto_voice.models.partials import HashingSink, Partial
-from auto_voice.models.progress import DownloadProgressBar, ProgressCallback
-from auto_voice.models.sources import (
+from auto_voice.models.registry.catalog import ModelFile, ModelVersion
+from auto_voice.models.registry.partials import HashingSink, Partial
+from auto_voice.models.registry.progress import DownloadProgressBar, ProgressCallback
+from auto_voice.models.registry.sources import (
     FetchContext,
     FetchJob,
     bundled_path,
@@ -36,9 +36,9 @@ from auto_voice.models.sources import (
     needs_network,
     parse_source,
 )
-from auto_voice.models.store import Fetched, ModelStore, check_bundled
-from auto_voice.models.transfer import Clock, HttpTransfer, RetryPolicy, public_url
-from auto_voice.models.wheels import WheelCache
+from auto_voice.models.registry.store import Fetched, ModelStore, check_bundled
+from auto_voice.models.registry.transfer import Clock, HttpTransfer, RetryPolicy, public_url
+from auto_voice.models.registry.wheels import WheelCache
 
 if TYPE_CHECKING:
     import httpx2

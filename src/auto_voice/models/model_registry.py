@@ -17,24 +17,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from auto_voice.errors import AutoVoiceError, ModelLoadError, UnknownModelError
-from auto_voice.models.architectures import ARCHITECTURES
-from auto_voice.models.catalog import (
+from auto_voice.models.registry.architectures import ARCHITECTURES
+from auto_voice.models.registry.cache import ModelCache
+from auto_voice.models.registry.catalog import (
     Catalog,
     ModelVersion,
     builtin_catalog,
     load_catalog,
     split_key,
 )
-from auto_voice.models.fallback import RECOVERABLE, Substitute, reason_of
-from auto_voice.models.model_cache import ModelCache
-from auto_voice.models.pins import pinned, read_pins, write_pin
+from auto_voice.models.registry.fallback import RECOVERABLE, Substitute, reason_of
+from auto_voice.models.registry.pins import pinned, read_pins, write_pin
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
     from auto_voice.models.model_loader import ModelLoader, ProgressCallback
     from auto_voice.models.model_status import ModelStatus
-    from auto_voice.models.store import ModelStore
+    from auto_voice.models.registry.store import ModelStore
     from auto_voice.models.warmup import WarmupTiming
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class ModelRegistry:
         with self._lock:
             if self._loader is None:
                 from auto_voice.models.model_loader import ModelLoader
-                from auto_voice.models.store import ModelStore
+                from auto_voice.models.registry.store import ModelStore
 
                 self._loader = ModelLoader(
                     ModelStore(self.model_dir),
@@ -171,7 +171,7 @@ class ModelRegistry:
         """Whether all files of a version are here, in the store or inside the package."""
         if self.store.lookup(version) is not None or not version.files:
             return True
-        from auto_voice.models.sources import bundled_path
+        from auto_voice.models.registry.sources import bundled_path
 
         sources = [file.sources[0] for file in version.files]
         paths = [bundled_path(uris[0]) if len(uris) == 1 else None for uris in sources]
@@ -334,8 +334,8 @@ class ModelRegistry:
         return self._cache.get(_mock_key(version), 0, lambda: build_mock(version))
 
     def _build(self, version: ModelVersion) -> Any:
-        from auto_voice.models.conversion import with_safetensors
-        from auto_voice.models.devices import choose_device
+        from auto_voice.models.registry.derived import with_safetensors
+        from auto_voice.models.runtime.devices import choose_device
 
         architecture = ARCHITECTURES[version.architecture]
         files = self.loader.ensure(version) if version.files else {}

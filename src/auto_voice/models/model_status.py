@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from auto_voice.models.pins import read_pins
+from auto_voice.models.registry.pins import read_pins
 
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry

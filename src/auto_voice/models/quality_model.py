@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from auto_voice.errors import AudioContentError, MissingDependencyError, ModelLoadError
-from auto_voice.models.catalog import ModelVersion
+from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.types import FloatArray
 
 SAMPLE_RATE = 16000

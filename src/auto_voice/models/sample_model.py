@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from auto_voice.models.catalog import ModelVersion
+from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.types import Waveform
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from auto_voice.audio.mel import GE2E_MEL, log_mel
 from auto_voice.errors import AudioContentError
-from auto_voice.models.catalog import ModelVersion
-from auto_voice.models.weights import (
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.weights import (
     Array,
     as_batch,
     checkpoint_arrays,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from auto_voice.models.catalog import ModelVersion
     from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.models.registry.catalog import ModelVersion
 
 SECONDS = 1.0
 

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 from auto_voice.audio.envelope import with_envelope
 from auto_voice.audio.mel import CONTENT_MEL, MelSpec, log_mel
 from auto_voice.errors import ModelLoadError
-from auto_voice.models.catalog import ModelVersion
 from auto_voice.models.content_model import CentredEncoder
-from auto_voice.models.ctranslate2_file import read_ctranslate2
-from auto_voice.models.weights import is_safetensors, map_safetensors
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.ctranslate2_file import read_ctranslate2
+from auto_voice.models.runtime.weights import is_safetensors, map_safetensors
 from auto_voice.types import FloatArray
 
 WHISPER_MEL = MelSpec(

@@ -19,9 +19,9 @@ from auto_voice.errors import AutoVoiceError, ConfigError, ServerError
 from auto_voice.server.context import Context
 from auto_voice.server.engine import Engine
 from auto_voice.server.files import JobFiles
-from auto_voice.server.gate import Gate, error_answer
 from auto_voice.server.jobs import Claim, JobStore
 from auto_voice.server.metrics import Metrics
+from auto_voice.server.middleware import Gate, error_answer
 from auto_voice.server.routes import convert, jobs, models, operations, page, voices
 from auto_voice.server.schemas import ErrorAnswer
 from auto_voice.server.settings import ServerSettings

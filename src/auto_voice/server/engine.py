@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 from auto_voice.errors import MissingDependencyError
 from auto_voice.inference.controls import controls_from
-from auto_voice.inference.enrolment import enrol
-from auto_voice.inference.inspection import inspect_file
-from auto_voice.inference.long_audio import convert_file
+from auto_voice.inference.file_conversion import convert_file
 from auto_voice.inference.result import ConversionResult, FileResult
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
-from auto_voice.server.shelf import Shelf, about
+from auto_voice.server.voice_library import Shelf, about
 from auto_voice.types import Voice, Waveform
+from auto_voice.voices.enrolment import enrol
+from auto_voice.voices.inspection import inspect_file
 
 
 class Evaluator(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 
 from auto_voice.audio.recording import SILENCE_PEAK, Recording, dbfs
 from auto_voice.errors import AudioContentError, AudioFormatError
-from auto_voice.server.control import Control
+from auto_voice.server.cancellation import Control
 from auto_voice.types import FloatArray, Waveform
 
 MOST_CHANNELS = 8

@@ -13,7 +13,7 @@ from typing import Any
 from auto_voice.audio.io import read_audio
 from auto_voice.errors import AutoVoiceError, BusyError
 from auto_voice.inference.result import FileResult
-from auto_voice.server.control import Control
+from auto_voice.server.cancellation import Control
 from auto_voice.server.engine import Engine
 from auto_voice.server.files import JobFiles
 from auto_voice.server.jobs import Claim, Record

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from auto_voice.errors import AutoVoiceError, ServerError, UnknownJobError
-from auto_voice.server.control import Control, Stopped
+from auto_voice.server.cancellation import Control, Stopped
 from auto_voice.server.files import JobFiles
 from auto_voice.server.jobs import FINISHED, UPKEEP, WORK, Claim, Job, JobStore, Record
 from auto_voice.server.logs import request_id

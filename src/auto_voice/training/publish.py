@@ -13,9 +13,9 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from auto_voice.models.catalog import ModelVersion
 from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import ConverterNet
+from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.training.recipes import Recipe
 
 LICENCE = "MIT"

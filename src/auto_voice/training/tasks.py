@@ -26,9 +26,9 @@ from auto_voice.models.converter_model import (
 from auto_voice.models.speaker_adaptation import GUARD_FRAMES
 from auto_voice.training.augmentation import perturb
 from auto_voice.training.corpus import Corpus, Item, crop
-from auto_voice.training.critics import Adversary
-from auto_voice.training.ears import Ears
+from auto_voice.training.discriminator import Adversary
 from auto_voice.training.features import SPEEDS
+from auto_voice.training.perceptual_losses import Ears
 from auto_voice.types import FloatArray, Mel
 
 CONTENT_RATE = 50.0

@@ -27,12 +27,13 @@ from safetensors.numpy import load_file
 
 from auto_voice.audio.envelope import envelope_size
 from auto_voice.errors import TrainingError
+from auto_voice.filesystem import read_json, write_json
 from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import ConverterNet
-from auto_voice.models.disk import read_json, write_json
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.whisper_encoder import ContentSpace
-from auto_voice.training import ears, features
+from auto_voice.training import features
+from auto_voice.training import perceptual_losses as ears
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.curves import plot_curves
 from auto_voice.training.data import Utterance, hold_out, scan

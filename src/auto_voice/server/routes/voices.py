@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from auto_voice.server.context import Client, Here
 from auto_voice.server.schemas import Rename, VoiceList, VoiceView
-from auto_voice.server.shelf import VOICE_FILE_BYTES, about
+from auto_voice.server.voice_library import VOICE_FILE_BYTES, about
 
 router = APIRouter(prefix="/v1/voices")
 

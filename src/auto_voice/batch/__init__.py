@@ -1,0 +1,1 @@
+"""Many conversions: jobs, their manifest, and what executes them."""

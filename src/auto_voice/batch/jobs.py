@@ -1,0 +1,290 @@
+"""The jobs of a batch: from folders, patterns and tables."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import hashlib
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from auto_voice.errors import AudioNotFoundError, AutoVoiceError, ConfigError
+from auto_voice.inference.controls import controls_from
+
+AUDIO_SUFFIXES = frozenset(
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".w64", ".caf", ".au"}
+)
+TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
+LOWEST_RATE, HIGHEST_RATE = 1000, 384_000
+_OWN = ("source", "voice", "output", "format", "subtype", "rate")
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """One conversion of a batch; all values are JSON.
+
+    Attributes:
+        source, output: paths.
+        voice: a stored voice, a voice file or a recording; several recordings: a list.
+        controls: names and values of ``Controls``.
+        format, subtype, rate: of the output file.
+    """
+
+    source: str
+    output: str
+    voice: tuple[str, ...]
+    controls: Mapping[str, Any] = field(default_factory=dict)
+    format: str | None = None
+    subtype: str | None = None
+    rate: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Changes when the options or the files of source and voice do."""
+        facts = [asdict(self), *(_stamp(path) for path in (self.source, *self.voice))]
+        text = json.dumps(facts, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a job has that its row does not say."""
+
+    voice: tuple[str, ...] = ()
+    output_dir: Path = Path("converted")
+    controls: Mapping[str, Any] = field(default_factory=dict)
+    format: str | None = None
+    subtype: str | None = None
+    rate: int | None = None
+
+
+def collect(inputs: Iterable[str], defaults: Defaults) -> list[BatchJob]:
+    """The jobs of files, folders, glob patterns and CSV or JSONL tables.
+
+    A folder is searched through, and its shape is kept in the output folder. A table has a column
+    ``source`` and may have ``voice``, ``output``, ``format``, ``subtype``, ``rate`` and any
+    control; paths in it are relative to the table.
+
+    Raises:
+        AudioNotFoundError: an input that does not exist, or a folder without recordings.
+        ConfigError: a table that cannot be read, a job without voice, or two jobs with one output.
+    """
+    jobs: list[BatchJob] = []
+    for given in inputs:
+        try:
+            jobs += _of_input(given, defaults)
+        except AutoVoiceError:
+            raise
+        except (OSError, ValueError) as error:  # Names that no system call takes, locked folders.
+            raise ConfigError(f"{given!r} cannot be read ({error}).") from error
+    return _apart(_distinct(jobs))
+
+
+def _of_input(given: str, defaults: Defaults) -> list[BatchJob]:
+    path = Path(given)
+    if path.is_dir():
+        return _of_folder(path, defaults)
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        rows = list(_of_table(path, defaults))
+        if not rows:
+            raise ConfigError(f"{path} holds no jobs; write one row for each recording.")
+        return rows
+    if path.exists():
+        return [_of_file(path, path.parent, defaults)]
+    found = sorted(Path(p) for p in glob.glob(given, recursive=True))  # noqa: PTH207
+    files = [p for p in found if p.is_file()]
+    if not files:
+        raise AudioNotFoundError(f"there is no file or folder {given}.")
+    return [_of_file(p, p.parent, defaults) for p in files]
+
+
+def _apart(jobs: list[BatchJob]) -> list[BatchJob]:
+    """``jobs``, none of which would replace what another one reads."""
+    read = {os.path.realpath(name) for job in jobs for name in (job.source, *job.voice)}
+    for job in jobs:
+        if os.path.realpath(job.output) in read:
+            raise ConfigError(
+                f"{job.output} is also an input of this batch and would be overwritten; choose "
+                "another output folder."
+            )
+    return jobs
+
+
+def _distinct(jobs: list[BatchJob]) -> list[BatchJob]:
+    """Without repetitions; two jobs for one output would overwrite each other."""
+    by_output: dict[str, BatchJob] = {}
+    for job in jobs:
+        output = str(Path(job.output).absolute())
+        other = by_output.setdefault(output, job)
+        if other != job:
+            raise ConfigError(
+                f"{other.source} and {job.source} would both become {job.output}; convert them "
+                "in two batches, or give a table with a column output."
+            )
+    return list(by_output.values())
+
+
+def _of_folder(folder: Path, defaults: Defaults) -> list[BatchJob]:
+    outputs = defaults.output_dir.resolve()
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES
+        and path.is_file()
+        and not path.name.startswith(".")
+        and outputs not in path.resolve().parents
+    )
+    if not found:
+        raise AudioNotFoundError(f"the folder {folder} holds no recordings.")
+    return [_of_file(path, folder, defaults) for path in found]
+
+
+def _of_file(path: Path, root: Path, defaults: Defaults) -> BatchJob:
+    suffix = f".{defaults.format}" if defaults.format else ".wav"
+    relative = path.relative_to(root)
+    output = defaults.output_dir / relative.with_name(relative.stem + suffix)
+    return _job(str(path), str(output), defaults.voice, {}, defaults)
+
+
+def _of_table(path: Path, defaults: Defaults) -> Iterator[BatchJob]:
+    for line, row in _rows(path):
+        where = f"{path}:{line}"
+        source = str(row.get("source") or "").strip()
+        if not source:
+            raise ConfigError(f"{where}: there is no source; each row names a recording.")
+        relative = Path(source)
+        format_ = _text(row.get("format")) or defaults.format
+        name = str(row.get("output") or f"{relative.stem}.{format_ or 'wav'}")
+        output = Path(name) if Path(name).is_absolute() else defaults.output_dir / name
+        if ".." in Path(name).parts:
+            raise ConfigError(f"{where}: the output {name} climbs out of the output folder.")
+        voice = _voices(row.get("voice"), path.parent) or defaults.voice
+        given = {k: v for k, v in row.items() if k not in _OWN and v not in (None, "")}
+        own = Defaults(
+            controls=defaults.controls,
+            format=format_,
+            subtype=_text(row.get("subtype")) or defaults.subtype,
+            rate=_rate(row.get("rate"), where) or defaults.rate,
+        )
+        try:
+            yield _job(str(_beside(source, path.parent)), str(output), voice, given, own)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from error
+
+
+def _job(
+    source: str, output: str, voice: tuple[str, ...], given: Mapping[str, Any], defaults: Defaults
+) -> BatchJob:
+    if not voice:
+        raise ConfigError(f"{source} has no voice; give --voice, or a column voice in the table.")
+    if any("\0" in path for path in (source, output, *voice)):
+        raise ConfigError("a path holds a NUL character; write the table again.")
+    controls = controls_from({**defaults.controls, **given})
+    return BatchJob(
+        source=source,
+        output=output,
+        voice=voice,
+        controls=controls.account(),
+        format=defaults.format,
+        subtype=defaults.subtype,
+        rate=defaults.rate,
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and rows of a CSV or JSONL file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise AudioNotFoundError(f"there is no file {path}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read as text ({error}).") from error
+    if path.suffix.lower() == ".csv":
+        yield from _csv_rows(path, text)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}:{number}: this line is not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise ConfigError(f'{path}:{number}: a job is an object such as {{"source": …}}.')
+        yield number, row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        if "source" not in columns:
+            raise ConfigError(f"{path}: the first line must name the columns, source among them.")
+        double = sorted({name for name in columns if columns.count(name) > 1})
+        if double:
+            raise ConfigError(f"{path}: there are two columns {double[0]}; leave one.")
+        for row in reader:
+            if None in row:
+                raise ConfigError(f"{path}:{reader.line_num}: more cells than columns.")
+            yield reader.line_num, {str(k).strip(): (v or "").strip() for k, v in row.items()}
+    except csv.Error as error:
+        raise ConfigError(f"{path}:{reader.line_num}: this is not CSV ({error}).") from error
+
+
+def _text(value: Any) -> str | None:
+    return None if value in (None, "") else str(value)
+
+
+def _voices(value: Any, folder: Path) -> tuple[str, ...]:
+    """Voices of a cell: a list, or text with ``|`` between several recordings."""
+    if value in (None, ""):
+        return ()
+    listed = value if isinstance(value, list) else str(value).split("|")
+    return tuple(stored_or_file(str(item).strip(), folder) for item in listed)
+
+
+def stored_or_file(name: str, folder: Path | None = None) -> str:
+    """The path of a voice: a file beside the table, or a stored voice; else the name as it is."""
+    from auto_voice.voices.library import VoiceLibrary
+
+    path = _beside(name, folder) if folder is not None else Path(name)
+    if path.exists():
+        return str(path)
+    library = VoiceLibrary()
+    plain = name.removeprefix("voice:")
+    return str(library.path(plain)) if plain in library else name
+
+
+def _beside(name: str, folder: Path) -> Path:
+    path = Path(name).expanduser()
+    return path if path.is_absolute() else folder / path
+
+
+def _rate(value: Any, where: str) -> int | None:
+    if value in (None, ""):
+        return None
+    try:
+        rate = float(value)
+    except (TypeError, ValueError, OverflowError):
+        rate = math.nan
+    if isinstance(value, bool) or not (LOWEST_RATE <= rate <= HIGHEST_RATE and rate == int(rate)):
+        raise ConfigError(
+            f"{where}: rate must be a whole number of Hz between {LOWEST_RATE} and "
+            f"{HIGHEST_RATE}, not {value!r}."
+        )
+    return int(rate)
+
+
+def _stamp(path: str) -> list[Any]:
+    """What changes when a file does; nothing for what is no file."""
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return [path]
+    return [path, stat.st_size, stat.st_mtime_ns]

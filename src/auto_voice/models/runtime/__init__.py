@@ -1,0 +1,1 @@
+"""What runs networks: devices, and weights from files to sessions."""

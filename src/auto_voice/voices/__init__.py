@@ -1,0 +1,1 @@
+"""Voices: made from recordings, judged, kept, blended and compared."""

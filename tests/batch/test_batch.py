@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from auto_voice.batch.executors import InlineExecutor, ProcessExecutor, WorkerSpec
+from auto_voice.batch.jobs import BatchJob, Defaults, collect
+from auto_voice.batch.manifest import Converting, Manifest, run_batch
+from auto_voice.errors import AudioNotFoundError, AudioOutputError, ConfigError
+from hand_made_stages import speech_like
+
+VOICE = ("v.wav",)
+
+
+def made(**fields):
+    return Defaults(voice=VOICE, **fields)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("in/a.wav", "in/sub/b.flac", "in/notes.txt", "in/.hidden.wav", "v.wav"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    return tmp_path
+
+
+def test_folders_keep_their_shape_and_patterns_are_files():
+    jobs = collect(["in"], made(output_dir=Path("out"), format="flac"))
+    assert [(j.source, j.output) for j in jobs] == [
+        ("in/a.wav", "out/a.flac"),
+        ("in/sub/b.flac", "out/sub/b.flac"),
+    ]
+    assert [j.source for j in collect(["in/**/*.flac", "v.wav"], made())] == [
+        "in/sub/b.flac",
+        "v.wav",
+    ]
+
+
+def test_results_in_the_folder_are_not_sources():
+    Path("in/out").mkdir()
+    Path("in/out/a.wav").touch()
+    assert len(collect(["in"], made(output_dir=Path("in/out")))) == 2
+
+
+def test_tables_have_their_own_voices_and_options():
+    Path("in/jobs.csv").write_text(
+        "source,voice,output,semitones,trim\na.wav,,x.mp3,-2,yes\nsub/b.flac,../v.wav|a.wav,,,\n"
+    )
+    Path("jobs.jsonl").write_text('{"source": "in/a.wav", "strength": 0.5, "rate": 48000}\n\n')
+    first, second = collect(["in/jobs.csv"], made(controls={"energy": 1.0}))
+    assert (first.source, first.output) == ("in/a.wav", "converted/x.mp3")
+    assert first.controls == {"semitones": -2.0, "trim": True, "energy": 1.0}
+    assert second.voice == ("in/../v.wav", "in/a.wav")
+    (third,) = collect(["jobs.jsonl"], made())
+    assert (third.controls, third.rate, third.voice) == ({"strength": 0.5}, 48000, VOICE)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "match"),
+    [
+        ("x.csv", "file\na.wav\n", "must name the columns, source among them"),
+        ("x.csv", "source,semitones\na.wav,much\n", "x.csv:2: semitones must be a number"),
+        ("x.csv", "source\na.wav,b\n", "x.csv:2: more cells than columns"),
+        ("x.csv", "source,output\na.wav,../../b.wav\n", "climbs out of the output folder"),
+        ("x.jsonl", '{"source": "a"}\nno\n', "x.jsonl:2: this line is not JSON"),
+        ("x.jsonl", '{"voice": "a"}\n', "x.jsonl:1: there is no source"),
+        ("x.jsonl", "[1]\n", "a job is an object"),
+        ("x.jsonl", '{"source": "a", "volume": 1}\n', "there is no control volume"),
+        ("x.jsonl", '{"source": "a", "rate": "hi"}\n', "rate must be a whole number"),
+    ],
+)
+def test_bad_tables_name_file_and_line(name, text, match):
+    Path(name).write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        collect([name], made())
+
+
+def test_what_cannot_be_collected_is_said():
+    with pytest.raises(AudioNotFoundError, match="no file or folder nothing"):
+        collect(["nothing"], made())
+    Path("empty").mkdir()
+    with pytest.raises(AudioNotFoundError, match="holds no recordings"):
+        collect(["empty"], made())
+    with pytest.raises(ConfigError, match=r"in/a.wav has no voice"):
+        collect(["in/a.wav"], Defaults())
+    Path("a.wav").touch()
+    with pytest.raises(ConfigError, match=r"in/a.wav and a.wav would both become"):
+        collect(["in/a.wav", "a.wav"], made())
+
+
+# Workers that need no models. They are named, so that processes can import them.
+
+
+def writing(**_):
+    def work(record):
+        if "bad" in record["source"]:
+            return {"status": "failed", "error": "it is bad"}
+        Path(record["output"]).write_text(record["source"])
+        return {"status": "done", "seconds": 2.0, "notes": ["a note"], "pid": os.getpid()}
+
+    return work
+
+
+def dying(**_):
+    def work(record):
+        if "bad" in record["source"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return writing()(record)
+
+    return work
+
+
+def batch_jobs(*names):
+    return [BatchJob(name, f"{name}.out", VOICE) for name in names]
+
+
+SPEC = WorkerSpec(f"{__name__}:writing")
+
+
+def run(jobs, executor=None, spec=SPEC, **options):
+    with Manifest(Path("out/manifest.jsonl")) as manifest:
+        outcomes = run_batch(jobs, executor or InlineExecutor(), spec, manifest, **options)
+        return {o.job.source: o.status for o in outcomes}
+
+
+def test_failures_do_not_stop_the_others_and_done_is_not_done_again():
+    jobs = batch_jobs("in/a.wav", "bad", "in/sub/b.flac")
+    first = run(jobs)
+    assert first == {"in/a.wav": "done", "bad": "failed", "in/sub/b.flac": "done"}
+    assert run(jobs) == {"in/a.wav": "skipped", "bad": "failed", "in/sub/b.flac": "skipped"}
+    assert run(jobs, overwrite=True)["in/a.wav"] == "done"
+    Path("in/a.wav").write_text("another recording")
+    Path("in/sub/b.flac.out").unlink()
+    assert run(jobs)["in/a.wav"] == "done"
+    assert Path("in/sub/b.flac.out").exists()
+
+
+def test_foreign_files_are_not_replaced():
+    (job,) = batch_jobs("in/a.wav")
+    Path(job.output).write_text("mine")
+    assert run([job]) == {"in/a.wav": "failed"}
+    assert run([job]) == {"in/a.wav": "failed"}
+    assert Path(job.output).read_text() == "mine"
+    assert run([job], overwrite=True) == {"in/a.wav": "done"}
+
+
+def test_a_line_that_was_cut_is_dropped_and_a_foreign_file_refused():
+    jobs = batch_jobs("in/a.wav", "in/sub/b.flac")
+    run(jobs)
+    path = Path("out/manifest.jsonl")
+    data = path.read_bytes()
+    for cut in (1, 20, len(data.splitlines()[-1]) + 1):
+        path.write_bytes(data[:-cut])
+        assert run(jobs)["in/a.wav"] == "skipped"
+        assert all(json.loads(line) for line in path.read_text().splitlines())
+    path.write_text("something else\n")
+    with pytest.raises(AudioOutputError, match="no line of a batch manifest"):
+        run(jobs)
+
+
+def test_two_batches_do_not_share_a_manifest():
+    with (
+        Manifest(Path("out/manifest.jsonl")),
+        pytest.raises(AudioOutputError, match="another batch is writing"),
+        Manifest(Path("out/manifest.jsonl")),
+    ):
+        pass
+
+
+def test_processes_do_all_jobs_and_survive_a_dying_worker(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    jobs = batch_jobs(*(f"j{i}" for i in range(6)), "bad", "z")
+    outcomes = run(jobs, ProcessExecutor(2), WorkerSpec("test_batch:dying"))
+    assert outcomes.pop("bad") == "lost"
+    assert set(outcomes.values()) == {"done"}
+    lines = [json.loads(line) for line in Path("out/manifest.jsonl").read_text().splitlines()]
+    (lost,) = [line for line in lines if line.get("status") == "lost"]
+    assert "SIGKILL" in lost["error"]
+
+
+def test_a_worker_converts_with_one_pipeline_and_makes_each_voice_once(mock_pipeline, monkeypatch):
+    for name in ("a.wav", "b.wav", "v.wav"):
+        soundfile.write(name, speech_like(3.0, 120.0 if name != "v.wav" else 200.0), 16000)
+    clones = []
+    own = type(mock_pipeline).voice
+    monkeypatch.setattr(
+        type(mock_pipeline), "voice", lambda self, *a: clones.append(a[0]) or own(self, *a)
+    )
+    work = Converting(mock_pipeline, allow_mock=True)
+    record = {"voice": ["v.wav"], "controls": {"semitones": 2.0}, "format": None,
+              "subtype": "24", "rate": 44100}  # fmt: skip
+    for name in ("a", "b"):
+        result = work(record | {"source": f"{name}.wav", "output": f"new/{name}.wav"})
+        assert (result["status"], result["seconds"]) == ("done", 3.0)
+        info = soundfile.info(f"new/{name}.wav")
+        assert (info.samplerate, info.subtype) == (44100, "PCM_24")
+    assert sum(not hasattr(target, "embedding") for target in clones) == 1
+    missing = work(record | {"source": "none.wav", "output": "new/c.wav"})
+    assert missing["status"] == "failed"
+    assert "none.wav" in missing["error"]
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_killed_at_any_point_is_finished_by_the_next():
+    for i in range(5):
+        soundfile.write(f"talk{i}.wav", speech_like(1.5, 110.0 + 10 * i), 16000)
+    soundfile.write("voice.wav", speech_like(3.0, 200.0), 16000)
+    args = [sys.executable, "-m", "auto_voice.cli", "batch", "talk*.wav", "--voice", "voice.wav",
+            "-o", "out", "--mock", "--workers", "1"]  # fmt: skip
+    rng = random.Random(0)
+    manifest = Path("out/manifest.jsonl")
+    for _ in range(4):
+        process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # From the first line on, so that the kill falls into the work and not into the start.
+        size = manifest.stat().st_size if manifest.exists() else 0
+        while process.poll() is None and (not manifest.exists() or manifest.stat().st_size == size):
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.4)
+        process.kill()
+        process.wait()
+    assert subprocess.run(args, capture_output=True).returncode == 0
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    done = [line["source"] for line in lines if line.get("status") == "done"]
+    assert sorted(set(done)) == [f"talk{i}.wav" for i in range(5)]
+    assert all(soundfile.info(f"out/talk{i}.wav").frames == 33075 for i in range(5))
+    assert not [p.name for p in Path("out").iterdir() if "partial" in p.name]
