@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from auto_voice.yaml_nodes import Node
 
 FALLBACKS = ("none", "compact", "mock")
+# Read from the current folder.
 DOTENV = Path(".env")
-"""Read from the current folder."""
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 

@@ -16,8 +16,8 @@ FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
 EMPTY: Mapping[str, FloatArray] = MappingProxyType({})
+# Of a speaker embedding (GE2E).
 EMBEDDING_DIMS = 256
-"""Of a speaker embedding (GE2E)."""
 
 
 @dataclass(frozen=True, eq=False)

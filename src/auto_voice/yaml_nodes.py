@@ -16,8 +16,8 @@ from typing import Any
 from auto_voice.errors import CatalogError
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+# Levels of nesting; libyaml's composer recurses in C and would overflow the stack.
 MAX_DEPTH = 64
-"""Levels of nesting; libyaml's composer recurses in C and would overflow the stack."""
 _TYPES = {
     "tag:yaml.org,2002:str": "text",
     "tag:yaml.org,2002:int": "a whole number",

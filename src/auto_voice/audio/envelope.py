@@ -14,19 +14,19 @@ import numpy as np
 from auto_voice.audio.mel import CONTENT_MEL
 from auto_voice.types import FloatArray
 
+# Equal shares of ``CONTENT_MEL``: up to about 0.7, 1.9, 4 and 8 kHz.
 BANDS = 4
-"""Equal shares of ``CONTENT_MEL``: up to about 0.7, 1.9, 4 and 8 kHz."""
 ENVELOPE_SIZE = 2 * BANDS
+# Log power that counts as silence at the networks' level; middle and spread of what lies above.
 FLOOR, CENTRE, SCALE = -14.0, -10.0, 3.0
-"""Log power that counts as silence at the networks' level; middle and spread of what lies above."""
+# Cosines over ``CONTENT_MEL``: the harmonics of a voice lie beyond, up to an F0 of 300 Hz.
 CEPSTRA = 20
-"""Cosines over ``CONTENT_MEL``: the harmonics of a voice lie beyond, up to an F0 of 300 Hz."""
 CEPSTRA_SIZE = 2 * CEPSTRA
+# Of each of them in speech.
 SPREADS = np.array(
     [20, 10.5, 5.5, 4.9, 3.9, 3, 2.8, 2.7, 2.3, 2.2, 2, 2, 1.8, 1.8, 1.7, 1.6, 1.5, 1.4, 1.4, 1.3],
     np.float32,
 )
-"""Of each of them in speech."""
 
 
 def band_envelope(mel: FloatArray) -> FloatArray:

@@ -11,8 +11,8 @@ from auto_voice.audio.pitch import F_MAX_HZ, F_MIN_HZ
 from auto_voice.types import FloatArray
 
 STEPS_PER_OCTAVE = 60
+# Between harmonics, the side lobes of a real window and real voices' noise lie about here.
 FLOOR = 1e-2
-"""Between harmonics, the side lobes of a real window and real voices' noise lie about here."""
 
 
 def harmonic_template(log_f0: FloatArray, voiced: FloatArray) -> FloatArray:

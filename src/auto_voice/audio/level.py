@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from auto_voice.types import FloatArray
 
+# Active speech level that the networks are trained at (RMS over speech frames).
 SPEECH_DBFS = -26.0
-"""Active speech level that the networks are trained at (RMS over speech frames)."""
 ACTIVE_RANGE_DB = 30.0
 FRAME_SECONDS = 0.02
 

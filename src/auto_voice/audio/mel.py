@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from auto_voice.types import FloatArray
 
+# Bounds the memory of the short-time Fourier transform: about 35 MB for 1024 points.
 FRAMES_AT_ONCE = 4096
-"""Bounds the memory of the short-time Fourier transform: about 35 MB for 1024 points."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class MelSpec:
         return 1 + max(0, padded - self.n_fft) // self.hop_samples
 
 
+# The input of HiFi-GAN universal V1 (Kong et al. 2020); ``n`` samples give ``n // 256`` frames.
 HIFIGAN_MEL = MelSpec(
     sample_rate=22050,
     n_fft=1024,
@@ -66,8 +67,8 @@ HIFIGAN_MEL = MelSpec(
     pad_samples=384,
     magnitude_epsilon=1e-9,
 )
-"""The input of HiFi-GAN universal V1 (Kong et al. 2020); ``n`` samples give ``n // 256`` frames."""
 
+# The input of the GE2E speaker encoder: linear power, 25 ms windows every 10 ms.
 GE2E_MEL = MelSpec(
     sample_rate=16000,
     n_fft=400,
@@ -81,8 +82,8 @@ GE2E_MEL = MelSpec(
     pad_samples=200,
     pad_mode="constant",
 )
-"""The input of the GE2E speaker encoder: linear power, 25 ms windows every 10 ms."""
 
+# The input of the compact content encoder; ``n`` samples give ``n // 160`` frames.
 CONTENT_MEL = MelSpec(
     sample_rate=16000,
     n_fft=400,
@@ -95,7 +96,6 @@ CONTENT_MEL = MelSpec(
     log_floor=1e-8,
     pad_samples=120,
 )
-"""The input of the compact content encoder; ``n`` samples give ``n // 160`` frames."""
 
 
 def log_mel(samples: FloatArray, spec: MelSpec) -> FloatArray:

@@ -17,8 +17,8 @@ from auto_voice.audio.loudness import (
 )
 from auto_voice.types import FloatArray
 
+# Sound before a block that its filters hear first: their slowest pole has died away by then.
 SETTLE_SECONDS = 1.0
-"""Sound before a block that its filters hear first: their slowest pole has died away by then."""
 PEAK_MARGIN_SAMPLES = 256
 
 

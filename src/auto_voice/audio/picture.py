@@ -18,8 +18,8 @@ from auto_voice.errors import AudioOutputError, MissingDependencyError
 from auto_voice.types import Waveform
 
 PANEL_INCHES = (9.0, 1.9)
+# The upper half of the axis stays free, so that the melody lies over the lower bands.
 F0_RANGE_HZ = (50.0, 2000.0)
-"""The upper half of the axis stays free, so that the melody lies over the lower bands."""
 F0_COLOUR = "cyan"
 
 

@@ -20,14 +20,14 @@ SAMPLE_RATE = 16000
 FRAME_RATE = 62.5
 F_MIN_HZ, F_MAX_HZ = 50.0, 1100.0
 VOICED_CONFIDENCE = 0.5
+# What is done to the detector's track; a part of its name as a judge, so change it with that.
 PITCH_RULES = "no-hum"
-"""What is done to the detector's track; a part of its name as a judge, so change it with that."""
 MAINS_HZ = (50.0, 60.0)
 MAINS_WIDTH_HZ = 1.25
+# Mains hum stands still: hardly a voice stays so near one of these for 128 ms.
 MAINS_FRAMES = 8
-"""Mains hum stands still: hardly a voice stays so near one of these for 128 ms."""
+# Log-F0 of speech without any voiced frame.
 NEUTRAL_LOG_F0 = float(np.log(150.0))
-"""Log-F0 of speech without any voiced frame."""
 
 _lock = threading.Lock()
 

@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from auto_voice.types import FloatArray, Pitch
 
 SLIP_GAP_FRAMES = 2
+# Around each frame, whose median says in which octave the voice is.
 LOCAL_SECONDS = 0.5
-"""Around each frame, whose median says in which octave the voice is."""
 OCTAVE = float(np.log(2.0))
+# That are listened to, of the lower of two pitches.
 PERIODS = 4
-"""That are listened to, of the lower of two pitches."""
+# Within which a period may lie.
 TOLERANCE = 0.06
-"""Within which a period may lie."""
+# That is listened to: below lie hum and offset, above a sample is too long a step of the lag.
 BAND_HZ = (70.0, 1500.0)
-"""That is listened to: below lie hum and offset, above a sample is too long a step of the lag."""
+# By how much the sound must repeat better at the one period than at the other, 1 being exactly.
 CLEARLY = 0.1
-"""By how much the sound must repeat better at the one period than at the other, 1 being exactly."""
+# Power of a sample below which there is nothing to hear.
 SILENCE = 1e-12
-"""Power of a sample below which there is nothing to hear."""
+# Frames whose median decides for the one in their middle.
 VOTERS = 5
-"""Frames whose median decides for the one in their middle."""
 
 
 def meant(pitch: Pitch, read: Callable[[int, int], FloatArray], sample_rate: int) -> Pitch:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 STDERR = 2
+# Begins the names of threads that never write and start no process.
 SILENT = "silent"
-"""Begins the names of threads that never write and start no process."""
 
 
 @contextmanager

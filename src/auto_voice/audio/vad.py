@@ -18,8 +18,8 @@ Method = Literal["auto", "silero", "energy"]
 
 SAMPLE_RATE = 16_000
 FRAME_SAMPLES = 512
+# 31.25 decisions a second.
 FRAME_RATE = SAMPLE_RATE / FRAME_SAMPLES
-"""31.25 decisions a second."""
 ENTER, LEAVE = 0.5, 0.35
 WORKING_PEAK = 0.5
 SILENCE_PEAK = 1e-4

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 from auto_voice.audio.quiet import SILENT
 
+# A job, or what came of it: names to JSON values.
 Record = Mapping[str, Any]
-"""A job, or what came of it: names to JSON values."""
 
+# Does one job. Its own errors are outcomes; what it raises ends the run.
 Worker = Callable[[Record], dict[str, Any]]
-"""Does one job. Its own errors are outcomes; what it raises ends the run."""
 
 
 @dataclass(frozen=True)

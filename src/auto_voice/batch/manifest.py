@@ -24,8 +24,8 @@ from auto_voice.errors import AudioOutputError, AutoVoiceError
 
 FORMAT = "auto_voice.batch/1"
 MANIFEST = "manifest.jsonl"
+# A line of a job whose output was there before and is not of this batch: it stays foreign.
 REFUSED = "refused"
-"""A line of a job whose output was there before and is not of this batch: it stays foreign."""
 
 
 @dataclass(frozen=True)

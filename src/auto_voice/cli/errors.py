@@ -21,8 +21,8 @@ from auto_voice.errors import AutoVoiceError
 
 DEFECT, USER, INTERRUPTED, NO_READER = 1, 2, 130, 141
 
+# A command group without a command: its message is its help. Older click prints that itself.
 _ONLY_HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
-"""A command group without a command: its message is its help. Older click prints that itself."""
 
 
 def run_guarded(action: Callable[[], object], *, debug: bool) -> int:

@@ -12,6 +12,7 @@ import click
 from auto_voice import __version__
 from auto_voice.cli.errors import run_guarded
 
+# Command to where it lives and what ``--help`` says of it.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "convert": ("auto_voice.cli.convert:convert", "Re-speak a recording in another voice."),
     "batch": ("auto_voice.cli.batch:batch", "Convert many recordings, resumably."),
@@ -28,7 +29,6 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "completion": ("auto_voice.cli.completion:completion", "Complete commands in the shell."),
     "doctor": ("auto_voice.cli.doctor:doctor", "Check that everything needed is in place."),
 }
-"""Command to where it lives and what ``--help`` says of it."""
 
 
 class LazyGroup(click.Group):

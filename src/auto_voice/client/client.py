@@ -17,8 +17,8 @@ from auto_voice import errors
 from auto_voice.client.records import Conversion, JobStatus, ModelInfo, VoiceInfo, known
 from auto_voice.errors import AutoVoiceError, BusyError, ServerError
 
+# A file, or a name and the bytes of one.
 Sound: TypeAlias = "str | Path | tuple[str, bytes]"
-"""A file, or a name and the bytes of one."""
 
 POLL_SECONDS = 0.3
 RECONNECT_SECONDS = 1.0

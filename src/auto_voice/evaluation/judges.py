@@ -16,13 +16,14 @@ from auto_voice.types import FloatArray
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
 
+# Role to the model of the catalog that plays it.
 DEFAULT_MODELS: Mapping[str, str] = {
     "speaker": "speaker_encoder",
     "speaker2": "speaker_dvector",
     "recogniser": "recogniser_base",
     "quality": "quality_dnsmos",
 }
-"""Role to the model of the catalog that plays it."""
+# Groups of metrics that can be left out, and the judges each needs.
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "similarity": ("speaker", "speaker2"),
     "words": ("recogniser",),
@@ -30,7 +31,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "pitch": ("pitch",),
     "signal": (),
 }
-"""Groups of metrics that can be left out, and the judges each needs."""
 
 
 class Transcriber(Protocol):

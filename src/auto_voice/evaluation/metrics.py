@@ -18,12 +18,12 @@ from auto_voice.errors import EvaluationError
 from auto_voice.types import FloatArray, Pitch, Waveform
 
 NAN = float("nan")
+# A 16-bit sample at full scale reads 0.99997; anything from here up counts as clipped.
 CLIPPED_AT = 0.999
-"""A 16-bit sample at full scale reads 0.99997; anything from here up counts as clipped."""
+# Two recordings whose durations differ by less than this share are compared second by second.
 SAME_DURATION = 0.02
-"""Two recordings whose durations differ by less than this share are compared second by second."""
+# Fewer frames voiced in both recordings say nothing about a melody.
 MIN_VOICED_FRAMES = 10
-"""Fewer frames voiced in both recordings say nothing about a melody."""
 
 
 class Embedder(Protocol):

@@ -337,8 +337,8 @@ def evaluate(
     )  # fmt: skip
 
 
+# The range of n values holds their median with probability 1 - 2^(1 - n): 97 % here.
 FEWEST_UNITS = 6
-"""The range of n values holds their median with probability 1 - 2^(1 - n): 97 % here."""
 
 
 def _units(pairs: Sequence[PairScore], group_by: str) -> int:

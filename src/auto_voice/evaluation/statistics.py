@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
 SEED = 20240229
+# Pairs up to which the signed-rank distribution is counted out instead of approximated.
 EXACT_UP_TO = 50
-"""Pairs up to which the signed-rank distribution is counted out instead of approximated."""
 _BLOCK = 1_000_000
 
 Array = NDArray[np.float64]

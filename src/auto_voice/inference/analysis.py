@@ -23,11 +23,11 @@ from auto_voice.inference.chunking import hop_energies, hop_size
 from auto_voice.inference.sample_source import Tape
 from auto_voice.types import FloatArray, Pitch
 
+# 10 s, margins included. All blocks are equally long: the detector's runtime keeps memory for
+# each length that it meets.
 PITCH_BLOCK_FRAMES = 624
-"""10 s, margins included. All blocks are equally long: the detector's runtime keeps memory for
-each length that it meets."""
+# Twice what the detector's network looks to either side.
 PITCH_MARGIN_FRAMES = 32
-"""Twice what the detector's network looks to either side."""
 DENOISE_SECONDS = 60.0
 DENOISE_FADE_SECONDS = 1.0
 TRIM_BLOCK_SECONDS = 60.0

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from auto_voice.audio.pitch import align_pitch
 from auto_voice.types import FloatArray, Pitch
 
+# Below it breath is drowned by the voice.
 LOWEST_HZ = 1500.0
-"""Below it breath is drowned by the voice."""
 SIZE = 1024
 SMOOTH_HZ = 400.0
 PERIODS = 3

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from auto_voice.types import FloatArray
 
+# At least this much is rendered on each side of a core and thrown away.
 CONTEXT_SECONDS = 1.5
-"""At least this much is rendered on each side of a core and thrown away."""
 LEVEL_HOP_SECONDS = 0.01
 HOP = Fraction(1, 100)
 LEVEL_WINDOW_HOPS = 11

@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# 28 s at 50 Hz: what Whisper hears at once, and enough for every other encoder.
 WINDOW_FRAMES = 1400
-"""28 s at 50 Hz: what Whisper hears at once, and enough for every other encoder."""
 MARGIN_FRAMES = 50
 LEAST_FRAMES = 4 * MARGIN_FRAMES
+# At least, whatever their size.
 KEPT_WINDOWS = 2
-"""At least, whatever their size."""
+# Of windows that were heard for the mean and will be read: a quarter of an hour of 176 values a
+# frame, less than four minutes of 768. What goes beyond is heard twice.
 KEPT_BYTES = 32 << 20
-"""Of windows that were heard for the mean and will be read: a quarter of an hour of 176 values a
-frame, less than four minutes of 768. What goes beyond is heard twice."""
 
 
 class Listener:

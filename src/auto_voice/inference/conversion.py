@@ -23,8 +23,8 @@ from auto_voice.voices.cloning import build_voice
 
 CEILING = 0.99
 METER_SECONDS = 20.0
+# Of the source that are searched for speech where its own voice is needed, and of that speech.
 OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 30.0
-"""Of the source that are searched for speech where its own voice is needed, and of that speech."""
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Longer recordings go through the disk.
 LONG_SECONDS = 300.0
-"""Longer recordings go through the disk."""
 BLOCK_FRAMES = 1 << 16
 WRITE_SAMPLES = 1 << 19
+# Of the partial, for each second of the source.
 BYTES_PER_SECOND = 4 * (16000 + 22050) + 8000
-"""Of the partial, for each second of the source."""
 
 
 def convert_to_file(

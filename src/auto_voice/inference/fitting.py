@@ -18,8 +18,8 @@ from auto_voice.types import Voice
 
 log = logging.getLogger(__name__)
 
+# Fitted voices that are remembered, 6 MB each.
 KEPT_VOICES = 8
-"""Fitted voices that are remembered, 6 MB each."""
 
 Key: TypeAlias = tuple[str, int, str]
 

@@ -13,12 +13,12 @@ from auto_voice.audio.io import read_audio
 from auto_voice.errors import AudioContentError, ConfigError
 from auto_voice.types import FloatArray, Waveform
 
+# A file, a waveform, or ``(samples,)`` numbers in [-1, 1] (or integers) at a rate given apart.
 AudioInput: TypeAlias = Union[str, "PathLike[str]", Waveform, ArrayLike]
-"""A file, a waveform, or ``(samples,)`` numbers in [-1, 1] (or integers) at a rate given apart."""
 
 SHORTEST_SECONDS = 0.1
+# -80 dBFS: below it nothing can be told apart from the noise of 16-bit rounding.
 SILENT_PEAK = 1e-4
-"""-80 dBFS: below it nothing can be told apart from the noise of 16-bit rounding."""
 
 
 def as_waveform(

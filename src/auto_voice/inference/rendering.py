@@ -38,13 +38,13 @@ from auto_voice.types import Content, FloatArray, Pitch, Voice
 
 log = logging.getLogger(__name__)
 
+# Mel frames that the vocoder hears on each side of a core: twice what HiFi-GAN looks at. It is by
+# far the slowest stage, so it is spared the rest of the context.
 VOCODER_CONTEXT_FRAMES = 32
-"""Mel frames that the vocoder hears on each side of a core: twice what HiFi-GAN looks at. It is by
-far the slowest stage, so it is spared the rest of the context."""
 SHORTEST_PIECE_SECONDS = 1.0
+# Pieces are this much shorter than what is converted whole: allocators cannot reuse all that
+# pieces of other lengths left, and the peak over hours shall be that of the whole.
 SMALLER = 0.8
-"""Pieces are this much shorter than what is converted whole: allocators cannot reuse all that
-pieces of other lengths left, and the peak over hours shall be that of the whole."""
 
 
 @dataclass(frozen=True)

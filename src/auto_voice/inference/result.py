@@ -14,8 +14,8 @@ from auto_voice.errors import MockAudioError
 from auto_voice.inference.controls import Controls
 from auto_voice.types import FloatArray, Voice, Waveform
 
+# Stages that run over the source each time; reading, loading and cloning are not among them.
 REALTIME_STAGES = ("pitch", "content", "convert", "vocode", "breath")
-"""Stages that run over the source each time; reading, loading and cloning are not among them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

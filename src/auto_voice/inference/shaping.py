@@ -11,12 +11,12 @@ from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.audio.resample import resample
 from auto_voice.types import FloatArray, Mel
 
+# The contour is smoothed over 58 ms: syllables count, the beat of single periods does not.
 CONTOUR_FRAMES = 5
-"""The contour is smoothed over 58 ms: syllables count, the beat of single periods does not."""
+# 12 dB: the most that a frame is turned up or down.
 MOST_NEPERS = 1.4
-"""12 dB: the most that a frame is turned up or down."""
+# Frames 40 dB below the loudest keep their level: there is only noise to match.
 QUIET_NEPERS = 4.6
-"""Frames 40 dB below the loudest keep their level: there is only noise to match."""
 
 
 def warp_formants(mel: Mel, ratio: float) -> Mel:

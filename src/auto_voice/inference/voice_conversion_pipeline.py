@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# A voice, a voice file, one or several recordings, or a bare 256-d embedding.
 Target: TypeAlias = Voice | AudioInput | Sequence[str | PathLike[str] | Waveform]
-"""A voice, a voice file, one or several recordings, or a bare 256-d embedding."""
 
 
 ADAPTATION_STEPS = 40

@@ -25,12 +25,12 @@ from auto_voice.types import Content, FloatArray, Waveform
 log = logging.getLogger(__name__)
 
 FORMAT = "auto_voice adapter 1"
+# Long recordings are cut into pieces, each an utterance with a mean of its own.
 PIECE_SECONDS = 10.0
-"""Long recordings are cut into pieces, each an utterance with a mean of its own."""
 HOLD_OUT_EVERY = 5
 MIN_SECONDS = 10.0
+# Penalties that are tried, in units of a standardised source dimension's energy.
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Penalties that are tried, in units of a standardised source dimension's energy."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,8 +28,8 @@ from auto_voice.models.runtime.weights import load_module
 from auto_voice.types import Content, FloatArray
 
 SAMPLES_PER_FRAME = 2 * CONTENT_MEL.hop_samples
+# Rough mean and spread of ``CONTENT_MEL`` at the level that the networks are trained at.
 MEL_MEAN, MEL_SCALE = -9.0, 4.0
-"""Rough mean and spread of ``CONTENT_MEL`` at the level that the networks are trained at."""
 
 
 class ContentNet(nn.Module):

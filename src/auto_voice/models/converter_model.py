@@ -30,12 +30,12 @@ from auto_voice.models.runtime.weights import load_module
 from auto_voice.models.speaker_adaptation import Adaptation, Speech, adapt, adapted
 from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice
 
+# Mean and spread of ``HIFIGAN_MEL`` over training speech; networks see standardised mels.
 MEL_MEAN, MEL_SCALE = -5.5, 2.2
-"""Mean and spread of ``HIFIGAN_MEL`` over training speech; networks see standardised mels."""
 LOG_F0_SCALE = 0.35
 NEUTRAL_LOG_F0_STD = 0.2
+# Frames of the reference that attention sees at most: about 18.6 s, evenly thinned beyond.
 REFERENCE_FRAMES = 1600
-"""Frames of the reference that attention sees at most: about 18.6 s, evenly thinned beyond."""
 PROFILE_SIZE = 2 * HIFIGAN_MEL.bands + 2
 PITCH_SIZE = 3 + HIFIGAN_MEL.bands
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+# Shares are told apart by this many levels.
 LEVELS = 1 << 16
-"""Shares are told apart by this many levels."""
 
 
 class Dropout(nn.Dropout):

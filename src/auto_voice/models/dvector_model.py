@@ -22,8 +22,8 @@ from auto_voice.types import FloatArray
 SAMPLE_RATE = 16000
 WINDOW_FRAMES = 80
 STRIDE_FRAMES = 40
+# Bounds memory on hour-long input; the LSTM is independent from window to window.
 BATCH_WINDOWS = 64
-"""Bounds memory on hour-long input; the LSTM is independent from window to window."""
 LOG_OFFSET = 1e-10
 DVECTOR_MEL = MelSpec(
     sample_rate=SAMPLE_RATE,

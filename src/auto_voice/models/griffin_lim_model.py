@@ -21,8 +21,8 @@ from auto_voice.types import FloatArray
 ComplexArray = NDArray[np.complex64]
 
 ITERATIONS = 32
+# Of the fast variant (Perraudin, Balazs and Søndergaard 2013).
 MOMENTUM = 0.99
-"""Of the fast variant (Perraudin, Balazs and Søndergaard 2013)."""
 INVERSION_STEPS = 16
 _TINY = np.float32(1e-9)
 

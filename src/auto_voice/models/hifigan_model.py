@@ -26,8 +26,8 @@ from auto_voice.models.runtime.weights import (
 from auto_voice.types import FloatArray
 
 SLOPE = 0.1
+# Frames synthesised at once (6 s): bounds the memory to about 100 MB per row of the batch.
 CHUNK_FRAMES = 512
-"""Frames synthesised at once (6 s): bounds the memory to about 100 MB per row of the batch."""
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 

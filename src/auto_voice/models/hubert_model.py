@@ -30,14 +30,14 @@ from auto_voice.types import Content, FloatArray
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
+# Product of the strides: 20 ms at 16 kHz.
 HOP_SAMPLES = 320
-"""Product of the strides: 20 ms at 16 kHz."""
+# Samples that one frame sees before the transformer; shorter audio has no frame.
 FIELD_SAMPLES = 400
-"""Samples that one frame sees before the transformer; shorter audio has no frame."""
 SAMPLE_RATE = 16000
+# Layer that ``encode`` reads: the upper middle of the network knows most about phones (Pasad et
+# al. 2023), and the layers above it need not be computed.
 CONTENT_LAYER = 9
-"""Layer that ``encode`` reads: the upper middle of the network knows most about phones
-(Pasad et al. 2023), and the layers above it need not be computed."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ _HOP = 320
 _BANDS = 32
 _LOG_FLOOR = float(np.log(1e-5))
 _SYLLABLE_SECONDS = 0.22
+# The first three formants of five vowels (Peterson and Barney 1952, men).
 _VOWELS_HZ = (
     (730, 1090, 2440),
     (270, 2290, 3010),
@@ -29,7 +30,6 @@ _VOWELS_HZ = (
     (530, 1840, 2480),
     (570, 840, 2410),
 )
-"""The first three formants of five vowels (Peterson and Barney 1952, men)."""
 
 
 class MockContentEncoder:

@@ -39,13 +39,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# The model of each stage that a conversion uses unless told otherwise.
 PIPELINE_MODELS: Mapping[str, str] = {
     "content": "content_whisper",
     "converter": "converter_compact",
     "speaker": "speaker_encoder",
     "vocoder": "hifigan_universal",
 }
-"""The model of each stage that a conversion uses unless told otherwise."""
 
 
 class ModelRegistry:

@@ -15,11 +15,11 @@ from auto_voice.types import FloatArray
 
 SAMPLE_RATE = 16000
 MIN_SAMPLES = 400
+# Text that compresses further than this says the same over and over: Whisper's own sign that it
+# lost the thread (Radford et al. 2022).
 LOOPING = 2.4
-"""Text that compresses further than this says the same over and over: Whisper's own sign that it
-lost the thread (Radford et al. 2022)."""
+# Word pieces that may be said twice when a text is looked for anew.
 LONGEST_REPEAT = 4
-"""Word pieces that may be said twice when a text is looked for anew."""
 
 
 class Recogniser:

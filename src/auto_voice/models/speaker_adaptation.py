@@ -30,19 +30,19 @@ from auto_voice.models.dropout import Dropout
 
 log = logging.getLogger(__name__)
 
+# Layers that say how a voice sounds. Those before them say what is spoken: fitted too, they
+# forget words, and the voice comes no closer.
 LATE = ("embed", "describe", "mix", "film", "project", "head", "attention.out")
-"""Layers that say how a voice sounds. Those before them say what is spoken: fitted too, they forget
-words, and the voice comes no closer."""
+# Mel frames on both sides of a crop that the attention must not see.
 GUARD_FRAMES = 16
-"""Mel frames on both sides of a crop that the attention must not see."""
+# Of the voice that the attention sees in a step, 7.4 s: elsewhere each time.
 SEEN_FRAMES = 640
-"""Of the voice that the attention sees in a step, 7.4 s: elsewhere each time."""
+# Ten seconds. From so much speech ``Adaptation.steps`` learn what there is to learn.
 SHORT_FRAMES = 860
-"""Ten seconds. From so much speech ``Adaptation.steps`` learn what there is to learn."""
+# More speech is learnt from for longer, in proportion, up to this.
 MOST_TIMES_LONGER = 2.5
-"""More speech is learnt from for longer, in proportion, up to this."""
+# Of a voice: about 1.1 s. From less nothing can be learnt.
 LEAST_FRAMES = 96
-"""Of a voice: about 1.1 s. From less nothing can be learnt."""
 
 
 @dataclass(frozen=True)

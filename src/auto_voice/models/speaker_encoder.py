@@ -22,11 +22,11 @@ from auto_voice.models.runtime.weights import (
 )
 from auto_voice.types import FloatArray
 
+# Frames that the network sees at once: 1.6 s.
 WINDOW_FRAMES = 160
-"""Frames that the network sees at once: 1.6 s."""
 WINDOWS_PER_SECOND = 1.3
+# A last window with less speech than this share is left out, unless it is the only one.
 MIN_COVERAGE = 0.75
-"""A last window with less speech than this share is left out, unless it is the only one."""
 WINDOWS_AT_ONCE = 64
 TARGET_DBFS = -30.0
 

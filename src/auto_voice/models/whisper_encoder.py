@@ -31,11 +31,11 @@ WHISPER_MEL = MelSpec(
     sample_rate=16000, n_fft=400, win_samples=400, hop_samples=160, bands=80,
     f_min_hz=0.0, f_max_hz=8000.0, power=2, log_floor=None, pad_samples=200,
 )  # fmt: skip
+# Whisper's frame ``i`` is centred at ``20 i`` ms; without the first 10 ms it is ``20 i + 10``,
+# the centre that every content frame of this project has.
 SHIFT_SAMPLES = 160
-"""Whisper's frame ``i`` is centred at ``20 i`` ms; without the first 10 ms it is ``20 i + 10``,
-the centre that every content frame of this project has."""
+# A transformer parks huge values in a few dimensions at frames of no meaning; they are clipped.
 OUTLIER, MAD_TO_DEVIATION = 4.0, 1.4826
-"""A transformer parks huge values in a few dimensions at frames of no meaning; they are clipped."""
 WINDOW_FRAMES, MARGIN_FRAMES = 1400, 50
 PREFIX = "encoder/"
 

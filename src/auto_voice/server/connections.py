@@ -7,8 +7,8 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+# For the header of a request to come in, counted from the connection or the last answer.
 HEADER_SECONDS = 20.0
-"""For the header of a request to come in, counted from the connection or the last answer."""
 
 
 class PatientProtocol(H11Protocol):

@@ -18,8 +18,8 @@ from typing import BinaryIO
 from auto_voice.errors import ConfigError, UnknownJobError
 
 _ID = re.compile(r"[A-Za-z0-9_-]{22}")
+# A disk with less room than this is called full.
 SPARE_BYTES = 200_000_000
-"""A disk with less room than this is called full."""
 
 
 def new_id() -> str:

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 QUEUED, RUNNING, DONE, FAILED, CANCELLED = "queued", "running", "done", "failed", "cancelled"
 FINISHED = frozenset({DONE, FAILED, CANCELLED})
+# Lanes: what needs the models' compute, and what waits for the network or a load.
 WORK, UPKEEP = "work", "upkeep"
-"""Lanes: what needs the models' compute, and what waits for the network or a load."""
 
 Record = Mapping[str, Any]
 

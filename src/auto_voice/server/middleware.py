@@ -37,13 +37,13 @@ from auto_voice.server.voice_library import VOICE_FILE_BYTES
 
 log = logging.getLogger("auto_voice.server.requests")
 
+# Of the guarded paths, those that need no token.
 OPEN = frozenset({"/healthz", "/readyz", "/v1/session"})
-"""Of the guarded paths, those that need no token."""
 DIRECT = frozenset({"/v1/convert", "/v1/evaluate", "/v1/inspect", "/v1/voices"})
 SMALL_BODY_BYTES = 65_536
 LIMITS = {"/v1/voices/import": VOICE_FILE_BYTES + SMALL_BODY_BYTES}
+# Requests that are answered at the same time, uploads or not.
 MOST_OPEN = 500
-"""Requests that are answered at the same time, uploads or not."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BODIES = frozenset({"POST", "PUT", "PATCH"})
 

@@ -61,8 +61,8 @@ _WAITING = """
 SELECT COUNT(*), COALESCE(SUM(j.client = ?), 0) FROM items i JOIN jobs j ON j.id = i.job
 WHERE i.state = 'queued' AND j.direct = ?
 """
+# Assumed for Retry-After before anything was measured.
 _SECONDS_PER_ITEM = 5.0
-"""Assumed for Retry-After before anything was measured."""
 
 
 class SqliteJobStore:

@@ -18,12 +18,12 @@ from auto_voice.types import FloatArray, Waveform
 
 MOST_CHANNELS = 8
 HIGHEST_RATE_HZ = 384_000
+# Above it, lengths are counted in samples: a limit in seconds would be none on memory.
 USUAL_RATE_HZ = 96_000
-"""Above it, lengths are counted in samples: a limit in seconds would be none on memory."""
+# What is held whole in memory is held at no more; the models hear less than half of it.
 KEPT_RATE_HZ = 48_000
-"""What is held whole in memory is held at no more; the models hear less than half of it."""
+# 60 dB above full scale: no recording, and squares of it overflow.
 HIGHEST_PEAK = 1000.0
-"""60 dB above full scale: no recording, and squares of it overflow."""
 _BLOCK_FRAMES = 1 << 16
 _NAME_CHARACTERS = 80
 

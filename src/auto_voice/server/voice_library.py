@@ -17,8 +17,8 @@ from auto_voice.types import EMBEDDING_DIMS, Voice
 from auto_voice.voices.library import VoiceLibrary
 from auto_voice.voices.voice_file import load_voice
 
+# An export of the longest reference that is kept is an eighth of this.
 VOICE_FILE_BYTES = 20_000_000
-"""An export of the longest reference that is kept is an eighth of this."""
 
 
 class Shelf:

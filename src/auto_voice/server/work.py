@@ -30,14 +30,14 @@ from auto_voice.server.uploads import (
 from auto_voice.types import Voice, Waveform
 
 KEPT_VOICES = 8
+# Longer recordings go through the disk, in pieces, between which others get their turn.
 IN_MEMORY_SECONDS = 60.0
-"""Longer recordings go through the disk, in pieces, between which others get their turn."""
+# Longer ones are not measured: the recogniser would take longer than the conversion did.
 MEASURED_SECONDS = 300.0
-"""Longer ones are not measured: the recogniser would take longer than the conversion did."""
 STAGES = 4
 DECODED_SHARE = 0.05
+# What of the progress each step is, by the time they usually take.
 CONVERTED_SHARE = 0.75
-"""What of the progress each step is, by the time they usually take."""
 
 
 class Work:

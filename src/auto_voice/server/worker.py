@@ -18,12 +18,12 @@ from auto_voice.server.logs import request_id
 
 log = logging.getLogger(__name__)
 
+# An idle worker looks into the queue at least this often: another server may have filled it.
 IDLE_SECONDS = 2.0
-"""An idle worker looks into the queue at least this often: another server may have filled it."""
 SWEEP_SECONDS = 60.0
 MOST_ATTEMPTS = 3
+# How long cancelled work may keep its thread, before another takes the next from the queue.
 RELIEF_SECONDS = 0.3
-"""How long cancelled work may keep its thread, before another takes the next from the queue."""
 MOST_RELIEVED = 4
 
 

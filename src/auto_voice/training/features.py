@@ -36,10 +36,10 @@ from auto_voice.types import FloatArray
 log = logging.getLogger(__name__)
 
 TEACHER = "recogniser_base"
+# Part of every file's name; raise it when a feature's definition changes.
 VERSION = 2
-"""Part of every file's name; raise it when a feature's definition changes."""
+# Playback speeds of the content encoder's training input: pitch and formants move together.
 SPEEDS = (0.86, 1.0, 1.16)
-"""Playback speeds of the content encoder's training input: pitch and formants move together."""
 MIN_SECONDS, MAX_SECONDS = 0.8, 29.5
 
 

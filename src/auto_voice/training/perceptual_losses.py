@@ -33,16 +33,16 @@ from auto_voice.models.whisper_encoder import (
 )
 from auto_voice.types import FloatArray
 
+# Frames a second of the mels that lead to words and voices; frame ``i`` is centred at ``10 (i +
+# 1)`` ms.
 HEARD_RATE = 100
-"""Frames a second of the mels that lead to words and voices; frame ``i`` is centred at
-``10 (i + 1)`` ms."""
+# Of the maps and of what is listened for; raise it when either changes.
 VERSION = 2
-"""Of the maps and of what is listened for; raise it when either changes."""
+# Frames that the map reads: windows of the vocoder's mel are nearly twice as long.
 NEIGHBOURS = 3
-"""Frames that the map reads: windows of the vocoder's mel are nearly twice as long."""
 RIDGE = 1e-2
+# Powers of ten below the loudest value that Whisper hears.
 RANGE = 8.0
-"""Powers of ten below the loudest value that Whisper hears."""
 QUIETEST = 1e-7
 
 

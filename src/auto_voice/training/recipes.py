@@ -211,10 +211,10 @@ def _build(kind: type[T], data: object, where: str) -> T:
     return kind(**values)
 
 
+# Arguments of tasks that the workflow gives.
 _GIVEN = {"corpus", "held_out", "net", "content", "ears"}
-"""Arguments of tasks that the workflow gives."""
+# Arguments of tasks that are no larger than 1.
 _SHARES = {"bare", "invented", "dropout"}
-"""Arguments of tasks that are no larger than 1."""
 
 
 def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> None:

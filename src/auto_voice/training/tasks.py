@@ -33,12 +33,12 @@ from auto_voice.types import FloatArray, Mel
 
 CONTENT_RATE = 50.0
 MIN_REFERENCE_FRAMES = 48
+# Of the log of the factor of invented voices: two of three within a tenth of the original.
 INVENTED_SPREAD = 0.1
-"""Of the log of the factor of invented voices: two of three within a tenth of the original."""
 
 
+# Of the vocoder's mel.
 SILENCE = float(np.log(HIFIGAN_MEL.log_floor or 1e-5))
-"""Of the vocoder's mel."""
 
 NetT = TypeVar("NetT", bound=nn.Module)
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from auto_voice.models.content_model import ContentNet
 from auto_voice.models.converter_model import PITCH_SIZE, ConverterNet
 
+# Arguments of ``ConverterNet`` that a trained one can be given more of, and what to call them.
 GROWS = {"blocks": "{} blocks", "expansion": "an expansion of {}"}
-"""Arguments of ``ConverterNet`` that a trained one can be given more of, and what to call them."""
+# What the lookup makes of a new feature at first: with nothing it would never learn to look.
 FIRST_GLANCE = 0.3
-"""What the lookup makes of a new feature at first: with nothing it would never learn to look."""
 
 
 def widen_content(net: ContentNet, dims: int) -> ContentNet:

@@ -44,10 +44,10 @@ from auto_voice.training.trainer import Trainer, averaged_weights
 from auto_voice.training.widening import GROWS, grow_converter, widen_content, widen_converter
 from auto_voice.types import FloatArray
 
+# Name of the feature that holds the content encoder's own output.
 STUDENT = "student"
-"""Name of the feature that holds the content encoder's own output."""
+# That the maps of ``Ears`` are fitted on.
 EARS_RECORDINGS = 100
-"""That the maps of ``Ears`` are fitted on."""
 Say = Callable[[str], None]
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from auto_voice.errors import VoiceError
 from auto_voice.types import FloatArray, Voice
 
+# Frames of a blend: what a converter looks at most, shared among the voices by their weights.
 BLEND_FRAMES = 1600
-"""Frames of a blend: what a converter looks at most, shared among the voices by their weights."""
 
 
 def with_like_fittings(

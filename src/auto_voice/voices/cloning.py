@@ -20,8 +20,8 @@ from auto_voice.types import EMBEDDING_DIMS, FloatArray, Pitch, Voice, Waveform
 SAMPLE_RATE = 16000
 LEAST_SECONDS = 1.0
 GOOD_SECONDS = 4.0
+# Speech that is used; more changes a voice little and costs time.
 MOST_SECONDS = 60.0
-"""Speech that is used; more changes a voice little and costs time."""
 LONGEST_PAUSE_SECONDS = 0.3
 
 

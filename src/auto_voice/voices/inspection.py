@@ -18,8 +18,8 @@ from auto_voice.types import Pitch, Voice, Waveform
 if TYPE_CHECKING:
     from auto_voice.models.base import SpeakerEncoderStage
 
+# Of a longer recording the first ten minutes are looked at.
 LONGEST_SECONDS = 600.0
-"""Of a longer recording the first ten minutes are looked at."""
 PLOT_ROWS, PLOT_COLUMNS = 8, 72
 
 

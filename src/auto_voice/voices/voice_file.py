@@ -17,11 +17,11 @@ from auto_voice.types import EMBEDDING_DIMS, Voice
 
 SUFFIX = ".safetensors"
 FORMAT = "auto_voice.voice/1"
+# Half a minute takes 3 MB, an adaptation 6 MB; what is far larger is no voice.
 MOST_BYTES = 64 << 20
-"""Half a minute takes 3 MB, an adaptation 6 MB; what is far larger is no voice."""
 LARGEST_VALUE = 1e4
+# Of a weight; a thousand steps do not move one by 1, and far larger ones make no sound but NaN.
 LARGEST_CHANGE = 100.0
-"""Of a weight; a thousand steps do not move one by 1, and far larger ones make no sound but NaN."""
 MOST_CHANGES, LONGEST_NAME = 1000, 200
 MEL_BANDS = 80
 

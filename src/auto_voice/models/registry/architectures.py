@@ -29,10 +29,10 @@ KINDS = ("content", "converter", "vocoder", "speaker", "sample", "recogniser", "
 _PLAIN = frozenset({".safetensors", ".onnx", ".json", ".txt", ".wav", ".flac"})
 
 
+# Compiled kernels that oneDNN, which computes torch's convolutions, keeps for shapes it has seen.
+# It would keep 1024, and pieces of long audio differ in length: some 100 MB that are never used
+# again. The vocoder alone has 78.
 KERNELS_KEPT = 128
-"""Compiled kernels that oneDNN, which computes torch's convolutions, keeps for shapes it has seen.
-It would keep 1024, and pieces of long audio differ in length: some 100 MB that are never used
-again. The vocoder alone has 78."""
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from auto_voice.models.registry.store import METADATA, Fetched, ModelStore
 
 log = logging.getLogger(__name__)
 
+# Name and version to the catalog's record; raises ``UnknownModelError``.
 FindVersion = Callable[[str, str], ModelVersion]
-"""Name and version to the catalog's record; raises ``UnknownModelError``."""
 
 
 def export_versions(store: ModelStore, versions: Iterable[ModelVersion], to: Path) -> Path:

@@ -28,10 +28,10 @@ NAME = r"[a-z0-9][a-z0-9_.-]*"
 VERSION = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 FILE = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 SHA256 = r"[0-9a-f]{64}"
+# Names that Windows opens as devices, whatever ending follows.
 DEVICES = frozenset(
     {"con", "nul", "aux", "prn", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
 )
-"""Names that Windows opens as devices, whatever ending follows."""
 RESERVED = frozenset({"metadata.json"})
 ALIASES = ("latest", "stable")
 

@@ -32,8 +32,8 @@ _REASONS: tuple[tuple[type[AutoVoiceError], str], ...] = (
     (MissingDependencyError, "not runnable without a missing dependency"),
     (ModelLoadError, "not loadable"),
 )
+# The errors after which a substitute may be tried.
 RECOVERABLE = tuple(kind for kind, _ in _REASONS)
-"""The errors after which a substitute may be tried."""
 
 
 class FallbackWarning(UserWarning):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+# Hears a label, the bytes done and the bytes in all (0 where the total is unknown).
 ProgressCallback = Callable[[str, int, int], None]
-"""Hears a label, the bytes done and the bytes in all (0 where the total is unknown)."""
 
 
 class DownloadProgressBar:

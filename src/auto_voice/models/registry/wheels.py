@@ -38,8 +38,8 @@ KEEP_S = 3600.0
 _POLL_S = 0.1
 _SILENCE_S = 900.0
 
+# Hears the wheel's name and the bytes that have arrived; the total is not known.
 WheelProgress = Callable[[str, int], None]
-"""Hears the wheel's name and the bytes that have arrived; the total is not known."""
 
 
 def installer_commands() -> list[list[str]]:

@@ -26,8 +26,8 @@ from auto_voice.errors import AudioContentError, ModelLoadError, UnsafeFileError
 Array = NDArray[np.generic]
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
+# Keys that an error message lists before it says how many more there are.
 NAMES_SHOWN = 3
-"""Keys that an error message lists before it says how many more there are."""
 
 # Old and new spelling of torch's weight normalisation: (magnitude, direction).
 _MAGNITUDES = {
