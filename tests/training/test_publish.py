@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,14 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def registry(catalog: Path, tmp_path: Path) -> ModelRegistry:
     return ModelRegistry(tmp_path / "models", config=catalog, offline=True, device="cpu")
+
+
+def test_a_published_folder_can_be_moved(catalog: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(catalog.parent, tmp_path / "elsewhere")
+    registry = ModelRegistry(tmp_path / "models", config=moved / "models.yaml", offline=True)
+    assert str(catalog.parent) not in (moved / "models.yaml").read_text()
+    assert registry.path("converter_compact", "test").is_file()
+    assert registry.load("content_compact", "test").encode(_speech()).features.shape == (50, DIMS)
 
 
 def _speech(seconds: float = 1.0) -> np.ndarray:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from auto_voice.errors import TrainingError
 from auto_voice.training import trainer as module
 from auto_voice.training.curves import plot_curves, read_log
-from auto_voice.training.trainer import Schedule, Trainer, averaged_weights
+from auto_voice.training.trainer import Schedule, Trainer
 
 
 class _Line:
@@ -31,12 +32,15 @@ class _Line:
         with torch.no_grad():
             return {"error": float((self.model(x) - (3 * x - 1)).abs().mean())}
 
+    def score(self, figures: dict[str, float]) -> float:
+        return figures["error"]
+
 
 SCHEDULE = Schedule(60, learning_rate=2e-2, warmup=5, validate_every=20)
 
 
 def _weights(folder: Path) -> dict[str, Tensor]:
-    return averaged_weights(folder)
+    return Trainer(_Line(), SCHEDULE, folder).average
 
 
 def test_it_learns_and_logs(tmp_path: Path) -> None:
@@ -110,3 +114,45 @@ def test_curves_are_drawn_from_what_was_logged(tmp_path: Path) -> None:
     picture = plot_curves(tmp_path)
     assert picture is not None
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+class _Worsening(_Line):
+    """Its held-out figure is best at the second validation."""
+
+    figures = iter(())
+
+    def __init__(self, figures: list[float]) -> None:
+        super().__init__()
+        self.figures = iter(figures)
+
+    def validate(self) -> dict[str, float]:
+        return {"error": next(self.figures)}
+
+
+def test_the_best_network_and_the_last_ones_are_kept(tmp_path: Path) -> None:
+    schedule = Schedule(50, validate_every=10, keep=2, publish="best")
+    trainer = Trainer(_Worsening([3.0, 1.0, 2.0, 2.5, 4.0]), schedule, tmp_path)
+    trainer.run(until=lambda: trainer.step >= 20)
+    second = {name: values.clone() for name, values in trainer.average.items()}
+    trainer.run()
+    kept = sorted(path.name for path in (tmp_path / "kept").iterdir())
+    assert kept == ["best.safetensors", "step-0000040.safetensors", "step-0000050.safetensors"]
+    assert all(torch.equal(second[name], values) for name, values in trainer.weights().items())
+    assert any(not torch.equal(second[name], values) for name, values in trainer.average.items())
+
+
+def test_training_ends_when_held_out_figures_stop_getting_better(tmp_path: Path) -> None:
+    schedule = Schedule(100, validate_every=10, patience=2)
+    trainer = Trainer(_Worsening([3.0, 2.0, 2.5, 2.2, 1.0]), schedule, tmp_path)
+    trainer.run()
+    assert trainer.step == 40
+    again = Trainer(_Worsening([0.0]), schedule, tmp_path)
+    assert again.done
+    again.run()
+    assert again.step == 40
+
+
+@pytest.mark.parametrize("wrong", [{"publish": "first"}, {"keep": -1}, {"patience": 1.5}])
+def test_a_schedule_that_cannot_be_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(TrainingError, match=next(iter(wrong))):
+        Schedule(10, **wrong)  # type: ignore[arg-type]

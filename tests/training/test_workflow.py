@@ -58,6 +58,16 @@ def test_one_speaker_is_too_few(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_device_that_is_not_there_is_told_before_any_work(tmp_path: Path) -> None:
+    recipe = load_recipe(_recipe(tmp_path))
+    registry = ModelRegistry(tmp_path)
+    for device in ("cuda:7", "toaster"):
+        workflow = Workflow(recipe, [tmp_path], tmp_path / "out", registry, device=device)
+        with pytest.raises(TrainingError, match=f"'{device}' on this machine; choose --device cpu"):
+            workflow.run()
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("weights", "says"),
     [({"speeches": 1}, r"name speeches, .*; there are speech\."), ({"speech": 0}, "leave nothing")],

@@ -129,7 +129,8 @@ def _record(path: Path) -> dict[str, Any]:
         "file": path.name,
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
-        "sources": [path.resolve().as_uri()],
+        # It counts from the catalog beside it, so that the folder can be moved.
+        "sources": [path.name],
     }
 
 

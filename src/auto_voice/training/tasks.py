@@ -56,6 +56,10 @@ class Task(Protocol[NetT]):
         """Figures on held-out speakers, from the same crops each time."""
         ...
 
+    def score(self, figures: Mapping[str, float]) -> float:
+        """The one number of ``validate`` that tells which network is best; less is better."""
+        ...
+
 
 class ContentTask:
     """The content encoder: teacher features of clean speech from a perturbed copy.
@@ -88,6 +92,10 @@ class ContentTask:
             crops = [self._crop(i, rng, strength) for i in self.held_out.draw(rng, 4 * self.batch)]
             figures[f"r2_{name}"] = 1 - float(self._error(crops))
         return figures
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """Share of the perturbed speech's content that is missed."""
+        return 1 - figures["r2_perturbed"]
 
     def _error(self, crops: Sequence[tuple[FloatArray, FloatArray]]) -> Tensor:
         """Share of the target's energy that the prediction misses."""
@@ -230,6 +238,15 @@ class ConverterTask:
             )
             figures |= {"missed": float(missed), "unlike": float(unlike)}
         return figures
+
+    def score(self, figures: Mapping[str, float]) -> float:
+        """Distance to the true mel, and with perceptual losses what they weigh of it."""
+        distance = sum(figures[f"l1_{name}"] for name in dict.fromkeys(self.content))
+        return (
+            distance / MEL_SCALE / len(set(self.content))
+            + self.said * figures.get("missed", 0.0)
+            + self.alike * figures.get("unlike", 0.0)
+        )
 
     def _heard(
         self, corpus: Corpus, rng: np.random.Generator, count: int, plainly: bool = False

@@ -1,12 +1,16 @@
 """The training loop: one for every task; stops and goes on at any step.
 
 A run folder holds ``checkpoint.pt`` (network, averaged network, optimiser, generators: enough to go
-on as if nothing had happened), ``log.jsonl`` (a line every few seconds) and ``curves.png``.
+on as if nothing had happened), ``log.jsonl`` (a line for each validation) and ``curves.png``. The
+averaged networks of the last validations lie in ``kept/step-N.safetensors``, and the one with the
+best held-out figure in ``kept/best.safetensors``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
 import time
 from collections import defaultdict
@@ -18,12 +22,20 @@ from typing import Any, Generic
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from auto_voice.errors import TrainingError
 from auto_voice.training.tasks import NetT, Task
 
+log = logging.getLogger(__name__)
+
+# A crash loses at most so much work.
 CHECKPOINT_SECONDS = 60.0
+# Folder of the averaged networks that are kept, and the name of the best one in it.
+KEPT, BEST = "kept", "best.safetensors"
+# Share of the averaged weights that a step keeps, once there are many steps.
 AVERAGE_DECAY = 0.999
 
 
@@ -38,6 +50,9 @@ class Schedule:
         weight_decay: of matrices.
         validate_every: steps.
         seed: of crops, augmentation and initial weights.
+        keep: averaged networks of so many last validations are kept, besides the best.
+        patience: validations without a better held-out figure after which training ends; 0: never.
+        publish: ``last`` or ``best``, the network that a training gives.
     """
 
     steps: int
@@ -46,6 +61,19 @@ class Schedule:
     weight_decay: float = 0.01
     validate_every: int = 500
     seed: int = 0
+    keep: int = 3
+    patience: int = 0
+    publish: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.publish not in ("last", "best"):
+            raise TrainingError(f"schedule.publish is last or best, not {self.publish!r}.")
+        for name in ("keep", "patience"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise TrainingError(
+                    f"schedule.{name} must be a whole number, 0 or more, not {value!r}."
+                )
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, counted from 0."""
@@ -80,6 +108,9 @@ class Trainer(Generic[NetT]):
         )  # fmt: skip
         self.step = 0
         self.seconds = 0.0
+        self.best = math.inf
+        # Validations since the best one.
+        self.stale = 0
         self._resume()
 
     def run(self, until: Callable[[], bool] = lambda: False) -> dict[str, float]:
@@ -89,7 +120,7 @@ class Trainer(Generic[NetT]):
         count = 0
         figures: dict[str, float] = {}
         with tqdm(total=self.schedule.steps, initial=self.step, unit="step", disable=None) as bar:
-            while self.step < self.schedule.steps and not until():
+            while not self.done and not until():
                 for name, value in self._step().items():
                     sums[name] += value
                 count += 1
@@ -101,6 +132,7 @@ class Trainer(Generic[NetT]):
                     self.seconds, started = self.seconds + now - started, now
                     means = {name: total / count for name, total in sums.items()}
                     self._log(means, figures)
+                    self._keep(figures)
                     bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items()})
                     sums.clear()
                     count = 0
@@ -110,6 +142,44 @@ class Trainer(Generic[NetT]):
                     self.save()
         self.save()
         return figures
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made, or held-out figures stopped getting better."""
+        patience = self.schedule.patience
+        return self.step >= self.schedule.steps or bool(patience and self.stale >= patience)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged network that the schedule asks for: the last, or the best so far."""
+        best = self.folder / KEPT / BEST
+        if self.schedule.publish == "best" and best.exists():
+            return load_file(best)
+        return self.average
+
+    def _keep(self, figures: dict[str, float]) -> None:
+        """Keeps the averaged network of a validation, and lets go of older ones."""
+        folder = self.folder / KEPT
+        folder.mkdir(exist_ok=True)
+        if self.schedule.keep:
+            self._store(folder / f"step-{self.step:07d}.safetensors")
+        for old in sorted(folder.glob("step-*.safetensors"))[: -self.schedule.keep or None]:
+            old.unlink()
+        score = self.task.score(figures)
+        if score < self.best:
+            self.best, self.stale = score, 0
+            self._store(folder / BEST)
+            return
+        self.stale += 1
+        if self.schedule.patience and self.stale >= self.schedule.patience:
+            log.warning(
+                "stopped at step %d: no better held-out figure in %d validations",
+                self.step, self.stale,
+            )  # fmt: skip
+
+    def _store(self, path: Path) -> None:
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        save_file({name: values.contiguous() for name, values in self.average.items()}, partial)
+        partial.replace(path)
 
     def validate(self) -> dict[str, float]:
         """Held-out figures of the averaged network."""
@@ -127,7 +197,7 @@ class Trainer(Generic[NetT]):
         state = {
             "model": self.model.state_dict(), "average": self.average,
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-            "extra": self._extra_state(),
+            "extra": self._extra_state(), "best": self.best, "stale": self.stale,
         }  # fmt: skip
         partial = self.folder / f"checkpoint.{os.getpid()}.part"
         torch.save(state, partial)
@@ -153,7 +223,9 @@ class Trainer(Generic[NetT]):
         return {name: float(value.detach()) for name, value in terms.items()}
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device, torch.bfloat16, enabled=fast_bfloat16(self.device))
+        return torch.autocast(
+            self.device.partition(":")[0], torch.bfloat16, enabled=fast_bfloat16(self.device)
+        )
 
     def _extra_state(self) -> dict[str, Any]:
         save = getattr(self.task, "state_dict", None)
@@ -168,6 +240,7 @@ class Trainer(Generic[NetT]):
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.best, self.stale = state.get("best", math.inf), state.get("stale", 0)
         if state["extra"]:
             self.task.load_state_dict(state["extra"])  # type: ignore[attr-defined]
 
@@ -185,10 +258,3 @@ def fast_bfloat16(device: str) -> bool:
         return True
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return bool(supported())
-
-
-def averaged_weights(folder: Path) -> dict[str, Tensor]:
-    """The averaged network of a run folder."""
-    state = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-    average: dict[str, Tensor] = state["average"]
-    return average

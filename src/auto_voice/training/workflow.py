@@ -40,7 +40,7 @@ from auto_voice.training.data import Utterance, hold_out, scan
 from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
-from auto_voice.training.trainer import Trainer, averaged_weights
+from auto_voice.training.trainer import Trainer
 from auto_voice.training.widening import GROWS, grow_converter, widen_content, widen_converter
 from auto_voice.types import FloatArray
 
@@ -103,6 +103,7 @@ class Workflow:
             ModelError: the teacher or the speaker encoder cannot be had.
         """
         torch.manual_seed(0)
+        _check_device(self.device)
         utterances = scan(self.sources)
         parts = self._split(utterances)
         self._check_weights(utterances, parts)
@@ -385,8 +386,23 @@ class Workflow:
         self.figures |= {f"{name}.{key}": value for key, value in figures.items()}
         self.figures[f"{name}.minutes"] = round(trainer.seconds / 60, 1)
         plot_curves(folder)
-        task.model.load_state_dict(averaged_weights(folder))
+        task.model.load_state_dict(trainer.weights())
         return task.model.eval()
+
+
+def _check_device(device: str) -> None:
+    """Tells before hours of features what would fail after them.
+
+    Raises:
+        TrainingError: there is no such device here.
+    """
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainingError(
+            f"Training cannot use the device {device!r} on this machine; choose --device cpu, or "
+            "install a build of torch for this GPU."
+        ) from error
 
 
 def _some_recordings(corpus: Corpus) -> Iterator[FloatArray]:
