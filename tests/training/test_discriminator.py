@@ -1,4 +1,4 @@
-"""What the critic says of a mel, and that a converter can learn from it."""
+"""What the discriminator says of a mel, and that a converter can learn from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from auto_voice.training import tasks
-from auto_voice.training.discriminator import Adversary
+from auto_voice.training.losses import AdversarialLoss
 from auto_voice.training.tasks import ContentTask, ConverterTask
 from auto_voice.training.trainer import Schedule, Trainer
 from speech_kit import DIMS, corpus
@@ -27,27 +27,27 @@ def _blurred(mel: Tensor, bands: int) -> Tensor:
     return torch.nn.functional.conv1d(padded, kernel).reshape(mel.shape)
 
 
-def test_the_critic_learns_to_tell_rough_from_smooth_and_says_how() -> None:
+def test_the_discriminator_learns_to_tell_rough_from_smooth_and_says_how() -> None:
     torch.manual_seed(0)
-    adversary = Adversary({"channels": (8, 8)}, learning_rate=5e-3)
+    adversary = AdversarialLoss({"channels": (8, 8)}, learning_rate=5e-3)
 
     def real() -> Tensor:
         return torch.randn(4, 32, 80)
 
-    first = float(adversary.learn(_blurred(real(), 9), real()))
+    first = float(adversary.update(_blurred(real(), 9), real()))
     for _ in range(60):
-        last = float(adversary.learn(_blurred(real(), 9), real()))
+        last = float(adversary.update(_blurred(real(), 9), real()))
     assert last < 0.2 < first
     smooth = _blurred(real(), 9).requires_grad_(True)
-    passing, _ = adversary.complain(smooth, real())
+    passing, _ = adversary.losses(smooth, real())
     (direction,) = torch.autograd.grad(passing, smooth)
-    better, _ = adversary.complain(smooth - 20 * direction / direction.norm(), real())
+    better, _ = adversary.losses(smooth - 20 * direction / direction.norm(), real())
     assert float(better.detach()) < float(passing.detach())
-    assert all(p.requires_grad for p in adversary.critic.parameters())
+    assert all(p.requires_grad for p in adversary.discriminator.parameters())
 
 
-def test_a_critic_makes_the_mels_of_a_converter_sharper(tmp_path: Path) -> None:
-    """Content that says nothing of the fine structure: the mean is smooth, the critic is not."""
+def test_a_discriminator_makes_the_mels_of_a_converter_sharper(tmp_path: Path) -> None:
+    """Where content does not tell the fine structure, the mean is smooth; this loss is not."""
     speech = corpus()
     rng = np.random.default_rng(3)
     for one in speech.items:
@@ -57,7 +57,13 @@ def test_a_critic_makes_the_mels_of_a_converter_sharper(tmp_path: Path) -> None:
     for texture in (0.0, 2.0):
         torch.manual_seed(0)
         task = ConverterTask(
-            speech, speech, NET, reference_frames=64, texture=texture, real=texture, **CROPS
+            speech,
+            speech,
+            NET,
+            reference_frames=64,
+            feature_matching_loss=texture,
+            adversarial_loss=texture,
+            **CROPS,
         )
         schedule = Schedule(steps=80, learning_rate=2e-3, warmup=5, validate_every=80)
         detail[texture] = Trainer(task, schedule, tmp_path / str(texture)).run()["detail_teacher"]
@@ -75,13 +81,19 @@ def test_noise_is_for_training_only() -> None:
     assert not torch.allclose(noisy, clean)
 
 
-def test_a_training_with_a_critic_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_training_with_a_discriminator_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     schedule = Schedule(steps=6, warmup=2, validate_every=3)
 
     def task() -> ConverterTask:
         torch.manual_seed(1)
         return ConverterTask(
-            corpus(), corpus(), NET, reference_frames=64, texture=0.5, real=0.1, **CROPS
+            corpus(),
+            corpus(),
+            NET,
+            reference_frames=64,
+            feature_matching_loss=0.5,
+            adversarial_loss=0.1,
+            **CROPS,
         )
 
     whole = task()
@@ -91,8 +103,8 @@ def test_a_training_with_a_critic_goes_on_as_if_nothing_had_happened(tmp_path: P
     rest = task()
     Trainer(rest, schedule, tmp_path / "halves").run()
     for one, other in zip(
-        [*whole.model.parameters(), *whole.adversary.critic.parameters()],  # type: ignore[union-attr]
-        [*rest.model.parameters(), *rest.adversary.critic.parameters()],  # type: ignore[union-attr]
+        [*whole.model.parameters(), *whole.adversary.discriminator.parameters()],  # type: ignore[union-attr]
+        [*rest.model.parameters(), *rest.adversary.discriminator.parameters()],  # type: ignore[union-attr]
         strict=True,
     ):
         torch.testing.assert_close(one, other)
@@ -112,12 +124,16 @@ def test_batches_lie_where_the_network_lies(monkeypatch: pytest.MonkeyPatch) -> 
     assert {t.device.type for t in met} == {"meta"}
 
 
-def test_a_critic_is_taken_up_where_the_network_lies() -> None:
+def test_a_discriminator_is_taken_up_where_the_network_lies() -> None:
     speech = corpus()
-    task = ConverterTask(speech, speech, NET, reference_frames=64, texture=0.5, **CROPS)
+    task = ConverterTask(
+        speech, speech, NET, reference_frames=64, feature_matching_loss=0.5, **CROPS
+    )
     task.loss(np.random.default_rng(0))
     saved = task.state_dict()
-    other = ConverterTask(speech, speech, NET, reference_frames=64, texture=0.5, **CROPS)
+    other = ConverterTask(
+        speech, speech, NET, reference_frames=64, feature_matching_loss=0.5, **CROPS
+    )
     other.model.to("meta")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Copying numbers to the meta device does nothing.

@@ -21,7 +21,7 @@ from auto_voice.models.whisper_encoder import (
     whisper_log_mel,
 )
 from auto_voice.training.corpus import Corpus
-from auto_voice.training.perceptual_losses import Ears, fit_maps, stored_maps
+from auto_voice.training.losses import PerceptualLosses, fit_maps, stored_maps
 from auto_voice.training.tasks import ConverterTask, _unlike
 from auto_voice.types import FloatArray
 from speech_kit import DIMS, corpus, item
@@ -39,7 +39,7 @@ def vocoder_mel(samples: FloatArray) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def ears() -> Ears:
+def perceptual() -> PerceptualLosses:
     """With networks that have learnt nothing, behind maps that have."""
     rng = np.random.default_rng(0)
 
@@ -68,13 +68,15 @@ def ears() -> Ears:
     heard = [recogniser.features(recording(seed)) for seed in range(4)]
     torch.manual_seed(0)
     maps = fit_maps(recording(seed) for seed in range(12))
-    return Ears(recogniser, ContentSpace.fit(heard, 8), SpeakerNet().eval(), maps)
+    return PerceptualLosses(recogniser, ContentSpace.fit(heard, 8), SpeakerNet().eval(), maps)
 
 
 @pytest.mark.parametrize("name", ["words", "voice"])
-def test_the_maps_lead_to_the_mel_that_the_others_hear(ears: Ears, name: str) -> None:
+def test_the_maps_lead_to_the_mel_that_they_were_fitted_to(
+    perceptual: PerceptualLosses, name: str
+) -> None:
     samples = recording(20)
-    mapped = ears._mapped(vocoder_mel(samples), name)[0].numpy()
+    mapped = perceptual._mapped(vocoder_mel(samples), name)[0].numpy()
     if name == "words":
         shifted = np.pad(samples[160:], (0, 160))
         wanted = 4 * whisper_log_mel(shifted).T - 4
@@ -90,11 +92,11 @@ def test_the_maps_lead_to_the_mel_that_the_others_hear(ears: Ears, name: str) ->
         assert (mapped[:frames] - moved).var() / wanted[:frames].var() > 1.5 * error
 
 
-def test_the_same_sound_says_the_same_and_another_does_not(ears: Ears) -> None:
+def test_the_same_sound_says_the_same_and_another_does_not(perceptual: PerceptualLosses) -> None:
     mel = vocoder_mel(recording(30))
-    words, loudest = ears.words(mel)
-    again, _ = ears.words(mel.clone(), loudest)
-    other, _ = ears.words(vocoder_mel(recording(31)), loudest)
+    words, loudest = perceptual.words(mel)
+    again, _ = perceptual.words(mel.clone(), loudest)
+    other, _ = perceptual.words(vocoder_mel(recording(31)), loudest)
     assert torch.equal(words, again)
     assert words.shape == (1, 149, 8)
     assert words.mean(1).abs().max() < 1e-4
@@ -102,20 +104,20 @@ def test_the_same_sound_says_the_same_and_another_does_not(ears: Ears) -> None:
 
 
 def test_components_weigh_what_they_weigh_in_the_recogniser(
-    ears: Ears, monkeypatch: pytest.MonkeyPatch
+    perceptual: PerceptualLosses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mels = [vocoder_mel(recording(seed)) for seed in (34, 35)]
-    _, loudest = ears.words(mels[0])
+    _, loudest = perceptual.words(mels[0])
     heard: list[torch.Tensor] = []
-    hidden = ears.recogniser.hidden
+    hidden = perceptual.recogniser.hidden
 
     def overheard(mel: torch.Tensor) -> torch.Tensor:
         heard.append(hidden(mel))
         return heard[-1]
 
-    monkeypatch.setattr(ears.recogniser, "hidden", overheard)
-    words = [ears.words(mel, loudest)[0] for mel in mels]
-    space = ears.space
+    monkeypatch.setattr(perceptual.recogniser, "hidden", overheard)
+    words = [perceptual.words(mel, loudest)[0] for mel in mels]
+    space = perceptual.space
     unit = [np.clip((h[0].numpy() - space.mean) / space.scale, -OUTLIER, OUTLIER) for h in heard]
     apart = unit[0] - unit[1]
     apart -= apart.mean(0)
@@ -134,24 +136,24 @@ def test_a_voice_on_the_side_of_the_source_is_farther_off() -> None:
     assert torch.allclose(_unlike(near, target, source), torch.tensor([0.2 + 0.36]))
 
 
-def test_what_is_far_below_the_loudest_is_not_heard(ears: Ears) -> None:
+def test_what_is_far_below_the_loudest_is_not_heard(perceptual: PerceptualLosses) -> None:
     mel = vocoder_mel(recording(32))
-    _, loudest = ears.words(mel)
+    _, loudest = perceptual.words(mel)
     far = 2 * 8 * np.log(10.0)
-    words, _ = ears.words(mel - far, loudest)
-    others, _ = ears.words(vocoder_mel(recording(33)) - far, loudest)
+    words, _ = perceptual.words(mel - far, loudest)
+    others, _ = perceptual.words(vocoder_mel(recording(33)) - far, loudest)
     assert torch.equal(words, others)
 
 
-def test_gradients_reach_the_mel(ears: Ears) -> None:
+def test_gradients_reach_the_mel(perceptual: PerceptualLosses) -> None:
     mel = vocoder_mel(recording(33)).requires_grad_(True)
-    words, _ = ears.words(mel)
-    (words.square().sum() + ears.voice(mel).sum()).backward()
+    words, _ = perceptual.words(mel)
+    (words.square().sum() + perceptual.voice(mel).sum()).backward()
     assert mel.grad is not None
     assert (mel.grad.abs().sum(-1) > 0).float().mean() > 0.95
-    assert not any(parameter.requires_grad for parameter in ears.speaker.parameters())
+    assert not any(parameter.requires_grad for parameter in perceptual.speaker.parameters())
     # cuDNN gives an LSTM's gradients in no other mode.
-    assert ears.speaker.lstm.training
+    assert perceptual.speaker.lstm.training
 
 
 def test_maps_are_fitted_once(tmp_path: Path) -> None:
@@ -162,47 +164,57 @@ def test_maps_are_fitted_once(tmp_path: Path) -> None:
             asked.append(seed)
             yield recording(seed)
 
-    first = stored_maps(tmp_path / "ears.safetensors", recordings())
-    again = stored_maps(tmp_path / "ears.safetensors", recordings())
+    first = stored_maps(tmp_path / "perceptual_maps.safetensors", recordings())
+    again = stored_maps(tmp_path / "perceptual_maps.safetensors", recordings())
     assert asked == [0, 1]
     assert all(np.array_equal(first[name], again[name]) for name in ("words", "voice"))
-    assert [path.name for path in tmp_path.iterdir()] == ["ears.safetensors"]
+    assert [path.name for path in tmp_path.iterdir()] == ["perceptual_maps.safetensors"]
 
 
-def test_a_converter_learns_to_be_understood_in_other_voices(ears: Ears) -> None:
+def test_a_converter_learns_to_be_understood_in_other_voices(perceptual: PerceptualLosses) -> None:
     small = {"dims": DIMS, "width": 32, "blocks": 2}
     sizes = {"batch": 4, "frames": 64, "reference_frames": 96}
     speech = corpus()
 
     def missed(said: float) -> tuple[float, float]:
         torch.manual_seed(0)
-        task = ConverterTask(speech, speech, small, **sizes, said=said, alike=said / 4, ears=ears)
+        task = ConverterTask(
+            speech,
+            speech,
+            small,
+            **sizes,
+            content_loss=said,
+            speaker_loss=said / 4,
+            perceptual=perceptual,
+        )
         optimizer = torch.optim.Adam(task.model.parameters(), 3e-3)
         for step in range(60):
             rng = np.random.default_rng(step)
             optimizer.zero_grad()
             task.loss(rng)["loss"].backward()
             optimizer.step()
-        task.ears, task.said = ears, 1.0
+        task.perceptual, task.content_loss = perceptual, 1.0
         figures = task.validate()
-        return figures["missed"], figures["l1_teacher"]
+        return figures["content"], figures["l1_teacher"]
 
     plainly, asked = missed(0.0), missed(0.3)
     assert asked[0] < 0.97 * plainly[0]
     assert asked[1] < 1.5 * plainly[1]
 
 
-def test_nobody_is_asked_where_nothing_is_wanted_of_them(ears: Ears) -> None:
+def test_nobody_is_asked_where_nothing_is_wanted_of_them(perceptual: PerceptualLosses) -> None:
     speech = corpus(speakers=2, each=1)
     small = {"dims": DIMS, "width": 16, "blocks": 1}
-    task = ConverterTask(speech, speech, small, 2, 32, 48, ears=ears)
-    assert "missed" not in task.loss(np.random.default_rng(0))
+    task = ConverterTask(speech, speech, small, 2, 32, 48, perceptual=perceptual)
+    assert "content" not in task.loss(np.random.default_rng(0))
 
 
-def test_what_lies_behind_a_short_crop_does_not_count(ears: Ears) -> None:
+def test_what_lies_behind_a_short_crop_does_not_count(perceptual: PerceptualLosses) -> None:
     speech = Corpus([item(0, 0, 0.9), item(1, 0, 3.0), item(2, 0, 0.9)])
     small = {"dims": DIMS, "width": 16, "blocks": 1}
-    task = ConverterTask(speech, speech, small, 3, 128, 48, said=1.0, alike=1.0, ears=ears)
+    task = ConverterTask(
+        speech, speech, small, 3, 128, 48, content_loss=1.0, speaker_loss=1.0, perceptual=perceptual
+    )
     made: list[torch.Tensor] = []
 
     def keep(_: object, __: object, out: torch.Tensor) -> None:
@@ -210,7 +222,7 @@ def test_what_lies_behind_a_short_crop_does_not_count(ears: Ears) -> None:
         made.append(out)
 
     task.model.register_forward_hook(keep)
-    mel, missed, unlike = task._heard(speech, np.random.default_rng(3), 6)
+    mel, missed, unlike = task._cross_speaker_crops(speech, np.random.default_rng(3), 6)
     (missed + unlike + mel.sum()).backward()
     gradient = made[0].grad
     assert gradient is not None
@@ -221,45 +233,49 @@ def test_what_lies_behind_a_short_crop_does_not_count(ears: Ears) -> None:
 
 
 def test_the_voice_that_is_asked_for_is_the_others(
-    ears: Ears, monkeypatch: pytest.MonkeyPatch
+    perceptual: PerceptualLosses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speech = corpus(speakers=2, each=2)
     mine, yours = speech.items[0], speech.items[-1]
     assert mine.utterance.speaker != yours.utterance.speaker
     monkeypatch.setattr(speech, "draw", lambda rng, count: [mine] * count)
-    monkeypatch.setattr(speech, "stranger", lambda rng, item: yours)
+    monkeypatch.setattr(speech, "other_speaker", lambda rng, item: yours)
     small = {"dims": DIMS, "width": 16, "blocks": 1}
-    task = ConverterTask(speech, speech, small, 2, 64, 48, said=0.0, alike=1.0, ears=ears)
+    task = ConverterTask(
+        speech, speech, small, 2, 64, 48, content_loss=0.0, speaker_loss=1.0, perceptual=perceptual
+    )
     voices = {mine: np.eye(2, dtype=np.float32)[0], yours: np.eye(2, dtype=np.float32)[1]}
     monkeypatch.setattr(task, "_own_voice", voices.__getitem__)
     for heard, wanted in ((yours, 0.0), (mine, 2.0)):
         voice = torch.from_numpy(voices[heard])
-        monkeypatch.setattr(ears, "voice", lambda mel, voice=voice: voice.expand(len(mel), 2))
-        assert task._heard(speech, np.random.default_rng(0), 3)[2] == wanted
+        monkeypatch.setattr(perceptual, "voice", lambda mel, voice=voice: voice.expand(len(mel), 2))
+        assert task._cross_speaker_crops(speech, np.random.default_rng(0), 3)[2] == wanted
 
 
-def test_crops_are_swapped_among_speakers(ears: Ears) -> None:
+def test_crops_are_swapped_among_speakers(perceptual: PerceptualLosses) -> None:
     speech = corpus(speakers=2, each=2)
     rng = np.random.default_rng(0)
     for _ in range(20):
         (drawn,) = speech.draw(rng, 1)
-        assert speech.stranger(rng, drawn).utterance.speaker != drawn.utterance.speaker
+        assert speech.other_speaker(rng, drawn).utterance.speaker != drawn.utterance.speaker
     lonely = corpus(speakers=1, each=2)
-    assert lonely.stranger(rng, lonely.items[0]) is lonely.items[0]
+    assert lonely.other_speaker(rng, lonely.items[0]) is lonely.items[0]
     small = {"dims": DIMS, "width": 16, "blocks": 1}
-    task = ConverterTask(lonely, lonely, small, 2, 64, 48, said=1.0, alike=1.0, ears=ears)
+    task = ConverterTask(
+        lonely, lonely, small, 2, 64, 48, content_loss=1.0, speaker_loss=1.0, perceptual=perceptual
+    )
     assert torch.isfinite(task.loss(rng)["loss"])
 
 
-def test_the_edges_of_a_crop_are_no_bang(ears: Ears) -> None:
+def test_the_edges_of_a_crop_are_no_bang(perceptual: PerceptualLosses) -> None:
     mel = vocoder_mel(recording(40, 2.0))
-    inside = ears._mapped(mel, "words")[0, 40:90]
-    crop = ears._mapped(mel[:, 34:80], "words")[0]
+    inside = perceptual._mapped(mel, "words")[0, 40:90]
+    crop = perceptual._mapped(mel[:, 34:80], "words")[0]
     assert crop.max() < inside.max() + 0.3
 
 
 def test_damaged_maps_are_fitted_again_and_none_are_made_of_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "ears.safetensors"
+    path = tmp_path / "perceptual_maps.safetensors"
     path.write_bytes(b"")
     assert set(stored_maps(path, [recording(0)])) == {"words", "voice"}
     path.unlink()

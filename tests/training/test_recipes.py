@@ -68,7 +68,10 @@ def test_committed_recipes_load(path: Path) -> None:
             "name: x\ntune: {task: {dropout: 50}, schedule: {steps: 5}}\n",
             "dropout is a share, from 0 to 1, not 50",
         ),
-        ("name: x\ntune: {task: {said: }, schedule: {steps: 5}}\n", "said must be a finite number"),
+        (
+            "name: x\ntune: {task: {content_loss: }, schedule: {steps: 5}}\n",
+            "content_loss must be a finite number",
+        ),
         ("name: x\ntune: {task: {said: .inf}, schedule: {steps: 5}}\n", "must be a finite number"),
         ("name: x\ntune: {task: {said: true}, schedule: {steps: 5}}\n", "must be a finite number"),
         (
@@ -94,3 +97,34 @@ def test_a_wrong_recipe_names_the_key(tmp_path: Path, text: str, says: str) -> N
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"nowhere\.yaml cannot be read"):
         load_recipe(tmp_path / "nowhere.yaml")
+
+
+OLD = """
+name: x
+tune:
+  task: {batch: 2, frames: 9, reference_frames: 9, said: 0.5, alike: 0.4, real: 0.05, texture: 0.5,
+         bare: 0.2, invented: 0.3, swapped: 4, warp: 0.1}
+  schedule: {steps: 5}
+"""
+
+
+def test_keys_of_earlier_recipes_are_read_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(OLD)
+    recipe = load_recipe(path)
+    assert recipe.tune is not None
+    assert recipe.tune.task == {
+        "batch": 2, "frames": 9, "reference_frames": 9, "content_loss": 0.5, "speaker_loss": 0.4,
+        "adversarial_loss": 0.05, "feature_matching_loss": 0.5, "embedding_only": 0.2,
+        "vtlp": 0.3, "cross_speaker": 4, "cepstral_vtlp": 0.1,
+    }  # fmt: skip
+    assert "tune.task.swapped is now called cross_speaker" in caplog.text
+
+
+def test_a_key_under_both_names_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(OLD.replace("warp: 0.1", "warp: 0.1, cepstral_vtlp: 0.2"))
+    with pytest.raises(TrainingError, match="gives both warp and cepstral_vtlp"):
+        load_recipe(path)

@@ -21,7 +21,7 @@ def test_a_companion_is_another_utterance_of_the_same_speaker() -> None:
     rng = np.random.default_rng(0)
     for _ in range(30):
         (drawn,) = speech.draw(rng, 1)
-        other = speech.companion(rng, drawn)
+        other = speech.same_speaker(rng, drawn)
         assert other is not drawn
         assert other.utterance.speaker == drawn.utterance.speaker
 
@@ -29,7 +29,7 @@ def test_a_companion_is_another_utterance_of_the_same_speaker() -> None:
 def test_a_lone_utterance_is_its_own_companion() -> None:
     speech = corpus(speakers=2, each=1)
     first = speech.items[0]
-    assert speech.companion(np.random.default_rng(0), first) is first
+    assert speech.same_speaker(np.random.default_rng(0), first) is first
 
 
 def test_a_speaker_with_much_speech_does_not_drown_the_others() -> None:
@@ -59,7 +59,7 @@ def test_a_reference_never_shows_the_crop_it_must_explain() -> None:
     # Frame i carries its own number in band 0, so overlap shows.
     numbers = np.arange(only.frames)
     only.features["mel"] = np.tile(numbers.astype(np.float16), (80, 1))
-    task = ConverterTask(speech, speech, SMALL, 2, 40, 400, bare=0.0)
+    task = ConverterTask(speech, speech, SMALL, 2, 40, 400, embedding_only=0.0)
     for seed in range(20):
         rng = np.random.default_rng(seed)
         part = crop(rng, only.frames, 40)
@@ -111,7 +111,7 @@ def test_an_invented_voice_moves_crop_reference_and_pitch_alike() -> None:
     only = speech.items[0]
     only.features["mel"] = np.full_like(only.features["mel"], -9.0)
     only.features["mel"][30] = 0.0
-    task = ConverterTask(speech, speech, SMALL, 2, 40, 400, bare=0.0)
+    task = ConverterTask(speech, speech, SMALL, 2, 40, 400, embedding_only=0.0)
     part = slice(0, 40)
     plain, mean = task._voice(speech, only, part, np.random.default_rng(0), "teacher")
     moved, mean_moved = task._voice(speech, only, part, np.random.default_rng(0), "teacher", 1.2)
@@ -124,14 +124,14 @@ def test_an_invented_voice_moves_crop_reference_and_pitch_alike() -> None:
     np.testing.assert_array_equal(moved[2], plain[2])  # What is said stays.
 
 
-def test_invented_voices_change_targets_only_where_asked() -> None:
+def test_vtlp_changes_targets_only_where_asked() -> None:
     speech = corpus(speakers=3, each=2)
     targets = {}
     for share in (0.0, 1.0):
-        task = ConverterTask(speech, speech, SMALL, 4, 40, 60, invented=share)
+        task = ConverterTask(speech, speech, SMALL, 4, 40, 60, vtlp=share)
         _, targets[share], _ = task.forward(speech, np.random.default_rng(3), 4)
         before = task.validate()
-        assert task.invented == share
+        assert task.vtlp == share
         assert before == task.validate()
     assert targets[0.0].shape[-1] == targets[1.0].shape[-1] == 80
     assert not torch.allclose(targets[0.0], targets[1.0])
@@ -146,7 +146,7 @@ def test_the_converter_never_hears_a_sources_cepstra_as_they_are() -> None:
     heard = {}
     net = {**SMALL, "dims": DIMS + CEPSTRA_SIZE, "cepstra": True}
     for warp in (0.0, 0.2):
-        task = ConverterTask(speech, speech, net, 4, 40, 60, warp=warp)
+        task = ConverterTask(speech, speech, net, 4, 40, 60, cepstral_vtlp=warp)
         seen: list[torch.Tensor] = []
         task.model.stem.register_forward_hook(lambda _, given, __, seen=seen: seen.append(given[0]))
         task.forward(speech, np.random.default_rng(3), 4)

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from auto_voice.errors import TrainingError
 from auto_voice.training import trainer as module
-from auto_voice.training.curves import plot_curves, read_log
-from auto_voice.training.trainer import Schedule, Trainer
+from auto_voice.training.trainer import Schedule, Trainer, plot_curves, read_log
 
 
 class _Line:

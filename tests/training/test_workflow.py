@@ -33,7 +33,7 @@ RECIPE = {
     "tune": {
         "task": {
             "batch": 2, "frames": 40, "reference_frames": 80,
-            "swapped": 2, "said": 0.3, "alike": 0.3,
+            "cross_speaker": 2, "content_loss": 0.3, "speaker_loss": 0.3,
         },
         "schedule": {"steps": 2, "validate_every": 2},
     },

@@ -14,11 +14,11 @@ from auto_voice.training.data import Utterance
 from auto_voice.training.features import load
 from auto_voice.types import FloatArray
 
-STRANGER_DRAWS = 100
+OTHER_SPEAKER_DRAWS = 100
 
 
 @dataclass(eq=False)
-class Item:
+class Speech:
     """One utterance's features; see ``features.compute``."""
 
     utterance: Utterance
@@ -53,7 +53,7 @@ class Corpus:
         weights: how often a corpus is drawn, relative to its share of frames; missing: 1.
     """
 
-    items: Sequence[Item]
+    items: Sequence[Speech]
     weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,19 +86,19 @@ class Corpus:
     ) -> Corpus:
         """From stored features; utterances without any are skipped."""
         loaded = ((u, load(folder, u)) for u in utterances)
-        return cls([Item(u, f) for u, f in loaded if f is not None], weights)
+        return cls([Speech(u, f) for u, f in loaded if f is not None], weights)
 
-    def draw(self, rng: np.random.Generator, count: int) -> list[Item]:
+    def draw(self, rng: np.random.Generator, count: int) -> list[Speech]:
         """``count`` random items."""
         return [self.items[i] for i in rng.choice(len(self.items), count, p=self._chance)]
 
-    def stranger(self, rng: np.random.Generator, item: Item) -> Item:
+    def other_speaker(self, rng: np.random.Generator, item: Speech) -> Speech:
         """A random item of another speaker, or ``item`` where none is ever drawn."""
-        others = (other for _ in range(STRANGER_DRAWS) for other in self.draw(rng, 1))
+        others = (other for _ in range(OTHER_SPEAKER_DRAWS) for other in self.draw(rng, 1))
         speaker = item.utterance.speaker
         return next((other for other in others if other.utterance.speaker != speaker), item)
 
-    def companion(self, rng: np.random.Generator, item: Item) -> Item:
+    def same_speaker(self, rng: np.random.Generator, item: Speech) -> Speech:
         """Another utterance of the same speaker, or the same one where there is no other."""
         others = [i for i in self.by_speaker[item.utterance.speaker] if self.items[i] is not item]
         return self.items[others[rng.integers(len(others))]] if others else item

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from auto_voice.training.trainer import Schedule
 from auto_voice.training.widening import GROWS
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,9 @@ class Recipe:
             raise TrainingError("tune goes on with the converter as it is; leave tune.net out.")
         if self.content is None:
             return
-        dims, heard = self.content_space.dims, self.content.net.get("dims", ContentSpaceRecipe.dims)
-        if heard != dims:
-            raise TrainingError(f"content.net.dims is {heard}; content_space.dims says {dims}.")
+        dims, given = self.content_space.dims, self.content.net.get("dims", ContentSpaceRecipe.dims)
+        if given != dims:
+            raise TrainingError(f"content.net.dims is {given}; content_space.dims says {dims}.")
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -160,7 +162,7 @@ def load_recipe(path: Path) -> Recipe:
         raise TrainingError(f"The recipe {path} cannot be read: {error}.") from error
     except yaml.YAMLError as error:
         raise TrainingError(f"The recipe {path} is not valid YAML: {error}.") from error
-    recipe = _build(Recipe, data, str(path))
+    recipe = _build(Recipe, _with_new_keys(data, path), str(path))
     for name, stage, net, task in (
         ("content", recipe.content, ContentNet, ContentTask),
         ("converter", recipe.converter, ConverterNet, ConverterTask),
@@ -176,6 +178,33 @@ _NESTED: Mapping[str, type] = {
     "data": DataRecipe, "content_space": ContentSpaceRecipe, "schedule": Schedule,
     "content": StageRecipe, "converter": StageRecipe, "tune": StageRecipe,
 }  # fmt: skip
+
+
+def _with_new_keys(data: object, path: Path) -> object:
+    """``data`` with today's names of the task's keys in place of older ones.
+
+    Raises:
+        TrainingError: a task gives a key under both names.
+    """
+    if not isinstance(data, Mapping):
+        return data
+    renamed = dict(data)
+    for stage in ("content", "converter", "tune"):
+        task = data[stage].get("task") if isinstance(data.get(stage), Mapping) else None
+        if not isinstance(task, Mapping):
+            continue
+        for old in _OLD_KEYS.keys() & task.keys():
+            if _OLD_KEYS[old] in task:
+                raise TrainingError(
+                    f"{path}: {stage}.task gives both {old} and {_OLD_KEYS[old]}, which is the "
+                    f"same; leave {old} out."
+                )
+            log.warning("%s: %s.task.%s is now called %s", path, stage, old, _OLD_KEYS[old])
+        renamed[stage] = {
+            **data[stage],
+            "task": {_OLD_KEYS.get(key, key): value for key, value in task.items()},
+        }
+    return renamed
 
 
 def _build(kind: type[T], data: object, where: str) -> T:
@@ -211,10 +240,16 @@ def _build(kind: type[T], data: object, where: str) -> T:
     return kind(**values)
 
 
+# Keys of a task as recipes up to 0.1 name them. They are read for one more release.
+_OLD_KEYS = {
+    "said": "content_loss", "alike": "speaker_loss", "real": "adversarial_loss",
+    "texture": "feature_matching_loss", "bare": "embedding_only", "invented": "vtlp",
+    "swapped": "cross_speaker", "warp": "cepstral_vtlp",
+}  # fmt: skip
 # Arguments of tasks that the workflow gives.
-_GIVEN = {"corpus", "held_out", "net", "content", "ears"}
+_GIVEN = {"corpus", "held_out", "net", "content", "perceptual"}
 # Arguments of tasks that are no larger than 1.
-_SHARES = {"bare", "invented", "dropout"}
+_SHARES = {"embedding_only", "vtlp", "dropout"}
 
 
 def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
@@ -239,9 +274,12 @@ def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> 
             raise TrainingError(f"{where}: {key} must be a finite number, not {value!r}.")
         if key == "dropout" and value == 1:
             raise TrainingError(f"{where}: a dropout of 1 leaves nothing to learn from.")
-    if values.get("swapped") == 0 and (values.get("said") or values.get("alike")):
+    if values.get("cross_speaker") == 0 and (
+        values.get("content_loss") or values.get("speaker_loss")
+    ):
         raise TrainingError(
-            f"{where}: said and alike are heard in swapped crops, and swapped is 0; leave it out."
+            f"{where}: content_loss and speaker_loss are computed on cross_speaker crops, and "
+            "cross_speaker is 0; leave it out."
         )
     for key, parameter in taken.items():
         if parameter.default is inspect.Parameter.empty and key not in values:

@@ -25,16 +25,15 @@ from auto_voice.models.converter_model import (
 )
 from auto_voice.models.speaker_adaptation import GUARD_FRAMES
 from auto_voice.training.augmentation import perturb
-from auto_voice.training.corpus import Corpus, Item, crop
-from auto_voice.training.discriminator import Adversary
+from auto_voice.training.corpus import Corpus, Speech, crop
 from auto_voice.training.features import SPEEDS
-from auto_voice.training.perceptual_losses import Ears
+from auto_voice.training.losses import AdversarialLoss, PerceptualLosses
 from auto_voice.types import FloatArray, Mel
 
 CONTENT_RATE = 50.0
 MIN_REFERENCE_FRAMES = 48
-# Of the log of the factor of invented voices: two of three within a tenth of the original.
-INVENTED_SPREAD = 0.1
+# Standard deviation of the natural log of the VTLP factor: two of three lie within a tenth of 1.
+VTLP_SPREAD = 0.1
 
 
 # Of the vocoder's mel.
@@ -105,7 +104,7 @@ class ContentTask:
         return _missed(self.model(mel.transpose(1, 2)).float(), target, mask)
 
     def _crop(
-        self, item: Item, rng: np.random.Generator, strength: float
+        self, item: Speech, rng: np.random.Generator, strength: float
     ) -> tuple[FloatArray, FloatArray]:
         speed = SPEEDS[rng.integers(len(SPEEDS))] if strength else 1.0
         mel = item.features[f"content_mel_{speed}"]
@@ -134,24 +133,28 @@ class ConverterTask:
         reference_frames: mel frames of the reference at most.
         content: features that hold the content, one drawn for each crop, so that one converter
             understands several encoders of one space.
-        bare: share of crops whose voice is the embedding alone.
-        invented: share of crops in a voice that nobody has: crop and reference with all
+        embedding_only: share of crops whose voice is the embedding alone.
+        vtlp: share of crops in a voice that nobody has: crop and reference with all
             frequencies moved by one factor, and no embedding, so that the rest of the reference
             must tell who speaks (vocal tract length perturbation, Jaitly & Hinton 2013).
-        warp: spread of the log of the factor by which the source's cepstra are warped, where the
-            content ends with some; see ``cepstral_warp``.
+        cepstral_vtlp: spread of the log of the factor by which the source's cepstra are warped,
+            where the content ends with some; see ``cepstral_warp``.
         noise: spread of what is added at random to the content of the crop, whose components have a
-            spread of one: a network that heard few voices must not tell them by their content.
+            spread of one: a network that saw few speakers must not recognise them by their content.
         dropout: share of the hidden values of the blocks that a step leaves out (Srivastava et al.
             2014): little speech is learnt by heart otherwise.
-        texture: weight of what a critic, trained against the converter, sees differently.
-        real: weight of passing as real with that critic.
-        swapped: crops in a step, besides ``batch``, that are spoken in the voice and at the height
-            of another speaker (of the same, where there is only one), for the two that follow.
-        said: weight of the share of the words that a recogniser misses in them; see ``Ears``.
-        alike: weight of the distance to the other's voice in a speaker encoder, and of how much
-            nearer to the voice of the source than the other's is.
-        ears: of recogniser and speaker encoder, where they are asked.
+        feature_matching_loss: weight of the distance between the discriminator's activations of
+            predicted and true mels (Larsen et al. 2016).
+        adversarial_loss: weight of the least-squares adversarial loss (Mao et al. 2017).
+        cross_speaker: crops in a step, besides ``batch``, that are converted to the voice and the
+            pitch of another speaker (of the same, where there is only one), for the two losses
+            that follow.
+        content_loss: weight of the share of the recogniser's states that they miss; see
+            ``PerceptualLosses``.
+        speaker_loss: weight of their distance to the target in a speaker encoder, and of how much
+            nearer to the source they are than the target is.
+        perceptual: losses by a frozen recogniser and speaker encoder, where ``content_loss`` or
+            ``speaker_loss`` is set.
     """
 
     def __init__(
@@ -163,30 +166,31 @@ class ConverterTask:
         frames: int,
         reference_frames: int,
         content: Sequence[str] = ("teacher",),
-        bare: float = 0.1,
-        invented: float = 0.0,
+        embedding_only: float = 0.1,
+        vtlp: float = 0.0,
         noise: float = 0.0,
-        warp: float = 0.15,
+        cepstral_vtlp: float = 0.15,
         dropout: float = 0.0,
-        texture: float = 0.0,
-        real: float = 0.0,
-        swapped: int = 8,
-        said: float = 0.0,
-        alike: float = 0.0,
-        ears: Ears | None = None,
+        feature_matching_loss: float = 0.0,
+        adversarial_loss: float = 0.0,
+        cross_speaker: int = 8,
+        content_loss: float = 0.0,
+        speaker_loss: float = 0.0,
+        perceptual: PerceptualLosses | None = None,
     ) -> None:
         self.model = ConverterNet(**net)
-        self.swapped, self.said, self.alike = swapped, said, alike
-        self.ears = ears if swapped and (said or alike) else None
+        self.cross_speaker = cross_speaker
+        self.content_loss, self.speaker_loss = content_loss, speaker_loss
+        self.perceptual = perceptual if cross_speaker and (content_loss or speaker_loss) else None
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = dropout
-        self.adversary = Adversary() if texture or real else None
-        self.texture, self.real = texture, real
+        self.adversary = AdversarialLoss() if feature_matching_loss or adversarial_loss else None
+        self.feature_matching_loss, self.adversarial_loss = feature_matching_loss, adversarial_loss
         self.corpus, self.held_out = corpus, held_out
         self.batch, self.frames, self.reference_frames = batch, frames, reference_frames
-        self.content, self.bare = tuple(content), bare
-        self.invented, self.noise, self.warp = invented, noise, warp
+        self.content, self.embedding_only = tuple(content), embedding_only
+        self.vtlp, self.noise, self.cepstral_vtlp = vtlp, noise, cepstral_vtlp
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
         predicted, target, mask = self.forward(self.corpus, rng, self.batch)
@@ -195,23 +199,31 @@ class ConverterTask:
         if self.adversary is not None:
             self.adversary.to(predicted.device)
             made = torch.where(mask[..., None], predicted, target)
-            terms["critic"] = self.adversary.learn(made, target)
-            terms["real"], terms["texture"] = self.adversary.complain(made, target)
+            terms["discriminator"] = self.adversary.update(made, target)
+            terms["adversarial"], terms["feature_matching"] = self.adversary.losses(made, target)
             terms["loss"] = (
-                terms["loss"] + self.real * terms["real"] + self.texture * terms["texture"]
+                terms["loss"]
+                + self.adversarial_loss * terms["adversarial"]
+                + self.feature_matching_loss * terms["feature_matching"]
             )
-        if self.ears is not None:
-            mel, terms["missed"], terms["unlike"] = self._heard(self.corpus, rng, self.swapped)
+        if self.perceptual is not None:
+            mel, terms["content"], terms["speaker"] = self._cross_speaker_crops(
+                self.corpus, rng, self.cross_speaker
+            )
             terms["loss"] = (
-                terms["loss"] + self.said * terms["missed"] + self.alike * terms["unlike"]
+                terms["loss"]
+                + self.content_loss * terms["content"]
+                + self.speaker_loss * terms["speaker"]
             )
-            if self.adversary is not None and self.real:
-                terms["real_swapped"] = self.adversary.suspicion(mel)
-                terms["loss"] = terms["loss"] + self.real * terms["real_swapped"]
+            if self.adversary is not None and self.adversarial_loss:
+                terms["adversarial_cross_speaker"] = self.adversary.adversarial(mel)
+                terms["loss"] = (
+                    terms["loss"] + self.adversarial_loss * terms["adversarial_cross_speaker"]
+                )
         return terms
 
     def state_dict(self) -> dict[str, Any]:
-        """Of the critic."""
+        """State of the discriminator."""
         return self.adversary.state_dict() if self.adversary else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -232,11 +244,11 @@ class ConverterTask:
             detail = _detail(predicted)[mask].mean() / _detail(target)[mask].mean()
             figures[f"l1_{name}"] = float(error) * MEL_SCALE
             figures[f"detail_{name}"] = float(detail)
-        if self.ears is not None:
-            _, missed, unlike = self._heard(
-                self.held_out, np.random.default_rng(0), 4 * self.swapped, plainly=True
+        if self.perceptual is not None:
+            _, missed, unlike = self._cross_speaker_crops(
+                self.held_out, np.random.default_rng(0), 4 * self.cross_speaker, plainly=True
             )
-            figures |= {"missed": float(missed), "unlike": float(unlike)}
+            figures |= {"content": float(missed), "speaker": float(unlike)}
         return figures
 
     def score(self, figures: Mapping[str, float]) -> float:
@@ -244,11 +256,11 @@ class ConverterTask:
         distance = sum(figures[f"l1_{name}"] for name in dict.fromkeys(self.content))
         return (
             distance / MEL_SCALE / len(set(self.content))
-            + self.said * figures.get("missed", 0.0)
-            + self.alike * figures.get("unlike", 0.0)
+            + self.content_loss * figures.get("content", 0.0)
+            + self.speaker_loss * figures.get("speaker", 0.0)
         )
 
-    def _heard(
+    def _cross_speaker_crops(
         self, corpus: Corpus, rng: np.random.Generator, count: int, plainly: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Crops in the voices of others: the mels ``(batch, frames, bands)``, with silence behind
@@ -258,17 +270,19 @@ class ConverterTask:
         Args:
             plainly: with no noise on the content.
         """
-        assert self.ears is not None
+        assert self.perceptual is not None
         content, pitch, spoken, voices, own, others = [], [], [], [], [], []
         for item in corpus.draw(rng, count):
-            other = corpus.stranger(rng, item)
+            other = corpus.other_speaker(rng, item)
             part = crop(rng, item.frames, self.frames)
-            ear = self.content[rng.integers(len(self.content))]
+            feature = self.content[rng.integers(len(self.content))]
             hidden = part if other is item else slice(0, 0)
-            voice, log_f0_mean = self._voice(corpus, other, hidden, rng, ear)
+            voice, log_f0_mean = self._voice(corpus, other, hidden, rng, feature)
             log_f0 = item.features["log_f0"][part] + np.float32(log_f0_mean - item.log_f0_mean)
             voiced = item.features["voiced"][part].astype(np.float32)
-            content.append(self._said(item, part, rng, ear, 0.0 if plainly else self.noise))
+            content.append(
+                self._content_input(item, part, rng, feature, 0.0 if plainly else self.noise)
+            )
             pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
             spoken.append(item.features["mel"][:, part].T.astype(np.float32))
             voices.append(voice)
@@ -283,45 +297,46 @@ class ConverterTask:
         silence = true.new_tensor(SILENCE)
         made, true = torch.where(mask, made, silence), torch.where(mask, true, silence)
         missed = unlike = true.new_zeros(())
-        if self.said:
+        if self.content_loss:
             with torch.no_grad():
-                words, loudest = self.ears.words(true)
-            heard, _ = self.ears.words(made, loudest)
-            missed = (heard - words).square().sum() / words.square().sum()
+                words, loudest = self.perceptual.words(true)
+            predicted, _ = self.perceptual.words(made, loudest)
+            missed = (predicted - words).square().sum() / words.square().sum()
         # Silence would pull every voice towards one point.
         whole = [row for row, length in enumerate(lengths) if length == max(lengths)]
-        if self.alike:
+        if self.speaker_loss:
             known = (np.stack([self._own_voice(x[row]) for row in whole]) for x in (others, own))
             target, source = (torch.from_numpy(values).to(device) for values in known)
-            unlike = _unlike(self.ears.voice(made[whole]), target, source).mean()
+            unlike = _unlike(self.perceptual.voice(made[whole]), target, source).mean()
         return (made - MEL_MEAN) / MEL_SCALE, missed, unlike
 
-    def _own_voice(self, item: Item) -> FloatArray:
-        """``(256,)`` of unit norm: what the speaker encoder hears in crops of the item itself."""
-        ears, frames = self.ears, self.frames
-        assert ears is not None
+    def _own_voice(self, item: Speech) -> FloatArray:
+        """``(256,)`` of unit norm: the speaker encoder's mean embedding of crops of the item."""
+        perceptual, frames = self.perceptual, self.frames
+        assert perceptual is not None
 
         @torch.no_grad()
         def listen() -> FloatArray:
-            mel = torch.from_numpy(item.features["mel"].astype(np.float32).T).to(ears.device)
+            mel = torch.from_numpy(item.features["mel"].astype(np.float32).T).to(perceptual.device)
             count = max(1, len(mel) // frames)
             crops = torch.stack([mel[i * frames : (i + 1) * frames] for i in range(count)])
-            heard = F.normalize(ears.voice(crops).mean(0), dim=0)
-            return np.asarray(heard.cpu().numpy(), np.float32)
+            embedding = F.normalize(perceptual.voice(crops).mean(0), dim=0)
+            return np.asarray(embedding.cpu().numpy(), np.float32)
 
         return item.cached(f"voice_in_{frames}", listen).astype(np.float32)
 
-    def _said(
-        self, item: Item, part: slice, rng: np.random.Generator, ear: str, noise: float
+    def _content_input(
+        self, item: Speech, part: slice, rng: np.random.Generator, feature: str, noise: float
     ) -> FloatArray:
-        """``(frames, dims)`` of content as the network hears it in training."""
-        said = mel_rate_content(item, ear)[part].astype(np.float32)
+        """``(frames, dims)`` content features as the network gets them in training."""
+        content = mel_rate_content(item, feature)[part].astype(np.float32)
         if self.model.cepstra:
-            # Held-out figures, too, are those of a source with another mouth.
-            said[:, -CEPSTRA_SIZE:] = said[:, -CEPSTRA_SIZE:] @ random_warp(rng, self.warp)
+            # Held-out figures, too, are those of a source with another vocal tract length.
+            warped = content[:, -CEPSTRA_SIZE:] @ random_warp(rng, self.cepstral_vtlp)
+            content[:, -CEPSTRA_SIZE:] = warped
         if noise:
-            said += np.float32(noise) * rng.standard_normal(said.shape, np.float32)
-        return said
+            content += np.float32(noise) * rng.standard_normal(content.shape, np.float32)
+        return content
 
     def forward(
         self,
@@ -333,36 +348,36 @@ class ConverterTask:
         """Mels ``(batch, frames, bands)``, predicted and true, and which frames count.
 
         Args:
-            plainly: the one content feature to hear, with no noise and nobody invented.
+            plainly: the one content feature to use, without noise and without VTLP.
         """
-        ears = self.content if plainly is None else (plainly,)
-        invented, noise = (self.invented, self.noise) if plainly is None else (0.0, 0.0)
+        features_used = self.content if plainly is None else (plainly,)
+        vtlp, noise = (self.vtlp, self.noise) if plainly is None else (0.0, 0.0)
         content, pitch, target, voices = [], [], [], []
         for item in corpus.draw(rng, count):
             part = crop(rng, item.frames, self.frames)
-            ear = ears[rng.integers(len(ears))]
-            moved = invented > 0 and rng.random() < invented
-            factor = float(np.exp(rng.normal(0, INVENTED_SPREAD))) if moved else 1.0
-            voice, log_f0_mean = self._voice(corpus, item, part, rng, ear, factor)
+            feature = features_used[rng.integers(len(features_used))]
+            moved = vtlp > 0 and rng.random() < vtlp
+            factor = float(np.exp(rng.normal(0, VTLP_SPREAD))) if moved else 1.0
+            voice, log_f0_mean = self._voice(corpus, item, part, rng, feature, factor)
             features = item.features
             log_f0 = features["log_f0"][part] + np.float32(np.log(factor))
             voiced = features["voiced"][part].astype(np.float32)
-            content.append(self._said(item, part, rng, ear, noise))
+            content.append(self._content_input(item, part, rng, feature, noise))
             pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
             target.append(standardise(_warped(features["mel"][:, part], factor)))
             voices.append(voice)
         device = _device(self.model)
-        heard = _stack_voices(voices, device)
-        predicted = self.model(_pad(content, device), _pad(pitch, device), heard).float()
+        condition = _stack_voices(voices, device)
+        predicted = self.model(_pad(content, device), _pad(pitch, device), condition).float()
         return predicted, _pad(target, device), _mask([len(t) for t in target], device)
 
     def _voice(
         self,
         corpus: Corpus,
-        item: Item,
+        item: Speech,
         part: slice,
         rng: np.random.Generator,
-        heard: str,
+        feature: str,
         factor: float = 1.0,
     ) -> tuple[tuple[FloatArray, ...], float]:
         """Embedding, profile, keys and values from elsewhere in the speaker's speech.
@@ -370,7 +385,7 @@ class ConverterTask:
         Args:
             factor: that every frequency of the voice is moved by.
         """
-        other = corpus.companion(rng, item)
+        other = corpus.same_speaker(rng, item)
         frames = np.arange(other.frames)
         if other is item:
             hidden = (frames >= part.start - GUARD_FRAMES) & (frames < part.stop + GUARD_FRAMES)
@@ -379,18 +394,18 @@ class ConverterTask:
         frames = frames[crop(rng, len(frames), length)]
         embedding = other.features["embedding"] * np.float32(factor == 1.0)
         log_f0_mean = other.log_f0_mean + float(np.log(factor))
-        dims = other.features[heard].shape[1]
-        if len(frames) < MIN_REFERENCE_FRAMES or rng.random() < self.bare:
+        dims = other.features[feature].shape[1]
+        if len(frames) < MIN_REFERENCE_FRAMES or rng.random() < self.embedding_only:
             bands = HIFIGAN_MEL.bands
             nothing = np.zeros((0, dims), np.float32), np.zeros((0, bands), np.float32)
             return (embedding, np.zeros(2 * bands + 2, np.float32), *nothing), log_f0_mean
         mel = _warped(other.features["mel"][:, frames], factor)
-        keys = mel_rate_content(other, heard)[frames].astype(np.float32)
+        keys = mel_rate_content(other, feature)[frames].astype(np.float32)
         profile = voice_profile(mel, log_f0_mean, other.log_f0_std)
         return (embedding, profile, keys, standardise(mel)), log_f0_mean
 
 
-def mel_rate_content(item: Item, feature: str) -> FloatArray:
+def mel_rate_content(item: Speech, feature: str) -> FloatArray:
     """A content feature ``(time, dims)`` at 50 Hz as ``(frames, dims)`` float16 at the mel rate."""
     return item.cached(
         f"{feature}_at_mel_rate",

@@ -15,7 +15,7 @@ from auto_voice.models.converter_model import PITCH_SIZE, ConverterNet
 # Arguments of ``ConverterNet`` that a trained one can be given more of, and what to call them.
 GROWS = {"blocks": "{} blocks", "expansion": "an expansion of {}"}
 # What the lookup makes of a new feature at first: with nothing it would never learn to look.
-FIRST_GLANCE = 0.3
+INITIAL_ATTENTION = 0.3
 
 
 def widen_content(net: ContentNet, dims: int) -> ContentNet:
@@ -43,7 +43,7 @@ def widen_converter(net: ConverterNet, dims: int, cepstra: bool = False) -> Conv
     unheard = torch.zeros(stem.shape[0], dims - known, stem.shape[2])
     weights["stem.weight"] = torch.cat([stem[:, :known], unheard, stem[:, known:]], dim=1)
     if wide.attention is not None:
-        project = FIRST_GLANCE * torch.eye(dims).repeat(wide.attention.heads, 1, 1)
+        project = INITIAL_ATTENTION * torch.eye(dims).repeat(wide.attention.heads, 1, 1)
         project[:, :known, :known] = weights["attention.project"]
         weights["attention.project"] = project
     wide.load_state_dict(weights)

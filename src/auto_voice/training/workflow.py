@@ -5,7 +5,7 @@ Output folder::
     training.json               what is trained here, so that nothing else is
     content_space.safetensors   the teacher's whitened subspace
     features/                   one file an utterance
-    ears.safetensors            maps to the mels of recogniser and speaker encoder, where asked
+    perceptual_maps.safetensors maps to the mels of recogniser and speaker encoder, where needed
     content/ converter/ tune/   run folders: checkpoint.pt, log.jsonl, curves.png
     published/                  weights, models.yaml that a registry reads, card.md
     failures.csv                recordings that were left out, and why
@@ -32,22 +32,20 @@ from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.converter_model import ConverterNet
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.whisper_encoder import ContentSpace
-from auto_voice.training import features
-from auto_voice.training import perceptual_losses as ears
+from auto_voice.training import features, losses
 from auto_voice.training.corpus import Corpus
-from auto_voice.training.curves import plot_curves
 from auto_voice.training.data import Utterance, hold_out, scan
 from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
-from auto_voice.training.trainer import Trainer
+from auto_voice.training.trainer import Trainer, plot_curves
 from auto_voice.training.widening import GROWS, grow_converter, widen_content, widen_converter
 from auto_voice.types import FloatArray
 
 # Name of the feature that holds the content encoder's own output.
 STUDENT = "student"
-# That the maps of ``Ears`` are fitted on.
-EARS_RECORDINGS = 100
+# The maps of ``PerceptualLosses`` are fitted on so many recordings.
+MAP_RECORDINGS = 100
 Say = Callable[[str], None]
 
 
@@ -162,8 +160,8 @@ class Workflow:
         for stage in ("content", "converter", "tune"):
             if mine[stage] is not None:
                 del mine[stage]["schedule"]
-        if self._asks_ears():
-            mine["ears"] = ears.VERSION
+        if self._has_perceptual_losses():
+            mine["perceptual"] = losses.VERSION
         mine["speech"] = [str(source.resolve()) for source in self.sources]
         mine = json.loads(json.dumps(mine))  # As it reads in the file: tuples are lists.
         note = self.folder / "training.json"
@@ -343,26 +341,30 @@ class Workflow:
                 f"content_space.dims to {components}, or start from a space without one."
             )
 
-    def _asks_ears(self) -> bool:
+    def _has_perceptual_losses(self) -> bool:
         stages = [stage for stage in (self.recipe.converter, self.recipe.tune) if stage is not None]
-        return any(stage.task.get("said") or stage.task.get("alike") for stage in stages)
+        return any(
+            stage.task.get("content_loss") or stage.task.get("speaker_loss") for stage in stages
+        )
 
-    def _ears(self, train: Corpus) -> ears.Ears | None:
+    def _perceptual_losses(self, train: Corpus) -> losses.PerceptualLosses | None:
         """Recogniser and speaker encoder, where the recipe asks them."""
-        if not self._asks_ears():
+        if not self._has_perceptual_losses():
             return None
-        maps = ears.stored_maps(self.folder / "ears.safetensors", _some_recordings(train))
+        maps = losses.stored_maps(
+            self.folder / "perceptual_maps.safetensors", _some_recordings(train)
+        )
         arrays = load_file(self.folder / "content_space.safetensors")
         teacher = features.load_teacher(
             self.registry, self.recipe.content_space.layers, self.device
         )
         net = copy.deepcopy(self.registry.load("speaker_encoder").net).to(self.device)
-        return ears.Ears(teacher, ContentSpace(**arrays), net, maps)
+        return losses.PerceptualLosses(teacher, ContentSpace(**arrays), net, maps)
 
     def _converter(self, train: Corpus, held: Corpus, start: ConverterNet) -> ConverterNet:
         model = start
-        listeners = self._ears(train)
-        critic: dict[str, Any] = {}
+        perceptual = self._perceptual_losses(train)
+        discriminator: dict[str, Any] = {}
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),
             ("tune", self.recipe.tune, ("teacher", STUDENT)),
@@ -370,12 +372,12 @@ class Workflow:
             if stage is None:
                 continue
             task = ConverterTask(
-                train, held, model.arguments, content=content, ears=listeners, **stage.task
+                train, held, model.arguments, content=content, perceptual=perceptual, **stage.task
             )
             task.model.load_state_dict(model.state_dict())
-            task.load_state_dict(critic)
+            task.load_state_dict(discriminator)
             model = self._train(name, stage, task)
-            critic = task.state_dict()
+            discriminator = task.state_dict()
         return model
 
     def _train(self, name: str, stage: StageRecipe, task: Task[NetT]) -> NetT:
@@ -406,8 +408,8 @@ def _check_device(device: str) -> None:
 
 
 def _some_recordings(corpus: Corpus) -> Iterator[FloatArray]:
-    """``EARS_RECORDINGS`` of them, spread over all."""
-    count = min(EARS_RECORDINGS, len(corpus.items))
+    """``MAP_RECORDINGS`` of them, spread over all."""
+    count = min(MAP_RECORDINGS, len(corpus.items))
     chosen = np.linspace(0, len(corpus.items) - 1, count).round().astype(int)
     utterances = [corpus.items[index].utterance for index in chosen]
     return features.prepared(utterances, "maps of words and voice")

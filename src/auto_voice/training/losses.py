@@ -1,25 +1,31 @@
-"""What others hear in a mel spectrogram: which words, and whose voice.
+"""Losses that a converter is trained with besides the distance to the true mel.
 
-In a voice that never said a sentence nobody knows the right mel, but it is known what should be
-heard: the words of the source and the voice of the target. A recogniser and a speaker encoder, both
-frozen, tell how far a conversion is from that, and in which direction to go (perceptual losses,
-Johnson et al. 2016; for the voice: YourTTS, Casanova et al. 2022). Each has a mel of its own, so a
-linear map, fitted on recordings, leads there from the vocoder's.
+The mean distance is least for a mel that averages all that could have been said, which is blurred.
+A discriminator learns to tell such mels from real ones, and the converter to pass for real (least
+squares, Mao et al. 2017; on mels: Yang et al. 2021).
+
+Where a sentence was never spoken in a voice there is no true mel, but its words are those of the
+source and its speaker is the target. A recogniser and a speaker encoder, both frozen, measure how
+far a conversion is from that (perceptual losses, Johnson et al. 2016; for the speaker: YourTTS,
+Casanova et al. 2022). Each reads a mel of its own, so a linear map, fitted on recordings, leads
+there from the vocoder's.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from auto_voice.audio.mel import GE2E_MEL, HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
@@ -33,20 +39,117 @@ from auto_voice.models.whisper_encoder import (
 )
 from auto_voice.types import FloatArray
 
-# Frames a second of the mels that lead to words and voices; frame ``i`` is centred at ``10 (i +
-# 1)`` ms.
-HEARD_RATE = 100
-# Of the maps and of what is listened for; raise it when either changes.
+# Frame rate in Hz of the mels that recogniser and speaker encoder read; frame ``i`` is centred at
+# ``10 (i + 1)`` ms.
+MAP_RATE = 100
+# Version of the maps and of the losses; raise it when either changes.
 VERSION = 2
 # Frames that the map reads: windows of the vocoder's mel are nearly twice as long.
 NEIGHBOURS = 3
+# Regularisation of the maps' least squares.
 RIDGE = 1e-2
-# Powers of ten below the loudest value that Whisper hears.
+# Whisper clips its mel so many decades below the loudest value.
 RANGE = 8.0
+# Added to GE2E's linear mel before its logarithm.
 QUIETEST = 1e-7
 
 
-class Ears:
+class MelDiscriminator(nn.Module):
+    """Tells real mels from predicted ones, patch by patch.
+
+    Args:
+        channels: of the layers, each of which halves time and frequency.
+    """
+
+    def __init__(self, channels: Sequence[int] = (24, 48, 96)) -> None:
+        super().__init__()
+        layers, before = [], 1
+        for width in channels:
+            layers.append(nn.Conv2d(before, width, (3, 5), stride=2, padding=(1, 2)))
+            before = width
+        self.layers = nn.ModuleList(layers)
+        self.head = nn.Conv2d(before, 1, 3, padding=1)
+
+    def forward(self, mel: Tensor) -> list[Tensor]:
+        """Activations of each layer for standardised mels ``(batch, frames, bands)``, scores."""
+        x = mel[:, None]
+        activations = []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            activations.append(x)
+        return [*activations, self.head(x)]
+
+
+class AdversarialLoss:
+    """A discriminator in training, and its losses for the converter (Mao et al. 2017).
+
+    Args:
+        settings: arguments of ``MelDiscriminator``.
+        learning_rate: of its Adam.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any] | None = None, learning_rate: float = 2e-4
+    ) -> None:
+        self.discriminator = MelDiscriminator(**(settings or {}))
+        self.learning_rate = learning_rate
+        self.optimizer = self._optimiser()
+
+    def to(self, device: torch.device) -> None:
+        """Moves the discriminator before training; a stored state is loaded afterwards."""
+        if next(self.discriminator.parameters()).device != device:
+            self.discriminator.to(device)
+            self.optimizer = self._optimiser()
+
+    def _optimiser(self) -> torch.optim.Adam:
+        return torch.optim.Adam(
+            self.discriminator.parameters(), lr=self.learning_rate, betas=(0.5, 0.9)
+        )
+
+    def update(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """One step of the discriminator; its loss is 0.5 at chance and 0 when always right."""
+        real, made = self.discriminator(target)[-1], self.discriminator(predicted.detach())[-1]
+        loss: Tensor = (real - 1).square().mean() + made.square().mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
+
+    def losses(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The adversarial loss of ``predicted``, and its feature matching loss to ``target``."""
+        self.discriminator.requires_grad_(False)
+        activations = self.discriminator(predicted)
+        with torch.no_grad():
+            wanted = self.discriminator(target)
+        self.discriminator.requires_grad_(True)
+        parts = [
+            (ours - theirs).abs().mean() / (theirs.abs().mean() + 1e-6)
+            for ours, theirs in zip(activations[:-1], wanted[:-1], strict=True)
+        ]
+        return (activations[-1] - 1).square().mean(), torch.stack(parts).mean()
+
+    def adversarial(self, mel: Tensor) -> Tensor:
+        """The adversarial loss of ``mel``, which has no true counterpart."""
+        self.discriminator.requires_grad_(False)
+        verdict = self.discriminator(mel)[-1]
+        self.discriminator.requires_grad_(True)
+        loss: Tensor = (verdict - 1).square().mean()
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network and optimiser."""
+        return {
+            "discriminator": self.discriminator.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What ``state_dict`` gave."""
+        self.discriminator.load_state_dict(state["discriminator"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class PerceptualLosses:
     """A recogniser and a speaker encoder behind maps from the vocoder's mel.
 
     Args:
@@ -74,7 +177,7 @@ class Ears:
         self.maps = {name: torch.from_numpy(values).to(device) for name, values in maps.items()}
 
     def words(self, mel: Tensor, loudest: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What is said, and the loudest value, which sets what is too quiet to hear.
+        """Content features, and the loudest value of the mel, below which Whisper clips it.
 
         Args:
             mel: ``(batch, frames, 80)``, natural log, as the vocoder takes it.
@@ -84,17 +187,17 @@ class Ears:
             ``(batch, time, dims)`` at 50 Hz without the mean over time, each component as wide as
             the recogniser's states, each of one spread, are along it, and ``(batch, 1, 1)``.
         """
-        heard = self._mapped(mel, "words")
-        heard = heard[:, : heard.shape[1] // 2 * 2]
+        mapped = self._mapped(mel, "words")
+        mapped = mapped[:, : mapped.shape[1] // 2 * 2]
         if loudest is None:
-            loudest = heard.amax((1, 2), keepdim=True)
-        scaled = (torch.maximum(heard, loudest - RANGE) + 4.0) / 4.0
+            loudest = mapped.amax((1, 2), keepdim=True)
+        scaled = (torch.maximum(mapped, loudest - RANGE) + 4.0) / 4.0
         hidden = self.recogniser.hidden(scaled.transpose(1, 2)).float()
         content = self.space.project_tensor(hidden) * self.spread
         return content - content.mean(1, keepdim=True), loudest
 
     def voice(self, mel: Tensor) -> Tensor:
-        """Who speaks: ``(batch, frames, 80)`` as in :meth:`words` to ``(batch, 256)`` of norm 1."""
+        """Speaker embeddings ``(batch, 256)`` of unit norm of mels as in :meth:`words`."""
         with torch.autocast(mel.device.type, enabled=False):
             embedding: Tensor = self.speaker(torch.exp(self._mapped(mel, "voice")))
         return embedding
@@ -165,8 +268,8 @@ def _stacked(mel: Tensor) -> Tensor:
     its neighbours."""
     frames = mel.shape[1]
     # A frame of the vocoder's mel is centred in its hop.
-    count = int((frames - 0.5) / HIFIGAN_MEL.frame_rate * HEARD_RATE)
-    at = (np.arange(count) + 1) / HEARD_RATE * HIFIGAN_MEL.frame_rate - 0.5
+    count = int((frames - 0.5) / HIFIGAN_MEL.frame_rate * MAP_RATE)
+    at = (np.arange(count) + 1) / MAP_RATE * HIFIGAN_MEL.frame_rate - 0.5
     at = np.clip(at, 0, frames - 1)
     below = np.minimum(at.astype(np.int64), max(0, frames - 2))
     above = np.minimum(below + 1, frames - 1)
