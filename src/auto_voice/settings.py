@@ -141,7 +141,8 @@ def _settings_section(path: Path) -> Mapping[str, Node]:
 
 def _read_dotenv() -> tuple[Mapping[str, str | None], Path]:
     path = DOTENV
-    if not path.is_file():
+    # Not ``Path.is_file``, which raises in a folder that this user may not enter.
+    if not os.path.isfile(path):  # noqa: PTH113
         return {}, path
     from dotenv.parser import parse_stream
 

@@ -27,12 +27,11 @@ from auto_voice.errors import (
     UnknownModelError,
     UnsafeFileError,
 )
-from auto_voice.filesystem import check_name
+from auto_voice.filesystem import check_name, holder_of
 from auto_voice.models.model_loader import ModelLoader
 from auto_voice.models.registry import archive as archive_module
 from auto_voice.models.registry.archive import export_versions, import_archive
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.registry.locks import holder_of
 from auto_voice.models.registry.maintenance import partials, prune, remove, verify
 from auto_voice.models.registry.store import ModelStore
 from fault_server import model_file, model_version, random_bytes
@@ -381,7 +380,7 @@ def test_a_lock_names_its_holder_and_the_wait_is_bounded(
 def test_a_wait_that_is_long_is_logged(
     loader: ModelLoader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("auto_voice.models.registry.locks._SAY_AFTER_S", 0.05)
+    monkeypatch.setattr("auto_voice.filesystem._SAY_AFTER_S", 0.05)
     with (
         loader.store.lock("toy", "1.0"),
         caplog.at_level("INFO", logger="auto_voice"),

@@ -23,15 +23,14 @@ from typing import IO
 from auto_voice.errors import DiskSpaceError, IntegrityError, StoreError, UnsafeFileError
 from auto_voice.filesystem import (
     CHUNK_BYTES,
+    atomic_write,
     check_name,
     free_bytes,
     fsync_file,
-    fsync_folder,
     make_folder,
     megabytes,
     sha256_file,
     storage_errors,
-    temporary_beside,
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 from auto_voice.models.registry.store import METADATA, Fetched, ModelStore
@@ -60,21 +59,18 @@ def export_versions(store: ModelStore, versions: Iterable[ModelVersion], to: Pat
         for file in version.files:
             member = f"{version.name}/{version.version}/{file.file}"
             sources.append((member, paths[file.file], file))
-    temporary = temporary_beside(to)
     try:
-        with tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive:
+        with (
+            atomic_write(to) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as archive,
+        ):
             for member, path, file in sources:
                 _add(archive, member, path, file)
-        fsync_file(temporary)
-        temporary.replace(to)
-        fsync_folder(to.parent)
     except OSError as error:
         raise StoreError(
             f"The archive {to} could not be written ({error.strerror or error}): choose another "
             "place with enough room."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return to
 
 
