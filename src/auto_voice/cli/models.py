@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import click
 from auto_voice.cli.calibrate import calibrate
 from auto_voice.cli.registry import chosen, name_and_version, open_registry, registry_options
 from auto_voice.cli.showing import print_json, print_table, sized
-from auto_voice.errors import ConfigError, ModelError
+from auto_voice.errors import AutoVoiceError, ConfigError, ModelError
 
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
@@ -114,7 +114,7 @@ def show(name: str, as_json: bool, **where: Any) -> None:
         print_json(facts)
         return
     ram_mb, vram_mb, gpu = version.needs.ram_mb, version.needs.vram_mb, version.needs.gpu
-    needs = f"{ram_mb} MB of memory, {vram_mb} MB on a GPU, which is {gpu}"
+    needs = f"{ram_mb} MB of memory; GPU {gpu}" + (f" with {vram_mb} MB" if vram_mb else "")
     lines = [("name", version.key)]
     lines += [
         (key, str(facts[key]))
@@ -164,7 +164,7 @@ def pull_models(registry: ModelRegistry, names: Iterable[str], *, force: bool = 
         ModelError: at the end, if any could not be had; the message holds each reason.
     """
     wanted = [registry.version(name) for name in names]
-    failures: list[ModelError] = []
+    failures: list[AutoVoiceError] = []
     for version in wanted:
         try:
             registry.pull(version.name, version.version, force=force)
@@ -173,13 +173,15 @@ def pull_models(registry: ModelRegistry, names: Iterable[str], *, force: bool = 
             click.echo(f"{version.key}: failed", err=True)
         else:
             click.echo(f"{version.key}: {_whereabouts(registry, version)}")
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        raise ModelError(
-            f"{len(failures)} of {len(wanted)} models could not be had: "
-            + " ".join(str(error) for error in failures)
-        )
+    _raise_problems(failures, "had")
+
+
+def _raise_problems(problems: Sequence[AutoVoiceError], done: str) -> None:
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        told = " ".join(str(error) for error in problems)
+        raise ModelError(f"{len(problems)} models could not be {done}: {told}")
 
 
 @models.command()
@@ -314,6 +316,8 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
 def export(names: tuple[str, ...], output: Path, **where: Any) -> None:
     """Pack NAMES (default: all that is installed) for a machine without a network.
 
+    What the catalog says of them and their pins go along. What is damaged is left out.
+
     \b
     autovoice models export -o models.tar
     """
@@ -323,8 +327,15 @@ def export(names: tuple[str, ...], output: Path, **where: Any) -> None:
     versions = [version for version in chosen(registry, names) if version.files]
     if not versions:
         raise ConfigError("nothing is installed that could be exported; run: autovoice models pull")
-    path = export_versions(registry.store, versions, output)
-    click.echo(f"{path}: {', '.join(version.key for version in versions)}")
+    report = export_versions(
+        registry.store,
+        versions,
+        output,
+        entries=registry.catalog.models,
+        pins=registry.pins.records(),
+    )
+    click.echo(f"{output}: {', '.join(version.key for version in report.versions)}")
+    _raise_problems(report.problems, "exported")
 
 
 @models.command("import")
@@ -333,14 +344,25 @@ def export(names: tuple[str, ...], output: Path, **where: Any) -> None:
 def import_(archive: Path, **where: Any) -> None:
     """Install the models of an archive that export made; hashes must be the catalog's.
 
+    Models that only the archive describes are added to the catalog of the model folder. Its pins
+    hold here, too, where none stands yet.
+
     \b
     autovoice models import models.tar
     """
     from auto_voice.models.registry.archive import import_archive
 
     registry = open_registry(**where)
-    for version in import_archive(registry.store, archive, registry.catalog.version):
-        click.echo(f"{version.key}: {_whereabouts(registry, version)}")
+    report = import_archive(registry.store, archive, registry.catalog.version)
+    registry = open_registry(**where)  # Its catalog may know more now.
+    for name, number in (report.pins or {}).items():
+        if name not in registry.pins.records():
+            registry.pin(name, number)
+            click.echo(f"{name}@{number}: pinned")
+    for version in report.versions:
+        added = ", new in the catalog of this folder" if version in report.new else ""
+        click.echo(f"{version.key}: {_whereabouts(registry, version)}{added}")
+    _raise_problems(report.problems, "imported")
 
 
 @models.command()

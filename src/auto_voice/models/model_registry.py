@@ -133,17 +133,20 @@ class ModelRegistry:
 
     @property
     def catalog(self) -> Catalog:
-        """The built-in catalog under the user's, read on first use.
+        """The built-in catalog under that of the model folder and the user's, read on first use.
 
         Raises:
             CatalogError: a file is wrong.
         """
         with self._lock:
             if self._catalog is None:
-                from auto_voice.models.registry.catalog_schema import builtin_catalog, load_catalog
+                from auto_voice.models.registry import catalog_schema as schema
 
-                own = [self.settings.config] if self.settings.config is not None else []
-                self._catalog = load_catalog([builtin_catalog(), *own])
+                folder, own = self.model_dir / schema.FOLDER_CATALOG, self.settings.config
+                files = [schema.builtin_catalog()]
+                files += [folder] if folder.is_file() else []
+                files += [own] if own is not None else []
+                self._catalog = schema.load_catalog(files)
             return self._catalog
 
     @property

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -43,6 +44,9 @@ _MODEL = ("kind", "description", "default", "aliases", "compact", "versions")
 _FILE = ("file", "sha256", "bytes", "sources")
 _VERSION = ("architecture", "licence", "params", "needs", "files", *_FILE)
 _NEEDS = ("ram_mb", "vram_mb", "gpu")
+
+# In the model folder: what was imported or added there and no other catalog knows.
+FOLDER_CATALOG = "catalog.yaml"
 
 Fields = dict[str, Node]
 
@@ -92,6 +96,38 @@ def read_catalog(paths: Iterable[Path]) -> dict[str, ModelEntry]:
             models.setdefault(name, {}).update(fields)
             _overlay_versions(versions.setdefault(name, {}), fields.get("versions"))
     return {name: _entry(name, owners[name], models[name], versions[name]) for name in models}
+
+
+def fields_of(
+    version: ModelVersion, sources: Mapping[str, Sequence[Sequence[str]]]
+) -> dict[str, Any]:
+    """A version as a catalog writes it: what ``read_catalog`` reads as the same record.
+
+    Args:
+        sources: of each file; each source is a list of addresses whose bytes are joined.
+    """
+    needs = {
+        name: value for name, value in asdict(version.needs).items() if value not in (0, "optional")
+    }
+    files = [
+        {
+            "file": file.file,
+            "sha256": file.sha256,
+            "bytes": file.bytes,
+            "sources": [uris[0] if len(uris) == 1 else list(uris) for uris in sources[file.file]],
+        }
+        for file in version.files
+    ]
+    fields: dict[str, Any] = {
+        "architecture": version.architecture,
+        "licence": version.licence,
+        "files": files,
+    }
+    if version.params:
+        fields["params"] = dict(version.params)
+    if needs:
+        fields["needs"] = needs
+    return fields
 
 
 def version_problem(number: str) -> str | None:
