@@ -161,3 +161,27 @@ def test_a_line_of_dotenv_that_is_no_setting_is_named(dotenv) -> None:
     dotenv.write_text("AUTOVOICE_OFFLINE=1\nthis is = 'no line\n")
     with pytest.raises(ConfigError, match=r"\.env:2 is not NAME=value"):
         get_settings()
+
+
+@pytest.mark.parametrize(
+    ("hub", "own", "offline"),
+    [("1", None, True), ("true", None, True), ("0", None, False), ("1", "0", False)],
+)
+def test_the_hubs_own_switch_counts_as_offline_unless_ours_says_otherwise(
+    monkeypatch, hub, own, offline
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", hub)
+    if own is not None:
+        monkeypatch.setenv("AUTOVOICE_OFFLINE", own)
+    found = get_settings()
+    assert found.offline is offline
+    if hub != "0" and own is None:
+        assert found.origins["offline"] == "environment HF_HUB_OFFLINE"
+
+
+def test_a_folder_that_may_not_be_entered_holds_no_dotenv(monkeypatch) -> None:
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.stat", refuse)
+    assert get_settings(config=None).offline is False

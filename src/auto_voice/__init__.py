@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,18 @@ if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
     from auto_voice.types import Voice, Waveform
     from auto_voice.voices.voice_file import load_voice, save_voice
+
+# The libraries that we bring report nothing about our users, also where the user forgot to say so.
+# Each reads its variable when it is imported, and every import of them by us comes after this one:
+# ONNX Runtime (from 1.29 on it looks up a host 9 s after the start and writes a device id into the
+# user's cache), the model hub's client, Ray, and what follows the convention of DO_NOT_TRACK.
+for _name, _value in {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DO_NOT_TRACK": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""What the store needs from a file system: safe names, hashes, durable and atomic writes.
+"""Files that survive: safe names, hashes, durable and atomic writes, locks between processes.
 
 Nothing here knows a model. Every function works the same on Linux, macOS and Windows.
 """
@@ -9,20 +9,33 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
+import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from auto_voice.errors import DiskSpaceError, StoreError, UnsafeFileError
 
+if TYPE_CHECKING:
+    import filelock
+
+log = logging.getLogger(__name__)
+
+# Read and written at a time, in bytes.
 CHUNK_BYTES = 1 << 20
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,119}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# Longest wait for another process, in seconds: it may be fetching a large model over a slow line.
+LOCK_TIMEOUT_S = 3600.0
+# Seconds of waiting after which the log says for whom.
+_SAY_AFTER_S = 2.0
 
 
 def check_name(name: str, what: str) -> str:
@@ -92,6 +105,35 @@ def temporary_beside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
 
 
+@contextlib.contextmanager
+def atomic_write(target: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A new file beside ``target`` that replaces it when the block ends without an error.
+
+    Readers see the old file or the new one, never a half, and the new one has the permissions
+    that the umask of this process gives, whatever the writer did: safetensors and pip make files
+    that only their owner can read, which would break a folder that several users share.
+
+    Args:
+        durable: force bytes and name to the disk before and after the change.
+
+    Yields:
+        The path to write to; it exists and is empty, and may be replaced by another file.
+    """
+    temporary = temporary_beside(target)
+    try:
+        with temporary.open("xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        yield temporary
+        temporary.chmod(mode)
+        if durable:
+            fsync_file(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        fsync_folder(target.parent)
+
+
 def move_into_place(source: Path, target: Path) -> None:
     """Renames over ``target``; a mapped reader of the old file keeps the old bytes.
 
@@ -110,31 +152,15 @@ def move_into_place(source: Path, target: Path) -> None:
 
 def copy_into_place(source: Path, target: Path) -> None:
     """Like ``move_into_place``, with ``source`` left where it is."""
-    temporary = temporary_beside(target)
-    try:
+    with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
-        fsync_file(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(target.parent)
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:
-    """Writes JSON in one step: readers see the old file or the new one, never a half."""
-    temporary = temporary_beside(path)
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if durable:
-        fsync_folder(path.parent)
+    """Writes JSON in one step."""
+    with atomic_write(path, durable=durable) as temporary:
+        text = json.dumps(value, indent=2, sort_keys=True)
+        temporary.write_text(f"{text}\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -192,3 +218,79 @@ def make_folder(folder: Path, root: Path) -> Path:
     with storage_errors(root, "creating a folder"):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def holder_of(path: Path) -> str:
+    """Who holds the lock at ``path``, in words."""
+    record = read_json(_holder_path(path))
+    if not record:
+        return "another process"
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(record.get("since", 0))))
+    return f"process {record.get('pid')} on {record.get('host')} (since {since})"
+
+
+@contextlib.contextmanager
+def file_lock(
+    path: Path, root: Path, what: str, timeout_s: float = LOCK_TIMEOUT_S
+) -> Iterator[None]:
+    """Holds the lock at ``path`` for the block; released by the system if the process dies.
+
+    Args:
+        path: of the lock file; its folder is created.
+        root: the store, for error messages.
+        what: is locked, in words.
+        timeout_s: longest wait; 0 tries once.
+
+    Raises:
+        StoreError: somebody else held it for longer, or the folder is not writable.
+    """
+    # 0.1 s to import, and a cache hit never needs it.
+    import filelock
+
+    make_folder(path.parent, root)
+    lock = filelock.FileLock(str(path), thread_local=False)
+    with storage_errors(root, f"locking {what}"):
+        _acquire(lock, path, what, timeout_s, filelock.Timeout)
+    try:
+        _note_holder(path)
+        yield
+    finally:
+        _holder_path(path).unlink(missing_ok=True)
+        lock.release()
+
+
+def _acquire(
+    lock: filelock.BaseFileLock,
+    path: Path,
+    what: str,
+    timeout_s: float,
+    timeout_error: type[Exception],
+) -> None:
+    deadline = time.monotonic() + timeout_s
+    first = min(_SAY_AFTER_S, timeout_s)
+    try:
+        lock.acquire(timeout=first)
+        return
+    except timeout_error:
+        if timeout_s > first:
+            log.info("waiting for %s, which %s is working on", what, holder_of(path))
+    try:
+        lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+    except timeout_error:
+        raise StoreError(
+            f"{what} is locked by {holder_of(path)}: wait until it is done, or end it if it hangs."
+        ) from None
+
+
+def _holder_path(path: Path) -> Path:
+    # Beside the lock and not in it: a locked file cannot be read on Windows.
+    return path.with_suffix(".holder")
+
+
+def _note_holder(path: Path) -> None:
+    import socket
+
+    record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+    # The note only serves a message; a full disk must not make the lock fail.
+    with contextlib.suppress(OSError):
+        _holder_path(path).write_text(json.dumps(record), encoding="utf-8")

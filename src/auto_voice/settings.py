@@ -34,6 +34,8 @@ class Setting:
     parse: Callable[[Any], Any]
     default: Callable[[], Any]
     help: str
+    # A variable of another program that switches it on, too.
+    also: str = ""
 
     @property
     def variable(self) -> str:
@@ -85,6 +87,8 @@ def get_settings(**arguments: Any) -> Settings:
             raw, origin = arguments[setting.key], "argument"
         elif os.environ.get(setting.variable):
             raw, origin = os.environ[setting.variable], f"environment {setting.variable}"
+        elif setting.also and os.environ.get(setting.also, "").lower() in _TRUE:
+            raw, origin = "1", f"environment {setting.also}"
         elif dotenv.get(setting.variable):
             raw, origin = dotenv[setting.variable], f"{dotenv_path} {setting.variable}"
         elif setting.key in in_file:
@@ -141,7 +145,8 @@ def _settings_section(path: Path) -> Mapping[str, Node]:
 
 def _read_dotenv() -> tuple[Mapping[str, str | None], Path]:
     path = DOTENV
-    if not path.is_file():
+    # Not ``Path.is_file``, which raises in a folder that this user may not enter.
+    if not os.path.isfile(path):  # noqa: PTH113
         return {}, path
     from dotenv.parser import parse_stream
 
@@ -228,7 +233,7 @@ SETTINGS: Mapping[str, Setting] = {
     for setting in (
         Setting("config", _optional_path, lambda: None, "your YAML: settings and further models"),
         Setting("model_dir", _path, _user_cache, "where models are kept"),
-        Setting("offline", _boolean, lambda: False, "1: never open a connection"),
+        Setting("offline", _boolean, lambda: False, "1: never open a connection", "HF_HUB_OFFLINE"),
         Setting("device", _device, lambda: "auto", "auto, cpu, cuda, cuda:N or mps"),
         Setting(
             "fallback",

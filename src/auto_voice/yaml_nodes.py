@@ -6,7 +6,6 @@ the nodes can say ``models.yaml:12: models.x.default must be text``. Only safe t
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -205,6 +204,8 @@ def _too_deep(path: Path, line: int) -> CatalogError:
 
 def closest(name: str, known: Iterable[str]) -> str:
     """``did you mean x?`` where something is near, then the list of what exists."""
+    import difflib  # Only a mistake needs it.
+
     names = sorted(known)
     near = [n for n in names if name and n.startswith(name)] or difflib.get_close_matches(
         name, names, n=1, cutoff=0.6

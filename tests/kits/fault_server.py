@@ -33,6 +33,7 @@ class Served:
     ranges: bool = True
     honour_if_range: bool = True
     length: bool = True
+    content_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,8 @@ def _handler(server: FaultServer) -> type[http.server.BaseHTTPRequestHandler]:
                 return self._plain(416, (), seen)
             seen.status = 206 if start else 200
             self.send_response(seen.status)
+            if served.content_type:
+                self.send_header("Content-Type", served.content_type)
             if served.etag:
                 self.send_header("ETag", served.etag)
             if served.last_modified:

@@ -9,11 +9,10 @@ import pytest
 from auto_voice.errors import CatalogError, UnknownModelError
 from auto_voice.models.registry.architectures import ARCHITECTURES
 from auto_voice.models.registry.catalog import (
-    builtin_catalog,
-    load_catalog,
     split_key,
     version_order,
 )
+from auto_voice.models.registry.catalog_schema import builtin_catalog, load_catalog
 
 SHA = "ab" * 32
 GOOD = f"""\

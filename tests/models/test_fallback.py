@@ -18,7 +18,7 @@ from auto_voice.errors import (
     OfflineError,
     StoreError,
 )
-from auto_voice.models import FallbackWarning, ModelRegistry
+from auto_voice.models import FallbackWarning, ModelRegistry, ModelVersion
 from auto_voice.models.registry.fallback import RECOVERABLE, reason_of
 from registry_kit import model_entry, version_entry, write_catalog, write_tone
 
@@ -55,10 +55,10 @@ def test_the_compact_model_of_the_kind_steps_in_and_everyone_gets_to_know(
         model = found.load("my_vocoder")
     assert model.synthesize(np.full((80, 4), -5.0, np.float32)).shape == (1, 1024)
     assert model is found.load("griffin_lim")
-    expected = "griffin_lim@1.0 stands in for my_vocoder@1, which is unreachable."
-    assert [str(w.message) for w in warned] == [expected]
+    expected = "griffin_lim@1.0 stands in for my_vocoder@1, which is unreachable: No source could"
+    assert len(warned) == 1
+    assert str(warned[0].message).startswith(expected)
     assert expected in caplog.text
-    assert "my_vocoder@1 unreachable: No source could serve" in caplog.text
     assert found.resolved("my_vocoder") == "griffin_lim@1.0 (fallback: my_vocoder unreachable)"
     assert not found.is_mock("my_vocoder")
 
@@ -104,21 +104,15 @@ def test_a_kind_without_a_compact_model_fails_under_compact_and_mocks_under_mock
     assert found.is_mock("my_speaker")
 
 
-def test_mock_is_the_last_resort_after_compact(
+def test_a_stand_in_that_fails_is_told_and_not_taken(
     config: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = registry(config, "mock")
-    with pytest.warns(FallbackWarning):
-        found.load("my_vocoder")
-    assert found.resolved("my_vocoder").startswith("griffin_lim@1.0")
-
     def fail(*_: object) -> None:
         raise RuntimeError("no")
 
     monkeypatch.setattr("auto_voice.models.griffin_lim_model.build", fail)
-    found = registry(config, "mock")
-    with caplog.at_level(logging.WARNING), pytest.warns(FallbackWarning, match="A mock"):
-        assert found.load("my_vocoder").mock
+    with caplog.at_level(logging.WARNING), pytest.raises(ModelUnavailableError):
+        registry(config, "compact").load("my_vocoder")
     assert "griffin_lim@1.0 cannot stand in for my_vocoder@1" in caplog.text
 
 
@@ -166,3 +160,111 @@ def test_use_mock_is_no_fallback_and_says_what_it_is(tmp_path: Path) -> None:
 def test_each_reason_has_its_words(error: Exception, reason: str) -> None:
     assert isinstance(error, RECOVERABLE)
     assert reason_of(error) == reason
+
+
+# What a fallback may not change
+
+
+def test_hubert_gives_its_own_shape_under_every_policy(tmp_path: Path) -> None:
+    second = np.full(16000, 0.1, np.float32)
+    with pytest.raises(OfflineError, match=r"hubert_base@1\.0 needs pytorch_model\.bin"):
+        ModelRegistry(tmp_path / "m", offline=True, fallback="compact").load_hubert()
+    mocked = ModelRegistry(tmp_path / "m", offline=True, fallback="mock")
+    with pytest.warns(FallbackWarning, match="A mock"):
+        hubert = mocked.load_hubert()
+    assert np.asarray(hubert.extract_features(second)).shape[-1] == 768
+    assert mocked.is_mock("hubert_base")
+
+
+def test_another_installed_version_comes_before_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Version 2 of a vocoder cannot be had; version 1, of the same promises, is installed."""
+    built: list[str] = []
+
+    def build(files: object, version: ModelVersion, device: str) -> ModelVersion:
+        built.append(version.key)
+        return version
+
+    monkeypatch.setattr("auto_voice.models.hifigan_model.build", build)
+    old, new = (write_tone(tmp_path / f"{n}.wav", 100.0 * n) for n in (1, 2))
+    promises = {"sample_rate": 22050, "hop_samples": 256, "bands": 80}
+    versions = {
+        "0.5": version_entry(old, "hifigan", params={**promises, "sample_rate": 24000}),
+        "1": version_entry(old, "hifigan", params=promises),
+        "2": version_entry(new, "hifigan", params=promises),
+    }
+    path = write_catalog(tmp_path / "c.yaml", {"mine": model_entry(versions, kind="vocoder")})
+    registry(path, "none").pull("mine", "1")
+    registry(path, "none").pull("mine", "0.5")
+    new.unlink()
+    for policy in ("compact", "mock"):
+        found = registry(path, policy)
+        with pytest.warns(FallbackWarning, match="mine@1 stands in for mine@2"):
+            assert found.load("mine").key == "mine@1"
+        assert found.resolved("mine") == "mine@1 (fallback: mine unreachable)"
+    assert set(built) == {"mine@1"}
+
+
+def test_the_policy_mock_means_the_mock(config: Path) -> None:
+    found = registry(config, "mock")
+    with pytest.warns(FallbackWarning, match="A mock, which makes no speech, stands in"):
+        assert found.load("my_vocoder").mock
+    assert found.resolved("my_vocoder") == "mock (fallback: my_vocoder unreachable)"
+
+
+def test_a_missing_device_keeps_the_model_and_moves_it_to_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[str] = []
+
+    def build(files: object, version: ModelVersion, device: str) -> object:
+        devices.append(device)
+        return object()
+
+    monkeypatch.setattr("auto_voice.models.hifigan_model.build", build)
+    wave = write_tone(tmp_path / "v.wav")
+    entry = model_entry({"1": version_entry(wave, "hifigan")}, kind="vocoder")
+    path = write_catalog(tmp_path / "c.yaml", {"mine": entry})
+    absent = "cuda:97"
+    with pytest.raises(ModelLoadError, match="cuda:97 is not available"):
+        registry(path, "none", device=absent).load("mine")
+    found = registry(path, "compact", device=absent)
+    with pytest.warns(FallbackWarning, match="mine@1 runs on the CPU: device cuda:97 is not"):
+        found.load("mine")
+    assert devices == ["cpu"]
+    assert found.resolved("mine") == "mine@1 (on the CPU, since cuda:97 is missing)"
+
+
+def test_a_fallback_is_told_once_and_points_at_the_caller(
+    config: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = registry(config, "compact")
+    with caplog.at_level(logging.WARNING), pytest.warns(FallbackWarning) as warned:
+        found.load("my_vocoder")
+    assert len(caplog.records) == 1
+    assert [warning.filename for warning in warned] == [__file__]
+
+
+# Warming up
+
+
+def test_a_warm_up_warms_what_is_loaded_afterwards(tmp_path: Path) -> None:
+    found = ModelRegistry(tmp_path / "m", use_mock=True)
+    names = set(found.warmup_models())
+    assert {"hubert_base", "hifigan_universal", "speaker_encoder"} <= names
+    before = found.loaded()
+    found.load_hubert()
+    found.load_hifigan()
+    found.load_speaker_encoder()
+    assert set(found.loaded()) == set(before)
+
+
+def test_a_warm_up_includes_what_was_loaded_by_name(tmp_path: Path) -> None:
+    found = ModelRegistry(tmp_path / "m", use_mock=True)
+    found.load("griffin_lim")
+    assert "griffin_lim@1.0" in found.warmup_models()
+
+
+def test_a_warm_up_fetches_no_model_that_no_conversion_uses(tmp_path: Path) -> None:
+    assert "hubert_base" not in ModelRegistry(tmp_path / "m", offline=True)._usual_names()

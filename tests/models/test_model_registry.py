@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from auto_voice.errors import (
     CatalogError,
     ConfigError,
     IntegrityError,
+    ModelError,
     ModelLoadError,
     ModelUnavailableError,
     OfflineError,
@@ -24,7 +26,7 @@ from auto_voice.errors import (
 )
 from auto_voice.models import ModelRegistry
 from auto_voice.models.registry import architectures as table
-from auto_voice.models.registry.catalog import load_catalog
+from auto_voice.models.registry.catalog_schema import load_catalog
 from auto_voice.models.runtime.devices import choose_device
 from registry_kit import (
     file_entry,
@@ -106,8 +108,40 @@ def test_a_pin_notices_that_the_catalog_changed_its_bytes(
     changed = write_catalog(
         tmp_path / "changed.yaml", {"tone": model_entry({"1.0": version_entry(other)})}
     )
-    with pytest.raises(IntegrityError, match=r"tone@1.0 is pinned with other bytes"):
-        ModelRegistry(registry.model_dir, config=changed).load("tone")
+    stale = ModelRegistry(registry.model_dir, config=changed)
+    with pytest.raises(IntegrityError, match=r"lock\.json pins tone to version 1\.0, whose bytes"):
+        stale.load("tone")
+    assert stale.load("tone@1.0") is not None
+
+
+@pytest.mark.parametrize("change", ["bytes", "version"])
+def test_a_stale_pin_is_a_row_of_the_listing_and_can_be_replaced(
+    registry: ModelRegistry, tmp_path: Path, change: str
+) -> None:
+    registry.pin("tone", "1.0")
+    other = write_tone(tmp_path / "other" / "tone.wav", 999)
+    numbers = ("1.0", "2.0") if change == "bytes" else ("2.0",)
+    entries = {number: version_entry(other) for number in numbers}
+    config = write_catalog(tmp_path / "changed.yaml", {"tone": model_entry(entries)})
+    stale = ModelRegistry(registry.model_dir, config=config)
+    rows = [row for row in stale.status() if row.name == "tone"]
+    (row,) = [row for row in rows if row.default]
+    assert row.version == "2.0"
+    assert "pins tone to version 1.0" in row.problem
+    assert "run `autovoice models pin tone`" in row.problem
+    assert [other.problem for other in stale.status() if other.name != "tone"].count("") == len(
+        stale.status()
+    ) - len(rows)
+    with pytest.raises(ModelError, match="pin --remove tone"):
+        stale.version("tone")
+    assert stale.pin("tone").version == "2.0"
+    assert stale.version("tone").version == "2.0"
+
+
+@pytest.mark.parametrize("name", [None, 3, b"tone"])
+def test_a_name_that_is_no_text_is_one_sentence(registry: ModelRegistry, name: Any) -> None:
+    with pytest.raises(UnknownModelError, match="a model is named by text"):
+        registry.load(name)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"pins": []}', '{"pins": {"tone": {"version": 1}}}'])

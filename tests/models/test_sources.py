@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import importlib.resources
+import json
 import os
+import socket
 import stat
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +23,16 @@ from auto_voice.errors import (
     DiskSpaceError,
     DownloadError,
     IntegrityError,
-    MissingDependencyError,
     ModelUnavailableError,
     UnsafeFileError,
 )
 from auto_voice.filesystem import sha256_file
 from auto_voice.models.model_loader import ModelDownloader, ModelLoader
-from auto_voice.models.registry import sources, wheels
+from auto_voice.models.registry import fetchers, package_index
+from auto_voice.models.registry.fetchers import FetchJob, WheelCache, hub_token
+from auto_voice.models.registry.maintenance import partials
+from auto_voice.models.registry.package_index import IndexSettings, PackageIndex, pip_settings
+from auto_voice.models.registry.partials import Partial
 from auto_voice.models.registry.sources import (
     BundledSource,
     FileSource,
@@ -38,8 +44,16 @@ from auto_voice.models.registry.sources import (
     parse_source,
 )
 from auto_voice.models.registry.store import ModelStore
-from auto_voice.models.registry.wheels import WheelCache, installer_commands
-from fault_server import FaultServer, fault_server, model_file, model_version, random_bytes
+from auto_voice.models.registry.transfer import HttpTransfer, RetryPolicy
+from fault_server import (
+    FakeClock,
+    Fault,
+    FaultServer,
+    fault_server,
+    model_file,
+    model_version,
+    random_bytes,
+)
 
 DATA = random_bytes(300_000)
 SMALL = b"a second member"
@@ -109,7 +123,7 @@ def test_an_unknown_scheme_lists_the_known_ones() -> None:
 
 def test_the_table_of_fetchers_covers_every_record() -> None:
     records = {HubSource, WebSource, PackageIndexSource, FileSource, BundledSource}
-    assert set(sources.FETCHERS) == records
+    assert set(fetchers.FETCHERS) == records
 
 
 @pytest.fixture
@@ -224,7 +238,7 @@ def test_a_gated_repository_says_how_to_log_in(
     monkeypatch.setenv("HF_ENDPOINT", server.url(""))
     path = f"o/r/resolve/{COMMIT}/w.bin"
     server.fail(path, Fault(status=401))
-    with pytest.raises(ModelUnavailableError, match="accept its terms on the hub and log in"):
+    with pytest.raises(ModelUnavailableError, match="accept its terms on the hub and set HF_TOKEN"):
         pull(loader, f"hf://o/r@{COMMIT}/w.bin")
     with pytest.raises(ModelUnavailableError, match="answered 404"):
         pull(loader, f"hf://o/r@{COMMIT}/w.bin")
@@ -252,10 +266,25 @@ def build_wheel(folder: Path, name: str = "toy_weights", tag: str = "py3-none-an
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A wheel of an index that is a folder, through the user's own pip settings."""
+    without_pip_settings(monkeypatch)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     return build_wheel(tmp_path / "index")
+
+
+def without_pip_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+
+
+def downloads(loader: ModelLoader) -> list[Path]:
+    """What the folder of wheels holds."""
+    return sorted((loader.store.root / ".downloads").glob("*"))
+
+
+def job(folder: Path, limit: int = 10**6) -> FetchJob:
+    return FetchJob(Partial(folder / "member.part"), limit)
 
 
 def member_uri(wheel: Path, member: str, sha256: str = "", extra: str = "") -> str:
@@ -287,10 +316,10 @@ def test_a_wheel_of_another_platform_is_data(
     assert pull(loader, uri) == DATA
 
 
-def test_a_wheel_with_another_hash_is_refused_by_pip(loader: ModelLoader, wheel: Path) -> None:
-    with pytest.raises(ModelUnavailableError, match=r"pip could not fetch toy-weights==1\.0"):
+def test_a_wheel_with_another_hash_is_refused(loader: ModelLoader, wheel: Path) -> None:
+    with pytest.raises(IntegrityError, match=f"has sha256 .* and not {SHA}"):
         pull(loader, member_uri(wheel, "w.bin", SHA))
-    assert not list((loader.store.root / ".downloads").glob("pip-*"))
+    assert not [path for path in downloads(loader) if path.suffix != ".lock"]
 
 
 def test_a_wheel_that_the_index_lacks_falls_to_the_next_source(
@@ -316,100 +345,357 @@ def test_members_that_are_not_what_the_catalog_says(
         pull(loader, member_uri(wheel, member), data=SMALL)
 
 
-def test_progress_is_heard_while_pip_works(tmp_path: Path, wheel: Path) -> None:
-    heard: list[tuple[str, int]] = []
-    cache = WheelCache(tmp_path / "c", tmp_path, lambda name, count: heard.append((name, count)))
-    with cache.member(
-        "toy-weights", "1.0", sha256_file(wheel), "", "toy_weights/small.bin", 100
-    ) as stream:
-        assert stream.read() == SMALL
-    assert heard
-    assert {name for name, _ in heard} == {"toy-weights-1.0"}
-
-
-def fake_pip(tmp_path: Path, body: str) -> Sequence[str]:
-    script = tmp_path / "fake_pip.py"
-    script.write_text(f"import sys, pathlib, time, shutil\narguments = sys.argv\n{body}\n")
-    return [sys.executable, str(script)]
-
-
-def fetch_with(tmp_path: Path, body: str, sha256: str = SHA) -> bytes:
-    command = fake_pip(tmp_path, body)
-    cache = WheelCache(tmp_path / "c", tmp_path, commands=lambda: [command])
-    with cache.member("toy", "1.0", sha256, "", "w.bin", 10**6) as stream:
-        return stream.read()
-
-
-def test_a_full_disk_under_pip_is_told_as_one(tmp_path: Path) -> None:
-    body = "print('ERROR: [Errno 28] No space left on device'); sys.exit(1)"
-    store = ModelStore(tmp_path / "models")
-    downloader = ModelDownloader(store)
-    downloader.context.wheels._commands = lambda: [fake_pip(tmp_path, body)]
-    with ModelLoader(store, downloader=downloader) as loader, pytest.raises(DiskSpaceError):
-        pull(loader, f"pypi://toy==1.0/w.bin#sha256={SHA}")
-
-
-def test_a_wheel_that_pip_did_not_check_is_checked_again(tmp_path: Path, wheel: Path) -> None:
-    body = f"""
-target = pathlib.Path(arguments[arguments.index("--dest") + 1])
-shutil.copy({str(wheel)!r}, target)
-"""
-    with pytest.raises(IntegrityError, match="served another file"):
-        fetch_with(tmp_path, body)
-
-
-def test_an_archive_that_is_none_is_refused(tmp_path: Path) -> None:
-    body = """
-target = pathlib.Path(arguments[arguments.index("--dest") + 1])
-(target / "x.whl").write_bytes(b"no zip")
-"""
-    with pytest.raises(IntegrityError, match="not a readable archive"):
-        fetch_with(tmp_path, body, hashlib.sha256(b"no zip").hexdigest())
-
-
-def test_pip_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheels, "_SILENCE_S", 0.3)
-    with pytest.raises(DownloadError, match="no progress"):
-        fetch_with(tmp_path, "time.sleep(60)")
-
-
-def test_ctrl_c_ends_pip_and_removes_its_scratch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    started: list[subprocess.Popen[bytes]] = []
-    real = subprocess.Popen
-
-    def popen(*args, **options):  # type: ignore[no-untyped-def]
-        started.append(real(*args, **options))
-        return started[0]
-
-    def interrupted(folder: Path) -> int:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(subprocess, "Popen", popen)
-    monkeypatch.setattr(wheels, "_bytes_below", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        fetch_with(tmp_path, "time.sleep(60)")
-    assert started[0].poll() is not None
-    assert not list((tmp_path / "c").glob("pip-*"))
-
-
-def test_without_pip_uv_runs_it_and_without_both_the_way_out_is_named(
+def test_without_pip_and_without_an_index_the_way_out_is_named(
     loader: ModelLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert installer_commands() == [[sys.executable, "-m", "pip"]]
-    monkeypatch.setattr(wheels.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(wheels.shutil, "which", lambda name: "/bin/uv")
-    assert installer_commands() == [["/bin/uv", "tool", "run", "pip"]]
-    monkeypatch.setattr(wheels.shutil, "which", lambda name: None)
-    with pytest.raises(ModelUnavailableError, match=r"python -m ensurepip.*uv"):
-        pull(loader, f"pypi://toy==1.0/w.bin#sha256={SHA}")
-    cache = loader.downloader.context.wheels
-    with (
-        pytest.raises(MissingDependencyError),
-        cache.member("toy", "1.0", SHA, "", "w.bin", 1),
+    without_pip_settings(monkeypatch)
+    monkeypatch.setitem(sys.modules, "pip._internal.models.index", None)
+    monkeypatch.setattr(package_index.shutil, "which", lambda name: None)
+    with pytest.raises(
+        ModelUnavailableError, match=r"ensurepip`, install uv, or set PIP_INDEX_URL"
     ):
-        pass
+        pull(loader, f"pypi://toy==1.0/w.bin#sha256={SHA}")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.example/simple")
+    assert pip_settings().indexes == ("https://index.example/simple",)
+
+
+def test_without_pip_uv_is_asked_which_index_pip_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0, "https://index.example/simple\n", "")
+
+    monkeypatch.setitem(sys.modules, "pip._internal.models.index", None)
+    monkeypatch.setattr(package_index.shutil, "which", lambda name: "/bin/uv")
+    monkeypatch.setattr(package_index.subprocess, "run", run)
+    assert package_index.default_index() == "https://index.example/simple"
+    assert asked[0][:5] == ["/bin/uv", "tool", "run", "--from", "pip"]
+
+
+# An index on the network
+
+JSON = "application/vnd.pypi.simple.v1+json"
+PAGE, FILE = "simple/toy-weights/", "files/toy_weights-1.0-py3-none-any.whl"
+
+
+@pytest.fixture
+def index(server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The wheel that the server's package index offers; its page is JSON with hashes."""
+    without_pip_settings(monkeypatch)
+    monkeypatch.setenv("PIP_INDEX_URL", server.url("simple"))
+    wheel = build_wheel(tmp_path / "built")
+    offer(server, wheel, sha256_file(wheel))
+    return wheel
+
+
+def offer(server: FaultServer, wheel: Path, sha256: str = "", html: bool = False) -> None:
+    server.serve(FILE, wheel.read_bytes())
+    address = f"../../{FILE}"
+    if html:
+        fragment = f"#sha256={sha256}" if sha256 else ""
+        page = f'<!DOCTYPE html><a href="{address}{fragment}" data-yanked="">{wheel.name}</a>'
+        server.serve(PAGE, page.encode(), content_type="text/html; charset=utf-8")
+        return
+    hashes = {"sha256": sha256} if sha256 else {}
+    files = [{"filename": wheel.name, "url": address, "hashes": hashes}]
+    page = json.dumps({"meta": {"api-version": "1.0"}, "files": files})
+    server.serve(PAGE, page.encode(), content_type=JSON)
+
+
+def quick(folder: Path, **more: object) -> ModelLoader:
+    """A loader that gives up at the first failure, as a run that is interrupted."""
+    policy = RetryPolicy(attempts=1, read_timeout_s=2.0)
+    store = ModelStore(folder / "models")
+    return ModelLoader(store, downloader=ModelDownloader(store, policy=policy, **more))
+
+
+@pytest.mark.parametrize("html", [False, True], ids=["json", "html"])
+@pytest.mark.parametrize("hashed", [True, False], ids=["hashed", "no hashes"])
+def test_a_wheel_comes_from_either_kind_of_index(
+    loader: ModelLoader, server: FaultServer, index: Path, html: bool, hashed: bool
+) -> None:
+    offer(server, index, sha256_file(index) if hashed else "", html)
+    assert pull(loader, member_uri(index, "w.bin")) == DATA
+    assert JSON in server.of(PAGE)[0].headers["accept"]
+
+
+def test_a_wheel_that_is_cut_off_is_resumed_and_its_progress_is_shown(
+    tmp_path: Path, server: FaultServer, index: Path
+) -> None:
+    size = index.stat().st_size
+    server.fail(FILE, Fault(cut_after=100_000))
+    heard: list[tuple[str, int, int]] = []
+    store = ModelStore(tmp_path / "models")
+    downloader = ModelDownloader(
+        store, clock=FakeClock(), progress=lambda *told: heard.append(told)
+    )
+    with ModelLoader(store, downloader=downloader) as loader:
+        assert pull(loader, member_uri(index, "w.bin")) == DATA
+    assert server.of(FILE)[1].headers["range"] == "bytes=100000-"
+    assert server.sent(FILE) == size
+    assert heard[-1] == ("toy@1.0 weights.bin", size, size)
+    assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+
+
+def test_a_run_that_ends_half_way_is_resumed_by_the_next_and_leaves_nothing(
+    tmp_path: Path, server: FaultServer, index: Path
+) -> None:
+    uri = member_uri(index, "w.bin")
+    server.fail(FILE, Fault(cut_after=100_000))
+    with quick(tmp_path) as loader, pytest.raises(ModelUnavailableError, match="received 100000"):
+        pull(loader, uri)
+    (interrupted,) = partials(ModelStore(tmp_path / "models"))
+    assert interrupted.bytes == 100_000
+    assert interrupted.total == index.stat().st_size
+    with quick(tmp_path) as loader:
+        assert pull(loader, uri) == DATA
+    assert server.of(FILE)[1].headers["range"] == "bytes=100000-"
+    assert server.sent(FILE) == index.stat().st_size
+    assert not [path for path in downloads(loader) if path.suffix != ".lock"]
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_resumed(tmp_path: Path, server: FaultServer, index: Path) -> None:
+    uri = member_uri(index, "w.bin")
+    server.fail(FILE, Fault(stall_after=200_000))
+    script = (
+        "import sys; sys.path.insert(0, 'tests/kits')\n"
+        "from fault_server import ModelFile, model_version\n"
+        "from auto_voice.models.model_loader import ModelLoader\n"
+        "from auto_voice.models.registry.store import ModelStore\n"
+        f"file = ModelFile('weights.bin', (({uri!r},),), {hashlib.sha256(DATA).hexdigest()!r}, "
+        f"{len(DATA)})\n"
+        f"ModelLoader(ModelStore({str(tmp_path / 'models')!r})).ensure(model_version(file))\n"
+    )
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", script], cwd=root) as process:
+        part = tmp_path / "models" / ".downloads" / f"{sha256_file(index)}.part"
+        while process.poll() is None and not (part.exists() and part.stat().st_size == 200_000):
+            time.sleep(0.05)
+        process.kill()
+    with quick(tmp_path) as loader:
+        assert pull(loader, uri) == DATA
+    assert server.of(FILE)[1].headers["range"] == "bytes=200000-"
+    assert not [path for path in downloads(loader) if path.suffix != ".lock"]
+
+
+def test_an_index_that_is_busy_is_asked_again(
+    tmp_path: Path, server: FaultServer, index: Path
+) -> None:
+    server.fail(PAGE, Fault(status=503, headers=(("Retry-After", "7"),)))
+    store, clock = ModelStore(tmp_path / "models"), FakeClock()
+    settings = IndexSettings(indexes=(server.url("simple"),))
+    downloader = ModelDownloader(store)
+    downloader.context.wheels.index = PackageIndex(
+        transfer=HttpTransfer(clock=clock), settings=settings
+    )
+    with ModelLoader(store, downloader=downloader) as loader:
+        assert pull(loader, member_uri(index, "w.bin")) == DATA
+    assert clock.slept == [7.0]
+
+
+def test_an_index_that_names_other_bytes_is_told_and_nothing_is_fetched(
+    loader: ModelLoader, server: FaultServer, index: Path
+) -> None:
+    with pytest.raises(ModelUnavailableError, match="names 1 with another sha256"):
+        pull(loader, member_uri(index, "w.bin", SHA))
+    assert not server.of(FILE)
+
+
+def test_an_index_that_serves_other_bytes_than_it_names_installs_nothing(
+    loader: ModelLoader, server: FaultServer, index: Path
+) -> None:
+    server.fail(FILE, Fault(wrong_bytes=True), Fault(wrong_bytes=True))
+    with pytest.raises(IntegrityError, match="has sha256"):
+        pull(loader, member_uri(index, "w.bin"))
+    assert not [path for path in downloads(loader) if path.suffix != ".lock"]
+
+
+def test_an_index_without_the_project_says_so(
+    loader: ModelLoader, server: FaultServer, index: Path
+) -> None:
+    with pytest.raises(ModelUnavailableError, match=r"no wheel nothing 1\.0 .*answered 404"):
+        pull(loader, f"pypi://nothing==1.0/w.bin#sha256={SHA}")
+    server.fail(PAGE, Fault(status=401))
+    with pytest.raises(ModelUnavailableError, match=r"answered 401.*check the credentials"):
+        pull(loader, member_uri(index, "w.bin"))
+    server.serve(PAGE, b"[]", content_type=JSON)
+    with pytest.raises(ModelUnavailableError, match="is no list of packages"):
+        pull(loader, member_uri(index, "w.bin"))
+
+
+@pytest.mark.parametrize("place", ["address", "netrc"])
+def test_credentials_of_the_index_go_to_its_files_and_into_no_record(
+    loader: ModelLoader,
+    server: FaultServer,
+    index: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    place: str,
+) -> None:
+    if place == "address":
+        address = server.url("simple").replace("://", "://us%40er:s%2Fecret@")
+        monkeypatch.setenv("PIP_INDEX_URL", address)
+    else:
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login us@er password s/ecret\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert pull(loader, member_uri(index, "w.bin")) == DATA
+    expected = f"Basic {base64.b64encode(b'us@er:s/ecret').decode()}"
+    assert {seen.headers["authorization"] for seen in server.seen} == {expected}
+    written = [path.read_text() for path in loader.store.root.rglob("*.json")]
+    assert not [text for text in written if "ecret" in text]
+
+
+def test_an_index_without_tls_is_left_out_unless_it_is_trusted() -> None:
+    answers: list[str] = []
+    plain = "http://index.example/simple/toy/"
+    assert PackageIndex(settings=IndexSettings())._page(plain, answers) == []
+    assert answers == [f"{plain} is neither https nor a trusted-host of pip"]
+    trusting = PackageIndex(settings=IndexSettings(trusted_hosts=("index.example",)))
+    assert trusting._is_secure(plain)
+    assert not trusting._is_secure("http://other.example/")
+
+
+def test_pip_settings_come_from_the_places_that_pip_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_pip_settings(monkeypatch)
+    home = tmp_path / "home"
+    user, own = home / ".config/pip/pip.conf", tmp_path / "own.conf"
+    user.parent.mkdir(parents=True)
+    user.write_text(
+        "[global]\nindex-url = https://user.example/simple\ntimeout = 60\nproxy = http://proxy:1\n"
+        "[download]\nextra-index-url =\n  https://a.example\n  https://b.example\n"
+    )
+    monkeypatch.delenv("PIP_CONFIG_FILE")
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr(Path, "home", lambda: home)
+    monkeypatch.setenv("XDG_CONFIG_DIRS", str(tmp_path / "none"))
+    found = pip_settings()
+    assert found.indexes == (
+        "https://user.example/simple",
+        "https://a.example",
+        "https://b.example",
+    )
+    assert (found.timeout_s, found.proxy) == (60.0, "http://proxy:1")
+    # A file that PIP_CONFIG_FILE names takes the place of the user's; variables win over both.
+    own.write_text("[global]\nindex_url = https://own.example\ntrusted-host = h1 h2\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(own))
+    assert pip_settings().indexes == ("https://own.example",)
+    assert pip_settings().trusted_hosts == ("h1", "h2")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://variable.example")
+    assert pip_settings().indexes == ("https://variable.example",)
+    monkeypatch.setenv("PIP_NO_INDEX", "true")
+    assert pip_settings().indexes == ()
+    own.write_text("no settings")
+    with pytest.raises(DownloadError, match=r"own\.conf cannot be read"):
+        pip_settings()
+
+
+def test_pip_itself_reads_the_same_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip is the judge of its own precedence."""
+    from pip._internal.configuration import Configuration
+
+    without_pip_settings(monkeypatch)
+    own = tmp_path / "own.conf"
+    own.write_text(
+        "[global]\nindex-url = https://own.example\nfind-links = /a /b\n"
+        "[download]\nindex-url = https://download.example\ncert = /c.pem\n"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(own))
+    monkeypatch.setenv("PIP_CERT", "/v.pem")
+    theirs = Configuration(isolated=False)
+    theirs.load()
+    flat: dict[str, str] = {}
+    for section in ("global", "download", ":env:"):
+        for values in dict(theirs.items()).values():
+            pairs = values.items() if isinstance(values, dict) else []
+            flat.update(
+                {k.removeprefix(f"{section}."): v for k, v in pairs if k.startswith(section)}
+            )
+    ours = pip_settings()
+    assert ours.indexes[0] == flat["index-url"] == "https://download.example"
+    assert ours.cert == flat["cert"] == "/v.pem"
+    assert " ".join(ours.links) == flat["find-links"]
+
+
+def test_a_keyring_is_asked_only_where_a_setting_says_so(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "keyring"
+    program.write_text("#!/bin/sh\necho from-keyring\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(package_index.shutil, "which", lambda name: str(program))
+    monkeypatch.setenv("NETRC", os.devnull)
+    for provider, expected in (("auto", b"me:"), ("subprocess", b"me:from-keyring")):
+        found = PackageIndex(settings=IndexSettings(keyring=provider))
+        _, headers = found._with_credentials("https://me@index.example/simple/")
+        assert headers["Authorization"] == f"Basic {base64.b64encode(expected).decode()}"
+
+
+def test_a_second_place_serves_where_the_first_fails(
+    loader: ModelLoader, server: FaultServer, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", server.url("gone"))
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", server.url("simple"))
+    assert pull(loader, member_uri(index, "w.bin")) == DATA
+
+
+def test_a_full_disk_is_foreseen_with_the_wheel_beside_its_member(
+    tmp_path: Path, index: Path
+) -> None:
+    room = len(DATA) + (16 << 20) + 1000
+    store = ModelStore(tmp_path / "models")
+    with (
+        ModelLoader(store, free_bytes=lambda path: room) as loader,
+        pytest.raises(DiskSpaceError, match=r"needs 0\.6 MB more"),
+    ):
+        pull(loader, member_uri(index, "w.bin"))
+
+
+def test_an_archive_that_is_none_is_refused(
+    loader: ModelLoader, server: FaultServer, index: Path
+) -> None:
+    index.write_bytes(b"no zip")
+    offer(server, index)
+    with pytest.raises(IntegrityError, match="not a readable archive"):
+        pull(loader, member_uri(index, "w.bin"))
+
+
+# The hub without its library
+
+
+def test_the_token_of_the_hub_is_found_where_its_tools_keep_it(tmp_path: Path) -> None:
+    assert hub_token({"HF_HOME": str(tmp_path)}) == ""
+    (tmp_path / "token").write_text("hf_file\n")
+    assert hub_token({"HF_HOME": str(tmp_path)}) == "hf_file"
+    (tmp_path / "other").write_text("hf_other")
+    elsewhere = {"HF_HOME": str(tmp_path), "HF_TOKEN_PATH": str(tmp_path / "other")}
+    assert hub_token(elsewhere) == "hf_other"
+    assert hub_token({**elsewhere, "HF_TOKEN": "hf_variable"}) == "hf_variable"
+
+
+def test_a_dead_proxy_is_named_as_what_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://user:secret@127.0.0.1:{port}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with (
+        quick(tmp_path) as loader,
+        pytest.raises(
+            ModelUnavailableError, match=rf"through the proxy http://127\.0\.0\.1:{port}: check"
+        ) as caught,
+    ):
+        pull(loader, "https://weights.example/w.bin")
+    assert "secret" not in str(caught.value)
 
 
 def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
@@ -422,31 +708,34 @@ def test_an_encrypted_member_is_refused(tmp_path: Path) -> None:
     raw[central + 8] |= 1
     digest = hashlib.sha256(raw).hexdigest()
     (tmp_path / "c" / f"{digest}.whl").write_bytes(raw)
-    with pytest.raises(UnsafeFileError, match="encrypted"):
-        fetch_with(tmp_path, "sys.exit(9)", digest)
+    source = PackageIndexSource("toy", "1.0", "w.bin", digest)
+    with (
+        pytest.raises(UnsafeFileError, match="encrypted"),
+        WheelCache(tmp_path / "c", tmp_path).member(source, job(tmp_path)),
+    ):
+        pass
 
 
-def test_the_sweep_leaves_what_is_young_or_in_use(tmp_path: Path) -> None:
+def test_the_sweep_leaves_what_is_young_in_use_or_arriving(tmp_path: Path) -> None:
     cache = WheelCache(tmp_path / "c", tmp_path)
     assert cache.sweep() == []
     folder = tmp_path / "c"
-    (folder / "pip-1-x").mkdir(parents=True)
+    (folder / "pip-1-x").mkdir(parents=True)  # as earlier versions left it
     old, young, used = (folder / f"{digit * 64}.whl" for digit in "abc")
     for path in (old, young, used):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("w.bin", SMALL)
     digest = sha256_file(used)
     used = used.rename(folder / f"{digest}.whl")
-    (folder / "pip-2-x").mkdir()
-    (folder / "pip-2-x" / "growing").write_bytes(b"x")
+    arriving = folder / f"{SHA}.part"
+    arriving.write_bytes(b"x")
     past = time.time() - 7200
-    os.utime(folder / "pip-2-x", (past, past))
-    with cache.member("toy", "1.0", digest, "", "w.bin", 100):
-        for path in (old, used, folder / "pip-1-x"):
+    with cache.member(PackageIndexSource("toy", "1.0", "w.bin", digest), job(tmp_path)):
+        for path in (old, used, arriving, folder / "pip-1-x"):
             os.utime(path, (past, past))
         assert set(cache.sweep()) == {old, folder / "pip-1-x"}
     assert used.exists()
     assert young.exists()
-    assert (folder / "pip-2-x").exists()
+    assert arriving.exists()
     cache.release()
     assert not used.exists()

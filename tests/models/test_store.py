@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import hashlib
+import importlib.resources
 import io
 import json
 import lzma
@@ -27,12 +28,11 @@ from auto_voice.errors import (
     UnknownModelError,
     UnsafeFileError,
 )
-from auto_voice.filesystem import check_name
+from auto_voice.filesystem import check_name, holder_of
 from auto_voice.models.model_loader import ModelLoader
 from auto_voice.models.registry import archive as archive_module
 from auto_voice.models.registry.archive import export_versions, import_archive
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.registry.locks import holder_of
 from auto_voice.models.registry.maintenance import partials, prune, remove, verify
 from auto_voice.models.registry.store import ModelStore
 from fault_server import model_file, model_version, random_bytes
@@ -381,7 +381,7 @@ def test_a_lock_names_its_holder_and_the_wait_is_bounded(
 def test_a_wait_that_is_long_is_logged(
     loader: ModelLoader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("auto_voice.models.registry.locks._SAY_AFTER_S", 0.05)
+    monkeypatch.setattr("auto_voice.filesystem._SAY_AFTER_S", 0.05)
     with (
         loader.store.lock("toy", "1.0"),
         caplog.at_level("INFO", logger="auto_voice"),
@@ -544,11 +544,14 @@ def test_prune_removes_only_what_is_old_unlocked_and_not_installed(
 def test_an_export_is_installed_elsewhere_without_any_source(
     installed: Path, loader: ModelLoader, version: ModelVersion, tmp_path: Path
 ) -> None:
-    tar = export_versions(loader.store, [version], tmp_path / "models.tar")
+    tar = tmp_path / "models.tar"
+    assert export_versions(loader.store, [version], tar).versions == (version,)
     with tarfile.open(tar) as archive:
-        assert archive.getnames() == ["toy/1.0/weights.bin"]
+        assert archive.getnames() == ["catalog.yaml", "toy/1.0/weights.bin"]
+        assert str(tmp_path) not in archive.extractfile("catalog.yaml").read().decode()
     other = ModelStore(tmp_path / "elsewhere")
-    assert import_archive(other, tar, lambda name, number: version) == [version]
+    report = import_archive(other, tar, lambda name, number: version)
+    assert (report.versions, report.problems, report.new) == ((version,), (), ())
     with ModelLoader(other, offline=True) as offline:
         assert offline.ensure(version)["weights.bin"].read_bytes() == DATA
     record = other.metadata("toy", "1.0")
@@ -571,6 +574,29 @@ def test_an_export_of_what_is_absent_or_damaged_is_refused(
         export_versions(loader.store, [version], target)
     assert not target.exists()
     assert not list(tmp_path.glob(".models.tar*"))
+
+
+def test_a_damaged_version_is_left_out_of_an_export(
+    installed: Path, loader: ModelLoader, version: ModelVersion, tmp_path: Path, original: Path
+) -> None:
+    second = model_version(model_file(DATA, original.as_uri()), name="second")
+    loader.ensure(second)
+    installed.write_bytes(NEWER)
+    report = export_versions(loader.store, [version, second], tmp_path / "models.tar")
+    assert report.versions == (second,)
+    assert "models pull toy@1.0" in str(report.problems[0])
+
+
+def test_a_bundled_version_is_exported_from_the_package(
+    loader: ModelLoader, tmp_path: Path
+) -> None:
+    inside = importlib.resources.files("auto_voice").joinpath("errors.py").read_bytes()
+    version = model_version(model_file(inside, "package://errors.py"), name="bundled")
+    tar = tmp_path / "models.tar"
+    export_versions(loader.store, [version], tar)
+    other = ModelStore(tmp_path / "elsewhere")
+    import_archive(other, tar, lambda name, number: version)
+    assert other.lookup(version) is not None
 
 
 def test_an_export_to_a_missing_folder_is_one_sentence(
@@ -632,16 +658,19 @@ def test_an_archive_that_holds_anything_else_installs_nothing(
     assert not (tmp_path / "x").exists()
 
 
-def test_an_archive_with_wrong_bytes_installs_nothing(
+def test_wrong_bytes_in_an_archive_are_left_out_and_the_rest_is_installed(
     tmp_path: Path, version: ModelVersion, original: Path
 ) -> None:
     fine = model_version(model_file(DATA, str(original)), name="fine")
     store = ModelStore(tmp_path / "elsewhere")
     known = {"toy": version, "fine": fine}
     tar = tar_of(tmp_path / "bad.tar", ("fine/1.0/weights.bin", DATA), (GOOD[0], NEWER))
-    with pytest.raises(IntegrityError, match="nothing was imported"):
-        import_archive(store, tar, lambda name, number: known[name])
-    assert store.installed() == []
+    report = import_archive(store, tar, lambda name, number: known[name])
+    assert report.versions == (fine,)
+    assert "does not match the catalog's sha256: toy@1.0 was not" in str(report.problems[0])
+    assert store.installed() == [("fine", "1.0")]
+    with pytest.raises(IntegrityError, match=r"toy@1\.0 was not imported"):
+        import_archive(store, tar_of(tmp_path / "one.tar", (GOOD[0], NEWER)), lambda n, v: version)
     short = tar_of(tmp_path / "short.tar", (GOOD[0], DATA[:-1]))
     with pytest.raises(IntegrityError, match="199999 bytes and not 200000"):
         import_archive(store, short, lambda name, number: version)

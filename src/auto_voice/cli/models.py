@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import click
 from auto_voice.cli.calibrate import calibrate
 from auto_voice.cli.registry import chosen, name_and_version, open_registry, registry_options
 from auto_voice.cli.showing import print_json, print_table, sized
-from auto_voice.errors import ConfigError, ModelError
+from auto_voice.errors import AutoVoiceError, ConfigError, ModelError
 
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
@@ -60,7 +60,7 @@ def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> Non
     table = [("MODEL", "KIND", "SIZE", "STATE", "DESCRIPTION")]
     for row in rows:
         state = "installed" if row.installed else "-"
-        marks = ("pinned",) if row.pinned else ()
+        marks = ["pinned"] * row.pinned + ["stale pin"] * bool(row.problem)
         table.append(
             (
                 f"{row.name}@{row.version}" + ("" if row.default else " (not default)"),
@@ -71,6 +71,9 @@ def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> Non
             )
         )
     print_table(table)
+    for row in rows:
+        if row.problem:
+            click.echo(f"autovoice: warning: {row.problem}", err=True)
 
 
 @models.command()
@@ -84,8 +87,11 @@ def show(name: str, as_json: bool, **where: Any) -> None:
     autovoice models show hifigan_universal
     """
     registry = open_registry(**where)
-    version = registry.version(name)
-    entry = registry.catalog.entry(version.name)
+    entry = registry.catalog.entry(name.partition("@")[0])
+    stale = "" if "@" in name else registry.pins.problem(registry.catalog, entry.name)
+    version = registry.catalog.version(name) if stale else registry.version(name)
+    metadata = registry.store.metadata(version.name, version.version) or {}
+    pin = registry.pins.records().get(entry.name, {}).get("version")
     facts: dict[str, Any] = {
         "name": version.name,
         "version": version.version,
@@ -100,19 +106,37 @@ def show(name: str, as_json: bool, **where: Any) -> None:
         "params": dict(version.params),
         "needs": asdict(version.needs),
         "files": [asdict(file) for file in version.files],
-        "metadata": registry.store.metadata(version.name, version.version),
+        "metadata": metadata or None,
+        "pin": pin,
+        "problem": stale,
     }
     if as_json:
         print_json(facts)
         return
-    for key in ("description", "kind", "licence", "architecture", "installed", "folder"):
-        click.echo(f"{key:<13}{facts[key]}")
-    click.echo(f"{'versions':<13}{', '.join(facts['versions'])}")
-    click.echo(f"{'aliases':<13}{', '.join(f'{k} = {v}' for k, v in facts['aliases'].items())}")
+    ram_mb, vram_mb, gpu = version.needs.ram_mb, version.needs.vram_mb, version.needs.gpu
+    needs = f"{ram_mb} MB of memory; GPU {gpu}" + (f" with {vram_mb} MB" if vram_mb else "")
+    lines = [("name", version.key)]
+    lines += [
+        (key, str(facts[key]))
+        for key in ("description", "kind", "licence", "architecture", "installed", "folder")
+    ]
+    lines += [
+        ("completed", metadata.get("completed", "-")),
+        ("versions", ", ".join(entry.versions)),
+        ("aliases", ", ".join(f"{k} = {v}" for k, v in entry.aliases.items())),
+        ("pin", pin or "-"),
+        ("params", ", ".join(f"{k} = {v}" for k, v in version.params.items()) or "-"),
+        ("needs", needs),
+    ]
     for file in version.files:
-        click.echo(f"{'file':<13}{file.file}, {sized(file.bytes)}, sha256 {file.sha256}")
-        for uris in file.sources:
-            click.echo(f"{'  from':<13}{' + '.join(uris)}")
+        served = metadata.get("files", {}).get(file.file, {}).get("source")
+        lines.append(("file", f"{file.file}, {sized(file.bytes)}, sha256 {file.sha256}"))
+        lines += [("  from", " + ".join(uris)) for uris in file.sources]
+        lines += [("  served by", str(served))] if served else []
+    for key, value in lines:
+        click.echo(f"{key:<13}{value}")
+    if stale:
+        click.echo(f"autovoice: warning: {stale}", err=True)
 
 
 @models.command()
@@ -140,7 +164,7 @@ def pull_models(registry: ModelRegistry, names: Iterable[str], *, force: bool = 
         ModelError: at the end, if any could not be had; the message holds each reason.
     """
     wanted = [registry.version(name) for name in names]
-    failures: list[ModelError] = []
+    failures: list[AutoVoiceError] = []
     for version in wanted:
         try:
             registry.pull(version.name, version.version, force=force)
@@ -149,13 +173,15 @@ def pull_models(registry: ModelRegistry, names: Iterable[str], *, force: bool = 
             click.echo(f"{version.key}: failed", err=True)
         else:
             click.echo(f"{version.key}: {_whereabouts(registry, version)}")
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        raise ModelError(
-            f"{len(failures)} of {len(wanted)} models could not be had: "
-            + " ".join(str(error) for error in failures)
-        )
+    _raise_problems(failures, "had")
+
+
+def _raise_problems(problems: Sequence[AutoVoiceError], done: str) -> None:
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        told = " ".join(str(error) for error in problems)
+        raise ModelError(f"{len(problems)} models could not be {done}: {told}")
 
 
 @models.command()
@@ -216,6 +242,13 @@ def remove(names: tuple[str, ...], **where: Any) -> None:
     for name, version in [name_and_version(registry, name) for name in names]:
         freed = store_maintenance.remove(registry.store, name, version)
         click.echo(f"{name}@{version}: removed, {sized(freed)}")
+        if registry.pins.records().get(name, {}).get("version") == version:
+            click.echo(
+                f"autovoice: warning: {name} is pinned to this version and fetches it again when "
+                f"it is used; run `autovoice models pin --remove {name}` to let it mean the "
+                "default version.",
+                err=True,
+            )
 
 
 @models.command()
@@ -251,26 +284,27 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
     autovoice models pin converter_compact@1.6
     autovoice models pin --remove converter_compact
     """
-    from auto_voice.models.registry.pins import read_pins
-
     registry = open_registry(**where)
-    wanted = [(name.partition("@")[0], None if unpin else registry.version(name)) for name in names]
-    pinned = read_pins(registry.model_dir)
-    for given, (name, version) in zip(names, wanted, strict=True):
-        number = given.partition("@")[2]
-        if version is None and (name not in pinned or number not in ("", pinned[name]["version"])):
+    pinned = registry.pins.records()
+    for given in names:
+        name, _, number = given.partition("@")
+        if not unpin:
+            registry.catalog.version(given)  # All are known before the first is written.
+        elif name not in pinned or number not in ("", pinned[name]["version"]):
             raise ConfigError(f"{given} is not pinned; see: autovoice models pin")
-    for name, version in wanted:
-        if version is None:
-            registry.unpin(name)
+    for given in names:
+        if unpin:
+            registry.unpin(given.partition("@")[0])
         else:
-            registry.pin(version.name, version.version)
-    pins = {name: record["version"] for name, record in read_pins(registry.model_dir).items()}
+            registry.pin(given)
+    pins = {name: record["version"] for name, record in registry.pins.records().items()}
     if as_json:
         print_json(pins)
-    else:
-        for name, number in pins.items():
-            click.echo(f"{name}@{number}")
+        return
+    for name, number in pins.items():
+        click.echo(f"{name}@{number}")
+        if problem := registry.pins.problem(registry.catalog, name):
+            click.echo(f"autovoice: warning: {problem}", err=True)
 
 
 @models.command()
@@ -282,6 +316,8 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
 def export(names: tuple[str, ...], output: Path, **where: Any) -> None:
     """Pack NAMES (default: all that is installed) for a machine without a network.
 
+    What the catalog says of them and their pins go along. What is damaged is left out.
+
     \b
     autovoice models export -o models.tar
     """
@@ -291,8 +327,15 @@ def export(names: tuple[str, ...], output: Path, **where: Any) -> None:
     versions = [version for version in chosen(registry, names) if version.files]
     if not versions:
         raise ConfigError("nothing is installed that could be exported; run: autovoice models pull")
-    path = export_versions(registry.store, versions, output)
-    click.echo(f"{path}: {', '.join(version.key for version in versions)}")
+    report = export_versions(
+        registry.store,
+        versions,
+        output,
+        entries=registry.catalog.models,
+        pins=registry.pins.records(),
+    )
+    click.echo(f"{output}: {', '.join(version.key for version in report.versions)}")
+    _raise_problems(report.problems, "exported")
 
 
 @models.command("import")
@@ -301,14 +344,25 @@ def export(names: tuple[str, ...], output: Path, **where: Any) -> None:
 def import_(archive: Path, **where: Any) -> None:
     """Install the models of an archive that export made; hashes must be the catalog's.
 
+    Models that only the archive describes are added to the catalog of the model folder. Its pins
+    hold here, too, where none stands yet.
+
     \b
     autovoice models import models.tar
     """
     from auto_voice.models.registry.archive import import_archive
 
     registry = open_registry(**where)
-    for version in import_archive(registry.store, archive, registry.catalog.version):
-        click.echo(f"{version.key}: {_whereabouts(registry, version)}")
+    report = import_archive(registry.store, archive, registry.catalog.version)
+    registry = open_registry(**where)  # Its catalog may know more now.
+    for name, number in (report.pins or {}).items():
+        if name not in registry.pins.records():
+            registry.pin(name, number)
+            click.echo(f"{name}@{number}: pinned")
+    for version in report.versions:
+        added = ", new in the catalog of this folder" if version in report.new else ""
+        click.echo(f"{version.key}: {_whereabouts(registry, version)}{added}")
+    _raise_problems(report.problems, "imported")
 
 
 @models.command()
@@ -335,7 +389,6 @@ def status(as_json: bool, **where: Any) -> None:
     """
     from auto_voice.filesystem import free_bytes
     from auto_voice.models.registry.maintenance import partials
-    from auto_voice.models.registry.pins import read_pins
 
     registry = open_registry(**where)
     root = registry.model_dir
@@ -346,7 +399,7 @@ def status(as_json: bool, **where: Any) -> None:
         "used_bytes": sum(p.stat().st_size for p in root.rglob("*") if p.is_file()),
         "free_bytes": free_bytes(root),
         "partials": [asdict(info) for info in partials(registry.store)],
-        "pins": {name: record["version"] for name, record in read_pins(root).items()},
+        "pins": {name: record["version"] for name, record in registry.pins.records().items()},
         "offline": registry.settings.offline,
         "catalogs": [str(file) for file in registry.catalog.files],
     }
@@ -357,10 +410,22 @@ def status(as_json: bool, **where: Any) -> None:
     click.echo(f"installed  {', '.join(installed) or 'nothing'}")
     click.echo(f"used       {sized(facts['used_bytes'])}, {sized(facts['free_bytes'])} free")
     for info in facts["partials"]:
-        click.echo(f"broken off {sized(info['bytes'])} of {sized(info['total'])}, {info['url']}")
+        click.echo(f"broken off {_broken_off(registry, info)}")
     for name, number in facts["pins"].items():
         click.echo(f"pinned     {name}@{number}")
     click.echo(f"catalogs   {', '.join(facts['catalogs'])}")
+
+
+def _broken_off(registry: ModelRegistry, info: dict[str, Any]) -> str:
+    """How far an interrupted transfer came, of what, and from where."""
+    sizes = {
+        file.sha256: (f"{file.file} of {version.key}, ", file.bytes)
+        for version in registry.catalog.versions()
+        for file in version.files
+    }
+    what, total = sizes.get(info["sha256"], ("", info["total"]))
+    of = f" of {sized(total)}" if total >= 0 else ", size unknown"
+    return f"{what}{sized(info['bytes'])}{of}{', ' if info['url'] else ''}{info['url']}"
 
 
 def _whereabouts(registry: ModelRegistry, version: ModelVersion) -> str:

@@ -11,15 +11,9 @@ if TYPE_CHECKING:
     from auto_voice.models.hifigan_model import HiFiGANModel
     from auto_voice.models.hubert_model import HuBERTModel
     from auto_voice.models.model_loader import DownloadProgressBar, ModelDownloader, ModelLoader
-    from auto_voice.models.model_registry import ModelRegistry
-    from auto_voice.models.model_status import ModelStatus
-    from auto_voice.models.registry.catalog import (
-        Catalog,
-        ModelEntry,
-        ModelFile,
-        ModelVersion,
-        load_catalog,
-    )
+    from auto_voice.models.model_registry import ModelRegistry, ModelStatus
+    from auto_voice.models.registry.catalog import Catalog, ModelEntry, ModelFile, ModelVersion
+    from auto_voice.models.registry.catalog_schema import load_catalog
     from auto_voice.models.registry.fallback import FallbackWarning
     from auto_voice.models.registry.store import ModelStore
     from auto_voice.models.speaker_encoder import SpeakerEncoder, SpeakerEncoderModel
@@ -36,13 +30,13 @@ _HOMES = {
     "ModelFile": "registry.catalog",
     "ModelLoader": "model_loader",
     "ModelRegistry": "model_registry",
-    "ModelStatus": "model_status",
+    "ModelStatus": "model_registry",
     "ModelStore": "registry.store",
     "ModelVersion": "registry.catalog",
     "SpeakerEncoder": "speaker_encoder",
     "SpeakerEncoderModel": "speaker_encoder",
     "WarmupTiming": "warmup",
-    "load_catalog": "registry.catalog",
+    "load_catalog": "registry.catalog_schema",
 }
 
 __all__ = [

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
-from auto_voice.filesystem import fsync_file, move_into_place, temporary_beside
+from auto_voice.filesystem import atomic_write
 from auto_voice.models.base import ContentEncoder, PieceEncoder
 from auto_voice.types import Content, FloatArray, Waveform
 
@@ -90,13 +90,8 @@ class Adapter:
         )
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_beside(target)
-        try:
+        with atomic_write(target) as temporary:
             temporary.write_bytes(data)
-            fsync_file(temporary)
-            move_into_place(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
         return target
 
     @classmethod

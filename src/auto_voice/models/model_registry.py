@@ -13,27 +13,26 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auto_voice.errors import AutoVoiceError, ModelLoadError, UnknownModelError
+from auto_voice.errors import (
+    AutoVoiceError,
+    IntegrityError,
+    ModelLoadError,
+    UnknownModelError,
+)
 from auto_voice.models.registry.architectures import ARCHITECTURES
 from auto_voice.models.registry.cache import ModelCache
-from auto_voice.models.registry.catalog import (
-    Catalog,
-    ModelVersion,
-    builtin_catalog,
-    load_catalog,
-    split_key,
-)
-from auto_voice.models.registry.fallback import RECOVERABLE, Substitute, reason_of
-from auto_voice.models.registry.pins import pinned, read_pins, write_pin
+from auto_voice.models.registry.catalog import Catalog, ModelVersion, split_key
+from auto_voice.models.registry.fallback import RECOVERABLE, Substitute, announce, reason_of
+from auto_voice.models.registry.pins import Pins
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
     from auto_voice.models.model_loader import ModelLoader, ProgressCallback
-    from auto_voice.models.model_status import ModelStatus
     from auto_voice.models.registry.store import ModelStore
     from auto_voice.models.warmup import WarmupTiming
 
@@ -46,6 +45,35 @@ PIPELINE_MODELS: Mapping[str, str] = {
     "speaker": "speaker_encoder",
     "vocoder": "hifigan_universal",
 }
+
+
+# Loaded by ``load_hubert``; no conversion uses it unless told to.
+HUBERT = "hubert_base"
+
+
+@dataclass(frozen=True)
+class ModelStatus:
+    """Where one version stands on this machine.
+
+    Attributes:
+        default: whether its bare name means this version now, pins considered.
+        installed: all its files are in the store or inside the package.
+        loaded: it is in this registry's memory.
+        problem: why the bare name of the model cannot be used: a pin that asks for what the
+            catalog no longer has; empty if all is well.
+    """
+
+    name: str
+    version: str
+    kind: str
+    description: str
+    licence: str
+    bytes: int
+    default: bool
+    pinned: bool
+    installed: bool
+    loaded: bool
+    problem: str = ""
 
 
 class ModelRegistry:
@@ -97,20 +125,28 @@ class ModelRegistry:
         self._catalog: Catalog | None = None
         self._loader: ModelLoader | None = None
         self._substitutes: dict[str, Substitute] = {}
+        # Models that run on the CPU because the device asked for is missing, and why.
+        self._on_cpu: dict[str, str] = {}
+        self.pins = Pins(self.model_dir)
 
     # What there is
 
     @property
     def catalog(self) -> Catalog:
-        """The built-in catalog under the user's, read on first use.
+        """The built-in catalog under that of the model folder and the user's, read on first use.
 
         Raises:
             CatalogError: a file is wrong.
         """
         with self._lock:
             if self._catalog is None:
-                own = [self.settings.config] if self.settings.config is not None else []
-                self._catalog = load_catalog([builtin_catalog(), *own])
+                from auto_voice.models.registry import catalog_schema as schema
+
+                folder, own = self.model_dir / schema.FOLDER_CATALOG, self.settings.config
+                files = [schema.builtin_catalog()]
+                files += [folder] if folder.is_file() else []
+                files += [own] if own is not None else []
+                self._catalog = schema.load_catalog(files)
             return self._catalog
 
     @property
@@ -142,14 +178,12 @@ class ModelRegistry:
         """The record that a name means: the given version or alias, else the pin, else the default.
 
         Raises:
-            UnknownModelError: no such model or version.
+            UnknownModelError: no such model or version, or a pin asks for one that is gone.
+            IntegrityError: a pin asks for other bytes than the catalog describes now.
         """
         name, version = split_key(name, version)
-        if version is None:
-            locked = pinned(self.catalog, read_pins(self.model_dir), name)
-            if locked is not None:
-                return locked
-        return self.catalog.version(name, version)
+        pinned = self.pins.version(self.catalog, name) if version is None else None
+        return pinned or self.catalog.version(name, version)
 
     def in_space(self, name: str, space: str) -> ModelVersion | None:
         """The last version of a content encoder that speaks ``space``; None if none does.
@@ -160,22 +194,39 @@ class ModelRegistry:
         return self.catalog.entry(split_key(name)[0]).in_space(space)
 
     def status(self) -> list[ModelStatus]:
-        """Every version of the catalog and where it stands."""
-        from auto_voice.models.model_status import status_of
-
-        return status_of(self)
+        """Every version of the catalog and where it stands; a stale pin is a row's problem."""
+        catalog, pins, loaded = self.catalog, self.pins.records(), set(self.loaded())
+        rows = []
+        for entry in catalog.models.values():
+            problem = self.pins.problem(catalog, entry.name)
+            meant = entry.default_version if problem else self.version(entry.name).version
+            rows += [
+                ModelStatus(
+                    name=version.name,
+                    version=version.version,
+                    kind=version.kind,
+                    description=entry.description,
+                    licence=version.licence,
+                    bytes=version.bytes,
+                    default=version.version == meant,
+                    pinned=pins.get(version.name, {}).get("version") == version.version,
+                    installed=self.is_installed(version),
+                    loaded=version.key in loaded,
+                    problem=problem if version.version == meant else "",
+                )
+                for version in entry.versions.values()
+            ]
+        return rows
 
     # Files
 
     def is_installed(self, version: ModelVersion) -> bool:
         """Whether all files of a version are here, in the store or inside the package."""
-        if self.store.lookup(version) is not None or not version.files:
+        if not version.files or self.store.lookup(version) is not None:
             return True
-        from auto_voice.models.registry.sources import bundled_path
+        from auto_voice.models.registry.sources import bundled_files
 
-        sources = [file.sources[0] for file in version.files]
-        paths = [bundled_path(uris[0]) if len(uris) == 1 else None for uris in sources]
-        return all(path is not None and path.is_file() for path in paths)
+        return bundled_files(version) is not None
 
     def pull(
         self, name: str, version: str | None = None, *, force: bool = False
@@ -213,15 +264,15 @@ class ModelRegistry:
         Raises:
             StoreError: the model folder cannot be written.
         """
-        wanted = (
-            self.catalog.version(name, version) if version or "@" in name else self.version(name)
-        )
-        write_pin(self.model_dir, wanted.name, wanted)
+        name, version = split_key(name, version)
+        stale = version is None and self.pins.problem(self.catalog, name)
+        wanted = self.catalog.version(name) if stale else self.version(name, version)
+        self.pins.write(wanted.name, wanted)
         return wanted
 
     def unpin(self, name: str) -> None:
         """Let a bare ``name`` mean the catalog's default again."""
-        write_pin(self.model_dir, self.catalog.entry(name).name, None)
+        self.pins.write(name, None)
 
     # Models
 
@@ -251,8 +302,11 @@ class ModelRegistry:
         return self._mock(wanted) if substitute.version is None else self._load(substitute.version)
 
     def load_hubert(self, version: str | None = None) -> ContentEncoder:
-        """HuBERT base: ``extract_features(audio)`` gives ``(batch, time, 768)``."""
-        model: ContentEncoder = self.load("hubert_base", version)
+        """HuBERT base: ``extract_features(audio)`` gives ``(batch, time, 768)``.
+
+        No fallback changes that: there is a mock of it, and no other model's features pass for it.
+        """
+        model: ContentEncoder = self.load(HUBERT, version)
         return model
 
     def load_hifigan(self, version: str | None = None) -> Vocoder:
@@ -285,9 +339,10 @@ class ModelRegistry:
             return f"mock (use_mock, for {wanted.key})"
         with self._lock:
             substitute = self._substitutes.get(wanted.key)
-        if substitute is None:
-            return wanted.key
-        return str(substitute)
+            served = wanted if substitute is None else substitute.version
+            device = self._on_cpu.get(served.key, "") if served is not None else ""
+        told = wanted.key if substitute is None else str(substitute)
+        return f"{told} ({device})" if device else told
 
     def is_mock(self, name: str, version: str | None = None) -> bool:
         """Whether a mock answers to the name."""
@@ -303,11 +358,13 @@ class ModelRegistry:
             keys = list(self._cache.keys())
             with self._lock:
                 self._substitutes.clear()
+                self._on_cpu.clear()
         else:
             wanted = self.version(name, version)
             keys = [wanted.key, _mock_key(wanted)]
             with self._lock:
                 self._substitutes.pop(wanted.key, None)
+                self._on_cpu.pop(wanted.key, None)
         for key in keys:
             self._cache.drop(key)
 
@@ -315,14 +372,30 @@ class ModelRegistry:
         """Load models and run each once on real input; timings by name.
 
         Args:
-            names: by default every stage of the default pipeline.
+            names: by default every stage of the default pipeline, what is loaded already, and
+                HuBERT where it is on this machine or a mock.
         """
-        from auto_voice.models.warmup import warm_up
-
-        chosen = list(names) if names is not None else list(PIPELINE_MODELS.values())
-        return {name: warm_up(self, name) for name in chosen}
+        return {name: self._warm(name) for name in (names or self._usual_names())}
 
     # How
+
+    def _usual_names(self) -> list[str]:
+        usual = list(PIPELINE_MODELS.values())
+        if self.use_mock or self.is_installed(self.version(HUBERT)):
+            usual.append(HUBERT)
+        known = {self.version(name).key for name in usual}
+        loaded = [key.removesuffix(_MOCK) for key in self.loaded()]
+        return [*usual, *(key for key in loaded if key not in known)]
+
+    def _warm(self, name: str) -> WarmupTiming:
+        from auto_voice.models.warmup import WarmupTiming, run_once
+
+        version = self.version(name)
+        start = time.perf_counter()
+        model = self.load(name)
+        loaded = time.perf_counter()
+        run_once(model, version)
+        return WarmupTiming(self.resolved(name), loaded - start, time.perf_counter() - loaded)
 
     def _load(self, version: ModelVersion) -> Any:
         megabytes = version.needs.ram_mb or -(-version.bytes // 10**6)
@@ -334,15 +407,12 @@ class ModelRegistry:
         return self._cache.get(_mock_key(version), 0, lambda: build_mock(version))
 
     def _build(self, version: ModelVersion) -> Any:
-        from auto_voice.models.registry.derived import with_safetensors
-        from auto_voice.models.runtime.devices import choose_device
-
         architecture = ARCHITECTURES[version.architecture]
         files = self.loader.ensure(version) if version.files else {}
-        device = choose_device(self.settings.device, version)
+        device = self._device(version)
         started = time.perf_counter()
         try:
-            files = with_safetensors(version, files, self.store) if files else files
+            files = self._with_safetensors(version, files) if files else files
             model = architecture.build(files, version, device)
         except AutoVoiceError:
             raise
@@ -360,6 +430,33 @@ class ModelRegistry:
         log.info("loaded %s on %s in %.3f s", version.key, device, seconds)
         return model
 
+    def _with_safetensors(
+        self, version: ModelVersion, files: Mapping[str, Path]
+    ) -> Mapping[str, Path]:
+        from auto_voice.models.registry.derived import with_safetensors
+
+        try:
+            return with_safetensors(version, files, self.store)
+        except IntegrityError as error:
+            # Damage that neither size nor time betrayed, found before it was converted.
+            log.warning("%s", error)
+            return with_safetensors(version, self.loader.repair(version), self.store)
+
+    def _device(self, version: ModelVersion) -> str:
+        """Where ``version`` runs: with a fallback allowed, on the CPU if the device is missing."""
+        from auto_voice.models.runtime.devices import choose_device
+
+        try:
+            return choose_device(self.settings.device, version)
+        except ModelLoadError as error:
+            if self.settings.fallback == "none":
+                raise
+            device = choose_device("cpu", version)
+            with self._lock:
+                self._on_cpu[version.key] = f"on the CPU, since {self.settings.device} is missing"
+            announce(f"{version.key} runs on the CPU", error)
+            return device
+
     def _substitute(self, wanted: ModelVersion, error: AutoVoiceError) -> Substitute:
         """What the policy allows in place of ``wanted``; raises ``error`` if nothing."""
         policy = self.settings.fallback
@@ -370,32 +467,36 @@ class ModelRegistry:
             known = self._substitutes.get(wanted.key)
             if known is not None:
                 return known
-            log.warning("%s %s: %s", wanted.key, reason_of(error), error)
-            chosen = self._compact(wanted, error)
-            if chosen is None and policy == "mock":
-                chosen = Substitute(wanted, None, reason_of(error))
-            if chosen is None:
+            version = self._stand_in(wanted)
+            if version is None and policy != "mock":
                 raise error
+            chosen = Substitute(wanted, version, reason_of(error))
             with self._lock:
                 self._substitutes[wanted.key] = chosen
-        chosen.announce()
+        chosen.announce(error)
         return chosen
 
-    def _compact(self, wanted: ModelVersion, error: AutoVoiceError) -> Substitute | None:
-        entry = self.catalog.compact(wanted.kind)
-        if entry is None or entry.name == wanted.name:
-            return None
-        version, space = self.version(entry.name), wanted.params.get("space")
-        if space is not None and version.params.get("space") != space:
-            # What hears the content must understand it.
-            version = entry.in_space(space) or version
-        try:
-            self._load(version)
-        except RECOVERABLE as second:
-            log.warning("%s cannot stand in for %s: %s", version.key, wanted.key, second)
-            return None
-        return Substitute(wanted, version, reason_of(error))
+    def _stand_in(self, wanted: ModelVersion) -> ModelVersion | None:
+        """The first model that does the work of ``wanted`` and loads, if any: an installed
+        version of the same model, then the compact model of its kind.
+
+        Where the user chose mocks, no other model comes before them.
+        """
+        others = self.settings.fallback == "compact"
+        for version in self.catalog.stand_ins(wanted, others=others):
+            if version.name == wanted.name and not self.is_installed(version):
+                continue
+            try:
+                self._load(version)
+                return version
+            except RECOVERABLE as error:
+                log.warning("%s cannot stand in for %s: %s", version.key, wanted.key, error)
+        return None
+
+
+# Ends the key of a mock in the cache.
+_MOCK = " (mock)"
 
 
 def _mock_key(version: ModelVersion) -> str:
-    return f"{version.key} (mock)"
+    return f"{version.key}{_MOCK}"

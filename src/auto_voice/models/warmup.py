@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from auto_voice.models.model_registry import ModelRegistry
     from auto_voice.models.registry.catalog import ModelVersion
 
+# Of noise that a model runs on: all its parts work, and nobody waits long.
 SECONDS = 1.0
 
 
@@ -33,18 +32,9 @@ class WarmupTiming:
         return self.load_s + self.inference_s
 
 
-def warm_up(registry: ModelRegistry, name: str) -> WarmupTiming:
-    """Load the model and run it once on one second of noise.
-
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    version = registry.version(name)
-    start = time.perf_counter()
-    model = registry.load(name)
-    loaded = time.perf_counter()
+def run_once(model: Any, version: ModelVersion) -> None:
+    """Run a loaded model on one second of noise."""
     _RUN[version.kind](model, version)
-    return WarmupTiming(registry.resolved(name), loaded - start, time.perf_counter() - loaded)
 
 
 def _noise(sample_rate: int) -> Any:

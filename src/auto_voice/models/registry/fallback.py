@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from dataclasses import dataclass
 
@@ -58,12 +59,30 @@ class Substitute:
         served = "mock" if self.version is None else self.version.key
         return f"{served} (fallback: {self.wanted.name} {self.reason})"
 
-    def announce(self) -> None:
-        """Log it and warn."""
+    def announce(self, error: AutoVoiceError) -> None:
+        """Tells it once; ``error`` is why."""
         served = "A mock, which makes no speech," if self.version is None else self.version.key
-        message = f"{served} stands in for {self.wanted.key}, which is {self.reason}."
-        log.warning("%s", message)
-        warnings.warn(message, FallbackWarning, stacklevel=5)
+        announce(f"{served} stands in for {self.wanted.key}, which is {self.reason}", error)
+
+
+def announce(message: str, error: AutoVoiceError) -> None:
+    """A line in the log where one is kept, and a ``FallbackWarning`` for whoever calls us.
+
+    Without a log Python itself would print the line beside the warning, so it is left out.
+    """
+    if log.hasHandlers():
+        log.warning("%s: %s", message, error)
+    warnings.warn(f"{message}: {error}", FallbackWarning, stacklevel=_level_of_caller())
+
+
+def _level_of_caller() -> int:
+    """For ``warnings.warn`` in ``announce``: the first frame outside this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None:
+        if not str(frame.f_globals.get("__name__", "")).startswith("auto_voice"):
+            return level
+        frame, level = frame.f_back, level + 1
+    return 2
 
 
 def reason_of(error: AutoVoiceError) -> str:

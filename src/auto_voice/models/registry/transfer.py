@@ -8,12 +8,14 @@ import random
 import re
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit, urlunsplit
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from auto_voice.errors import (
     DownloadError,
@@ -22,6 +24,7 @@ from auto_voice.errors import (
     IntegrityError,
 )
 from auto_voice.models.registry.partials import HashingSink, Partial, PartialRecord
+from auto_voice.models.registry.sources import public_url
 
 if TYPE_CHECKING:
     import httpx2
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _MAX_REDIRECTS = 10
+# Of a page that lists the files of a project: the longest known lists take some megabytes.
+_PAGE_BYTES = 64 << 20
 
 
 def _ignore(position: int) -> None:
@@ -86,6 +91,86 @@ class RetryPolicy:
         return jitter * min(self.backoff_cap_s, self.backoff_s * 2.0 ** (failures - 1))
 
 
+@dataclass(frozen=True)
+class Network:
+    """How the network is reached; empty is by the environment (HTTPS_PROXY, SSL_CERT_FILE, …).
+
+    Attributes:
+        proxy: address of a proxy for everything.
+        cert: file or folder of certificates to trust.
+        client_cert: file that holds our own certificate and its key.
+        unverified_hosts: whose certificates are not checked.
+    """
+
+    proxy: str = ""
+    cert: str = ""
+    client_cert: str = ""
+    unverified_hosts: tuple[str, ...] = ()
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments of ``httpx2.Client``.
+
+        Raises:
+            DownloadError: the certificates cannot be read.
+        """
+        import httpx2
+
+        options: dict[str, Any] = {"proxy": self.proxy} if self.proxy else {}
+        if self.cert or self.client_cert:
+            try:
+                options["verify"] = self._certificates()
+            except OSError as error:
+                named = self.client_cert or self.cert
+                raise DownloadError(f"the certificate {named} cannot be used ({error})") from error
+        if self.unverified_hosts:
+            options["mounts"] = {
+                f"all://{host}": httpx2.HTTPTransport(
+                    verify=False, proxy=proxy_of(f"https://{host}/", self.proxy) or None
+                )
+                for host in self.unverified_hosts
+            }
+        return options
+
+    def _certificates(self) -> Any:
+        import ssl
+
+        place, is_folder = self.cert or None, Path(self.cert or "-").is_dir()
+        context = ssl.create_default_context(
+            cafile=None if is_folder else place, capath=place if is_folder else None
+        )
+        if self.client_cert:
+            context.load_cert_chain(self.client_cert)
+        return context
+
+
+def proxy_of(url: str, given: str = "") -> str:
+    """The proxy that a request for ``url`` goes through; empty for none.
+
+    Args:
+        given: a proxy for everything, which wins over the environment.
+    """
+    parts = urlsplit(url)
+    if given:
+        return given
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all", "")
+    return "" if proxy and urllib.request.proxy_bypass(parts.hostname or "") else proxy
+
+
+@dataclass(frozen=True)
+class Page:
+    """A small document, read into memory.
+
+    Attributes:
+        url: that answered in the end, after redirects.
+        content_type: without parameters, in lower case.
+    """
+
+    url: str
+    content_type: str
+    body: bytes
+
+
 class _RetryableError(Exception):
     """This attempt failed; the next may not."""
 
@@ -103,6 +188,7 @@ class HttpTransfer:
         transport: an ``httpx2.BaseTransport`` in place of the network.
         clock: time.
         jitter: draws from [0, 1).
+        network: proxy and certificates.
     """
 
     def __init__(
@@ -112,8 +198,10 @@ class HttpTransfer:
         transport: httpx2.BaseTransport | None = None,
         clock: Clock | None = None,
         jitter: Callable[[], float] = random.random,
+        network: Network | None = None,
     ) -> None:
         self.policy = policy or RetryPolicy()
+        self.network = network or Network()
         self.clock = clock or SystemClock()
         self._transport = transport
         self._jitter = jitter
@@ -135,6 +223,7 @@ class HttpTransfer:
         exact: bool = True,
         headers: Mapping[str, str] | None = None,
         on_position: Callable[[int], None] = _ignore,
+        on_total: Callable[[int], None] = _ignore,
     ) -> str:
         """Completes ``partial`` from ``url``; its sha256.
 
@@ -142,6 +231,7 @@ class HttpTransfer:
             limit: bytes the file has (``exact``) or may have.
             headers: sent to the origin of ``url`` alone, e.g. Authorization.
             on_position: hears how many bytes the partial holds.
+            on_total: hears how many bytes the whole file has, once the server said so.
 
         Raises:
             DownloadStatusError: a status that no retry would change.
@@ -154,7 +244,7 @@ class HttpTransfer:
             while True:
                 try:
                     if not self._complete(sink, exact):
-                        self._attempt(url, sink, headers or {}, exact, on_position)
+                        self._attempt(url, sink, headers or {}, exact, on_position, on_total)
                     digest = sink.hexdigest()
                     sink.sync()
                     return digest
@@ -163,6 +253,29 @@ class HttpTransfer:
                         best, failures = sink.position, 0
                     failures += 1
                     self._wait_or_give_up(url, error, failures)
+
+    def read(self, url: str, headers: Mapping[str, str] | None = None) -> Page:
+        """A page of at most 64 MiB, with the retries of ``fetch``.
+
+        Raises:
+            DownloadError: it could not be had, or it is larger.
+        """
+        failures = 0
+        while True:
+            try:
+                with self._open(url, headers or {}) as response:
+                    if response.status_code != 200:
+                        self._refuse(url, response)
+                    body = bytearray()
+                    for chunk in response.iter_bytes():
+                        body += chunk
+                        if len(body) > _PAGE_BYTES:
+                            raise DownloadError(f"{public_url(url)} is too long for a page")
+                    kind = response.headers.get("content-type", "").partition(";")[0]
+                    return Page(str(response.url), kind.strip().lower(), bytes(body))
+            except _RetryableError as error:
+                failures += 1
+                self._wait_or_give_up(url, error, failures)
 
     def _complete(self, sink: HashingSink, exact: bool) -> bool:
         if exact:
@@ -174,7 +287,10 @@ class HttpTransfer:
         if failures >= self.policy.attempts or error.retry_after_s > self.policy.retry_after_cap_s:
             raise error.reason from error
         seconds = max(self.policy.wait_s(failures, self._jitter()), error.retry_after_s)
-        log.info("%s: %s; trying again in %.1f s", public_url(url), error.reason, seconds)
+        # One hiccup is nobody's business; a wait that adds up is told to who waits.
+        level = logging.INFO if failures == 1 else logging.WARNING
+        attempt, most = failures + 1, self.policy.attempts
+        log.log(level, "%s; try %d of %d in %.1f s", error.reason, attempt, most, seconds)
         self.clock.sleep(seconds)
 
     def _attempt(
@@ -184,6 +300,7 @@ class HttpTransfer:
         headers: Mapping[str, str],
         exact: bool,
         on_position: Callable[[int], None],
+        on_total: Callable[[int], None],
     ) -> None:
         asked = {"Accept-Encoding": "identity", **headers}
         known = sink.partial.read_record()
@@ -201,6 +318,8 @@ class HttpTransfer:
             record = PartialRecord(public_url(url), _validator(response), total)
             if record != known:
                 sink.partial.write_record(record)
+            if total != -1:
+                on_total(total)
             on_position(sink.position)
             self._receive(url, response, sink, on_position)
         wanted = sink.limit if exact else total
@@ -300,16 +419,25 @@ class HttpTransfer:
             finally:
                 response.close()
         except httpx2.TimeoutException as error:
-            raise _RetryableError(
-                DownloadStalledError(f"{public_url(url)} timed out ({type(error).__name__})")
-            ) from error
+            what = f"timed out ({type(error).__name__}){self._through(url, error)}"
+            raise _RetryableError(DownloadStalledError(f"{public_url(url)} {what}")) from error
         except httpx2.TransportError as error:
             if isinstance(error, httpx2.UnsupportedProtocol):
                 raise DownloadError(f"{public_url(url)}: {error}") from error
-            detail = str(error) or type(error).__name__
+            detail = f"{str(error) or type(error).__name__}{self._through(url, error)}"
             raise _RetryableError(DownloadError(f"{public_url(url)}: {detail}")) from error
         except httpx2.InvalidURL as error:
             raise DownloadError(f"{public_url(url)} is not a valid address: {error}") from error
+
+    def _through(self, url: str, error: Exception) -> str:
+        """Names the proxy where it, and not the server, may be what is dead."""
+        import httpx2
+
+        connecting = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
+        proxy = proxy_of(url, self.network.proxy)
+        if self._transport is not None or not proxy or not isinstance(error, connecting):
+            return ""
+        return f" through the proxy {public_url(proxy)}: check that it runs, or unset it"
 
     def _connect(self) -> httpx2.Client:
         import httpx2
@@ -320,17 +448,11 @@ class HttpTransfer:
                     self.policy.read_timeout_s, connect=self.policy.connect_timeout_s
                 )
                 agent = {"User-Agent": "auto_voice"}
+                given = {} if self._transport is not None else self.network.client_options()
                 self._client = httpx2.Client(
-                    transport=self._transport, timeout=timeout, headers=agent
+                    transport=self._transport, timeout=timeout, headers=agent, **given
                 )
             return self._client
-
-
-def public_url(url: str) -> str:
-    """The address without user, password, query and fragment: fit for records and messages."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
 
 
 def _validator(response: httpx2.Response) -> str:
