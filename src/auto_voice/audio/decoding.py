@@ -17,16 +17,20 @@ from auto_voice.types import FloatArray
 
 # What speech is stored as. FFmpeg knows a thousand more codings, most of them of games and of
 # pictures; what is not named here is never started, not even to find out what a file holds.
-CODECS = frozenset(
-    "aac aac_latm ac3 eac3 adpcm_ima_qt adpcm_ima_wav adpcm_ms adpcm_yamaha alac amrnb amrwb flac "
-    "g722 g726 g726le gsm gsm_ms libopencore_amrnb libopencore_amrwb libopus mp1 mp1float mp2 "
-    "mp2float mp3 mp3float opus pcm_alaw pcm_mulaw pcm_f32be pcm_f32le pcm_f64be pcm_f64le "
-    "pcm_s16be pcm_s16le pcm_s24be pcm_s24le pcm_s32be pcm_s32le pcm_s64be pcm_s64le pcm_s8 "
-    "pcm_u8 speex vorbis wmalossless wmapro wmav1 wmav2 wmavoice".split()
-)
+CODECS = frozenset({
+    "aac", "aac_latm", "ac3", "eac3", "alac", "flac", "opus", "libopus", "speex", "vorbis",
+    "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float",
+    "wmalossless", "wmapro", "wmav1", "wmav2", "wmavoice",
+    "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb",
+    "adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_yamaha",
+    "g722", "g726", "g726le", "gsm", "gsm_ms",
+    "pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le", "pcm_s24be",
+    "pcm_s24le", "pcm_s32be", "pcm_s32le", "pcm_s64be", "pcm_s64le", "pcm_f32be", "pcm_f32le",
+    "pcm_f64be", "pcm_f64le",
+})  # fmt: skip
 # Sample entries of MP4 that say the sound is encrypted (ISO 23001-7; Apple; Audible).
 _ENCRYPTED_TAGS = frozenset({"enca", "drms", "aavd"})
-# Frames of a bare PCM packet, so that blocks of other codings are joined to about the same size.
+# Full scale is 1 for integers of so many bytes.
 _SCALES = {"u1": 1 / 128, "i2": 1 / 32768, "i4": 1 / 2**31, "i8": 1 / 2**63}
 
 
@@ -59,7 +63,7 @@ class Decoder:
         self.changes = False
         try:
             self._container = _open(stream, format)
-        except av.FFmpegError as error:
+        except (av.FFmpegError, PermissionError) as error:
             raise AudioFormatError(
                 f"{name} is damaged or truncated and cannot be decoded as {format.name} "
                 f"({_reason(error)}); get a complete copy."
@@ -121,27 +125,35 @@ class Decoder:
         )
 
     def _declared_frames(self) -> int | None:
-        duration, base = self._stream.duration, self._stream.time_base
-        if duration is None and self._container.duration is not None:
-            return round(self._container.duration / av.time_base * self.sample_rate)
-        return None if duration is None else round(duration * base * self.sample_rate)
+        duration, seconds = self._stream.duration, self._stream.time_base
+        if duration is None:
+            duration, seconds = self._container.duration, 1 / av.time_base
+        return None if duration is None else round(float(duration * seconds) * self.sample_rate)
 
-    def _decoded(self) -> Iterator[av.AudioFrame]:
-        try:
-            for packet in self._container.demux(self._stream):
-                self.packets += 1
-                if packet.has_sidedata("encryption_info"):
-                    raise self._encrypted()
-                try:
-                    frames = packet.decode()
-                except av.EOFError:
-                    return
-                except av.FFmpegError:
-                    self.damaged += 1
-                    continue
-                yield from frames
-        except av.FFmpegError as error:
-            self.failure = error
+    def _decoded(self) -> Iterator[Any]:
+        for packet in self._demuxed():
+            self.packets += 1
+            if packet.has_sidedata("encryption_info"):
+                raise self._encrypted()
+            try:
+                frames = packet.decode()
+            except av.EOFError:
+                return
+            except av.FFmpegError:
+                self.damaged += 1
+                continue
+            yield from frames
+
+    def _demuxed(self) -> Iterator[Any]:
+        while True:
+            try:
+                yield from self._container.demux(self._stream)
+            except IndexError:
+                # A packet of a track that the header did not announce (transport streams).
+                continue
+            except av.FFmpegError as error:
+                self.failure = error
+            return
 
     def _uniform(self) -> Iterator[FloatArray]:
         """Blocks at the rate and with the channels of the first frame, whatever comes later."""
@@ -191,14 +203,14 @@ def _is_encrypted(track: Any) -> bool:
     return tag in _ENCRYPTED_TAGS or "enc_key_id" in track.metadata
 
 
-def _as_float(frame: av.AudioFrame) -> FloatArray:
+def _as_float(frame: Any) -> FloatArray:
     """``(frames, channels)`` float32 with full scale at 1."""
-    values: Any = frame.to_ndarray()
+    values = frame.to_ndarray()
     channels = frame.layout.nb_channels
     values = values.T if frame.format.is_planar else values.reshape(-1, channels)
     kind = values.dtype.str[1:]
     if kind == "u1":
-        return (values.astype(np.float32) - 128) * np.float32(_SCALES[kind])
+        return np.asarray((values.astype(np.float32) - 128) * np.float32(_SCALES[kind]))
     if values.dtype.kind == "f":
         return np.asarray(values, np.float32)
     return np.asarray(values * _SCALES[kind], np.float32)
@@ -218,5 +230,5 @@ def _in_words(codec: str) -> str:
     return named.get(codec, codec.removesuffix("float").removeprefix("lib"))
 
 
-def _reason(error: av.FFmpegError) -> str:
+def _reason(error: av.FFmpegError | PermissionError) -> str:
     return str(error.strerror or error).strip().rstrip(".")

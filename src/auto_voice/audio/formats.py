@@ -121,21 +121,18 @@ class FolderListing:
     ignored: tuple[Path, ...]
 
 
-def classify(path: Path) -> str:
-    """``recording``, ``ignored`` or ``hidden``, judged by the name of the file."""
-    if path.name.startswith("."):
-        return "hidden"
-    return "recording" if path.suffix.lower() in AUDIO_SUFFIXES else "ignored"
-
-
 def list_folder(folder: Path, *, deep: bool = True) -> FolderListing:
     """Every regular file of ``folder``, and of the folders in it where ``deep``."""
-    found = sorted(p for p in (folder.rglob("*") if deep else folder.iterdir()) if p.is_file())
-    kinds = [classify(path) for path in found]
-    pairs = list(zip(found, kinds, strict=True))
+    found = sorted(
+        path
+        for path in (folder.rglob("*") if deep else folder.iterdir())
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    named = [path.suffix.lower() in AUDIO_SUFFIXES for path in found]
     return FolderListing(
-        tuple(path for path, kind in pairs if kind == "recording"),
-        tuple(path for path, kind in pairs if kind == "ignored"),
+        tuple(path for path, known in zip(found, named, strict=True) if known),
+        tuple(path for path, known in zip(found, named, strict=True) if not known),
     )
 
 
@@ -243,11 +240,13 @@ class Completeness:
             something is missing but not how much.
         length_known: whether the header promises a length at all.
         note: a doubt worth passing on.
+        end: byte at which the sound ends; None for the end of the file.
     """
 
     missing: float = 0.0
     length_known: bool = True
     note: str = ""
+    end: int | None = None
 
     @property
     def truncated(self) -> bool:
@@ -468,9 +467,9 @@ def _ogg_completeness(stream: BinaryIO, size: int) -> Completeness:
     rest = tail[stop:]
     if len(lacing) < segments or stop > len(tail) or (rest and b"OggS".startswith(rest[:4])):
         return Completeness(math.nan)
-    if not tail[at + 5] & 4:
-        return Completeness(0.0, note="the file has no end mark, so its end may be missing")
-    return Completeness()
+    marked = bool(tail[at + 5] & 4)
+    note = "" if marked else "the file has no end mark, so its end may be missing"
+    return Completeness(note=note, end=end + stop)
 
 
 def _last_page(tail: bytes) -> int:

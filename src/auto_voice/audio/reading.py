@@ -200,6 +200,8 @@ class RecordingReader:
             )
         if found.truncated and not self._allow_truncated:
             raise self._truncated(None if math.isnan(found.missing) else found.missing)
+        if found.end is not None:
+            self._window = cast(BinaryIO, Window(self._stream, self._start, found.end))
         return seen.format, found
 
     def _open_decoder(self) -> Decoder:
@@ -364,7 +366,7 @@ class Window(io.RawIOBase):
         return self._inner.tell() - self._start
 
     def readinto(self, buffer: Any) -> int:
-        data = self._inner.read(len(buffer))
+        data = self._inner.read(min(len(buffer), max(0, self._size - self.tell())))
         buffer[: len(data)] = data
         return len(data)
 

@@ -39,7 +39,10 @@ def display_name(given: str | None, otherwise: str) -> str:
 def _opened(path: Path, name: str) -> Iterator[RecordingReader]:
     with io.FileIO(path) as raw:
         raw.name = name  # what messages call it
-        with io.BufferedReader(raw) as stream, RecordingReader(stream, allow_truncated=False) as found:
+        with (
+            io.BufferedReader(raw) as stream,
+            RecordingReader(stream, allow_truncated=False) as found,
+        ):
             yield found
 
 
