@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -144,13 +143,13 @@ def _pour(handle: int, data: bytes) -> None:
 
 def test_the_extension_does_not_matter(tmp_path):
     (tmp_path / "song.mp3").write_bytes(encode(FIVE_SECONDS, format="FLAC"))
-    assert probe(tmp_path / "song.mp3").format == "FLAC"
+    assert probe(tmp_path / "song.mp3").format == "flac"
     assert len(read_audio(tmp_path / "song.mp3").samples) == 80_000
 
 
 def test_probe_tells_the_header(wav):
     info = probe(wav(np.zeros((48_000, 2), np.float32), 24_000, "a.flac", "PCM_24"))
-    assert (info.format, info.subtype, info.channels) == ("FLAC", "PCM_24", 2)
+    assert (info.format, info.subtype, info.channels) == ("flac", "flac", 2)
     assert (info.sample_rate, info.frames, info.seconds) == (24_000, 48_000, 2.0)
 
 
@@ -189,10 +188,12 @@ def test_clipping_offset_quiet_and_overload_are_noted(wav):
         ("Ünïcode\n".encode() * 600, AudioFormatError, "is text and not a recording"),
         (bytes(5000), AudioFormatError, "is not a recording"),
         (np.random.default_rng(0).bytes(9999), AudioFormatError, "is not a recording"),
-        (b"\0\0\0\x20ftypM4A " + bytes(99), AudioFormatError, "MP4/M4A file, which"),
-        (b"\x1aE\xdf\xa3" + bytes(99), AudioFormatError, "Matroska/WebM"),
-        (b"RIFF\0\0\0\0AVI LIST" + bytes(99), AudioFormatError, "AVI video"),
-        (b"\xff\xf1\x50\x80" + bytes(99), AudioFormatError, "raw AAC"),
+        (b"\0\0\0\x20ftypM4A " + bytes(99), AudioFormatError, "cannot be decoded as mp4"),
+        (b"\x1aE\xdf\xa3" + bytes(99), AudioFormatError, "cannot be decoded as matroska"),
+        (b"RIFF\0\0\0\0AVI LIST" + bytes(99), AudioFormatError, "cannot be decoded as avi"),
+        (b"\xff\xf1\x50\x80" + bytes(99), AudioFormatError, "is not a recording"),
+        (b"#EXTM3U\nhttp://127.0.0.1/a.ts\n", AudioFormatError, "a playlist"),
+        (b"ffconcat version 1.0\nfile /etc/passwd\n", AudioFormatError, "a playlist"),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), AudioFormatError, "PNG picture"),
         (b"%PDF-1.7 " + bytes(99), AudioFormatError, "PDF"),
         (b"PK\x03\x04" + bytes(99), AudioFormatError, "zip"),
@@ -303,18 +304,18 @@ def test_the_sentence_says_how_much_is_there():
     with pytest.raises(AudioFormatError, match=r"\(50 % of it is readable\)"):
         read_audio(data[: 44 + 80_000])
     flac = encode(speech_like(60.0), format="FLAC")
-    with pytest.raises(AudioFormatError, match=r"only the first \d+\.\d s of 60\.0 s"):
+    with pytest.raises(AudioFormatError, match=r"only \d+\.\d s of 60\.0 s"):
         read_audio(flac[: len(flac) // 2])
 
 
-def test_too_long_is_refused_before_decoding(wav, monkeypatch):
+def test_too_long_is_refused_before_decoding(wav):
     path = wav(FIVE_SECONDS)
     with pytest.raises(AudioContentError, match="5 s long, longer than the limit of 4 s"):
         read_audio(path, max_seconds=4)
     assert read_audio(path, max_seconds=5).seconds == 5
-    ten_hours = bytearray(encode(np.zeros(100, np.float32), 8_000))
+    ten_hours = bytearray(encode(tone(seconds=0.1), 8_000, format="FLAC"))
     assert audio_io.MAX_SECONDS < 36_000
-    monkeypatch.setattr(soundfile.SoundFile, "frames", 36_000 * 8_000)
+    struct.pack_into(">I", ten_hours, 22, 36_000 * 8_000)
     with pytest.raises(AudioContentError, match="36000 s long"):
         read_audio(bytes(ten_hours))
 

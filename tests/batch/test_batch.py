@@ -46,6 +46,17 @@ def test_folders_keep_their_shape_and_patterns_are_files():
     ]
 
 
+def test_no_file_of_a_folder_is_passed_over_in_silence(caplog):
+    for name in ("memo.m4a", "clip.MOV", "old.aifc"):
+        Path("in", name).touch()
+    jobs = collect(["in"], made())
+    assert {Path(j.source).name for j in jobs} == {"a.wav", "b.flac", "memo.m4a", "clip.MOV",
+                                                   "old.aifc"}  # fmt: skip
+    (line,) = caplog.messages
+    assert line.startswith("in: ignored")
+    assert line.endswith("notes.txt")
+
+
 def test_results_in_the_folder_are_not_sources():
     Path("in/out").mkdir()
     Path("in/out/a.wav").touch()

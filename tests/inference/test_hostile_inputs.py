@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -165,26 +163,3 @@ def test_a_truncated_recording_is_used_only_where_that_was_asked_for(hand_made, 
         result = convert(pipeline, Path("cut.wav"), voice(), Path("out.wav"))
         assert result.seconds == pytest.approx(2.0, abs=0.01)
         assert any("truncated" in note for note in result.notes)
-
-
-ALONE_AND_NOT = """
-import os, threading
-from auto_voice.audio.quiet import quiet_stderr
-
-with quiet_stderr():
-    os.write(2, b"noise")
-os.write(2, b"said")
-done = threading.Event()
-other = threading.Thread(target=done.wait)
-other.start()
-with quiet_stderr():
-    os.write(2, b" by both")
-done.set()
-other.join()
-"""
-
-
-def test_decoders_are_quiet_only_while_nobody_else_could_write():
-    # A process of its own: which threads run in this one is for other tests to say.
-    ran = subprocess.run([sys.executable, "-c", ALONE_AND_NOT], capture_output=True, check=True)
-    assert ran.stderr == b"said by both"

@@ -1,9 +1,10 @@
-"""Recordings into samples: wav, flac, mp3, ogg, opus and what else libsndfile reads.
+"""Recordings into samples, and samples into files.
 
-Every bad file ends in one typed sentence. A file that is shorter than its own header says is
-refused: converting half a recording without a word is worse than asking for a complete copy
-(``allow_truncated=True`` takes what is there and notes it). Plain MP3 without a Xing/Info header
-and the like carry no length, so there a cut cannot be told from a short recording.
+What FFmpeg decodes of a file is what comes out, to the sample. Every bad file ends in one typed
+sentence. A file that is shorter than its own header says is refused, because converting half a
+recording without a word is worse than asking for a complete copy (``allow_truncated=True`` takes
+what is there and notes it). MP3 without a Xing/Info header, raw AAC and streams carry no length, so
+that a cut cannot be told from a short recording there.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from auto_voice.audio.encoding import choose_encoding, ensure_writable
-from auto_voice.audio.opening import AudioSource
 from auto_voice.audio.output import AudioWriter, fit_to_output, write_audio
-from auto_voice.audio.recording import SILENCE_PEAK, AudioInfo, Recording, dbfs
+from auto_voice.audio.reading import (
+    SILENCE_PEAK,
+    AudioInfo,
+    AudioSource,
+    RecordingReader,
+    dbfs,
+)
 from auto_voice.errors import AudioContentError
 from auto_voice.types import FloatArray, Waveform
 
@@ -42,7 +48,7 @@ def probe(source: AudioSource) -> AudioInfo:
     Raises:
         AudioError: as :func:`read_audio`, where the header alone tells.
     """
-    with Recording(source, allow_truncated=True) as recording:
+    with RecordingReader(source, allow_truncated=True) as recording:
         return recording.info()
 
 
@@ -74,7 +80,7 @@ def read_audio(
         AudioFormatError: not audio, truncated, damaged, not permitted, not a regular file.
         AudioContentError: empty, too long, not finite, silent.
     """
-    with Recording(source, allow_truncated=allow_truncated) as recording:
+    with RecordingReader(source, allow_truncated=allow_truncated) as recording:
         blocks = list(recording.blocks(_BLOCK_FRAMES, sample_rate, max_seconds))
         samples = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
         if not allow_silence and recording.peak < SILENCE_PEAK:
@@ -105,7 +111,7 @@ def iter_blocks(
     """
     if not block_seconds > 0:
         raise ValueError(f"block_seconds must be positive, not {block_seconds}")
-    with Recording(source, allow_truncated=allow_truncated) as recording:
+    with RecordingReader(source, allow_truncated=allow_truncated) as recording:
         size = max(1, round(block_seconds * (sample_rate or recording.sample_rate)))
         held: list[FloatArray] = []
         count = 0

@@ -45,7 +45,7 @@ class ResampleStream:
     single blocks are shorter or longer than the ratio says, because the filter looks ahead.
     """
 
-    def __init__(self, from_hz: int, to_hz: int) -> None:
+    def __init__(self, from_hz: int, to_hz: int, channels: int = 1) -> None:
         _check_rates(from_hz, to_hz)
         self.from_hz, self.to_hz = from_hz, to_hz
         self._taken = 0
@@ -53,11 +53,12 @@ class ResampleStream:
         self._soxr = (
             None
             if from_hz == to_hz
-            else soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32", quality=QUALITY)
+            else soxr.ResampleStream(from_hz, to_hz, channels, dtype="float32", quality=QUALITY)
         )
 
     def process(self, block: FloatArray, *, last: bool = False) -> FloatArray:
-        """The next ``(samples,)`` block; ``last`` flushes what the filter still holds."""
+        """The next ``(samples,)`` block, or ``(samples, channels)`` where there are several;
+        ``last`` flushes what the filter still holds."""
         if self._soxr is None:
             return block
         self._taken += len(block)

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
-from auto_voice.audio.quiet import SILENT
-
 # A job, or what came of it: names to JSON values.
 Record = Mapping[str, Any]
 
@@ -150,8 +148,7 @@ def _serve(pipe: Any, spec: WorkerSpec, threads: int) -> None:
     """The life of a worker process."""
     # Ctrl-C reaches the whole group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    name = f"{SILENT} until the parent ends"
-    threading.Thread(target=_end_with_parent, name=name, daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_threads(threads)
     worker = spec.build()
     while True:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,12 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from auto_voice.audio.formats import list_folder
 from auto_voice.errors import AudioNotFoundError, AutoVoiceError, ConfigError
 from auto_voice.inference.controls import controls_from
 
-AUDIO_SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".w64", ".caf", ".au"}
-)
+log = logging.getLogger(__name__)
+
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
 LOWEST_RATE, HIGHEST_RATE = 1000, 384_000
 _OWN = ("source", "voice", "output", "format", "subtype", "rate")
@@ -132,14 +133,12 @@ def _distinct(jobs: list[BatchJob]) -> list[BatchJob]:
 
 def _of_folder(folder: Path, defaults: Defaults) -> list[BatchJob]:
     outputs = defaults.output_dir.resolve()
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES
-        and path.is_file()
-        and not path.name.startswith(".")
-        and outputs not in path.resolve().parents
-    )
+    listing = list_folder(folder)
+    found = [path for path in listing.recordings if outputs not in path.resolve().parents]
+    ignored = [path for path in listing.ignored if outputs not in path.resolve().parents]
+    if ignored:
+        names = ", ".join(str(path.relative_to(folder)) for path in ignored)
+        log.warning("%s: ignored, because their names are not of recordings: %s", folder, names)
     if not found:
         raise AudioNotFoundError(f"the folder {folder} holds no recordings.")
     return [_of_file(path, folder, defaults) for path in found]

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
     from auto_voice.types import Waveform
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif"})
 GOOD_R2 = 0.5
 
 
@@ -74,10 +73,11 @@ def calibrate(
 
 
 def _recordings(paths: tuple[Path, ...]) -> Iterator[Waveform]:
+    from auto_voice.audio.formats import list_folder
     from auto_voice.audio.io import read_audio
 
     for path in paths:
-        found = sorted(f for f in path.rglob("*") if f.suffix.lower() in AUDIO_SUFFIXES)
+        found = list_folder(path).recordings if path.is_dir() else ()
         if path.is_dir() and not found:
             raise AudioNotFoundError(f"{path} holds no recordings.")
         for file in found if path.is_dir() else [path]:

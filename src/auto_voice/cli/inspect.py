@@ -120,6 +120,6 @@ def _clock(seconds: float) -> str:
 
 
 def _decibels(peak: float) -> str:
-    from auto_voice.audio.recording import dbfs
+    from auto_voice.audio.reading import dbfs
 
     return dbfs(peak)

@@ -9,11 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from auto_voice.audio.formats import list_folder
 from auto_voice.errors import EvaluationError
 
-AUDIO_SUFFIXES = frozenset(
-    (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64")
-)
 LAYOUT = (
     "a folder holds either pairs.csv, or the folders source, target and converted with files of "
     "the same names (or converted/SOURCE__TARGET.wav)"
@@ -235,12 +233,7 @@ def _rows(
 
 def audio_files(folder: Path, *, deep: bool = False) -> list[Path]:
     """Recordings of a folder by name; hidden files and other types are passed over."""
-    found = folder.rglob("*") if deep else folder.iterdir()
-    return sorted(
-        p
-        for p in found
-        if p.suffix.lower() in AUDIO_SUFFIXES and not p.name.startswith(".") and p.is_file()
-    )
+    return list(list_folder(folder, deep=deep).recordings)
 
 
 def _names(stem: str, sources: Iterable[Path]) -> tuple[str, str]:

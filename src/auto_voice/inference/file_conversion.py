@@ -19,7 +19,7 @@ import numpy as np
 
 from auto_voice.audio.encoding import choose_encoding, ensure_writable
 from auto_voice.audio.io import AudioWriter, probe
-from auto_voice.audio.recording import SILENCE_PEAK, Recording, dbfs
+from auto_voice.audio.reading import SILENCE_PEAK, RecordingReader, dbfs
 from auto_voice.errors import AudioContentError, AudioOutputError, AutoVoiceError, MockAudioError
 from auto_voice.inference.checkpoint import Partial, Progress, fingerprint
 from auto_voice.inference.chunking import Joiner
@@ -182,7 +182,7 @@ def _taped(
     tape = partial.source_tape(rate)
     if partial.facts.complete:
         return tape
-    with Recording(source, allow_truncated=allow_truncated) as recording:
+    with RecordingReader(source, allow_truncated=allow_truncated) as recording:
         seconds = None if recording.frames is None else recording.frames / recording.sample_rate
         _ensure_room(partial.folder, seconds)
         tape.truncate(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from auto_voice.audio.recording import SILENCE_PEAK, Recording, dbfs
+from auto_voice.audio.reading import SILENCE_PEAK, RecordingReader, dbfs
 from auto_voice.errors import AudioContentError, AudioFormatError
 from auto_voice.server.cancellation import Control
 from auto_voice.types import FloatArray, Waveform
@@ -36,10 +36,13 @@ def display_name(given: str | None, otherwise: str) -> str:
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[Recording]:
+def _opened(path: Path, name: str) -> Iterator[RecordingReader]:
     with io.FileIO(path) as raw:
         raw.name = name  # what messages call it
-        with io.BufferedReader(raw) as stream, Recording(stream, allow_truncated=False) as found:
+        with (
+            io.BufferedReader(raw) as stream,
+            RecordingReader(stream, allow_truncated=False) as found,
+        ):
             yield found
 
 
@@ -55,7 +58,7 @@ def check_upload(path: Path, name: str, most_seconds: float) -> float | None:
         return None if frames is None else frames / recording.sample_rate
 
 
-def _check_shape(recording: Recording, name: str, most_seconds: float) -> None:
+def _check_shape(recording: RecordingReader, name: str, most_seconds: float) -> None:
     if recording.channels > MOST_CHANNELS or recording.sample_rate > HIGHEST_RATE_HZ:
         raise AudioFormatError(
             f"{name} has {recording.channels} channels at {recording.sample_rate} Hz; at most "
@@ -66,7 +69,7 @@ def _check_shape(recording: Recording, name: str, most_seconds: float) -> None:
         raise AudioContentError(_too_long(name, frames / recording.sample_rate, most_seconds))
 
 
-def _most_frames(recording: Recording, seconds: float) -> float:
+def _most_frames(recording: RecordingReader, seconds: float) -> float:
     return seconds * min(recording.sample_rate, USUAL_RATE_HZ)
 
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from auto_voice.audio.formats import READABLE, list_folder
 from auto_voice.errors import TrainingError
-
-SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def scan(sources: Sequence[Path]) -> list[Utterance]:
         if not listed:
             raise TrainingError(
                 f"{source} holds no recordings; name a folder with one subfolder per speaker "
-                f"({', '.join(sorted(SUFFIXES))}) or a CSV with the columns path,speaker."
+                f"({READABLE}) or a CSV with the columns path,speaker."
             )
         found.update((utterance.path, utterance) for utterance in listed)
     return sorted(found.values(), key=lambda utterance: str(utterance.path))
@@ -99,9 +98,8 @@ def _from_folder(folder: Path) -> list[Utterance]:
     if not folder.is_dir():
         raise TrainingError(f"{folder} is not a folder; name a folder of recordings or a CSV list.")
     utterances = []
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file():
-            inside = path.relative_to(folder).parts
-            speaker = inside[0] if len(inside) > 1 else path.stem
-            utterances.append(Utterance(path, f"{folder.name}/{speaker}", folder.name))
+    for path in list_folder(folder).recordings:
+        inside = path.relative_to(folder).parts
+        speaker = inside[0] if len(inside) > 1 else path.stem
+        utterances.append(Utterance(path, f"{folder.name}/{speaker}", folder.name))
     return utterances

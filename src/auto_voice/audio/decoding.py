@@ -1,0 +1,234 @@
+"""The sound of a file, decoded by FFmpeg's libraries (PyAV) without its command or its network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NoReturn
+
+import av
+import numpy as np
+from av.stream import Discard
+
+from auto_voice.audio.formats import AudioFormat
+from auto_voice.audio.resample import ResampleStream
+from auto_voice.errors import AudioFormatError
+from auto_voice.types import FloatArray
+
+# What speech is stored as. FFmpeg knows a thousand more codings, most of them of games and of
+# pictures; what is not named here is never started, not even to find out what a file holds.
+CODECS = frozenset({
+    "aac", "aac_latm", "ac3", "eac3", "alac", "flac", "opus", "libopus", "speex", "vorbis",
+    "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float",
+    "wmalossless", "wmapro", "wmav1", "wmav2", "wmavoice",
+    "amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb",
+    "adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_yamaha",
+    "g722", "g726", "g726le", "gsm", "gsm_ms",
+    "pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le", "pcm_s24be",
+    "pcm_s24le", "pcm_s32be", "pcm_s32le", "pcm_s64be", "pcm_s64le", "pcm_f32be", "pcm_f32le",
+    "pcm_f64be", "pcm_f64le",
+})  # fmt: skip
+# Sample entries of MP4 that say the sound is encrypted (ISO 23001-7; Apple; Audible).
+_ENCRYPTED_TAGS = frozenset({"enca", "drms", "aavd"})
+# Full scale is 1 for integers of so many bytes.
+_SCALES = {"u1": 1 / 128, "i2": 1 / 32768, "i4": 1 / 2**31, "i8": 1 / 2**63}
+
+
+class Decoder:
+    """One pass through the best sound track of a stream.
+
+    Args:
+        stream: seekable, at the start of the file; stays open.
+        format: how to read it; nothing else is tried.
+        name: of the file, for messages.
+
+    Attributes:
+        sample_rate: Hz of the first frame that was decoded.
+        channels: count in that frame.
+        codec: the coding in words of ``--subtype`` where they have one, e.g. ``pcm_16``, ``aac``.
+        declared_frames: samples per channel by the header; None where it does not say.
+        tracks: how many sound tracks there are.
+        packets, damaged: how many were read, and how many of them could not be decoded.
+        failure: what ended the pass before the end of the file; None if nothing did.
+        changes: whether rate or channels change on the way.
+
+    Raises:
+        AudioFormatError: it holds no sound, or none that can be decoded.
+    """
+
+    def __init__(self, stream: BinaryIO, format: AudioFormat, name: str) -> None:
+        self._name = name
+        self.packets = self.damaged = 0
+        self.failure: Exception | None = None
+        self.changes = False
+        try:
+            self._container = _open(stream, format)
+        except (av.FFmpegError, PermissionError) as error:
+            raise AudioFormatError(
+                f"{name} is damaged or truncated and cannot be decoded as {format.name} "
+                f"({_reason(error)}); get a complete copy."
+            ) from error
+        try:
+            self._stream = self._choose_track()
+            self._frames = self._decoded()
+            self._first = next(self._frames, None)
+        except BaseException:
+            self.close()
+            raise
+        context = self._stream.codec_context
+        self.codec = _in_words(context.name)
+        self.sample_rate = int(self._first.sample_rate if self._first else context.sample_rate)
+        self.channels = int(self._first.layout.nb_channels if self._first else context.channels)
+        self.declared_frames = self._declared_frames()
+
+    def close(self) -> None:
+        self._container.close()
+
+    def blocks(self, frames: int) -> Iterator[FloatArray]:
+        """``(at least frames, channels)`` float32 in order; the last is shorter."""
+        held: list[FloatArray] = []
+        count = 0
+        for samples in self._uniform():
+            held.append(samples)
+            count += len(samples)
+            if count >= frames:
+                yield np.concatenate(held)
+                held, count = [], 0
+        if count:
+            yield np.concatenate(held)
+
+    def _choose_track(self) -> Any:
+        tracks = self._container.streams.audio
+        self.tracks = len(tracks)
+        best = self._container.streams.best("audio")
+        if best is None:
+            raise AudioFormatError(
+                f"{self._name} holds no sound that can be read; choose a file with a sound track."
+            )
+        if _is_encrypted(best):
+            raise self._encrypted()
+        codec = "an unknown coding" if best.codec_context is None else best.codec_context.name
+        if codec not in CODECS:
+            raise AudioFormatError(
+                f"{self._name} holds sound coded as {codec}, which cannot be read; convert it "
+                "first, for example with: ffmpeg -i INPUT output.wav"
+            )
+        best.codec_context.thread_count = 1
+        for other in self._container.streams:
+            if other.index != best.index:
+                other.discard = Discard.all
+        return best
+
+    def _encrypted(self) -> AudioFormatError:
+        return AudioFormatError(
+            f"{self._name} is encrypted (copy protection); use a recording without it."
+        )
+
+    def _declared_frames(self) -> int | None:
+        duration, seconds = self._stream.duration, self._stream.time_base
+        if duration is None:
+            duration, seconds = self._container.duration, 1 / av.time_base
+        return None if duration is None else round(float(duration * seconds) * self.sample_rate)
+
+    def _decoded(self) -> Iterator[Any]:
+        for packet in self._demuxed():
+            self.packets += 1
+            if packet.has_sidedata("encryption_info"):
+                raise self._encrypted()
+            try:
+                frames = packet.decode()
+            except av.EOFError:
+                return
+            except av.FFmpegError:
+                self.damaged += 1
+                continue
+            yield from frames
+
+    def _demuxed(self) -> Iterator[Any]:
+        while True:
+            try:
+                yield from self._container.demux(self._stream)
+            except IndexError:
+                # A packet of a track that the header did not announce (transport streams).
+                continue
+            except av.FFmpegError as error:
+                self.failure = error
+            return
+
+    def _uniform(self) -> Iterator[FloatArray]:
+        """Blocks at the rate and with the channels of the first frame, whatever comes later."""
+        frame = self._first
+        rate, resampler = self.sample_rate, None
+        while frame is not None:
+            samples = _as_float(frame)
+            if samples.shape[1] != self.channels:
+                self.changes = True
+                samples = _with_channels(samples, self.channels)
+            if frame.sample_rate != rate:
+                self.changes = True
+                if resampler is not None:
+                    yield resampler.process(samples[:0], last=True)
+                rate = frame.sample_rate
+                resampler = ResampleStream(rate, self.sample_rate, self.channels)
+            yield samples if resampler is None else resampler.process(samples)
+            frame = next(self._frames, None)
+        if resampler is not None:
+            yield resampler.process(np.zeros((0, self.channels), np.float32), last=True)
+
+
+def _open(stream: BinaryIO, format: AudioFormat) -> Any:
+    """The container of ``stream``, from which no other file or address can be opened."""
+    return av.open(
+        stream,
+        format=format.demuxer,
+        io_open=_refuse,
+        metadata_errors="replace",
+        options={
+            "protocol_whitelist": "none",
+            "format_whitelist": format.demuxer,
+            "codec_whitelist": ",".join(sorted(CODECS)),
+            "enable_drefs": "0",
+            "threads": "1",
+        },
+    )
+
+
+def _refuse(url: str, flags: int, options: Any) -> NoReturn:
+    raise PermissionError(f"a recording may not open {url!r}")
+
+
+def _is_encrypted(track: Any) -> bool:
+    context = track.codec_context
+    tag = "" if context is None else str(context.codec_tag)
+    return tag in _ENCRYPTED_TAGS or "enc_key_id" in track.metadata
+
+
+def _as_float(frame: Any) -> FloatArray:
+    """``(frames, channels)`` float32 with full scale at 1."""
+    values = frame.to_ndarray()
+    channels = frame.layout.nb_channels
+    values = values.T if frame.format.is_planar else values.reshape(-1, channels)
+    kind = values.dtype.str[1:]
+    if kind == "u1":
+        return np.asarray((values.astype(np.float32) - 128) * np.float32(_SCALES[kind]))
+    if values.dtype.kind == "f":
+        return np.asarray(values, np.float32)
+    return np.asarray(values * _SCALES[kind], np.float32)
+
+
+def _with_channels(samples: FloatArray, channels: int) -> FloatArray:
+    """One channel is repeated; others are mixed to one and repeated."""
+    return np.repeat(samples.mean(axis=1, keepdims=True), channels, axis=1).astype(np.float32)
+
+
+def _in_words(codec: str) -> str:
+    pcm = re.fullmatch(r"pcm_s(\d+)[lb]e", codec)
+    if pcm:
+        return f"pcm_{pcm[1]}"
+    named = {"pcm_f32le": "float", "pcm_f32be": "float", "pcm_f64le": "double",
+             "pcm_f64be": "double"}  # fmt: skip
+    return named.get(codec, codec.removesuffix("float").removeprefix("lib"))
+
+
+def _reason(error: av.FFmpegError | PermissionError) -> str:
+    return str(error.strerror or error).strip().rstrip(".")
