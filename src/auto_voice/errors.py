@@ -21,7 +21,8 @@
     ├── DownloadError              one transfer (the registry tries the next source)
     │   ├── DownloadStatusError    an HTTP status; ``status`` holds it
     │   └── DownloadStalledError
-    ├── VoiceError                 a voice: unknown, damaged, made by another encoder
+    ├── VoiceError                 a voice: damaged, made by another encoder
+    │   └── UnknownVoiceError      no voice of that name is stored
     ├── TrainingError              data or recipe that cannot be trained on
     ├── EvaluationError            inputs that cannot be scored
     ├── ServerError                the server and what clients ask of it
@@ -150,6 +151,12 @@ class DownloadStalledError(DownloadError):
 
 class VoiceError(AutoVoiceError):
     """A stored voice is unknown, damaged, or made by another encoder."""
+
+
+class UnknownVoiceError(VoiceError):
+    """No voice of that name is stored."""
+
+    http_status = 404
 
 
 class TrainingError(AutoVoiceError):

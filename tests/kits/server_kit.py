@@ -16,7 +16,7 @@ from auto_voice.server import Engine
 
 
 def mock_engine(folder: Path) -> Engine:
-    from auto_voice.cli.judging import PairJudge
+    from auto_voice.cli.serve import PairJudge
 
     pipeline = VoiceConversionPipeline(PipelineConfig(use_mock_models=True))
     return Engine(pipeline, folder / "voices", PairJudge(pipeline.registry))

@@ -87,7 +87,7 @@ def test_uploads_are_deleted_when_their_job_is_over(live, client, talk, friend):
 
 
 def test_long_recordings_go_through_the_disk(live, client, talk, friend, monkeypatch):
-    monkeypatch.setattr("auto_voice.server.work.IN_MEMORY_SECONDS", 1.0)
+    monkeypatch.setattr("auto_voice.server.tasks.IN_MEMORY_SECONDS", 1.0)
     job = client.wait(client.submit([talk], references=[friend]))
     assert job.items[0].error is None
     sound = soundfile.info(io.BytesIO(client.result(job).content))

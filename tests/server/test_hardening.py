@@ -19,11 +19,10 @@ from auto_voice.client import Client
 from auto_voice.errors import AudioContentError, BusyError, UploadError, VoiceError
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.server import Engine
-from auto_voice.server.cancellation import Control
-from auto_voice.server.connections import PatientProtocol
-from auto_voice.server.files import JobFiles, new_id
+from auto_voice.server.admission import PatientProtocol
+from auto_voice.server.cancellation import CancellationToken
 from auto_voice.server.security import client_of
-from auto_voice.server.uploads import Decoding, gathered
+from auto_voice.server.uploads import Decoding, JobFiles, gathered, new_id
 from auto_voice.types import Voice
 from auto_voice.voices.voice_file import save_voice
 from server_kit import Gated, mock_engine, until
@@ -86,7 +85,7 @@ class Pieces(Engine):
         self.open = threading.Event()
         self.pieces: list[float] = []
 
-    def convert_file(self, source, voice, output, controls, progress, *, subtype):
+    def convert_file(self, source, voice, output, controls, progress, *, subtype, allow_truncated):
         def told(done):
             self.pieces.append(done)
             assert self.open.wait(60)
@@ -97,7 +96,7 @@ class Pieces(Engine):
 
 @pytest.fixture
 def pieces(serve, tmp_path, monkeypatch):
-    monkeypatch.setattr("auto_voice.server.work.IN_MEMORY_SECONDS", 4.0)
+    monkeypatch.setattr("auto_voice.server.tasks.IN_MEMORY_SECONDS", 4.0)
     engine = Pieces(tmp_path)
     return serve(engine), engine
 
@@ -126,9 +125,9 @@ def test_progress_of_a_long_recording_begins_with_its_decoding_and_never_falls(
     live, engine = pieces
     engine.open.set()
     seen = []
-    plain = Control.progress
+    plain = CancellationToken.progress
     monkeypatch.setattr(
-        Control, "progress", lambda self, done: (seen.append(done), plain(self, done))[1]
+        CancellationToken, "progress", lambda self, done: (seen.append(done), plain(self, done))[1]
     )
     with Client(live.url) as client:
         client.wait(client.submit([friend], references=[talk]))
@@ -153,7 +152,7 @@ def test_a_defect_is_answered_like_everything_else(live, monkeypatch, caplog):
 
 
 def test_what_a_worker_logs_carries_the_id_of_the_request(live, talk, friend):
-    from auto_voice.server.logs import JsonFormatter
+    from auto_voice.server.telemetry import JsonFormatter
 
     lines = []
 
@@ -236,7 +235,7 @@ def test_high_rates_are_not_held_in_memory(tmp_path):
     t = np.arange(192_000) / 192_000
     soundfile.write(path, 0.5 * np.sin(2 * np.pi * 440 * t), 192_000)
     blocks = Decoding(
-        path, "high.wav", most_seconds=9, within_seconds=9, control=Control(), to_hz=48_000
+        path, "high.wav", most_seconds=9, within_seconds=9, token=CancellationToken(), to_hz=48_000
     )
     wave = gathered(blocks)
     assert (wave.sample_rate, len(wave.samples)) == (48_000, 48_000)

@@ -8,22 +8,23 @@ import time
 import pytest
 
 from auto_voice.errors import BusyError, ConfigError, UnknownJobError
-from auto_voice.server.files import new_id
+from auto_voice.server.job_store import JobStore, SqliteDatabase
 from auto_voice.server.jobs import (
     CANCELLED,
+    COMPUTE,
     DONE,
     FAILED,
+    MAINTENANCE,
     QUEUED,
     RUNNING,
-    UPKEEP,
-    WORK,
-    Limits,
-    NewJob,
+    JobRequest,
+    QueueLimits,
     state_of,
 )
-from auto_voice.server.sqlite_store import SqliteJobStore
+from auto_voice.server.uploads import new_id
 
-LIMITS = Limits(direct=4, direct_client=2, queued=20, queued_client=10)
+MANY = QueueLimits(direct=1000, direct_client=1000, queued=1000, queued_client=1000)
+LIMITS = QueueLimits(direct=4, direct_client=2, queued=20, queued_client=10)
 
 
 @pytest.fixture
@@ -33,30 +34,30 @@ def path(tmp_path):
 
 @pytest.fixture
 def store(path):
-    found = SqliteJobStore(path)
+    found = JobStore(SqliteDatabase(path))
     yield found
     found.close()
 
 
 def add(store, client="a", items=1, **more):
     names = [f"{n}.wav" for n in range(items)]
-    return store.add(NewJob(new_id(), client, "convert", names, {"x": 1}, **more), LIMITS)
+    return store.add(JobRequest(new_id(), client, "convert", names, {"x": 1}, **more), LIMITS)
 
 
 def test_a_job_goes_from_queued_to_done(store):
     job = add(store, items=2)
     assert (job.state, job.progress, job.request) == (QUEUED, 0.0, {"x": 1})
-    first = store.claim(WORK)
+    first = store.claim(COMPUTE)
     assert (first.job.id, first.item.index, first.item.attempts) == (job.id, 0, 1)
     store.report(job.id, 0, 0.5)
     assert (store.get(job.id).state, store.get(job.id).progress) == (RUNNING, 0.25)
     store.finish(job.id, 0, result={"file": "out-0.wav", "bytes": 7})
-    second = store.claim(WORK)
+    second = store.claim(COMPUTE)
     done = store.finish(job.id, second.item.index, error={"type": "X", "message": "m"})
     assert (done.state, done.progress) == (DONE, 1.0)
     assert [item.state for item in done.items] == [DONE, FAILED]
     assert done.expires == pytest.approx(done.finished + 86400)
-    assert store.claim(WORK) is None
+    assert store.claim(COMPUTE) is None
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,7 @@ def test_clients_take_turns_whatever_they_have_queued(store):
     add(store, "modest")
     add(store, "other")
     order = []
-    while (claim := store.claim(WORK)) is not None:
+    while (claim := store.claim(COMPUTE)) is not None:
         order.append(claim.job.client)
         store.finish(claim.job.id, claim.item.index, result={})
     assert set(order[:3]) == {"greedy", "modest", "other"}
@@ -88,21 +89,59 @@ def test_clients_take_turns_whatever_they_have_queued(store):
 
 def test_a_client_with_nothing_running_comes_first(store):
     add(store, "a", items=3)
-    store.claim(WORK)
+    store.claim(COMPUTE)
     add(store, "b", items=3)
-    assert [store.claim(WORK).job.client for _ in range(3)] == ["b", "a", "b"]
+    assert [store.claim(COMPUTE).job.client for _ in range(3)] == ["b", "a", "b"]
 
 
 def test_direct_work_comes_before_the_clients_own_batch(store):
     add(store, items=3)
     direct = add(store, direct=True)
-    assert store.claim(WORK).job.id == direct.id
+    assert store.claim(COMPUTE).job.id == direct.id
+
+
+def services_until(store, job, newcomer):
+    """How many items are served until ``job`` is, while a new client comes before each of them."""
+    for served in range(1, 200):
+        newcomer(served)
+        claim = store.claim(COMPUTE)
+        store.finish(claim.job.id, claim.item.index, result={})
+        if store.get(job.id).is_finished:
+            return served
+    raise AssertionError("it waits for ever")
+
+
+def test_direct_requests_are_not_overtaken_by_newcomers_without_limit(store):
+    for _ in range(3):
+        job = store.add(JobRequest(new_id(), "a", "convert", ["x"], {}, direct=True), MANY)
+
+    def newcomer(n):
+        name = f"new {n}"
+        store.add(JobRequest(new_id(), name, "convert", ["x"], {}, direct=True), MANY)
+
+    assert services_until(store, job, newcomer) <= 3
+
+
+def test_jobs_are_not_overtaken_by_newcomers_without_limit(store):
+    job = add(store, "a", items=3)
+    served = services_until(store, job, lambda n: add(store, f"new {n}"))
+    assert served <= 6
+
+
+def test_direct_requests_do_not_keep_jobs_waiting_for_ever(store):
+    job = add(store, "a", items=3)
+
+    def newcomer(n):
+        name = f"new {n}"
+        store.add(JobRequest(new_id(), name, "convert", ["x"], {}, direct=True), MANY)
+
+    assert services_until(store, job, newcomer) == 12
 
 
 def test_lanes_do_not_wait_for_each_other(store):
     add(store)
-    pull = store.add(NewJob(new_id(), "a", "pull", ["m"], {}, lane=UPKEEP), LIMITS)
-    assert store.claim(UPKEEP).job.id == pull.id
+    pull = store.add(JobRequest(new_id(), "a", "pull", ["m"], {}, lane=MAINTENANCE), LIMITS)
+    assert store.claim(MAINTENANCE).job.id == pull.id
 
 
 def test_limits_refuse_at_once_and_keep_nothing(store):
@@ -123,24 +162,26 @@ def test_the_same_key_gives_the_same_job(store):
     job = add(store, key="once")
     assert add(store, key="once").id == job.id
     assert add(store, "b", key="once").id != job.id
-    assert store.find("a", "once").id == job.id
-    assert store.find("a", "never") is None
+    assert store.find("a", "once", "").id == job.id
+    assert store.find("a", "never", "") is None
 
 
 def test_what_ran_when_the_process_died_is_queued_again_and_what_was_done_is_not(store, path):
     job = add(store, items=3)
-    store.claim(WORK)
+    store.claim(COMPUTE)
     store.finish(job.id, 0, result={"file": "out-0.wav"})
-    store.claim(WORK)
+    store.claim(COMPUTE)
     direct = add(store, "b", direct=True)
-    other = SqliteJobStore(path)  # the first one is never closed, as if its process was killed
+    other = JobStore(
+        SqliteDatabase(path)
+    )  # the first one is never closed, as if its process was killed
     try:
         assert other.recover(3) == (1, 0)
         again = other.get(job.id)
         assert [item.state for item in again.items] == [DONE, QUEUED, QUEUED]
         assert again.items[0].result == {"file": "out-0.wav"}
         assert other.get(direct.id).state == CANCELLED
-        assert other.claim(WORK).item.index == 1
+        assert other.claim(COMPUTE).item.index == 1
     finally:
         other.close()
 
@@ -148,9 +189,9 @@ def test_what_ran_when_the_process_died_is_queued_again_and_what_was_done_is_not
 def test_a_recording_that_kills_the_server_is_given_up(store):
     job = add(store)
     for _ in range(2):
-        store.claim(WORK)
+        store.claim(COMPUTE)
         assert store.recover(3) == (1, 0)
-    store.claim(WORK)
+    store.claim(COMPUTE)
     assert store.recover(3) == (0, 1)
     assert store.get(job.id).state == FAILED
     assert "3 times" in store.get(job.id).items[0].error["message"]
@@ -158,25 +199,25 @@ def test_a_recording_that_kills_the_server_is_given_up(store):
 
 def test_released_work_does_not_count_as_an_attempt(store):
     job = add(store)
-    store.claim(WORK)
+    store.claim(COMPUTE)
     store.release(job.id, 0)
     assert store.get(job.id).state == QUEUED
-    assert store.claim(WORK).item.attempts == 1
+    assert store.claim(COMPUTE).item.attempts == 1
 
 
 def test_cancelled_stays_cancelled_whatever_the_worker_says_later(store):
     job = add(store, items=2)
-    store.claim(WORK)
+    store.claim(COMPUTE)
     assert store.cancel(job.id).state == CANCELLED
     assert store.finish(job.id, 0, result={"file": "late.wav"}).items[0].result is None
     assert store.get(job.id).state == CANCELLED
-    assert store.claim(WORK) is None
+    assert store.claim(COMPUTE) is None
 
 
 def test_expiry_by_age_and_by_size(store):
     jobs = [add(store) for _ in range(3)]
     for job in jobs:
-        store.claim(WORK)
+        store.claim(COMPUTE)
         store.finish(job.id, 0, result={"bytes": 100})
         time.sleep(0.01)
     now = time.time()
@@ -194,10 +235,10 @@ def test_a_database_of_another_version_is_refused(path):
     db.execute("PRAGMA user_version=99")
     db.close()
     with pytest.raises(ConfigError, match="another version"):
-        SqliteJobStore(path)
+        JobStore(SqliteDatabase(path))
 
 
 def test_a_file_that_is_no_database_is_refused(path):
     path.write_bytes(b"no database" * 1000)
-    with pytest.raises(ConfigError, match="cannot be used"):
-        SqliteJobStore(path)
+    with pytest.raises(ConfigError, match="is damaged"):
+        JobStore(SqliteDatabase(path))

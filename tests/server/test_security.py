@@ -16,7 +16,6 @@ import soundfile
 from auto_voice.client import Client
 from auto_voice.errors import BusyError, ConfigError, NotPermittedError, UploadError
 from auto_voice.server import ServerSettings
-from auto_voice.server.logs import JsonFormatter, request_id
 from auto_voice.server.security import (
     HEADERS,
     check_host,
@@ -25,6 +24,7 @@ from auto_voice.server.security import (
     session_cookie,
     token_of,
 )
+from auto_voice.server.telemetry import JsonFormatter, request_id
 from auto_voice.server.uploads import display_name
 from server_kit import until
 

@@ -18,7 +18,7 @@ import pytest
 from auto_voice.client import Client
 from auto_voice.errors import BusyError, ConfigError
 from auto_voice.server import ServerSettings, create_app
-from auto_voice.server.cancellation import Control, Stopped
+from auto_voice.server.cancellation import CancellationToken, Stopped
 from server_kit import until
 
 
@@ -103,12 +103,12 @@ def test_one_busy_client_does_not_starve_another(serve, gated, talk, friend):
 
 def test_a_layer_of_a_network_is_where_work_stops():
     torch = pytest.importorskip("torch")
-    control = Control()
+    control = CancellationToken()
     layers = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(5)])
     seen = []
     layers[2].register_forward_hook(lambda *_: seen.append(2) or control.stop())
     layers[4].register_forward_hook(lambda *_: seen.append(4))
-    with control.holds(), pytest.raises(Stopped):
+    with control.watching(), pytest.raises(Stopped):
         layers(torch.zeros(1, 4))
     assert seen == [2]
     layers(torch.zeros(1, 4))  # nobody else is stopped

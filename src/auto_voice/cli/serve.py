@@ -4,44 +4,88 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from auto_voice.cli.options import make_pipeline, model_options
 from auto_voice.errors import ConfigError, MissingDependencyError
 
+if TYPE_CHECKING:
+    from auto_voice.evaluation.judges import Judges
+    from auto_voice.models.model_registry import ModelRegistry
+
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--token", "tokens", multiple=True, help="Let in who knows it; repeat for more.")
+@click.option(
+    "--token",
+    "tokens",
+    multiple=True,
+    help="A bearer token that clients must send; repeat for more.",
+)
 @click.option(
     "--token-file",
     "token_files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="The same from a file, one a line: not seen in the list of processes.",
+    help="File of bearer tokens, one a line, which the list of processes does not show.",
 )
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Queue, uploads and results.")
-@click.option("--voice-dir", type=click.Path(path_type=Path), help="Enrolled voices.")
-@click.option("--allow-host", multiple=True, metavar="NAME", help="A name of this server.")
-@click.option("--allow-origin", multiple=True, metavar="ORIGIN", help="A web site that may call.")
-@click.option("--trust-proxy", multiple=True, metavar="IP", help="Believe its X-Forwarded-For.")
-@click.option("--workers", default=1, show_default=True, help="Conversions at the same time.")
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of the queue, uploads and results."
+)
+@click.option("--voice-dir", type=click.Path(path_type=Path), help="Folder of the voice library.")
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A host name under which clients reach the server.",
+)
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A web site whose pages may call the API.",
+)
+@click.option(
+    "--trust-proxy", multiple=True, metavar="IP", help="A proxy whose X-Forwarded-For is believed."
+)
+@click.option(
+    "--workers", default=1, show_default=True, help="Conversions that run at the same time."
+)
 @click.option("--queue", default=200, show_default=True, help="Recordings that may wait in jobs.")
 @click.option("--waiting", default=8, show_default=True, help="Direct requests that may wait.")
-@click.option("--upload-mb", default=500, show_default=True, help="Largest request.")
-@click.option("--direct-seconds", default=60.0, show_default=True, help="Longest direct audio.")
-@click.option("--longest-seconds", default=10800.0, show_default=True, help="Longest audio.")
-@click.option("--keep-hours", default=24.0, show_default=True, help="Results live so long.")
-@click.option("--keep-mb", default=2000, show_default=True, help="Results may take so much.")
-@click.option("--grace", default=30.0, show_default=True, help="Seconds for work at the stop.")
+@click.option("--upload-mb", default=500, show_default=True, help="Size of the largest request.")
+@click.option(
+    "--direct-seconds",
+    default=60.0,
+    show_default=True,
+    help="Longest recording that is answered directly.",
+)
+@click.option(
+    "--longest-seconds", default=10800.0, show_default=True, help="Longest recording of a job."
+)
+@click.option("--keep-hours", default=24.0, show_default=True, help="Hours to keep results.")
+@click.option(
+    "--keep-mb",
+    default=2000,
+    show_default=True,
+    help="Megabytes of results to keep; the oldest are deleted first.",
+)
+@click.option(
+    "--grace",
+    default=30.0,
+    show_default=True,
+    help="Seconds that running work gets when the server stops.",
+)
 @click.option("--warm", is_flag=True, help="Load the models before the first request.")
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
@@ -90,9 +134,9 @@ def serve(
             f'{error.name} is not installed; run: pip install "auto-voice[server]"'
         ) from error
     from auto_voice.server import Engine, ServerSettings, create_app
-    from auto_voice.server.connections import PatientProtocol
-    from auto_voice.server.logs import set_up_logs
+    from auto_voice.server.admission import PatientProtocol
     from auto_voice.server.settings import default_data_dir
+    from auto_voice.server.telemetry import set_up_logs
 
     settings = ServerSettings(
         data_dir=data_dir or default_data_dir(),
@@ -120,6 +164,7 @@ def serve(
     set_up_logs(log_format, min(logging.INFO, logging.getLogger("auto_voice").level))
     listening = listen(host, port)
     app = create_app(settings, engine)
+    PatientProtocol.proxies = frozenset(trust_proxy)
     # Uploads are kept there while they come in; the usual place may be the machine's memory.
     tempfile.tempdir = str(settings.data_dir)
     server = uvicorn.Server(
@@ -187,11 +232,74 @@ def read_tokens(paths: Sequence[Path]) -> list[str]:
 
 
 def evaluator_of(registry: Any) -> Any:
-    """What judges conversions for the server, made when first asked; None where not installed."""
+    """What measures conversions for the server; None where that is not installed."""
     from importlib.util import find_spec
 
     if not registry.use_mock and find_spec("faster_whisper") is None:
         return None
-    from auto_voice.cli.judging import PairJudge
-
     return PairJudge(registry)
+
+
+class PairJudge:
+    """One set of judges for all threads, loaded when first asked.
+
+    Args:
+        registry: loads them; a mock registry gives mock judges, and the result says so.
+    """
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._judges: dict[tuple[str, ...], Judges] = {}
+
+    def words_kept(self, source: Path, converted: Path) -> float:
+        """1 - word error rate of what is recognised in ``converted``, not below 0."""
+        from auto_voice.evaluation.scoring import Recording
+        from auto_voice.evaluation.text import word_errors
+
+        judges = self._loaded(("similarity", "quality", "pitch", "signal"))
+        counts = word_errors(Recording(source, judges).text, Recording(converted, judges).text)
+        return max(0.0, 1.0 - counts.edits / counts.reference) if counts.reference else 1.0
+
+    def pair(
+        self, source: Path, targets: Sequence[Path], converted: Path, transcript: str
+    ) -> dict[str, Any]:
+        """Every figure of one conversion."""
+        from auto_voice.evaluation import Item, Scorer
+
+        judges = self._loaded(())
+        scored = Scorer(judges).score(
+            Item("pair", source, tuple(targets), converted, transcript=transcript)
+        )
+        return {
+            "figures": _finite(scored.values),
+            "texts": dict(scored.texts),
+            "models": dict(judges.pins),
+            "mock": self._registry.use_mock,
+        }
+
+    def _loaded(self, without: tuple[str, ...]) -> Judges:
+        from auto_voice.evaluation.judges import DEFAULT_MODELS, GROUPS, Judges, load_judges
+
+        with self._lock:
+            if without not in self._judges:
+                if self._registry.use_mock:
+                    roles = [r for g, rs in GROUPS.items() if g not in without for r in rs]
+                    models = {role: DEFAULT_MODELS[role] for role in roles if role != "pitch"}
+                    loaded: dict[str, Any] = {
+                        role: self._registry.load(name) for role, name in models.items()
+                    }
+                    pins = {role: self._registry.resolved(name) for role, name in models.items()}
+                    self._judges[without] = Judges(
+                        **loaded, pins=pins, pitch="pitch" not in without
+                    )
+                else:
+                    self._judges[without] = load_judges(self._registry, without=without)
+            return self._judges[without]
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {
+        name: round(float(value), 5) if math.isfinite(value) else None
+        for name, value in values.items()
+    }

@@ -6,7 +6,13 @@ with Client("http://127.0.0.1:8000") as client:
     made.save("talk_as_friend.wav")
 """
 
-from auto_voice.client.client import Client
-from auto_voice.client.records import Conversion, ItemStatus, JobStatus, ModelInfo, VoiceInfo
+from auto_voice.client.client import (
+    Client,
+    Conversion,
+    ItemStatus,
+    JobStatus,
+    ModelInfo,
+    VoiceInfo,
+)
 
 __all__ = ["Client", "Conversion", "ItemStatus", "JobStatus", "ModelInfo", "VoiceInfo"]

@@ -7,21 +7,136 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias
-from urllib.parse import quote
+from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote, unquote
 
 import httpx2 as httpx
 
 from auto_voice import errors
-from auto_voice.client.records import Conversion, JobStatus, ModelInfo, VoiceInfo, known
-from auto_voice.errors import AutoVoiceError, BusyError, ServerError
+from auto_voice.errors import AutoVoiceError, BusyError, ServerError, UploadError
 
 # A file, or a name and the bytes of one.
 Sound: TypeAlias = "str | Path | tuple[str, bytes]"
 
+# Seconds between two looks at a job, and between two tries to reach the server.
 POLL_SECONDS = 0.3
 RECONNECT_SECONDS = 1.0
+# Bytes from which on the server's limit is asked for before they are sent.
+LARGE_BYTES = 1_000_000
+
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted recording.
+
+    Attributes:
+        content: the bytes of the file.
+        name: what the server would call it.
+        account: seconds, models, notes, timings; ``figures`` where they were asked for.
+    """
+
+    content: bytes
+    name: str
+    account: Mapping[str, Any]
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file."""
+        target = Path(path)
+        target.write_bytes(self.content)
+        return target
+
+
+@dataclass(frozen=True)
+class ItemStatus:
+    """One recording of a job; ``error`` and ``result`` as the API describes them."""
+
+    index: int
+    name: str
+    state: str
+    progress: float
+    error: Mapping[str, Any] | None = None
+    result: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """A job as it stood when the server was asked."""
+
+    id: str
+    kind: str
+    state: str
+    progress: float
+    created: datetime
+    items: tuple[ItemStatus, ...]
+    started: datetime | None = None
+    finished: datetime | None = None
+    expires: datetime | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state in ("done", "failed", "cancelled")
+
+    @staticmethod
+    def of(answer: Mapping[str, Any]) -> JobStatus:
+        """From the JSON of the API."""
+        times: dict[str, Any] = {
+            name: _time(answer[name])
+            for name in ("created", "started", "finished", "expires")
+            if answer.get(name)
+        }
+        items = tuple(known(ItemStatus, item) for item in answer["items"])
+        plain = {name: answer[name] for name in ("id", "kind", "state", "progress")}
+        return JobStatus(**plain, **times, items=items)
+
+
+@dataclass(frozen=True)
+class VoiceInfo:
+    """A stored voice; ``notes`` says what was wrong with its recordings."""
+
+    name: str
+    speech_seconds: float
+    encoder: str
+    pitch_hz: float | None = None
+    notes: tuple[str, ...] = ()
+    consent: str = ""
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One version of a model and where it stands."""
+
+    name: str
+    version: str
+    kind: str
+    description: str
+    licence: str
+    bytes: int
+    default: bool
+    pinned: bool
+    installed: bool
+    loaded: bool
+
+
+def known(record: type[R], answer: Mapping[str, Any]) -> R:
+    """``record`` from JSON, leaving out what a newer server may add."""
+    names = {field.name for field in fields(record)}  # type: ignore[arg-type]
+    values = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in answer.items()
+        if name in names
+    }
+    return record(**values)
+
+
+def _time(text: str) -> datetime:
+    # fromisoformat takes "Z" only from Python 3.11 on.
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
 class Client:
@@ -48,6 +163,7 @@ class Client:
     ) -> None:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._patience = patience_seconds
+        self._upload_mb: float | None = None
         self._http = httpx.Client(
             base_url=url.rstrip("/"),
             headers=headers,
@@ -252,6 +368,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
         plain = {name: _text(value) for name, value in fields.items() if value not in ("", None)}
+        self._check_size(sum(_size(sound) for _, sound in files))
 
         def send() -> httpx.Response:
             # Opened again for each try: a refused upload has been read in part.
@@ -260,6 +377,22 @@ class Client:
                 return self._http.post(path, data=plain, files=parts, headers=dict(headers or {}))
 
         return self._patiently(send)
+
+    def _check_size(self, size: int) -> None:
+        """Refuse what is too large before it is sent.
+
+        A server refuses it before it has read it, and the connection that breaks then can hide
+        the server's sentence.
+        """
+        if size < LARGE_BYTES:
+            return
+        if self._upload_mb is None:
+            self._upload_mb = float(self.server()["limits"]["upload_mb"])
+        if size > self._upload_mb * 1e6:
+            raise UploadError(
+                f"The request has {size / 1e6:.0f} MB and the server takes {self._upload_mb:g} MB; "
+                "send FLAC or MP3 in place of WAV, or fewer files."
+            )
 
     def _ask(self, method: str, path: str, **more: Any) -> httpx.Response:
         # A look changes nothing, so it can be taken again while a server restarts.
@@ -282,6 +415,13 @@ class Client:
                 if again and time.monotonic() + RECONNECT_SECONDS < deadline:
                     time.sleep(RECONNECT_SECONDS)
                     continue
+                if not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)):
+                    raise ServerError(
+                        f"{self._http.base_url} was reached, but the connection broke before it "
+                        f"answered ({str(error).rstrip('.') or type(error).__name__}); try again, "
+                        "and look at the server's log if it happens again.",
+                        503,
+                    ) from error
                 raise ServerError(
                     f"{self._http.base_url} cannot be reached ({error}); is the server running?",
                     503,
@@ -331,6 +471,13 @@ def _part(sound: Sound, opened: ExitStack) -> tuple[str, Any]:
     return path.name, opened.enter_context(path.open("rb"))
 
 
+def _size(sound: Sound) -> int:
+    if isinstance(sound, tuple):
+        return len(sound[1])
+    path = Path(sound)
+    return path.stat().st_size if path.is_file() else 0
+
+
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -344,7 +491,5 @@ def _file_name(answer: httpx.Response) -> str:
     header = answer.headers.get("content-disposition", "")
     coded = re.search(r"filename\*=utf-8''([^;]+)", header, re.IGNORECASE)
     plain = re.search(r'filename="([^"]*)"', header)
-    from urllib.parse import unquote
-
     name = unquote(coded[1]) if coded else plain[1] if plain else "result"
     return Path(name.replace("\\", "/")).name or "result"

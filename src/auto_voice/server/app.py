@@ -7,27 +7,27 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from filelock import FileLock, Timeout
 from starlette.exceptions import HTTPException
 
 from auto_voice import __version__
 from auto_voice.errors import AutoVoiceError, ConfigError, ServerError
+from auto_voice.server import conversion_routes, site_routes, voice_routes
 from auto_voice.server.context import Context
 from auto_voice.server.engine import Engine
-from auto_voice.server.files import JobFiles
-from auto_voice.server.jobs import Claim, JobStore
-from auto_voice.server.metrics import Metrics
-from auto_voice.server.middleware import Gate, error_answer
-from auto_voice.server.routes import convert, jobs, models, operations, page, voices
-from auto_voice.server.schemas import ErrorAnswer
+from auto_voice.server.job_store import JobStore, SqliteDatabase
+from auto_voice.server.jobs import Claim
+from auto_voice.server.middleware import RequestMiddleware, error_answer
+from auto_voice.server.schemas import ErrorAnswer, check_fields, sentence_of
+from auto_voice.server.security import Sessions
 from auto_voice.server.settings import ServerSettings
-from auto_voice.server.sqlite_store import SqliteJobStore
-from auto_voice.server.work import Work
-from auto_voice.server.worker import Workers
+from auto_voice.server.tasks import Tasks
+from auto_voice.server.telemetry import Metrics
+from auto_voice.server.uploads import JobFiles
+from auto_voice.server.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -65,24 +65,28 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
+        dependencies=[Depends(check_fields)],
         responses={
             status: {"model": ErrorAnswer, "description": text}
             for status, text in _STATUSES.items()
         },
     )
     app.state.context = context
-    for module in (convert, jobs, voices, models, operations, page):
+    for module in (conversion_routes, voice_routes, site_routes):
         app.include_router(module.router)
     app.add_exception_handler(AutoVoiceError, _own_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _field_error)
-    app.add_middleware(Gate, context=context)
+    app.add_middleware(RequestMiddleware, context=context)
     return app
 
 
 def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -> Context:
     files = JobFiles(settings.data_dir / "jobs")
-    store = store or SqliteJobStore(settings.data_dir / "jobs.sqlite", settings.workers)
+    lock = _only_server(settings.data_dir)
+    if store is None:
+        database = SqliteDatabase(settings.data_dir / "jobs.sqlite")
+        store = JobStore(database, settings.workers)
     metrics = Metrics()
 
     def observe(claim: Claim, how: str, seconds: float) -> None:
@@ -97,27 +101,27 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
     workers = Workers(
         store,
         files,
-        Work(engine, files, settings, metrics),
+        Tasks(engine, files, settings, metrics),
         count=settings.workers,
         keep_bytes=settings.keep_mb * 1_000_000,
         observe=observe,
     )
-    return Context(settings, engine, store, files, workers, metrics)
+    sessions = Sessions(settings.data_dir / "sessions.json")
+    return Context(settings, engine, store, files, workers, metrics, sessions, lock)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
-    with _only_server(context.settings.data_dir):
-        context.workers.start()
-        warming = asyncio.create_task(_warm(context)) if context.settings.warm else None
-        try:
-            yield
-        finally:
-            if warming is not None:
-                warming.cancel()
-            await asyncio.to_thread(context.workers.stop, context.settings.grace_seconds)
-            context.store.close()
+    context.workers.start()
+    warming = asyncio.create_task(_warm(context)) if context.settings.warm else None
+    try:
+        yield
+    finally:
+        if warming is not None:
+            warming.cancel()
+        await asyncio.to_thread(context.workers.stop, context.settings.grace_seconds)
+        context.close()
 
 
 async def _warm(context: Context) -> None:
@@ -130,19 +134,21 @@ async def _warm(context: Context) -> None:
         log.error(context.warm_problem)
 
 
-def _only_server(data_dir: Path) -> Any:
-    """A lock for as long as the server lives, gone with its process.
+def _only_server(data_dir: Path) -> FileLock:
+    """A lock for as long as the server lives, which ends with its process.
 
     Raises:
         ConfigError: another server holds it.
     """
-    lock = FileLock(data_dir / "server.lock")
+    # Taken in one thread and let go in another.
+    lock = FileLock(data_dir / "server.lock", thread_local=False)
     try:
-        return lock.acquire(timeout=2)
+        lock.acquire(timeout=2)
     except Timeout:
         raise ConfigError(
             f"another server uses {data_dir}; stop it, or start this one with another --data-dir."
         ) from None
+    return lock
 
 
 async def _own_error(request: Request, error: Exception) -> Response:
@@ -166,8 +172,5 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _field_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    said = []
-    for found in error.errors()[:5]:
-        where = ".".join(str(part) for part in found["loc"][1:] or found["loc"])
-        said.append(f"{where}: {found['msg']}")
-    return await _own_error(request, ServerError("; ".join(said)[:1000] + ".", 422))
+    sentences = [sentence_of(found) for found in error.errors()[:5]]
+    return await _own_error(request, ServerError(" ".join(sentences)[:1000], 422))

@@ -1,4 +1,4 @@
-"""How running work learns that it must stop: asked at every piece, stage and network layer."""
+"""How running work learns that it must stop: it asks at every piece, stage and network layer."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+# Seconds between two reports of progress.
 REPORT_SECONDS = 0.25
 
 _running = threading.local()
@@ -20,8 +21,8 @@ class Stopped(BaseException):
     """The work was told to stop; not an Exception, so that no handler of errors keeps it going."""
 
 
-class Control:
-    """The reins of one piece of work.
+class CancellationToken:
+    """Stops one piece of work, and carries its progress back.
 
     Args:
         report: told the fraction done, at most four times a second.
@@ -66,17 +67,17 @@ class Control:
             self.check()
 
     @contextmanager
-    def holds(self) -> Iterator[None]:
+    def watching(self) -> Iterator[None]:
         """Let every torch layer that this thread runs ask :meth:`check` first.
 
         A vocoder spends seconds in one call for half a minute of audio, but no layer of it does.
         """
         _watch_layers()
-        _running.control = self
+        _running.token = self
         try:
             yield
         finally:
-            _running.control = None
+            _running.token = None
 
 
 def _watch_layers() -> None:
@@ -92,6 +93,6 @@ def _watch_layers() -> None:
 
 
 def _ask(module: Any, inputs: Any) -> None:
-    control = getattr(_running, "control", None)
-    if control is not None:
-        control.check()
+    token = getattr(_running, "token", None)
+    if token is not None:
+        token.check()

@@ -1,28 +1,47 @@
-"""The one place where the server meets the engine: every call it makes is here, and no logic."""
+"""The one place where the server meets models and voices: every call that it makes is here."""
 
 from __future__ import annotations
 
+import contextlib
+import math
+import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
-from auto_voice.errors import MissingDependencyError
+import numpy as np
+
+from auto_voice.audio.mel import HIFIGAN_MEL
+from auto_voice.errors import (
+    MissingDependencyError,
+    UnknownModelError,
+    UnknownVoiceError,
+    VoiceError,
+)
 from auto_voice.inference.controls import controls_from
 from auto_voice.inference.file_conversion import convert_file
 from auto_voice.inference.result import ConversionResult, FileResult
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
-from auto_voice.server.voice_library import Shelf, about
-from auto_voice.types import Voice, Waveform
+from auto_voice.models.model_registry import ModelRegistry
+from auto_voice.types import EMBEDDING_DIMS, Voice, Waveform
 from auto_voice.voices.enrolment import enrol
 from auto_voice.voices.inspection import inspect_file
+from auto_voice.voices.library import VoiceLibrary
+from auto_voice.voices.voice_file import load_voice, load_voice_facts
+
+# Recordings of the catalog for who has none at hand: 4 s to convert, and 10 s of a voice.
+SAMPLES = {"recording": "sample_clone_test", "voice": "sample_beckett"}
+# Hz of the recording that is kept with a voice.
+SPEECH_RATE_HZ = 16_000
 
 
 class Evaluator(Protocol):
-    """What judges conversions; given by whoever starts the server, because it is a room apart."""
+    """Measures conversions; whoever starts the server gives it, as evaluation is another room."""
 
     def words_kept(self, source: Path, converted: Path) -> float:
-        """Share of the words of ``source`` that are heard in ``converted``, 0 to 1."""
+        """Share of the words of ``source`` that are recognised in ``converted``, 0 to 1."""
         ...
 
     def pair(
@@ -38,7 +57,7 @@ class Engine:
     Args:
         pipeline: one set of loaded models for all threads.
         voice_dir: where enrolled voices are kept; None for the setting ``voice_dir``.
-        evaluator: None where evaluation is not installed.
+        evaluator: measures conversions; None where evaluation is not installed.
     """
 
     def __init__(
@@ -50,7 +69,12 @@ class Engine:
         self.pipeline = pipeline
         self.registry = pipeline.registry
         self._evaluator = evaluator
-        self.voices = Shelf(voice_dir)
+        self.voices = StoredVoices(voice_dir, pipeline.registry)
+        # On the same loaded models; whether truncated recordings are taken is set per pipeline.
+        self._lenient = VoiceConversionPipeline(
+            replace(pipeline.config, allow_truncated=True, enable_model_warmup=False),
+            model_registry=pipeline.registry,
+        )
 
     @property
     def mock(self) -> bool:
@@ -85,10 +109,11 @@ class Engine:
         progress: Callable[[float], None],
         *,
         subtype: str | None,
+        allow_truncated: bool,
     ) -> FileResult:
         """From file to file in constant memory; goes on where an earlier call was stopped."""
         return convert_file(
-            self.pipeline,
+            self._lenient if allow_truncated else self.pipeline,
             source,
             voice,
             output,
@@ -108,10 +133,10 @@ class Engine:
     def similarity(self, audio: Waveform, voice: Voice) -> float:
         return self.pipeline.similarity(audio, voice)
 
-    # Judging
+    # Measuring
 
     def inspect(self, path: Path, name: str) -> dict[str, Any]:
-        """What is in a recording, and whose stored voice it resembles."""
+        """What is in a recording, and which stored voices it resembles."""
         found = inspect_file(path, self.pipeline.speaker_encoder, self.voices.all())
         return found.as_dict() | {"file": name}
 
@@ -125,7 +150,18 @@ class Engine:
             )
         return self._evaluator
 
-    # Models
+    # Models and samples
+
+    def sample(self, name: str) -> Waveform:
+        """A recording of the catalog to try the server with.
+
+        Raises:
+            UnknownModelError: there is no such sample.
+            ModelError: it cannot be fetched.
+        """
+        if name not in SAMPLES:
+            raise UnknownModelError(f"there is no sample {name!r}; known: {', '.join(SAMPLES)}.")
+        return cast(Waveform, self.registry.load(SAMPLES[name]))
 
     def models(self) -> list[dict[str, Any]]:
         return [asdict(status) for status in self.registry.status()]
@@ -162,3 +198,192 @@ class Engine:
 
 def _plain(timing: Mapping[str, Any]) -> dict[str, Any]:
     return {name: asdict(found) for name, found in timing.items()}
+
+
+# Voices
+
+# Bytes of an imported voice: an export of the longest reference that is kept is an eighth of it.
+VOICE_FILE_BYTES = 20_000_000
+# What enrolment writes stays far below these.
+MOST_NOTES, LONGEST_NOTE = 50, 300
+MOST_FIGURES = 50
+LONGEST_CONSENT = 500
+# Seconds of speech that a voice can have been made from.
+LONGEST_SPEECH = 3600.0
+# Of a weight: fine-tuning moves none by a tenth of it.
+LARGEST_CHANGE = 2.0
+
+
+class StoredVoices:
+    """The voice library as the API shows it.
+
+    Args:
+        folder: None for the setting ``voice_dir``.
+        registry: knows the converters that a voice can be fine-tuned for.
+    """
+
+    def __init__(self, folder: Path | None, registry: ModelRegistry) -> None:
+        self._library = VoiceLibrary(folder)
+        self._registry = registry
+        self._lock = threading.Lock()
+
+    def listed(self) -> list[dict[str, Any]]:
+        """What is told of each voice that can be read; the arrays of none are."""
+        found = []
+        for name in self._library.names():
+            # Whoever asks for a damaged one by its name is told so.
+            with contextlib.suppress(VoiceError):
+                found.append(_shown(name, load_voice_facts(self._library.require(name))))
+        return found
+
+    def all(self) -> Mapping[str, Voice]:
+        """Every voice that can be read, by name."""
+        found = {}
+        for name in self._library.names():
+            try:
+                found[name] = self._library.get(name)
+            except VoiceError:
+                continue  # whoever asks for it by name hears why
+        return found
+
+    def get(self, name: str) -> Voice:
+        return self._library.get(name)
+
+    def file(self, name: str) -> Path:
+        """Where the voice is stored; raises UnknownVoiceError."""
+        return self._library.require(name)
+
+    def speech(self, name: str) -> Waveform:
+        """The recording that was kept with a voice.
+
+        Raises:
+            VoiceError: there is no such voice, or it was stored without its recording (404).
+        """
+        voice = self._library.get(name)
+        if voice.speech is None:
+            raise UnknownVoiceError(
+                f"the voice {name!r} was stored without its recording; convert something to hear "
+                "it."
+            )
+        return Waveform(voice.speech.astype(np.float32) / np.float32(32768), SPEECH_RATE_HZ)
+
+    def check_name(self, name: str, overwrite: bool) -> None:
+        """Raises VoiceError if a voice cannot be added under the name."""
+        self._library.path(name)
+        if name in self._library and not overwrite:
+            raise VoiceError(f"there is a voice {name!r} already; choose another name.")
+
+    def add(self, name: str, voice: Voice, overwrite: bool) -> Voice:
+        with self._lock:
+            self.check_name(name, overwrite)
+            self._library.add(name, voice, overwrite=overwrite)
+            return self._library.get(name)
+
+    def rename(self, name: str, to: str) -> Voice:
+        with self._lock:
+            if name != to:
+                self.check_name(to, overwrite=False)
+            self._library.rename(name, to)
+            return self._library.get(to)
+
+    def remove(self, name: str) -> None:
+        with self._lock:
+            self._library.remove(name)
+
+    def export_bytes(self, name: str) -> bytes:
+        self._library.get(name)
+        return self._library.path(name).read_bytes()
+
+    def import_bytes(self, data: bytes, name: str) -> Voice:
+        """Keep a voice file's voice, by its own name if ``name`` is empty.
+
+        Raises:
+            VoiceError: it is no voice file, or one that no converter can speak with.
+        """
+        self._library.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The leading dot keeps it out of the library while it is looked at.
+        temporary = self._library.folder / f".{secrets.token_hex(8)}"
+        try:
+            temporary.write_bytes(data)
+            voice = load_voice(temporary)
+        except VoiceError:
+            raise VoiceError(
+                "the file is no voice, or damaged; send one that `autovoice clone` or an export "
+                "made."
+            ) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+        _check_shapes(voice)
+        _check_facts(voice)
+        self._check_fine_tuning(voice)
+        return self.add(name or voice.name or "imported", voice, overwrite=False)
+
+    def _check_fine_tuning(self, voice: Voice) -> None:
+        if bool(voice.adaptation) != bool(voice.adapted_to):
+            raise VoiceError(
+                "the voice file does not say which converter it was fine-tuned for; export it "
+                "again."
+            )
+        if not voice.adaptation:
+            return
+        name, _, version = voice.adapted_to.partition("@")
+        try:
+            known = self._registry.version(name, version or None)
+        except UnknownModelError:
+            known = None
+        if known is None or known.kind != "converter":
+            raise VoiceError(
+                f"the voice was fine-tuned for the converter {voice.adapted_to[:80]}, which this "
+                "server does not have; clone it here from its recordings."
+            )
+        largest = max(float(np.abs(values).max()) for values in voice.adaptation.values())
+        if not largest < LARGEST_CHANGE:
+            raise VoiceError(
+                "the voice file holds a fine-tuning that would only make noise; clone the voice "
+                "again."
+            )
+
+
+def _check_facts(voice: Voice) -> None:
+    fits = len(voice.notes) <= MOST_NOTES and all(len(n) <= LONGEST_NOTE for n in voice.notes)
+    fits = fits and len(voice.quality) <= MOST_FIGURES and len(voice.consent) <= LONGEST_CONSENT
+    if not fits:
+        raise VoiceError(
+            f"the voice file holds more text than a voice has (at most {MOST_NOTES} notes of "
+            f"{LONGEST_NOTE} characters); clone the voice again."
+        )
+    if not 0 <= voice.speech_seconds <= LONGEST_SPEECH:
+        raise VoiceError("the voice file holds values that no voice has; clone the voice again.")
+
+
+def _check_shapes(voice: Voice) -> None:
+    mel, content = voice.frames.get("mel"), voice.frames.get("content")
+    fits = voice.embedding.shape == (EMBEDDING_DIMS,) and (mel is None) == (content is None)
+    if mel is not None and content is not None:
+        fits &= mel.ndim == content.ndim == 2
+        fits = fits and 0 < len(mel) == len(content) and mel.shape[1] == HIFIGAN_MEL.bands
+    if not fits:
+        raise VoiceError("the voice file holds numbers of other shapes than a voice has.")
+    if abs(float(np.linalg.norm(voice.embedding)) - 1.0) > 0.01:
+        raise VoiceError("the voice file holds values that no voice has; clone the voice again.")
+
+
+def about(voice: Voice) -> dict[str, Any]:
+    """What is told of a voice."""
+    return _shown(voice.name, vars(voice))
+
+
+def _shown(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    pitch = facts["log_f0_mean"]
+    notes = [str(note)[:LONGEST_NOTE] for note in facts["notes"][:MOST_NOTES]]
+    if len(facts["notes"]) > MOST_NOTES:
+        notes[MOST_NOTES - 1 :] = [f"{len(facts['notes']) - MOST_NOTES + 1} more notes."]
+    return {
+        "name": name,
+        "speech_seconds": round(facts["speech_seconds"], 2),
+        "pitch_hz": None if pitch is None else round(math.exp(pitch), 1),
+        "encoder": facts["encoder"],
+        "quality": dict(list(facts["quality"].items())[:MOST_FIGURES]),
+        "notes": notes,
+        "consent": facts["consent"][:LONGEST_CONSENT],
+    }

@@ -12,19 +12,20 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from auto_voice.errors import (
-    AutoVoiceError,
-    BusyError,
-    NotPermittedError,
-    ServerError,
-    UploadError,
+from auto_voice.errors import AutoVoiceError, BusyError, NotPermittedError, ServerError
+from auto_voice.server.admission import (
+    SESSION,
+    SMALL,
+    SMALL_BYTES,
+    BodyLimits,
+    LimitedBody,
+    Traffic,
 )
 from auto_voice.server.context import Context
-from auto_voice.server.logs import request_id
+from auto_voice.server.engine import VOICE_FILE_BYTES
 from auto_voice.server.security import (
     EXPOSED,
     HEADERS,
@@ -33,29 +34,25 @@ from auto_voice.server.security import (
     client_of,
     token_of,
 )
-from auto_voice.server.voice_library import VOICE_FILE_BYTES
+from auto_voice.server.telemetry import request_id
 
 log = logging.getLogger("auto_voice.server.requests")
 
 # Of the guarded paths, those that need no token.
 OPEN = frozenset({"/healthz", "/readyz", "/v1/session"})
 DIRECT = frozenset({"/v1/convert", "/v1/evaluate", "/v1/inspect", "/v1/voices"})
-SMALL_BODY_BYTES = 65_536
-LIMITS = {"/v1/voices/import": VOICE_FILE_BYTES + SMALL_BODY_BYTES}
-# Requests that are answered at the same time, uploads or not.
-MOST_OPEN = 500
+UPLOADS = DIRECT | {"/v1/jobs", "/v1/voices/import"}
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BODIES = frozenset({"POST", "PUT", "PATCH"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class Gate:
+class RequestMiddleware:
     """ASGI middleware around the whole app."""
 
     def __init__(self, app: ASGIApp, context: Context) -> None:
         self._app, self._context = app, context
-        self._uploads = 0
-        self._bytes = 0
-        self._open = 0
+        self._traffic = Traffic(context.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -70,11 +67,20 @@ class Gate:
         request_id.set(identity)
         exchange = _Exchange(scope, send, identity)
         started = time.monotonic()
-        body = _Body(receive)
-        self._open += 1
+        body = LimitedBody(receive, headers.get("content-type", ""))
+        scope["autovoice.address"] = scope["client"][0] if scope.get("client") else "unknown"
         try:
-            if self._open > MOST_OPEN:
-                raise BusyError("Too many requests at once; try again in a moment.", 1)
+            with self._traffic.request(client_of("", scope["autovoice.address"])):
+                await self._refusing(scope, headers, body, exchange)
+        except BusyError as error:
+            await exchange.refuse(error)
+        finally:
+            self._account(scope, exchange, time.monotonic() - started)
+
+    async def _refusing(
+        self, scope: Scope, headers: Mapping[str, str], body: LimitedBody, exchange: _Exchange
+    ) -> None:
+        try:
             await self._admit(scope, headers, body, exchange)
         except AutoVoiceError as error:
             if scope["method"] in _BODIES and not exchange.status:
@@ -84,12 +90,9 @@ class Gate:
             log.error("unexpected %s", type(error).__name__, exc_info=error)
             text = f"Unexpected {type(error).__name__}; the server's log has more under this id."
             await exchange.refuse(ServerError(text, 500))
-        finally:
-            self._open -= 1
-            self._account(scope, exchange, time.monotonic() - started)
 
     async def _admit(
-        self, scope: Scope, headers: Mapping[str, str], receive: Receive, exchange: _Exchange
+        self, scope: Scope, headers: Mapping[str, str], body: LimitedBody, exchange: _Exchange
     ) -> None:
         settings, path, method = self._context.settings, scope["path"], scope["method"]
         check_host(settings, headers.get("host", ""))
@@ -100,45 +103,46 @@ class Gate:
                 await exchange.preflight()
                 return
             if path not in OPEN:
-                token = token_of(settings, headers)
+                token = token_of(settings, headers, self._context.sessions)
             exchange.private = True
-        address = scope["client"][0] if scope.get("client") else "unknown"
-        scope["autovoice.client"] = client_of(token, address)
+        client = scope["autovoice.client"] = client_of(token, scope["autovoice.address"])
         scope["autovoice.request_id"] = exchange.identity
         if method not in _BODIES:
-            await self._app(scope, receive, exchange.send)
+            await self._app(scope, body, exchange.send)
             return
-        await self._check_load(path, scope["autovoice.client"])
-        limit = LIMITS.get(path, SMALL_BODY_BYTES)
-        if path in DIRECT or path == "/v1/jobs":
-            limit = settings.upload_bytes
-        size = limit  # of a body that does not say
-        declared = headers.get("content-length", "")
-        if declared.isascii() and declared.isdigit():
-            size = int(declared[:18])
-            _check_size(size, limit)
-        if self._uploads >= settings.uploads_at_once:
-            raise BusyError("Too many uploads at once; try again in a moment.", 1)
-        if self._bytes + size > settings.uploads_bytes:
-            raise BusyError("Too much is being uploaded at once; try again in a moment.", 5)
-        if size > SMALL_BODY_BYTES and not self._context.files.has_room(self._bytes + size):
-            raise BusyError("The server's disk is full; try again later.", 60, 507)
-        upload = _Upload(receive, limit, settings.upload_stall_seconds, self._upload_ended)
-        self._uploads += 1
-        self._bytes += size
-        try:
-            await self._app(scope, upload, exchange.send)
-        finally:
-            upload.end()
-            self._bytes -= size
+        if path in UPLOADS and method == "POST":
+            await self._take_upload(scope, headers, body, exchange, client)
+            return
+        # Whoever has no token yet holds no place that others need, and only for a moment.
+        limits = SESSION if path in OPEN else SMALL
+        _declared_size(headers, limits)
+        body.limit(limits)
+        await self._app(scope, body, exchange.send)
 
-    async def _check_load(self, path: str, client: str) -> None:
+    async def _take_upload(
+        self,
+        scope: Scope,
+        headers: Mapping[str, str],
+        body: LimitedBody,
+        exchange: _Exchange,
+        client: str,
+    ) -> None:
+        context, settings, path = self._context, self._context.settings, scope["path"]
         if path in DIRECT or path == "/v1/jobs":
-            context = self._context
             await asyncio.to_thread(context.store.check, client, path in DIRECT, context.limits)
-
-    def _upload_ended(self) -> None:
-        self._uploads -= 1
+        limits = BodyLimits(
+            settings.upload_bytes
+            if path != "/v1/voices/import"
+            else VOICE_FILE_BYTES + SMALL_BYTES,
+            settings.upload_stall_seconds,
+            settings.upload_least_rate,
+            settings.upload_seconds,
+        )
+        size = _declared_size(headers, limits)
+        with self._traffic.upload(client, size) as ended:
+            context.files.check_room(self._traffic.upload_bytes)
+            body.limit(limits, ended)
+            await self._app(scope, body, exchange.send)
 
     def _account(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "") or "(none)"
@@ -163,79 +167,18 @@ class Gate:
         )
 
 
-DRAIN_BYTES, DRAIN_SECONDS = 8_000_000, 1.0
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
-
 def _short(path: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in path[:120])
 
 
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise UploadError(
-            f"The request is larger than the {limit / 1e6:g} MB that are taken; send FLAC or MP3 "
-            "in place of WAV, or fewer files."
-        )
-
-
-class _Body:
-    """``receive`` that knows whether all of the request has come."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._whole = False
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            self._whole = True
-        return message
-
-    async def drain(self) -> None:
-        """Take what is still on its way, within limits.
-
-        A connection that is closed on a client that still sends is reset, and the reset can
-        overtake the answer: the client would see a broken pipe in place of the sentence.
-        """
-        taken = 0
-        deadline = time.monotonic() + DRAIN_SECONDS
-        while not self._whole and taken < DRAIN_BYTES and (left := deadline - time.monotonic()) > 0:
-            try:
-                message = await asyncio.wait_for(self(), left)
-            except asyncio.TimeoutError:
-                return
-            taken += len(message.get("body", b""))
-
-
-class _Upload:
-    """``receive`` with a limit on bytes and on pauses."""
-
-    def __init__(self, receive: Receive, limit: int, stall_seconds: float, ended: Any) -> None:
-        self._receive, self._limit, self._stall = receive, limit, stall_seconds
-        self._ended = ended
-        self._size = 0
-        self._open = True
-
-    async def __call__(self) -> Message:
-        if not self._open:
-            return await self._receive()
-        try:
-            message = await asyncio.wait_for(self._receive(), self._stall)
-        except asyncio.TimeoutError:
-            raise UploadError(
-                f"The upload paused for more than {self._stall:g} s; send it again.", 408
-            ) from None
-        self._size += len(message.get("body", b""))
-        _check_size(self._size, self._limit)
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            self.end()
-        return message
-
-    def end(self) -> None:
-        if self._open:
-            self._open = False
-            self._ended()
+def _declared_size(headers: Mapping[str, str], limits: BodyLimits) -> int:
+    """Bytes of the body by its header, or all that it may have; raises UploadError beyond that."""
+    declared = headers.get("content-length", "")
+    if not (declared.isascii() and declared.isdigit()):
+        return limits.most_bytes
+    size = int(declared[:18])
+    limits.check_size(size)
+    return size
 
 
 class _Exchange:

@@ -1,13 +1,24 @@
-"""What goes over the wire, with examples for the OpenAPI document."""
+"""What goes over the wire: form fields and answers, with examples for the OpenAPI document."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Any, Literal
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_origin
 
+from fastapi import Form, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.params import Form as FormField
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, Field
 
-from auto_voice.server.jobs import Item, Job
+from auto_voice.audio.encoding import choose_encoding
+from auto_voice.errors import ConfigError, ServerError
+from auto_voice.inference.controls import controls_from
+from auto_voice.server.jobs import JobItem, JobRecord
 
 Format = Literal["wav", "flac", "ogg", "opus", "mp3", "aiff"]
 MEDIA_TYPES: dict[str, str] = {
@@ -52,7 +63,7 @@ class ItemView(_Model):
     )
 
     @staticmethod
-    def of(item: Item) -> ItemView:
+    def of(item: JobItem) -> ItemView:
         hidden = {"file"}
         result = (
             None
@@ -83,7 +94,7 @@ class JobView(_Model):
     items: list[ItemView]
 
     @staticmethod
-    def of(job: Job) -> JobView:
+    def of(job: JobRecord) -> JobView:
         return JobView(
             id=job.id,
             kind=job.kind,
@@ -176,3 +187,181 @@ class ServerInfo(_Model):
 
 def _time(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+# Form fields
+
+
+def _number(description: str) -> Any:
+    return Form(allow_inf_nan=False, description=description)
+
+
+class ConvertFields:
+    """The form fields that ``POST /v1/convert`` and ``POST /v1/jobs`` share.
+
+    What each control may be is checked by :func:`~auto_voice.inference.controls.controls_from`,
+    as for the command line.
+    """
+
+    def __init__(
+        self,
+        voice: Annotated[
+            str,
+            Form(max_length=80, description="A stored voice; or send `reference` instead."),
+        ] = "",
+        semitones: Annotated[
+            float, _number("Transposition beyond the move to the voice's pitch, within ±36.")
+        ] = 0.0,
+        keep_pitch: Annotated[
+            bool, Form(description="Do not move the pitch to the voice's.")
+        ] = False,
+        singing: Annotated[
+            bool, Form(description="Keep pitch classes: move by whole octaves.")
+        ] = False,
+        pitch_range: Annotated[
+            str,
+            Form(max_length=20, description="Width of the melody: 0 (monotone) to 4, or `voice`."),
+        ] = "1",
+        formants: Annotated[
+            float, _number("Semitones by which the resonances move, within ±12.")
+        ] = 0.0,
+        strength: Annotated[float, _number("How far towards the voice, from 0 to 1.")] = 1.0,
+        energy: Annotated[
+            float, _number("How much of the source's loudness contour is kept, from 0 to 1.")
+        ] = 0.0,
+        breathiness: Annotated[
+            float, _number("How much of the source's breath noise is kept, from 0 to 1.")
+        ] = 0.0,
+        loudness: Annotated[
+            str,
+            Form(max_length=20, description="LUFS of the result, -70 to -5, or `source`."),
+        ] = "",
+        denoise_db: Annotated[
+            float, _number("Steady noise of the source is first turned down by 0 to 60 dB.")
+        ] = 0.0,
+        trim: Annotated[
+            bool, Form(description="Leave out what lies before and after the speech.")
+        ] = False,
+        format: Annotated[Format, Form(description="File format of the result.")] = "wav",
+        subtype: Annotated[
+            str, Form(max_length=20, description="Sample coding, e.g. pcm_24; or bits: 16, 24, 32f")
+        ] = "",
+        measure: Annotated[
+            bool,
+            Form(description="Also measure the speaker similarity, and the words that were kept."),
+        ] = False,
+        allow_truncated: Annotated[
+            bool, Form(description="Take what is there of recordings that end early.")
+        ] = False,
+    ) -> None:
+        self.voice = voice
+        self.format = format
+        self.subtype = subtype or None
+        self.measure = measure
+        self.allow_truncated = allow_truncated
+        chosen: dict[str, Any] = {
+            "semitones": semitones,
+            "match_pitch": not keep_pitch,
+            "singing": singing,
+            "pitch_range": pitch_range,
+            "formants": formants,
+            "strength": strength,
+            "energy": energy,
+            "breathiness": breathiness,
+            "denoise_db": denoise_db,
+            "trim": trim,
+        }
+        self.controls = chosen | ({"loudness": loudness} if loudness else {})
+
+    def request(self) -> dict[str, Any]:
+        """What a worker needs to know.
+
+        Raises:
+            AudioOutputError: the format has no such coding.
+            ConfigError: a control that cannot be.
+        """
+        try:
+            controls_from(self.controls)
+        except ConfigError as error:
+            error.http_status = 422
+            raise
+        choose_encoding(Path("result"), self.format, self.subtype)
+        return {
+            "voice": self.voice,
+            "controls": self.controls,
+            "format": self.format,
+            "subtype": self.subtype,
+            "measure": self.measure,
+            "allow_truncated": self.allow_truncated,
+        }
+
+
+async def check_fields(request: Request) -> None:
+    """Refuse form fields that the request's route does not read, and a second one of a kind.
+
+    Raises:
+        ServerError: 422; a misspelt option would else be ignored without a word.
+    """
+    if not request.headers.get("content-type", "").startswith(_FORMS):
+        return
+    route = request.scope.get("route")
+    params = _body_params(route.dependant) if isinstance(route, APIRoute) else []
+    several = {
+        param.alias: get_origin(param.field_info.annotation) is list
+        for param in params
+        if isinstance(param.field_info, FormField)
+    }
+    if not several:
+        return
+    sent = Counter(name for name, _ in (await request.form()).multi_items())
+    for name, count in sent.items():
+        if name not in several:
+            close = get_close_matches(name, several, 1)
+            meant = f"; {close[0]} is meant?" if close else ""
+            raise ServerError(
+                f"There is no field {name[:80]!r}{meant} Known are {', '.join(several)}.", 422
+            )
+        if count > 1 and not several[name]:
+            advice = "; send several recordings to /v1/jobs" if name == "source" else ""
+            raise ServerError(
+                f"The field {name} was sent {count} times and is taken once{advice}.", 422
+            )
+
+
+def _body_params(dependant: Dependant) -> list[Any]:
+    inner = [param for each in dependant.dependencies for param in _body_params(each)]
+    return [*dependant.body_params, *inner]
+
+
+_FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
+
+
+def sentence_of(problem: Mapping[str, Any]) -> str:
+    """One validation error of pydantic as a sentence."""
+    where = ".".join(str(part) for part in problem["loc"][1:] or problem["loc"])
+    limits = problem.get("ctx", {})
+    kind = problem["type"]
+    if kind == "missing":
+        return f"The field {where} is missing; send it."
+    rule = {
+        "less_than_equal": f"must be at most {limits.get('le')}",
+        "greater_than_equal": f"must be at least {limits.get('ge')}",
+        "string_too_long": f"must have at most {limits.get('max_length')} characters",
+        "string_too_short": f"must have at least {limits.get('min_length')} characters",
+        "literal_error": f"must be one of {_listed(limits.get('expected', ''))}",
+        "float_parsing": "must be a number",
+        "int_parsing": "must be a whole number",
+        "finite_number": "must be a finite number",
+        "bool_parsing": "must be true or false",
+        "extra_forbidden": "is not known",
+        "json_invalid": "is not valid JSON",
+    }.get(kind)
+    if rule is None:
+        return f"{where}: {problem['msg']}."
+    given = problem.get("input")
+    shown = f", not {given!r}" if isinstance(given, (str, int, float)) else ""
+    return f"{where} {rule}{shown if len(shown) < 60 else ''}."
+
+
+def _listed(expected: str) -> str:
+    return expected.replace("'", "").replace(" or ", ", ")

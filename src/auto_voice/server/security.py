@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import ipaddress
+import secrets
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
 
 from auto_voice.errors import NotPermittedError
+from auto_voice.filesystem import read_json, write_json
 from auto_voice.server.settings import LOOPBACK_NAMES, ServerSettings
 
 COOKIE = "autovoice_session"
+# A week.
 SESSION_SECONDS = 7 * 86400
 HEADERS: Mapping[str, str] = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -67,7 +73,43 @@ def check_origin(settings: ServerSettings, scheme: str, headers: Mapping[str, st
     return ""
 
 
-def token_of(settings: ServerSettings, headers: Mapping[str, str]) -> str:
+class Sessions:
+    """The sessions that were ended before they expired, kept over a restart.
+
+    Args:
+        path: of a small JSON file, made when the first session is ended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        known = (read_json(path) or {}).get("ended", {})
+        self._ended = {str(mark): float(until) for mark, until in known.items()}
+
+    def end(self, cookie: str) -> None:
+        """Let the session of ``cookie`` open nothing any more."""
+        until = cookie.partition(".")[0]
+        if not until.isascii() or not until.isdigit():
+            return
+        now = time.time()
+        with self._lock:
+            kept = {mark: t for mark, t in self._ended.items() if t > now}
+            kept[_mark(cookie)] = min(float(until[:12]), now + SESSION_SECONDS)
+            self._ended = kept
+            with contextlib.suppress(OSError):  # it holds until a restart even so
+                write_json(self._path, {"ended": kept})
+
+    def is_ended(self, cookie: str) -> bool:
+        return _mark(cookie) in self._ended
+
+
+def _mark(cookie: str) -> str:
+    return hashlib.sha256(cookie.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def token_of(
+    settings: ServerSettings, headers: Mapping[str, str], sessions: Sessions | None = None
+) -> str:
     """The token that the request proves to know; "" where none is needed.
 
     Raises:
@@ -81,8 +123,9 @@ def token_of(settings: ServerSettings, headers: Mapping[str, str]) -> str:
         if found:
             return found
         raise NotPermittedError("The token is wrong; ask whoever runs this server.", 401)
-    found = _by_cookie(settings.tokens, headers.get("cookie", ""))
-    if found:
+    cookie = cookie_of(headers)
+    found = _by_cookie(settings.tokens, cookie)
+    if found and not (sessions is not None and sessions.is_ended(cookie)):
         return found
     raise NotPermittedError(
         "This server needs a token; send the header Authorization: Bearer TOKEN.", 401
@@ -100,28 +143,39 @@ def matching(tokens: Iterable[str], given: str) -> str:
 
 
 def session_cookie(token: str, now: float | None = None) -> str:
-    """Proof of knowing ``token`` until it expires, from which the token cannot be told."""
+    """Proof of knowing ``token`` until it expires, from which the token cannot be told.
+
+    Each is drawn anew, so that ending one session leaves the others of the same token.
+    """
     until = int((time.time() if now is None else now) + SESSION_SECONDS)
-    return f"{until}.{_proof(token, until)}"
+    drawn = secrets.token_hex(8)
+    return f"{until}.{drawn}.{_proof(token, until, drawn)}"
 
 
-def _proof(token: str, until: int) -> str:
-    return hmac.new(
-        token.encode(), f"autovoice session {until}".encode(), hashlib.sha256
-    ).hexdigest()
+def _proof(token: str, until: int, drawn: str) -> str:
+    text = f"autovoice session {until} {drawn}"
+    return hmac.new(token.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
-def _by_cookie(tokens: Iterable[str], header: str) -> str:
+def cookie_of(headers: Mapping[str, str]) -> str:
+    """The session cookie of a request, or ""."""
     try:
-        morsel = SimpleCookie(header).get(COOKIE)
+        morsel = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
     except CookieError:
         return ""
-    until, _, proof = (morsel.value if morsel else "").partition(".")
-    if not until.isascii() or not until.isdigit() or int(until[:12]) < time.time():
+    return morsel.value if morsel else ""
+
+
+def _by_cookie(tokens: Iterable[str], cookie: str) -> str:
+    until, _, rest = cookie.partition(".")
+    drawn, _, proof = rest.partition(".")
+    if not (until + drawn + proof).isascii():
+        return ""
+    if not until.isdigit() or int(until[:12]) < time.time():
         return ""
     found = ""
     for token in tokens:
-        if hmac.compare_digest(_proof(token, int(until[:12])), proof):
+        if hmac.compare_digest(_proof(token, int(until[:12]), drawn), proof):
             found = token
     return found
 

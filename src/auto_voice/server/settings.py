@@ -12,6 +12,7 @@ from pathlib import Path
 from auto_voice.errors import ConfigError
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+# Characters of a token.
 SHORTEST_TOKEN = 16
 
 
@@ -22,7 +23,7 @@ class ServerSettings:
     Attributes:
         host: address to bind; a token is required unless it is loopback.
         port: 0 takes a free one.
-        tokens: any of them opens the server; empty for none on loopback.
+        tokens: bearer tokens, any of which lets a client in; none are needed on loopback.
         data_dir: queue, uploads and results.
         allow_hosts: further names under which clients reach the server.
         allow_origins: other web sites whose pages may call it (``https://host[:port]``).
@@ -31,17 +32,20 @@ class ServerSettings:
         direct_waiting_client: of one client.
         queue_items: recordings that may wait in jobs, of all clients together.
         queue_items_client: of one client.
-        uploads_at_once: requests whose body is being read.
+        uploads_at_once: requests whose body is being read, of all clients together.
+        uploads_at_once_client: of one client.
         upload_mb: of one request.
         uploads_mb: of all requests that are being answered; never less than one may have.
         upload_stall_seconds: longest pause within an upload.
+        upload_least_rate: bytes per second on average that an upload must come with.
+        upload_seconds: for one upload to come.
         batch_items: recordings of one job.
         direct_seconds: of audio that is answered directly.
         longest_seconds: of audio in a job.
         reference_seconds: of all references of a request together.
         reference_items: how many those may be.
         decode_seconds: of work that decoding one upload may take.
-        keep_hours: results are deleted so long after they were made.
+        keep_hours: hours to keep results after they were made.
         keep_mb: and before that, oldest first, when they take more than this.
         grace_seconds: for running work when the server stops; what is not done by then goes back
             to the queue.
@@ -61,9 +65,12 @@ class ServerSettings:
     queue_items: int = 200
     queue_items_client: int = 100
     uploads_at_once: int = 16
+    uploads_at_once_client: int = 4
     upload_mb: int = 500
     uploads_mb: int = 2000
     upload_stall_seconds: float = 30.0
+    upload_least_rate: float = 16_000.0
+    upload_seconds: float = 1800.0
     batch_items: int = 100
     direct_seconds: float = 60.0
     longest_seconds: float = 3 * 3600.0
@@ -100,6 +107,7 @@ class ServerSettings:
             "queue_items": 1,
             "queue_items_client": 1,
             "uploads_at_once": 1,
+            "uploads_at_once_client": 1,
             "upload_mb": 1,
             "batch_items": 1,
             "keep_hours": 0,

@@ -1,30 +1,51 @@
-"""Uploads: judged by their bytes before a decoder runs, decoded within limits."""
+"""Uploads: judged by their bytes before a decoder runs, decoded within limits, kept in folders.
+
+No name here comes from a client: folders are called by job ids, which the server draws, and files
+by their role and number.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import os
 import re
+import secrets
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from auto_voice.audio.reading import SILENCE_PEAK, RecordingReader, dbfs
-from auto_voice.errors import AudioContentError, AudioFormatError
-from auto_voice.server.cancellation import Control
+from auto_voice.errors import (
+    AudioContentError,
+    AudioError,
+    AudioFormatError,
+    BusyError,
+    ConfigError,
+    ServerError,
+    UnknownJobError,
+)
+from auto_voice.server.cancellation import CancellationToken
 from auto_voice.types import FloatArray, Waveform
 
+# Channels and Hz: more than any recorder writes.
 MOST_CHANNELS = 8
 HIGHEST_RATE_HZ = 384_000
-# Above it, lengths are counted in samples: a limit in seconds would be none on memory.
+# Hz. Above it, lengths are counted in samples: a limit in seconds would be none on memory.
 USUAL_RATE_HZ = 96_000
-# What is held whole in memory is held at no more; the models hear less than half of it.
+# Hz at most of what is held whole in memory; the models use less than half of it.
 KEPT_RATE_HZ = 48_000
-# 60 dB above full scale: no recording, and squares of it overflow.
+# Of full scale, 60 dB above it: no recording reaches it, and squares of it overflow.
 HIGHEST_PEAK = 1000.0
+# Frames that are decoded at once.
 _BLOCK_FRAMES = 1 << 16
+# Characters of a file name that are shown.
 _NAME_CHARACTERS = 80
 
 
@@ -36,23 +57,40 @@ def display_name(given: str | None, otherwise: str) -> str:
 
 
 @contextmanager
-def _opened(path: Path, name: str) -> Iterator[RecordingReader]:
-    with io.FileIO(path) as raw:
+def _opened(path: Path, name: str, allow_truncated: bool) -> Iterator[RecordingReader]:
+    with io.FileIO(path) as raw, _field_of_the_api():
         raw.name = name  # what messages call it
         with (
             io.BufferedReader(raw) as stream,
-            RecordingReader(stream, allow_truncated=False) as found,
+            RecordingReader(stream, allow_truncated=allow_truncated) as found,
         ):
             yield found
 
 
-def check_upload(path: Path, name: str, most_seconds: float) -> float | None:
+@contextmanager
+def _field_of_the_api() -> Iterator[None]:
+    """Name the form field where an error names the option of the command line."""
+    try:
+        yield
+    except AudioError as error:
+        text = re.sub(
+            r"--allow-truncated \(in Python with allow_truncated=True\)",
+            "the field allow_truncated=true",
+            str(error),
+        )
+        error.args = (text, *error.args[1:])
+        raise
+
+
+def check_upload(
+    path: Path, name: str, most_seconds: float, *, allow_truncated: bool = False
+) -> float | None:
     """Seconds by the header, which is all that is read; None where it does not tell.
 
     Raises:
         AudioError: not a recording, damaged, or beyond the limits.
     """
-    with _opened(path, name) as recording:
+    with _opened(path, name, allow_truncated) as recording:
         _check_shape(recording, name, most_seconds)
         frames = recording.frames
         return None if frames is None else frames / recording.sample_rate
@@ -97,11 +135,13 @@ class Decoding:
 
     Args:
         within_seconds: of work; more than that is an attack or a mistake.
+        token: stops it.
+        allow_truncated: take what is there of a recording that ends early, with a note.
         progress: told the fraction decoded, where the length is known.
         to_hz: rate of the blocks; higher ones only are brought down to it.
 
     Iterating raises AudioError for what cannot be used or is beyond the limits, and Stopped
-    through ``control``. ``sample_rate`` and ``notes`` hold when it is over.
+    through ``token``. ``sample_rate`` and ``notes`` hold when it is over.
     """
 
     def __init__(
@@ -111,25 +151,26 @@ class Decoding:
         *,
         most_seconds: float,
         within_seconds: float,
-        control: Control,
+        token: CancellationToken,
         progress: Callable[[float], None] | None = None,
         to_hz: int = HIGHEST_RATE_HZ,
+        allow_truncated: bool = False,
     ) -> None:
         self._progress, self._to_hz = progress, to_hz
         self._path, self._name = path, name
         self._most_seconds, self._within_seconds = most_seconds, within_seconds
-        self._control = control
+        self._token, self._allow_truncated = token, allow_truncated
         self.sample_rate = 0
         self.notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[FloatArray]:
         deadline = time.monotonic() + self._within_seconds
-        with _opened(self._path, self._name) as recording:
+        with _opened(self._path, self._name, self._allow_truncated) as recording:
             _check_shape(recording, self._name, self._most_seconds)
             most = _most_frames(recording, self._most_seconds)
             rate = min(recording.sample_rate, self._to_hz)
             for block in recording.blocks(_BLOCK_FRAMES, rate, None):
-                self._control.check()
+                self._token.check()
                 if self._progress is not None and recording.frames:
                     self._progress(recording.frames_read / recording.frames)
                 if recording.frames_read > most:
@@ -157,3 +198,169 @@ def gathered(decoding: Decoding) -> Waveform:
     """The whole upload as one channel."""
     samples = np.concatenate(list(decoding))
     return Waveform(samples, decoding.sample_rate, decoding.notes)
+
+
+# Folders
+
+# The frozen voice of a job, beside its uploads.
+VOICE_FILE = "voice.safetensors"
+_ID = re.compile(r"[A-Za-z0-9_-]{22}")
+# Bytes: a disk with less room than this is called full.
+SPARE_BYTES = 200_000_000
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+
+
+class NoRoomError(BusyError):
+    """The disk is full for now."""
+
+    kind = "BusyError"  # what clients know
+
+    def __init__(self, wanted: int = 0) -> None:
+        super().__init__("The server's disk is full; try again later.", 60, 507)
+        self.wanted = wanted
+
+
+def is_disk_full(error: BaseException | None) -> bool:
+    """Whether a full disk or quota is behind ``error``, whatever it was raised as."""
+    while error is not None:
+        if isinstance(error, NoRoomError) or (isinstance(error, OSError) and error.errno in _FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def new_id() -> str:
+    """128 random bits as 22 characters."""
+    return secrets.token_urlsafe(16)
+
+
+class JobFiles:
+    """Files by job.
+
+    Args:
+        root: folder that holds one folder per job; made if missing.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = root / f".probe-{secrets.token_hex(4)}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"the data folder {root} cannot be used: {error}; name another with --data-dir."
+            ) from error
+
+    def folder(self, job_id: str) -> Path:
+        """The folder of a job.
+
+        Raises:
+            UnknownJobError: what was given is no id.
+        """
+        if not _ID.fullmatch(job_id):
+            raise UnknownJobError("There is no such job; it may have expired.")
+        return self.root / job_id
+
+    def make(self, job_id: str) -> Path:
+        """A new folder for a job, readable by this user only.
+
+        Raises:
+            ServerError: the data folder cannot be written just now.
+        """
+        folder = self.folder(job_id)
+        with _storage():
+            folder.mkdir(mode=0o700)
+        return folder
+
+    def keep(self, folder: Path, name: str, upload: BinaryIO, *, durable: bool = True) -> Path:
+        """Copy ``upload`` to ``name`` in ``folder``.
+
+        Args:
+            durable: make it survive a power cut.
+
+        Raises:
+            ServerError: the data folder cannot be written just now.
+        """
+        path = folder / name
+        with _storage(), path.open("xb") as file:
+            shutil.copyfileobj(upload, file, 1 << 20)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        return path
+
+    def drop_inputs(self, job_id: str, index: int | None = None) -> None:
+        """Delete the uploads of a job, or those of one item, and a folder that is empty then."""
+        folder = self.folder(job_id)
+        for pattern in (
+            ("in-*", "ref-*", VOICE_FILE) if index is None else (f"in-{index}", f"in-{index}.*")
+        ):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # which the system refuses while anything is in it
+
+    def remove(self, job_id: str) -> None:
+        """Delete everything of a job."""
+        shutil.rmtree(self.folder(job_id), ignore_errors=True)
+
+    def sweep(self, known: Iterable[str]) -> int:
+        """Delete the folders of jobs that nobody knows; how many there were.
+
+        Only what is called like a job: a folder of somebody's own may have been given as ours.
+        """
+        known = set(known)
+        strange = [
+            path
+            for path in self.root.iterdir()
+            if _ID.fullmatch(path.name)
+            and path.name not in known
+            and path.is_dir()
+            and not path.is_symlink()
+        ]
+        for path in strange:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(strange)
+
+    def has_room(self, wanted: int = 0) -> bool:
+        """Whether ``wanted`` bytes and some to spare fit on the disk."""
+        return shutil.disk_usage(self.root).free > wanted + SPARE_BYTES
+
+    def check_room(self, wanted: int = 0) -> None:
+        """Raises NoRoomError unless :meth:`has_room`."""
+        with _storage():
+            if not self.has_room(wanted):
+                raise NoRoomError(wanted)
+
+    def problem(self, wanted: int = 0) -> str:
+        """Why no work can be done in the folder now, for whoever runs the server; "" if it can."""
+        try:
+            if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
+                reason = "missing" if not self.root.is_dir() else "not writable"
+                return f"the data folder is {reason}"
+            if not self.has_room(wanted):
+                megabytes = (wanted + SPARE_BYTES) / 1e6
+                return f"the disk of the data folder is full: {megabytes:.0f} MB must be free"
+        except OSError as error:
+            return f"the data folder cannot be used ({error.strerror})"
+        return ""
+
+
+@contextmanager
+def _storage() -> Iterator[None]:
+    """What the system says about the data folder, as errors of our own."""
+    try:
+        yield
+    except OSError as error:
+        if is_disk_full(error):
+            raise NoRoomError from error
+        raise ServerError(
+            f"The server's data folder cannot be written ({error.strerror}); whoever runs the "
+            "server must mend that.",
+            503,
+        ) from error

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from auto_voice.errors import VoiceError
+from auto_voice.errors import UnknownVoiceError, VoiceError
 from auto_voice.settings import get_settings
 from auto_voice.types import Voice
 from auto_voice.voices.voice_file import SUFFIX, load_voice, save_voice
@@ -69,7 +69,7 @@ class VoiceLibrary:
         """
         path = self.path(name)
         if not path.is_file():
-            raise VoiceError(f"there is no voice {name!r}; {self._known()}")
+            raise UnknownVoiceError(f"there is no voice {name!r}; {self._known()}")
         return path
 
     def readable(self) -> tuple[dict[str, Voice], list[str]]:

@@ -123,6 +123,38 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
     return voice
 
 
+def load_voice_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a voice file says of its voice, by the names of :class:`Voice`; no array is read.
+
+    Raises:
+        VoiceError: the file is missing, damaged, or no voice.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    source = Path(path)
+    try:
+        with safe_open(str(source), framework="numpy") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError("no voice")
+        about = json.loads(metadata["voice"])
+        pitch, seconds = _number(about["log_f0_mean"]), float(about["speech_seconds"])
+        if pitch is not None and not LOWEST_LOG_F0 < pitch < HIGHEST_LOG_F0:
+            raise ValueError("no pitch")
+        if not math.isfinite(seconds):
+            raise ValueError("no length")
+        return {
+            "log_f0_mean": pitch,
+            "speech_seconds": seconds,
+            "encoder": _line(about["encoder"]),
+            "quality": {_line(k): _number(v) for k, v in about.get("quality", {}).items()},
+            "notes": [_line(note) for note in about["notes"]],
+            "consent": _line(about.get("consent", "")),
+        }
+    except (SafetensorError, *_DAMAGE) as error:
+        raise VoiceError(f"{source} is damaged or no voice file; clone the voice again.") from error
+
+
 def _plausible(voice: Voice) -> bool:
     """Whether every array has its shape and every number can be what it says it is."""
     rows = {len(values) for values in voice.frames.values() if values.ndim == 2}

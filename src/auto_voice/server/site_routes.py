@@ -1,18 +1,25 @@
-"""Health, metrics, sessions, and what the page needs to know."""
+"""The web page, and what surrounds the API: health, metrics, sessions, what the server takes."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.resources import files
 
 from fastapi import APIRouter, Request, Response
 
 from auto_voice import __version__
 from auto_voice.audio.encoding import FORMATS
-from auto_voice.errors import NotPermittedError
+from auto_voice.errors import NotPermittedError, UnknownJobError
 from auto_voice.server.context import Here
-from auto_voice.server.metrics import CONTENT_TYPE
 from auto_voice.server.schemas import ServerInfo, Session
-from auto_voice.server.security import COOKIE, SESSION_SECONDS, matching, session_cookie
+from auto_voice.server.security import (
+    COOKIE,
+    SESSION_SECONDS,
+    cookie_of,
+    matching,
+    session_cookie,
+)
+from auto_voice.server.telemetry import CONTENT_TYPE
 
 router = APIRouter()
 
@@ -25,7 +32,7 @@ def health() -> dict[str, str]:
 @router.get(
     "/readyz",
     summary="Work is taken",
-    responses={503: {"description": "Starting, stopping, or a worker died."}},
+    responses={503: {"description": "Starting, stopping, out of disk, or a worker died."}},
 )
 def ready(here: Here, response: Response) -> dict[str, str]:
     if not here.workers.alive:
@@ -34,6 +41,9 @@ def ready(here: Here, response: Response) -> dict[str, str]:
     if here.settings.warm and not here.warm:
         response.status_code = 503
         return {"status": here.warm_problem or "models are being loaded"}
+    if problem := here.workers.problem:
+        response.status_code = 503
+        return {"status": problem}
     return {"status": "ready"}
 
 
@@ -65,7 +75,7 @@ def info(here: Here) -> ServerInfo:
     )
 
 
-@router.post("/v1/session", status_code=204, summary="Let a browser in")
+@router.post("/v1/session", status_code=204, summary="Begin a browser session")
 def open_session(here: Here, request: Request, response: Response, body: Session) -> None:
     """Trade the token for a cookie that scripts cannot read."""
     token = matching(here.settings.tokens, body.token)
@@ -81,6 +91,39 @@ def open_session(here: Here, request: Request, response: Response, body: Session
     )
 
 
-@router.delete("/v1/session", status_code=204, summary="Leave")
-def close_session(response: Response) -> None:
+@router.delete("/v1/session", status_code=204, summary="End the browser session")
+def close_session(here: Here, request: Request, response: Response) -> None:
+    """The cookie opens nothing from now on, wherever it was copied to."""
+    if cookie := cookie_of(request.headers):
+        here.sessions.end(cookie)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+
+
+# The page: a few files of this package, without a build step and with nothing from elsewhere.
+
+FILES = {
+    "index.html": "text/html; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "app.js": "text/javascript; charset=utf-8",
+    "api.js": "text/javascript; charset=utf-8",
+    "audio.js": "text/javascript; charset=utf-8",
+    "views.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+@router.get("/", include_in_schema=False)
+def index() -> Response:
+    return _file("index.html")
+
+
+@router.get("/page/{name}", include_in_schema=False)
+def part(name: str) -> Response:
+    return _file(name)
+
+
+def _file(name: str) -> Response:
+    if name not in FILES:
+        raise UnknownJobError("There is no such page.")
+    data = files("auto_voice.server").joinpath("page").joinpath(name).read_bytes()
+    return Response(data, media_type=FILES[name], headers={"cache-control": "no-cache"})

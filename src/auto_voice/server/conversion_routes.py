@@ -1,36 +1,178 @@
-"""``/v1/jobs``: long recordings and batches, which outlive the connection and the server."""
+"""Conversions: ``/v1/convert``, ``/inspect``, ``/evaluate`` at once, ``/v1/jobs`` in the queue."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Annotated, cast
+from typing import IO, Annotated, Any, cast
 
-from fastapi import APIRouter, Depends, File, Header, Query, Response, UploadFile
+from fastapi import (
+    APIRouter,
+    Depends,
+    File,
+    Form,
+    Header,
+    Query,
+    Request,
+    Response,
+    UploadFile,
+)
 from fastapi import Path as PathField
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, StreamingResponse
+from starlette.background import BackgroundTask
 
-from auto_voice.errors import JobStateError, UploadError
+from auto_voice.errors import ConfigError, JobStateError, UploadError
 from auto_voice.server.context import Client, Context, Here, failure
-from auto_voice.server.jobs import DONE, Job
-from auto_voice.server.options import ConvertOptions
-from auto_voice.server.routes.convert import References, check_target
-from auto_voice.server.schemas import JOB_ID, MEDIA_TYPES, JobList, JobView
+from auto_voice.server.jobs import DONE, JobRecord
+from auto_voice.server.schemas import (
+    JOB_ID,
+    MEDIA_TYPES,
+    ConvertFields,
+    EvaluationAnswer,
+    Inspection,
+    JobList,
+    JobView,
+)
 
-router = APIRouter(prefix="/v1/jobs")
+router = APIRouter(prefix="/v1")
+
+# Bytes of the header X-Conversion; proxies refuse much longer ones.
+HEADER_BYTES = 4000
+_AUDIO = {"schema": {"type": "string", "format": "binary"}}
+
+Sound = Annotated[UploadFile, File(description="wav, flac, mp3, ogg, opus, aiff…")]
+References = Annotated[
+    list[UploadFile],
+    File(description="One or several recordings of the wanted voice, if `voice` is empty."),
+]
+
+
+@router.post(
+    "/convert",
+    summary="Re-speak a short recording in another voice",
+    response_class=FileResponse,
+    responses={
+        200: {
+            "description": "The sound. `X-Conversion` holds the account as JSON.",
+            "content": dict.fromkeys(sorted({*MEDIA_TYPES.values()}), _AUDIO),
+        }
+    },
+)
+async def convert(
+    request: Request,
+    here: Here,
+    client: Client,
+    options: Annotated[ConvertFields, Depends()],
+    source: Sound,
+    reference: References = [],  # noqa: B006
+) -> FileResponse:
+    """The converted recording itself. Longer recordings go to `POST /v1/jobs`."""
+    await check_target(here, options, reference)
+    job = await run_in_threadpool(
+        here.accept,
+        client,
+        "convert",
+        [source],
+        reference,
+        options.request(),
+        direct=True,
+        most_seconds=here.settings.direct_seconds,
+    )
+    result = await here.outcome(job, request)
+    folder = here.files.folder(job.id)
+    return FileResponse(
+        folder / result["file"],
+        media_type=MEDIA_TYPES[options.format],
+        filename=result["name"],
+        headers={"x-job-id": job.id, "x-conversion": account(result)},
+        background=BackgroundTask(here.workers.remove, job.id),
+    )
+
+
+async def check_target(here: Context, options: ConvertFields, references: list[UploadFile]) -> None:
+    """Refuse what names no voice, or two, before anything is queued.
+
+    Raises:
+        ConfigError: none or both.
+        UnknownVoiceError: there is no such voice.
+    """
+    if bool(options.voice) == bool(references):
+        raise ConfigError(
+            "Say whose voice it shall be: send either the field voice with a stored voice's name, "
+            "or one or more files reference."
+        )
+    if options.voice:
+        await asyncio.to_thread(here.engine.voices.file, options.voice)
+
+
+def account(result: Mapping[str, Any]) -> str:
+    """Summary and figures as one line of ASCII; without notes where they would be too long."""
+    told = {**result["summary"], "figures": result.get("figures")}
+    text = json.dumps(told)
+    if len(text) > HEADER_BYTES:
+        text = json.dumps({**told, "notes": ["too long for a header"]})
+    return text
+
+
+@router.post("/inspect", summary="What is in a recording")
+async def inspect(request: Request, here: Here, client: Client, file: Sound) -> Inspection:
+    """Length, level, noise, speech, pitch, and the stored voices it resembles."""
+    job = await run_in_threadpool(
+        here.accept,
+        client,
+        "inspect",
+        [file],
+        direct=True,
+        most_seconds=here.settings.reference_seconds,
+    )
+    return Inspection(**await here.outcome(job, request))
+
+
+@router.post("/evaluate", summary="Measure one conversion")
+async def evaluate(
+    request: Request,
+    here: Here,
+    client: Client,
+    source: Sound,
+    converted: Sound,
+    target: Annotated[list[UploadFile], File(description="Recordings of the wanted voice.")],
+    transcript: Annotated[
+        str, Form(max_length=10_000, description="What is said; empty to hear it in the source.")
+    ] = "",
+) -> EvaluationAnswer:
+    """Speaker similarity by two encoders, words, sound, pitch and level of a conversion."""
+    _ = here.engine.evaluator
+    job = await run_in_threadpool(
+        here.accept,
+        client,
+        "evaluate",
+        [source, converted],
+        target,
+        {"transcript": transcript},
+        direct=True,
+        most_seconds=here.settings.direct_seconds,
+        one_item=True,
+    )
+    return EvaluationAnswer(**await here.outcome(job, request))
+
+
+# Jobs
+
+# Bytes of a zip that are read at once.
 BLOCK_BYTES = 1 << 18
-
 JobId = Annotated[str, PathField(max_length=64, examples=[JOB_ID])]
 
 
-@router.post("", status_code=202, summary="Convert long recordings, or many")
+@router.post("/jobs", status_code=202, summary="Convert long recordings, or many")
 async def create(
     response: Response,
     here: Here,
     client: Client,
-    options: Annotated[ConvertOptions, Depends()],
+    options: Annotated[ConvertFields, Depends()],
     source: Annotated[list[UploadFile], File(description="One recording or a batch.")],
     reference: References = [],  # noqa: B006
     idempotency_key: Annotated[
@@ -57,24 +199,24 @@ async def create(
     return JobView.of(job)
 
 
-@router.get("", summary="Your newest jobs")
+@router.get("/jobs", summary="Your newest jobs")
 def listed(here: Here, client: Client, limit: Annotated[int, Query(ge=1, le=100)] = 20) -> JobList:
     return JobList(jobs=[JobView.of(job) for job in here.store.listed(client, limit)])
 
 
-@router.get("/{job_id}", summary="How a job stands")
+@router.get("/jobs/{job_id}", summary="How a job stands")
 def show(here: Here, job_id: JobId) -> JobView:
     return JobView.of(here.store.get(job_id))
 
 
-@router.post("/{job_id}/cancel", summary="Stop a job")
+@router.post("/jobs/{job_id}/cancel", summary="Stop a job")
 def cancel(here: Here, job_id: JobId) -> JobView:
     """What is finished of it stays; what runs stops within a second."""
     here.store.get(job_id)
     return JobView.of(here.workers.cancel(job_id))
 
 
-@router.delete("/{job_id}", status_code=204, summary="Delete a job and its results")
+@router.delete("/jobs/{job_id}", status_code=204, summary="Delete a job and its results")
 def delete(here: Here, job_id: JobId) -> None:
     here.store.get(job_id)
     here.workers.cancel(job_id)
@@ -82,7 +224,7 @@ def delete(here: Here, job_id: JobId) -> None:
 
 
 @router.get(
-    "/{job_id}/result",
+    "/jobs/{job_id}/result",
     summary="The result",
     response_class=FileResponse,
     responses={200: {"content": {"audio/wav": {}, "application/zip": {}}}},
@@ -102,7 +244,7 @@ def result(here: Here, job_id: JobId) -> Response:
 
 
 @router.get(
-    "/{job_id}/results/{index}",
+    "/jobs/{job_id}/results/{index}",
     summary="The result of one recording of a batch",
     response_class=FileResponse,
     responses={200: {"content": {"audio/wav": {}}}},
@@ -114,7 +256,7 @@ def one_result(
     return _sound(here, here.store.get(job_id), index)
 
 
-def _sound(here: Context, job: Job, index: int) -> FileResponse:
+def _sound(here: Context, job: JobRecord, index: int) -> FileResponse:
     found = [item for item in job.items if item.index == index]
     if not found:
         raise JobStateError(f"The job has {len(job.items)} recordings, counted from 0.", 404)
@@ -132,7 +274,7 @@ def _sound(here: Context, job: Job, index: int) -> FileResponse:
     return FileResponse(path, media_type=media, filename=item.result["name"])
 
 
-def _archive(here: Context, job: Job) -> Iterator[bytes]:
+def _archive(here: Context, job: JobRecord) -> Iterator[bytes]:
     """The finished sounds as one zip, stored as they are, made while it is sent."""
     folder = here.files.folder(job.id)
     done = [item for item in job.items if item.state == DONE and item.result]

@@ -2,40 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from auto_voice.errors import AutoVoiceError, ServerError, UnknownJobError
-from auto_voice.server.cancellation import Control, Stopped
-from auto_voice.server.files import JobFiles
-from auto_voice.server.jobs import FINISHED, UPKEEP, WORK, Claim, Job, JobStore, Record
-from auto_voice.server.logs import request_id
+from auto_voice.server.cancellation import CancellationToken, Stopped
+from auto_voice.server.job_store import JobStore, JobStoreError
+from auto_voice.server.jobs import COMPUTE, DONE, FINISHED, MAINTENANCE, Claim, JobRecord, Json
+from auto_voice.server.telemetry import request_id
+from auto_voice.server.uploads import JobFiles, NoRoomError, is_disk_full
 
 log = logging.getLogger(__name__)
 
-# An idle worker looks into the queue at least this often: another server may have filled it.
+T = TypeVar("T")
+
+# Seconds after which an idle worker looks into the queue again: another server may have filled it.
 IDLE_SECONDS = 2.0
+# Seconds between two looks for what has expired.
 SWEEP_SECONDS = 60.0
+# An item that brought the server down so often is given up.
 MOST_ATTEMPTS = 3
-# How long cancelled work may keep its thread, before another takes the next from the queue.
+# Seconds that cancelled work may keep its thread, before another takes the next from the queue.
 RELIEF_SECONDS = 0.3
+# Threads that may be inside calls which cannot be stopped, beside the workers.
 MOST_RELIEVED = 4
+# Seconds that a worker waits after the disk was full, doubled each time up to the second.
+STORAGE_SECONDS, MOST_STORAGE_SECONDS = 1.0, 60.0
 
 
 class Perform(Protocol):
     """Does one item and gives its result."""
 
-    def __call__(self, claim: Claim, control: Control) -> Record: ...
+    def __call__(self, claim: Claim, token: CancellationToken) -> Json: ...
 
 
 @dataclass(frozen=True, eq=False)
 class _Running:
-    control: Control
+    token: CancellationToken
     thread: threading.Thread
     lane: str
 
@@ -46,7 +55,7 @@ class Workers:
     Args:
         store: where the queue is.
         files: where uploads and results are.
-        perform: does one item; Stopped from it means that its control was stopped.
+        perform: does one item; Stopped from it means that its token was stopped.
         count: threads for work; one more serves the upkeep of models.
         keep_bytes: results that are kept together.
         observe: told each claim, how it ended and the seconds it took.
@@ -70,8 +79,11 @@ class Workers:
         self._stopping = threading.Event()
         self._running: dict[tuple[str, int], _Running] = {}
         self._relieved: list[threading.Thread] = []
-        self._waiting: dict[str, list[Callable[[Job], None]]] = {}
-        lanes = [(WORK, f"work-{n}") for n in range(count)] + [(UPKEEP, "upkeep")]
+        self._waiting: dict[str, list[Callable[[JobRecord], None]]] = {}
+        # Bytes that the work which last found the disk full needs, and how often in a row it did.
+        self._wanted, self._full_times = 0, 0
+        self._warned = ""
+        lanes = [(COMPUTE, f"work-{n}") for n in range(count)] + [(MAINTENANCE, "upkeep")]
         self._threads = [self._worker(lane, name) for lane, name in lanes]
         self._threads.append(threading.Thread(target=self._sweeping, name="sweep", daemon=True))
 
@@ -100,7 +112,7 @@ class Workers:
             self._news += 1
             self._wake.notify_all()
 
-    def when_finished(self, job_id: str, tell: Callable[[Job], None]) -> None:
+    def when_finished(self, job_id: str, tell: Callable[[JobRecord], None]) -> None:
         """Call ``tell`` once with the finished job, from any thread."""
         with self._wake:
             self._waiting.setdefault(job_id, []).append(tell)
@@ -113,13 +125,13 @@ class Workers:
         with self._wake:
             self._waiting.pop(job_id, None)
 
-    def cancel(self, job_id: str) -> Job:
+    def cancel(self, job_id: str) -> JobRecord:
         """Cancel what is not finished of a job, and stop whoever works on it."""
         job = self._store.cancel(job_id)
         with self._wake:
             stopped = [run for (owner, _), run in self._running.items() if owner == job_id]
         for run in stopped:
-            run.control.stop()
+            run.token.stop()
         if stopped:
             timer = threading.Timer(RELIEF_SECONDS, self._relieve, [stopped])
             timer.daemon = True
@@ -162,15 +174,25 @@ class Workers:
         with self._wake:
             late = list(self._running.values())
         for run in late:
-            run.control.stop()
+            run.token.stop()
         for thread in threads:
             thread.join(5.0 if late else 0.0)
+
+    @property
+    def problem(self) -> str:
+        """Why accepted work has to wait; "" where none has to."""
+        return self._files.problem(self._wanted) or self._store.problem
 
     def _run(self, lane: str) -> None:
         me = threading.current_thread()
         while not self._stopping.is_set() and me not in self._relieved:
             seen = self._news
             try:
+                if lane == COMPUTE and (problem := self._files.problem(self._wanted)):
+                    self._warn(f"work waits: {problem}")
+                    self._stopping.wait(STORAGE_SECONDS)
+                    continue
+                self._warned = ""
                 claim = self._store.claim(lane)
                 if claim is None:
                     with self._wake:
@@ -178,35 +200,61 @@ class Workers:
                             self._wake.wait(IDLE_SECONDS)
                 else:
                     self._do(claim, lane)
+            except JobStoreError as error:
+                self._wait_for_storage(str(error))
             except Exception:
-                # A full disk under the store, say: the worker must be there when it is over.
+                # The worker must be there when it is over, whatever it is.
                 log.exception("a worker could not go on")
                 self._stopping.wait(IDLE_SECONDS)
 
+    def _wait_for_storage(self, problem: str) -> None:
+        """Accepted work is not failed for a full disk: it waits until there is room."""
+        self._warn(f"work waits: {problem}")
+        self._stopping.wait(min(MOST_STORAGE_SECONDS, STORAGE_SECONDS * 2**self._full_times))
+        self._full_times = min(self._full_times + 1, 10)
+
+    def _warn(self, text: str) -> None:
+        """Log ``text`` once, however often it is said in a row."""
+        if text != self._warned:
+            self._warned = text
+            log.warning(text)
+
+    def _surely(self, change: Callable[[], T]) -> T:
+        """``change`` to the store, tried again until it is made or the server stops."""
+        while True:
+            try:
+                return change()
+            except JobStoreError as error:
+                if self._stopping.is_set():
+                    raise
+                self._wait_for_storage(str(error))
+
     def _do(self, claim: Claim, lane: str) -> None:
         job_id, index = claim.job.id, claim.item.index
-        control = Control(
-            lambda fraction: self._store.report(job_id, index, fraction),
-            lambda: self._store.others_wait(job_id),
+        token = CancellationToken(
+            lambda fraction: self._report(job_id, index, fraction),
+            lambda: self._others_wait(job_id),
         )
         with self._wake:
-            self._running[job_id, index] = _Running(control, threading.current_thread(), lane)
+            self._running[job_id, index] = _Running(token, threading.current_thread(), lane)
         asked_by = request_id.set(str(claim.job.request.get("request_id", "")))
         started = time.monotonic()
         how, job = "failed", None
         try:
             if self._store.get(job_id).is_finished:
-                control.stop()  # cancelled between the claim and the line above
-            with control.holds():
-                control.check()
-                result = self._perform(claim, control)
-            how, job = "done", self._store.finish(job_id, index, result=result)
+                token.stop()  # cancelled between the claim and the line above
+            with token.watching():
+                token.check()
+                result = self._perform(claim, token)
+            self._wanted = self._full_times = 0
+            how = "done"
+            job = self._surely(lambda: self._store.finish(job_id, index, result=result))
         except UnknownJobError:
             how = "cancelled"  # deleted meanwhile
         except Stopped:
             how, job = self._stopped(job_id, index)
         except Exception as error:
-            how, job = self._failed(claim, control, error)
+            how, job = self._failed(claim, token, error)
         finally:
             with self._wake:
                 self._running.pop((job_id, index), None)
@@ -218,21 +266,41 @@ class Workers:
         elif how == "cancelled":
             self._files.remove(job_id)  # again, with what the work wrote since
 
-    def _stopped(self, job_id: str, index: int) -> tuple[str, Job | None]:
+    def _report(self, job_id: str, index: int, fraction: float) -> None:
+        with contextlib.suppress(JobStoreError):  # progress is not worth the work itself
+            self._store.report(job_id, index, fraction)
+
+    def _others_wait(self, job_id: str) -> bool:
         try:
-            job = self._store.get(job_id)
+            return self._store.others_wait(job_id)
+        except JobStoreError:
+            return False
+
+    def _stopped(self, job_id: str, index: int) -> tuple[str, JobRecord | None]:
+        try:
+            job = self._surely(lambda: self._store.get(job_id))
             if job.is_finished:
                 return "cancelled", job
-            self._store.release(job_id, index)
+            self._surely(lambda: self._store.release(job_id, index))
         except UnknownJobError:
             return "cancelled", None
         return "released", None
 
-    def _failed(self, claim: Claim, control: Control, error: Exception) -> tuple[str, Job | None]:
+    def _failed(
+        self, claim: Claim, token: CancellationToken, error: Exception
+    ) -> tuple[str, JobRecord | None]:
         job_id, index = claim.job.id, claim.item.index
-        if control.is_stopped:
+        if token.is_stopped:
             # Its files may have been deleted under it, which is no news.
             return self._stopped(job_id, index)
+        waits = is_disk_full(error) or isinstance(error, JobStoreError) or self._files.problem()
+        if waits and not claim.job.direct:
+            self._wanted = error.wanted if isinstance(error, NoRoomError) else 0
+            outcome = self._stopped(job_id, index)
+            self._wait_for_storage(self.problem or str(error))
+            return outcome
+        if is_disk_full(error):
+            error = NoRoomError()
         if isinstance(error, AutoVoiceError):
             log.info("%s of job %s failed: %s", claim.item.name, job_id, error)
             told = error
@@ -245,13 +313,14 @@ class Workers:
                 f"Unexpected {type(error).__name__}; the server's log has more.", 500
             )
         try:
-            return "failed", self._store.finish(job_id, index, error=error_record(told))
+            record = error_record(told)
+            return "failed", self._surely(lambda: self._store.finish(job_id, index, error=record))
         except UnknownJobError:
             return "cancelled", None
 
-    def _end(self, job: Job, index: int) -> None:
+    def _end(self, job: JobRecord, index: int) -> None:
         item = next(item for item in job.items if item.index == index)
-        if item.state != "done":
+        if item.state != DONE:
             for path in self._files.folder(job.id).glob(f"out-{index}*"):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
@@ -263,7 +332,7 @@ class Workers:
         elif item.state in FINISHED:
             self._files.drop_inputs(job.id, index)
 
-    def _tell(self, job: Job) -> None:
+    def _tell(self, job: JobRecord) -> None:
         if not job.is_finished:
             return
         with self._wake:
@@ -286,10 +355,10 @@ class Workers:
         return len(gone)
 
 
-def error_record(error: AutoVoiceError) -> Record:
+def error_record(error: AutoVoiceError) -> Json:
     """An error as it is kept and answered."""
     return {
-        "type": type(error).__name__,
+        "type": getattr(error, "kind", type(error).__name__),
         "message": " ".join(str(error).split()),
         "status": error.http_status,
     }

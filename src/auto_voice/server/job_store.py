@@ -1,4 +1,4 @@
-"""Jobs in one SQLite file: committed to disk before the client hears that its job was accepted."""
+"""The queue: jobs in a database, committed to disk before the client hears of their acceptance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from auto_voice.errors import BusyError, ConfigError, UnknownJobError
+from auto_voice.errors import BusyError, ConfigError, ServerError, UnknownJobError
 from auto_voice.server.jobs import (
     CANCELLED,
     DONE,
@@ -21,22 +21,22 @@ from auto_voice.server.jobs import (
     QUEUED,
     RUNNING,
     Claim,
-    Depth,
-    Item,
-    Job,
-    Limits,
-    NewJob,
-    Record,
+    JobItem,
+    JobRecord,
+    JobRequest,
+    Json,
+    QueueDepth,
+    QueueLimits,
     state_of,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     id TEXT PRIMARY KEY, client TEXT NOT NULL, kind TEXT NOT NULL, lane TEXT NOT NULL,
     state TEXT NOT NULL, request TEXT NOT NULL, direct INTEGER NOT NULL, key TEXT,
-    keep_seconds REAL NOT NULL, created REAL NOT NULL, started REAL, finished REAL, expires REAL,
-    bytes INTEGER NOT NULL DEFAULT 0, UNIQUE (client, key)
+    digest TEXT NOT NULL, keep_seconds REAL NOT NULL, created REAL NOT NULL, started REAL,
+    finished REAL, expires REAL, bytes INTEGER NOT NULL DEFAULT 0, UNIQUE (client, key)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS items (
     job TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE, idx INTEGER NOT NULL,
@@ -46,38 +46,56 @@ CREATE TABLE IF NOT EXISTS items (
 CREATE INDEX IF NOT EXISTS items_by_state ON items (state);
 CREATE TABLE IF NOT EXISTS clients (client TEXT PRIMARY KEY, served INTEGER NOT NULL)
 WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS turns (only_row INTEGER PRIMARY KEY, turn INTEGER NOT NULL);
+INSERT INTO turns VALUES (1, 0) ON CONFLICT DO NOTHING;
 """
+# Direct requests wait in one line, first come, first served, so that their wait has a bound.
+# Items of jobs go to the client with the least running, then to the one served longest ago.
 _NEXT = """
 SELECT i.job, i.idx FROM items i JOIN jobs j ON j.id = i.job
 WHERE i.state = 'queued' AND j.lane = ?
 ORDER BY
+  CASE WHEN j.direct = ? THEN 0 ELSE 1 END,
+  CASE WHEN j.direct = 1 THEN j.created END,
   (SELECT COUNT(*) FROM items r JOIN jobs k ON k.id = r.job
    WHERE r.state = 'running' AND k.client = j.client),
   COALESCE((SELECT served FROM clients c WHERE c.client = j.client), 0),
-  j.direct DESC, j.created, i.job, i.idx
+  j.created, i.job, i.idx
 LIMIT 1
 """
+# Of so many turns one goes to jobs although direct requests wait.
+JOB_TURN = 4
 _WAITING = """
-SELECT COUNT(*), COALESCE(SUM(j.client = ?), 0) FROM items i JOIN jobs j ON j.id = i.job
+SELECT COUNT(*), COUNT(CASE WHEN j.client = ? THEN 1 END)
+FROM items i JOIN jobs j ON j.id = i.job
 WHERE i.state = 'queued' AND j.direct = ?
 """
-# Assumed for Retry-After before anything was measured.
+# Seconds assumed for Retry-After before anything was measured.
 _SECONDS_PER_ITEM = 5.0
 
 
-class SqliteJobStore:
-    """A :class:`~auto_voice.server.jobs.JobStore` for one server process.
+class JobStoreError(ServerError):
+    """The database cannot be used just now."""
+
+    http_status = 503
+
+
+class SqliteDatabase:
+    """One SQLite file for one server process.
+
+    Another database needs the same members and its own schema; the statements of
+    :class:`JobStore` keep to the SQL that SQLite and PostgreSQL share, but for the ``?``.
 
     Args:
         path: of the database, made if missing.
-        workers: how many claim at the same time, for the estimate in Retry-After.
+
+    Raises:
+        ConfigError: it cannot be used, is damaged, or was made by another version.
     """
 
-    def __init__(self, path: Path, workers: int = 1) -> None:
+    def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
-        self._workers = workers
-        self._pace = _SECONDS_PER_ITEM
-        self._begun: dict[tuple[str, int], float] = {}
+        self.problem = ""
         try:
             self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             # FULL: a commit survives a power cut, not only the death of the process.
@@ -90,35 +108,96 @@ class SqliteJobStore:
                     f"{path} was made by another version of auto_voice; start the server with "
                     "another --data-dir, or remove the file together with its jobs."
                 )
+            check = str(self._db.execute("PRAGMA quick_check(1)").fetchone()[0])
+            if check != "ok":
+                self._db.close()
+                raise ConfigError(_damaged(path, check.splitlines()[-1]))
             self._db.executescript(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        except sqlite3.Error as error:
-            raise ConfigError(f"the job database {path} cannot be used: {error}.") from error
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                text = f"the job database {path} cannot be used ({error}); name another --data-dir."
+                raise ConfigError(text) from error
+            raise ConfigError(_damaged(path, str(error))) from error
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Everything in it happens, or nothing of it; transactions follow one another.
 
-    def add(self, job: NewJob, limits: Limits) -> Job:
+        Raises:
+            JobStoreError: the database says no; ``problem`` tells why until it works again.
+        """
+        with self._lock:
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._db
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
+                self._db.execute("COMMIT")
+                self.problem = ""
+            except sqlite3.Error as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                self.problem = f"the job database cannot be used ({error})"
+                raise JobStoreError(
+                    f"The server's job database cannot be used ({error}); try again later.", 503
+                ) from error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            self._db.close()
+
+
+def _damaged(path: Path, how: str) -> str:
+    return (
+        f"the job database {path} is damaged ({how}); move it away, and its jobs are lost, or "
+        "start the server with another --data-dir."
+    )
+
+
+class JobStore:
+    """Where jobs are kept; every method is one transaction and safe to call from any thread.
+
+    What :meth:`add` returned survives the death of the process.
+
+    Args:
+        database: what holds the tables.
+        workers: how many claim at the same time, for the estimate in Retry-After.
+    """
+
+    def __init__(self, database: SqliteDatabase, workers: int = 1) -> None:
+        self._database = database
+        self._workers = workers
+        self._pace = _SECONDS_PER_ITEM
+        self._begun: dict[tuple[str, int], float] = {}
+
+    @property
+    def problem(self) -> str:
+        """Why the last transaction failed; "" if it did not."""
+        return self._database.problem
+
+    def add(self, job: JobRequest, limits: QueueLimits) -> JobRecord:
+        """Keep ``job``, or give the earlier job of the client with the same key.
+
+        Raises:
+            BusyError: a limit would be passed; nothing was kept.
+            ServerError: the key stands for another request.
+        """
         now = time.time()
-        with self._transaction() as db:
-            if job.key:
-                earlier = self._by_key(db, job.client, job.key)
-                if earlier is not None:
-                    return earlier
+        with self._database.transaction() as db:
+            if job.key and (earlier := self._by_key(db, job.client, job.key, job.digest)):
+                return earlier
             self._check(db, job.client, job.direct, len(job.names), limits)
+            self._arrive(db, job.client)
             db.execute(
-                "INSERT INTO jobs (id, client, kind, lane, state, request, direct, key,"
-                " keep_seconds, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO jobs (id, client, kind, lane, state, request, direct, key, digest,"
+                " keep_seconds, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (job.id, job.client, job.kind, job.lane, QUEUED, json.dumps(dict(job.request)),
-                 job.direct, job.key or None, job.keep_seconds, now),
+                 int(job.direct), job.key or None, job.digest, job.keep_seconds, now),
             )  # fmt: skip
             db.executemany(
                 "INSERT INTO items (job, idx, name, state) VALUES (?, ?, ?, ?)",
@@ -126,14 +205,33 @@ class SqliteJobStore:
             )
             return self._get(db, job.id)
 
-    def check(self, client: str, direct: bool, limits: Limits) -> None:
-        with self._lock:
-            self._check(self._db, client, direct, 1, limits)
+    def _arrive(self, db: sqlite3.Connection, client: str) -> None:
+        """Put a client with nothing to do at the end of the line.
+
+        Whoever comes first would else overtake all who wait, and a stream of newcomers would keep
+        them waiting for ever.
+        """
+        has_work = db.execute(
+            "SELECT 1 FROM items i JOIN jobs j ON j.id = i.job"
+            " WHERE j.client = ? AND i.state IN (?, ?) LIMIT 1",
+            (client, QUEUED, RUNNING),
+        ).fetchone()
+        if has_work is None:
+            db.execute(
+                "INSERT INTO clients SELECT ?, turn FROM turns WHERE true"
+                " ON CONFLICT (client) DO UPDATE SET served = excluded.served",
+                (client,),
+            )
+
+    def check(self, client: str, direct: bool, limits: QueueLimits) -> None:
+        """Raise BusyError if not one more item could be added."""
+        with self._database.transaction() as db:
+            self._check(db, client, direct, 1, limits)
 
     def _check(
-        self, db: sqlite3.Connection, client: str, direct: bool, more: int, limits: Limits
+        self, db: sqlite3.Connection, client: str, direct: bool, more: int, limits: QueueLimits
     ) -> None:
-        waiting, own = db.execute(_WAITING, (client, direct)).fetchone()
+        waiting, own = db.execute(_WAITING, (client, int(direct))).fetchone()
         most, most_own = (
             (limits.direct, limits.direct_client)
             if direct
@@ -156,20 +254,37 @@ class SqliteJobStore:
         """Seconds until about half of the queue is done."""
         return max(1, min(600, math.ceil(self._pace * max(1, waiting) / 2 / self._workers)))
 
-    def find(self, client: str, key: str) -> Job | None:
-        with self._lock:
-            return self._by_key(self._db, client, key)
+    def find(self, client: str, key: str, digest: str) -> JobRecord | None:
+        """The job that ``client`` gave ``key``.
 
-    def _by_key(self, db: sqlite3.Connection, client: str, key: str) -> Job | None:
-        row = db.execute("SELECT id FROM jobs WHERE client = ? AND key = ?", (client, key))
-        found = row.fetchone()
-        return None if found is None else self._get(db, found[0])
+        Raises:
+            ServerError: it was another request than that of ``digest``.
+        """
+        with self._database.transaction() as db:
+            return self._by_key(db, client, key, digest)
 
-    def get(self, job_id: str) -> Job:
-        with self._lock:
-            return self._get(self._db, job_id)
+    def _by_key(
+        self, db: sqlite3.Connection, client: str, key: str, digest: str
+    ) -> JobRecord | None:
+        found = db.execute(
+            "SELECT id, digest FROM jobs WHERE client = ? AND key = ?", (client, key)
+        ).fetchone()
+        if found is None:
+            return None
+        if found[1] != digest:
+            raise ServerError(
+                "This Idempotency-Key was sent with another request before; take a new key for "
+                "each request.",
+                422,
+            )
+        return self._get(db, found[0])
 
-    def _get(self, db: sqlite3.Connection, job_id: str) -> Job:
+    def get(self, job_id: str) -> JobRecord:
+        """The job; raises UnknownJobError."""
+        with self._database.transaction() as db:
+            return self._get(db, job_id)
+
+    def _get(self, db: sqlite3.Connection, job_id: str) -> JobRecord:
         row = db.execute(
             "SELECT client, kind, state, request, direct, created, started, finished, expires"
             " FROM jobs WHERE id = ?",
@@ -183,7 +298,7 @@ class SqliteJobStore:
             " WHERE job = ? ORDER BY idx",
             (job_id,),
         ).fetchall()
-        return Job(
+        return JobRecord(
             job_id,
             client,
             kind,
@@ -195,25 +310,33 @@ class SqliteJobStore:
             finished,
             expires,
             tuple(
-                Item(idx, name, s, progress, _loads(error), _loads(result), attempts)
+                JobItem(idx, name, s, progress, _loads(error), _loads(result), attempts)
                 for idx, name, s, progress, error, result, attempts in items
             ),
         )
 
-    def listed(self, client: str, limit: int) -> list[Job]:
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT id FROM jobs WHERE client = ? AND NOT direct ORDER BY created DESC LIMIT ?",
+    def listed(self, client: str, limit: int) -> list[JobRecord]:
+        """The newest jobs of a client that are not direct."""
+        with self._database.transaction() as db:
+            rows = db.execute(
+                "SELECT id FROM jobs WHERE client = ? AND direct = 0 ORDER BY created DESC LIMIT ?",
                 (client, limit),
             ).fetchall()
-            return [self._get(self._db, row[0]) for row in rows]
+            return [self._get(db, row[0]) for row in rows]
 
     def claim(self, lane: str) -> Claim | None:
+        """Take the next item: the oldest direct one, every fourth time one of a job.
+
+        Among jobs it is of the client with the least running, then least recently served.
+        """
         now = time.time()
-        with self._transaction() as db:
-            row = db.execute(_NEXT, (lane,)).fetchone()
+        with self._database.transaction() as db:
+            turn = int(db.execute("SELECT turn FROM turns").fetchone()[0]) + 1
+            direct_first = int(turn % JOB_TURN != 0)
+            row = db.execute(_NEXT, (lane, direct_first)).fetchone()
             if row is None:
                 return None
+            db.execute("UPDATE turns SET turn = ?", (turn,))
             job_id, index = row
             db.execute(
                 "UPDATE items SET state = ?, attempts = attempts + 1 WHERE job = ? AND idx = ?",
@@ -224,7 +347,6 @@ class SqliteJobStore:
                 (RUNNING, now, job_id),
             )
             job = self._get(db, job_id)
-            turn = db.execute("SELECT COALESCE(MAX(served), 0) + 1 FROM clients").fetchone()[0]
             db.execute(
                 "INSERT INTO clients VALUES (?, ?) ON CONFLICT (client) DO UPDATE SET"
                 " served = excluded.served",
@@ -234,27 +356,30 @@ class SqliteJobStore:
             return Claim(job, next(item for item in job.items if item.index == index))
 
     def report(self, job_id: str, index: int, progress: float) -> None:
-        with self._transaction() as db:
+        """Note the fraction done of a running item."""
+        with self._database.transaction() as db:
             db.execute(
                 "UPDATE items SET progress = ? WHERE job = ? AND idx = ? AND state = ?",
                 (progress, job_id, index, RUNNING),
             )
 
     def others_wait(self, job_id: str) -> bool:
-        with self._lock:
-            found = self._db.execute(
+        """Whether work of another client waits, or a direct request, while this job runs."""
+        with self._database.transaction() as db:
+            found = db.execute(
                 "SELECT 1 FROM items i JOIN jobs j ON j.id = i.job, jobs own"
                 " WHERE own.id = ? AND i.state = ? AND j.lane = own.lane"
-                " AND (j.direct OR j.client != own.client) LIMIT 1",
+                " AND (j.direct = 1 OR j.client != own.client) LIMIT 1",
                 (job_id, QUEUED),
             ).fetchone()
         return found is not None
 
     def finish(
-        self, job_id: str, index: int, *, result: Record | None = None, error: Record | None = None
-    ) -> Job:
+        self, job_id: str, index: int, *, result: Json | None = None, error: Json | None = None
+    ) -> JobRecord:
+        """End a running item; one that was cancelled meanwhile stays cancelled."""
         state = DONE if error is None else FAILED
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             begun = self._begun.pop((job_id, index), None)
             if begun is not None and state == DONE:
                 self._pace += 0.2 * (time.monotonic() - begun - self._pace)
@@ -270,7 +395,7 @@ class SqliteJobStore:
                 )
             return self._settle(db, job_id)
 
-    def _settle(self, db: sqlite3.Connection, job_id: str) -> Job:
+    def _settle(self, db: sqlite3.Connection, job_id: str) -> JobRecord:
         """Bring the job's state in line with its items'."""
         rows = db.execute("SELECT state FROM items WHERE job = ?", (job_id,)).fetchall()
         state = state_of([row[0] for row in rows])
@@ -283,7 +408,8 @@ class SqliteJobStore:
         return self._get(db, job_id)
 
     def release(self, job_id: str, index: int) -> None:
-        with self._transaction() as db:
+        """Put a running item back into the queue as far as it is, not counting the attempt."""
+        with self._database.transaction() as db:
             self._begun.pop((job_id, index), None)
             db.execute(
                 "UPDATE items SET state = ?, attempts = attempts - 1"
@@ -292,8 +418,9 @@ class SqliteJobStore:
             )
             self._settle(db, job_id)
 
-    def cancel(self, job_id: str) -> Job:
-        with self._transaction() as db:
+    def cancel(self, job_id: str) -> JobRecord:
+        """Cancel whatever of the job is not finished."""
+        with self._database.transaction() as db:
             db.execute(
                 "UPDATE items SET state = ? WHERE job = ? AND state IN (?, ?)",
                 (CANCELLED, job_id, QUEUED, RUNNING),
@@ -301,20 +428,27 @@ class SqliteJobStore:
             return self._settle(db, job_id)
 
     def recover(self, most_attempts: int) -> tuple[int, int]:
+        """After a death: running items go back to the queue, or fail if they died too often.
+
+        Direct jobs are cancelled, because nobody waits for them. Gives how many were queued again
+        and how many failed.
+        """
         died = {
             "type": "ServerError",
             "status": 500,
             "message": f"The server stopped unexpectedly {most_attempts} times while it worked on "
             "this recording, so it is not tried again.",
         }
-        with self._transaction() as db:
+        with self._database.transaction() as db:
             touched = db.execute(
                 "SELECT DISTINCT job FROM items WHERE state = ?", (RUNNING,)
             ).fetchall()
-            direct = db.execute("SELECT id FROM jobs WHERE direct AND finished IS NULL").fetchall()
+            direct = db.execute(
+                "SELECT id FROM jobs WHERE direct = 1 AND finished IS NULL"
+            ).fetchall()
             db.execute(
                 "UPDATE items SET state = ? WHERE state IN (?, ?)"
-                " AND job IN (SELECT id FROM jobs WHERE direct)",
+                " AND job IN (SELECT id FROM jobs WHERE direct = 1)",
                 (CANCELLED, QUEUED, RUNNING),
             )
             failed = db.execute(
@@ -329,8 +463,9 @@ class SqliteJobStore:
             return queued, failed
 
     def expired(self, now: float, keep_bytes: int) -> list[str]:
-        with self._lock:
-            rows = self._db.execute(
+        """Finished jobs that are too old, and the oldest while all together are too large."""
+        with self._database.transaction() as db:
+            rows = db.execute(
                 "SELECT id, bytes, expires FROM jobs WHERE finished IS NOT NULL"
                 " ORDER BY finished DESC"
             ).fetchall()
@@ -342,36 +477,39 @@ class SqliteJobStore:
         return gone
 
     def remove(self, job_id: str) -> None:
-        with self._transaction() as db:
+        """Forget a job."""
+        with self._database.transaction() as db:
             db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
             db.execute("DELETE FROM clients WHERE client NOT IN (SELECT client FROM jobs)")
 
     def ids(self) -> set[str]:
-        with self._lock:
-            return {row[0] for row in self._db.execute("SELECT id FROM jobs")}
+        """Of every job that is kept."""
+        with self._database.transaction() as db:
+            return {row[0] for row in db.execute("SELECT id FROM jobs")}
 
-    def depth(self) -> Depth:
-        with self._lock:
-            rows = self._db.execute(
+    def depth(self) -> QueueDepth:
+        """Waiting and running items."""
+        with self._database.transaction() as db:
+            rows = db.execute(
                 "SELECT i.state, j.direct, COUNT(*) FROM items i JOIN jobs j ON j.id = i.job"
                 " WHERE i.state IN (?, ?) GROUP BY 1, 2",
                 (QUEUED, RUNNING),
             ).fetchall()
         count = {(state, bool(direct)): n for state, direct, n in rows}
-        return Depth(
+        return QueueDepth(
             direct=count.get((QUEUED, True), 0),
             queued=count.get((QUEUED, False), 0),
             running=count.get((RUNNING, True), 0) + count.get((RUNNING, False), 0),
         )
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        """Let go of the database."""
+        self._database.close()
 
 
 def _loads(text: str | None) -> Any:
     return None if text is None else json.loads(text)
 
 
-def _dumps(value: Record | None) -> str | None:
+def _dumps(value: Json | None) -> str | None:
     return None if value is None else json.dumps(dict(value))

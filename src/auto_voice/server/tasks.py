@@ -1,4 +1,4 @@
-"""What each kind of job does with one item."""
+"""Tasks: what each kind of job does with one item."""
 
 from __future__ import annotations
 
@@ -6,42 +6,47 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from auto_voice.audio.io import read_audio
-from auto_voice.errors import AutoVoiceError, BusyError
+from auto_voice.errors import AutoVoiceError
 from auto_voice.inference.result import FileResult
-from auto_voice.server.cancellation import Control
+from auto_voice.server.cancellation import CancellationToken
 from auto_voice.server.engine import Engine
-from auto_voice.server.files import JobFiles
-from auto_voice.server.jobs import Claim, Record
-from auto_voice.server.metrics import Metrics
+from auto_voice.server.jobs import Claim, Json
 from auto_voice.server.settings import ServerSettings
+from auto_voice.server.telemetry import Metrics
 from auto_voice.server.uploads import (
     HIGHEST_RATE_HZ,
     KEPT_RATE_HZ,
+    VOICE_FILE,
     Decoding,
+    JobFiles,
     check_references,
     check_upload,
     gathered,
 )
 from auto_voice.types import Voice, Waveform
+from auto_voice.voices.voice_file import load_voice
 
+# Voices of jobs that are kept in memory, up to 10 MB each.
 KEPT_VOICES = 8
-# Longer recordings go through the disk, in pieces, between which others get their turn.
+# Seconds: longer recordings go through the disk, in pieces, between which others get their turn.
 IN_MEMORY_SECONDS = 60.0
-# Longer ones are not measured: the recogniser would take longer than the conversion did.
+# Seconds: longer ones are not measured, the recogniser would take longer than the conversion did.
 MEASURED_SECONDS = 300.0
+# Models of a conversion: content, speaker, converter, vocoder.
 STAGES = 4
+# Shares of the progress, by the time that the steps usually take.
 DECODED_SHARE = 0.05
-# What of the progress each step is, by the time they usually take.
 CONVERTED_SHARE = 0.75
 
 
-class Work:
-    """Does items; see :class:`~auto_voice.server.worker.Perform`.
+class Tasks:
+    """Does items; see :class:`~auto_voice.server.workers.Perform`.
 
     Args:
         engine: models and voices.
@@ -57,7 +62,7 @@ class Work:
         self._settings, self._metrics = settings, metrics
         self._voices: OrderedDict[str, Voice] = OrderedDict()
         self._lock = Lock()
-        self._kinds: Mapping[str, Callable[[Claim, Control], Record]] = {
+        self._kinds: Mapping[str, Callable[[Claim, CancellationToken], Json]] = {
             "convert": self._convert,
             "enrol": self._enrol,
             "inspect": self._inspect,
@@ -66,10 +71,10 @@ class Work:
             "warm": self._warm,
         }
 
-    def __call__(self, claim: Claim, control: Control) -> Record:
+    def __call__(self, claim: Claim, token: CancellationToken) -> Json:
         before = self._engine.registry.loaded()
         try:
-            result = self._kinds[claim.job.kind](claim, control)
+            result = self._kinds[claim.job.kind](claim, token)
         except AutoVoiceError as error:
             self._rename(claim, error)
             raise
@@ -91,27 +96,29 @@ class Work:
         if said != str(error):
             error.args = (said, *error.args[1:])
 
-    def _convert(self, claim: Claim, control: Control) -> Record:
+    def _convert(self, claim: Claim, token: CancellationToken) -> Json:
         request, index = claim.job.request, claim.item.index
         folder, name = self._files.folder(claim.job.id), claim.item.name
         original, path = folder / f"in-{index}", folder / f"out-{index}.{request['format']}"
-        if not self._files.has_room():
-            raise BusyError("The server's disk is full; try again later.", 60, 507)
-        seconds = check_upload(original, name, request["most_seconds"])
-        voice = self._voice(claim, control)
+        self._files.check_room()
+        allow_truncated = bool(request.get("allow_truncated"))
+        seconds = check_upload(
+            original, name, request["most_seconds"], allow_truncated=allow_truncated
+        )
+        voice = self._voice(claim, token)
         measured = bool(request.get("measure")) and (seconds or math.inf) <= MEASURED_SECONDS
         share = CONVERTED_SHARE if measured else 1.0
         source: Waveform | None = None
         if seconds is not None and seconds <= IN_MEMORY_SECONDS:
-            source = self._decode(claim, original.name, name, control)
+            source = self._decode(claim, original.name, name, token)
             made = self._engine.convert(
-                source, voice, request["controls"], lambda done: control.progress(share * done)
+                source, voice, request["controls"], lambda done: token.progress(share * done)
             )
-            control.check()
+            token.check()
             made.save(path, format=request["format"], subtype=request["subtype"], allow_mock=True)
             summary, resumed = made.summary(), False
         else:
-            account = self._convert_long(claim, original, voice, path, share, control)
+            account = self._convert_long(claim, original, voice, path, share, token)
             summary, resumed = account.summary(), account.resumed
         self._metrics.conversion(summary, whole=not resumed)
         result = {
@@ -122,12 +129,18 @@ class Work:
             **({"resumed": True} if resumed else {}),
         }
         if measured:
-            source = source or self._decode(claim, original.name, name, control)
-            result["figures"] = self._figures(source, original, path, voice, control)
+            source = source or self._decode(claim, original.name, name, token)
+            result["figures"] = self._figures(source, original, path, voice, token)
         return result
 
     def _convert_long(
-        self, claim: Claim, original: Path, voice: Voice, path: Path, share: float, control: Control
+        self,
+        claim: Claim,
+        original: Path,
+        voice: Voice,
+        path: Path,
+        share: float,
+        token: CancellationToken,
     ) -> FileResult:
         """Piece by piece; after each, others who wait get the worker first."""
         request = claim.job.request
@@ -138,31 +151,42 @@ class Work:
                 claim,
                 original.name,
                 claim.item.name,
-                control,
-                progress=lambda done: control.progress(share * DECODED_SHARE * done),
+                token,
+                progress=lambda done: token.progress(share * DECODED_SHARE * done),
             ):
                 pass
             checked.touch()
 
         def piece(done: float) -> None:
-            control.progress(share * (DECODED_SHARE + (1 - DECODED_SHARE) * done))
+            token.progress(share * (DECODED_SHARE + (1 - DECODED_SHARE) * done))
             if done < 1.0:
-                control.give_way()
+                token.give_way()
 
         return self._engine.convert_file(
-            original, voice, path, request["controls"], piece, subtype=request["subtype"]
+            original,
+            voice,
+            path,
+            request["controls"],
+            piece,
+            subtype=request["subtype"],
+            allow_truncated=bool(request.get("allow_truncated")),
         )
 
     def _figures(
-        self, source: Waveform, original: Path, made_path: Path, voice: Voice, control: Control
+        self,
+        source: Waveform,
+        original: Path,
+        made_path: Path,
+        voice: Voice,
+        token: CancellationToken,
     ) -> dict[str, Any]:
-        """Likeness before and after, and the words kept where something can hear them."""
+        """Speaker similarity before and after, and the words kept where that can be measured."""
         made = read_audio(made_path, allow_silence=True)
         found: dict[str, Any] = {
             "similarity_before": round(self._engine.similarity(source, voice), 4),
             "similarity": round(self._engine.similarity(made, voice), 4),
         }
-        control.progress((1 + CONVERTED_SHARE) / 2)
+        token.progress((1 + CONVERTED_SHARE) / 2)
         if not self._engine.can_evaluate:
             return found
         try:
@@ -172,27 +196,30 @@ class Work:
             found["note"] = f"The words were not counted: {error}"
         return found
 
-    def _voice(self, claim: Claim, control: Control) -> Voice:
+    def _voice(self, claim: Claim, token: CancellationToken) -> Voice:
+        """The voice of a job: as it was stored when the job was accepted, or its references'."""
         request, job_id = claim.job.request, claim.job.id
-        if request["voice"]:
-            return self._engine.voices.get(request["voice"])
         with self._lock:
             known = self._voices.get(job_id)
         if known is not None:
             return known
-        waves = [wave for _, wave in self._references(claim, control)]
-        voice = self._engine.clone(waves, Path(request["references"][0]).stem)
+        if request["voice"]:
+            path = self._files.folder(job_id) / VOICE_FILE
+            voice = replace(load_voice(path), name=request["voice"])
+        else:
+            waves = [wave for _, wave in self._references(claim, token)]
+            voice = self._engine.clone(waves, Path(request["references"][0]).stem)
         with self._lock:
             self._voices[job_id] = voice
             while len(self._voices) > KEPT_VOICES:
                 self._voices.popitem(last=False)
         return voice
 
-    def _references(self, claim: Claim, control: Control) -> list[tuple[str, Waveform]]:
+    def _references(self, claim: Claim, token: CancellationToken) -> list[tuple[str, Waveform]]:
         """The references by name; all together within the limit of one."""
         found, most = [], self._settings.reference_seconds
         for n, name in enumerate(claim.job.request["references"]):
-            found.append((name, self._decode(claim, f"ref-{n}", name, control, most_seconds=most)))
+            found.append((name, self._decode(claim, f"ref-{n}", name, token, most_seconds=most)))
             check_references(sum(wave.seconds for _, wave in found), most)
         return found
 
@@ -201,12 +228,12 @@ class Work:
         claim: Claim,
         file: str,
         name: str,
-        control: Control,
+        token: CancellationToken,
         *,
         most_seconds: float | None = None,
     ) -> Waveform:
         return gathered(
-            self._blocks(claim, file, name, control, most_seconds=most_seconds, to_hz=KEPT_RATE_HZ)
+            self._blocks(claim, file, name, token, most_seconds=most_seconds, to_hz=KEPT_RATE_HZ)
         )
 
     def _blocks(
@@ -214,7 +241,7 @@ class Work:
         claim: Claim,
         file: str,
         name: str,
-        control: Control,
+        token: CancellationToken,
         *,
         most_seconds: float | None = None,
         to_hz: int = HIGHEST_RATE_HZ,
@@ -227,37 +254,38 @@ class Work:
             name,
             most_seconds=most if most_seconds is None else most_seconds,
             within_seconds=settings.decode_seconds,
-            control=control,
+            token=token,
             progress=progress,
             to_hz=to_hz,
+            allow_truncated=bool(claim.job.request.get("allow_truncated")),
         )
 
-    def _enrol(self, claim: Claim, control: Control) -> Record:
+    def _enrol(self, claim: Claim, token: CancellationToken) -> Json:
         request = claim.job.request
-        waves = self._references(claim, control)
+        waves = self._references(claim, token)
         return self._engine.enrol(waves, request["name"], request["consent"], request["overwrite"])
 
-    def _inspect(self, claim: Claim, control: Control) -> Record:
-        for _ in self._blocks(claim, "in-0", claim.item.name, control):
+    def _inspect(self, claim: Claim, token: CancellationToken) -> Json:
+        for _ in self._blocks(claim, "in-0", claim.item.name, token):
             pass
         path = self._files.folder(claim.job.id) / "in-0"
         return self._engine.inspect(path, claim.item.name)
 
-    def _evaluate(self, claim: Claim, control: Control) -> Record:
+    def _evaluate(self, claim: Claim, token: CancellationToken) -> Json:
         request, folder = claim.job.request, self._files.folder(claim.job.id)
         names = [("in-0", request["names"][0]), ("in-1", request["names"][1])]
         names += [(f"ref-{n}", name) for n, name in enumerate(request["references"])]
         for file, name in names:
             # Judged by path below, without the limits of decoding.
-            for _ in self._blocks(claim, file, name, control):
+            for _ in self._blocks(claim, file, name, token):
                 pass
         targets = [folder / f"ref-{n}" for n in range(len(request["references"]))]
         return self._engine.evaluator.pair(
             folder / "in-0", targets, folder / "in-1", request["transcript"]
         )
 
-    def _pull(self, claim: Claim, control: Control) -> Record:
+    def _pull(self, claim: Claim, token: CancellationToken) -> Json:
         return self._engine.pull(claim.job.request["model"], claim.job.request["version"])
 
-    def _warm(self, claim: Claim, control: Control) -> Record:
+    def _warm(self, claim: Claim, token: CancellationToken) -> Json:
         return self._engine.warm(claim.job.request["model"], claim.job.request["version"])
