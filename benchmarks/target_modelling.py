@@ -24,8 +24,8 @@ from auto_voice import PipelineConfig, VoiceConversionPipeline
 from auto_voice.audio.io import read_audio, write_audio
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
-from auto_voice.evaluation.items import Item, read_test_set
 from auto_voice.evaluation.judges import load_judges
+from auto_voice.evaluation.pairs import Pair, read_test_set
 from auto_voice.evaluation.scoring import evaluate
 from auto_voice.models import speaker_adaptation as fitting
 from auto_voice.types import Voice, Waveform
@@ -125,38 +125,38 @@ class Pipeline(VoiceConversionPipeline):
 
 
 def convert(
-    pipeline: Pipeline, items: list[Item], variant: str, folder: Path
-) -> tuple[list[Item], float]:
-    """Conversions of ``items``, and the mean seconds that a voice took."""
+    pipeline: Pipeline, pairs: list[Pair], variant: str, folder: Path
+) -> tuple[list[Pair], float]:
+    """Conversions of ``pairs``, and the mean seconds that a voice took."""
     prepare, dress = VARIANTS[variant]
     plain = pipeline.converter
     voices: dict[tuple[Path, ...], Voice] = {}
     took = []
     done = []
-    for number, item in enumerate(items):
-        if item.targets not in voices:
-            voice = pipeline.clone([str(p) for p in item.targets], adapt=False)
+    for number, pair in enumerate(pairs):
+        if pair.targets not in voices:
+            voice = pipeline.clone([str(p) for p in pair.targets], adapt=False)
             started = time.perf_counter()
-            voices[item.targets] = prepare(plain, voice)
+            voices[pair.targets] = prepare(plain, voice)
             took.append(time.perf_counter() - started)
         pipeline.dressed = dress(plain)
-        result = pipeline.convert(item.source, voices[item.targets])
+        result = pipeline.convert(pair.source, voices[pair.targets])
         pipeline.dressed = None
-        done.append(replace(item, converted=result.save(folder / f"{number:03d}.wav")))
+        done.append(replace(pair, converted=result.save(folder / f"{number:03d}.wav")))
     return done, float(np.mean(took))
 
 
-def revocode(pipeline: Pipeline, items: list[Item], folder: Path) -> list[Item]:
+def revocode(pipeline: Pipeline, pairs: list[Pair], folder: Path) -> list[Pair]:
     """The sources analysed and vocoded: what the words lose before any conversion."""
     done = []
-    for number, item in enumerate(items):
+    for number, pair in enumerate(pairs):
         rate = HIFIGAN_MEL.sample_rate
-        source = read_audio(item.source, sample_rate=rate).samples
+        source = read_audio(pair.source, sample_rate=rate).samples
         gain = gain_to_speech_level(source, rate)
         mel = log_mel((source * gain).astype(np.float32), HIFIGAN_MEL)
         audio = pipeline.vocoder.synthesize(mel)[0][: len(source)] / gain
         path = write_audio(folder / f"{number:03d}.wav", Waveform(audio, rate))
-        done.append(replace(item, converted=path))
+        done.append(replace(pair, converted=path))
     return done
 
 
@@ -167,18 +167,18 @@ def main() -> None:
     parser.add_argument("--references", type=int, default=1)
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these rows alone")
     options = parser.parse_args()
-    items = read_test_set(options.speakers, references=options.references, limit=options.limit)
+    pairs = read_test_set(options.speakers, references=options.references, limit=options.limit)
     pipeline = Pipeline(PipelineConfig(adaptation_steps=0))
     judges = load_judges(pipeline.registry)
-    print(f"{len(items)} pairs, {pipeline.converter.name}\n")
+    print(f"{len(pairs)} pairs, {pipeline.converter.name}\n")
     print("| the converter knows | " + " | ".join(COLUMNS) + " | seconds a voice |")
     print("|---" * (len(COLUMNS) + 2) + "|")
     for variant in options.only or [VOCODER_ALONE, *VARIANTS]:
         with tempfile.TemporaryDirectory() as folder:
             if variant == VOCODER_ALONE:
-                made, seconds = revocode(pipeline, items, Path(folder)), 0.0
+                made, seconds = revocode(pipeline, pairs, Path(folder)), 0.0
             else:
-                made, seconds = convert(pipeline, items, variant, Path(folder))
+                made, seconds = convert(pipeline, pairs, variant, Path(folder))
             result = evaluate(made, judges, name=variant)
         figures = " | ".join(f"{result.estimates[name].value:.3f}" for name in COLUMNS)
         print(f"| {variant} | {figures} | {seconds:.1f} |", flush=True)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     | {"audio", "models", "voices", "inference", "batch", "server", "training", "evaluation"},
 }
 HEAVY = ("torch", "onnxruntime", "transformers", "faster_whisper", "scipy", "pandas", "matplotlib")
-TEST_ONLY = {"hypothesis", "jiwer", "playwright", "pytest", "schemathesis", "scipy"}
+TEST_ONLY = {"hypothesis", "playwright", "pytest", "schemathesis", "scipy"}
 
 
 @cache

@@ -11,7 +11,7 @@ import soundfile
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
 from auto_voice.cli.main import main
-from auto_voice.evaluation import evaluate, load_judges, read_items, save_evaluation
+from auto_voice.evaluation import evaluate, load_judges, read_pairs, save_evaluation
 
 if TYPE_CHECKING:
     from auto_voice.models import ModelRegistry
@@ -45,8 +45,8 @@ def test_speech_through_the_vocoder_keeps_voice_words_and_melody(
             soundfile.write(tmp_path / part / f"{name}.wav", speech[name], rate)
 
     judges = load_judges(weights_registry)
-    items = read_items(tmp_path)
-    result = evaluate(items, judges, name="vocoder")
+    pairs = read_pairs(tmp_path)
+    result = evaluate(pairs, judges, name="vocoder")
     pairs = {p.id: p.values for p in result.pairs}
     for name, other in zip(names, reversed(names), strict=True):
         kept, unmoved = pairs[f"{name}__{name}"], pairs[f"{name}__{other}"]

@@ -42,8 +42,8 @@ def test_only_a_loss_beyond_both_intervals_is_a_regression(tmp_path: Path) -> No
     assert regressions(entries[:1]) == ([], None)
     assert regressions(entries[:2])[0] == []
     assert regressions(entries[:3])[0] == []
-    findings, before = regressions(entries)
-    assert [f.metric for f in findings] == ["secs"]
+    shortfalls, before = regressions(entries)
+    assert [f.metric for f in shortfalls] == ["secs"]
     assert before is entries[2]
 
 
@@ -51,10 +51,10 @@ def test_a_slow_slide_is_told_as_long_as_it_goes_on(tmp_path: Path) -> None:
     steps = (0.0, -0.05, -0.1, -0.15, -0.15, -0.15)
     entries = read_history(log_of(tmp_path / "log.jsonl", *steps))
     told = [regressions(entries[: n + 1])[0] for n in range(len(entries))]
-    assert [len(findings) for findings in told] == [0, 0, 1, 1, 0, 0]
-    (finding,) = told[2]
-    assert finding.metric == "secs"
-    assert finding.message.endswith("little by little since 2024-01-01")
+    assert [len(shortfalls) for shortfalls in told] == [0, 0, 1, 1, 0, 0]
+    (shortfall,) = told[2]
+    assert shortfall.metric == "secs"
+    assert shortfall.message.endswith("little by little since 2024-01-01")
     quick = read_history(log_of(tmp_path / "quick.jsonl", 0.0, -0.3, -0.3))
     assert [len(regressions(quick[:n])[0]) for n in (2, 3)] == [1, 0]
 
@@ -64,8 +64,8 @@ def test_runs_by_other_judges_or_over_other_pairs_are_passed_over(tmp_path: Path
     append_history(replace(results("mine", BASE + 0.4), models={"speaker": "other@1"}), path)
     append_history(results("mine", BASE[:20] + 0.4), path)
     append_history(results("mine", BASE), path)
-    findings, before = regressions(read_history(path))
-    assert [f.metric for f in findings] == ["secs"]
+    shortfalls, before = regressions(read_history(path))
+    assert [f.metric for f in shortfalls] == ["secs"]
     assert before is not None
     assert before.estimates["secs"].value == pytest.approx((BASE + 0.4).mean(), abs=1e-6)
 

@@ -14,11 +14,11 @@ import pytest
 import soundfile
 from test_comparison import BASE, results
 
-from auto_voice.evaluation import Evaluation, compare, evaluate, read_items
-from auto_voice.evaluation.images import player_audio, spectrogram_png
+from auto_voice.evaluation import Evaluation, compare, evaluate, read_pairs
+from auto_voice.evaluation.history import to_entry
 from auto_voice.evaluation.judges import Judges
-from auto_voice.evaluation.report import comparison_report, html_report
-from auto_voice.evaluation.report_page import table
+from auto_voice.evaluation.plots import player_audio, spectrogram_png
+from auto_voice.evaluation.report import comparison_report, history_report, html_report
 from auto_voice.types import Waveform
 from evaluation_kit import RATE, sing
 
@@ -57,7 +57,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def result(make_folder: Callable[..., Path], judges: Judges) -> Evaluation:
-    return evaluate(read_items(make_folder(pairs=5)), judges, name="my system")
+    return evaluate(read_pairs(make_folder(pairs=5)), judges, name="my system")
 
 
 def test_the_page_needs_nothing_from_outside(result: Evaluation) -> None:
@@ -108,11 +108,11 @@ def test_sound_beyond_the_limit_is_left_out_and_said(result: Evaluation) -> None
 
 
 def test_differing_words_are_marked(result: Evaluation) -> None:
-    texts = {"reference": "one two three", "heard": "one too three"}
+    texts = {"reference": "red cat blue", "heard": "red hat blue"}
     pairs = tuple(replace(p, texts=texts) for p in result.pairs)
     text = html_report(replace(result, pairs=pairs), examples=1)
-    assert "one <mark>two</mark> three" in text
-    assert "one <mark>too</mark> three" in text
+    assert "red <mark>cat</mark> blue" in text
+    assert "red <mark>hat</mark> blue" in text
 
 
 def test_a_vanished_recording_does_not_lose_the_page(result: Evaluation) -> None:
@@ -121,8 +121,8 @@ def test_a_vanished_recording_does_not_lose_the_page(result: Evaluation) -> None
 
 
 def test_a_result_without_models_still_makes_a_page(make_folder: Callable[..., Path]) -> None:
-    items = read_items(make_folder(pairs=1))
-    page = Page(html_report(evaluate(items, Judges(pitch=False), name="x")))
+    pairs = read_pairs(make_folder(pairs=1))
+    page = Page(html_report(evaluate(pairs, Judges(pitch=False), name="x")))
     assert "1 conversions were measured" in page.words
 
 
@@ -157,8 +157,10 @@ def test_a_comparison_says_better_in_words() -> None:
     assert "<b>" in page.words
 
 
-def test_a_text_that_looks_like_a_cell_stays_text() -> None:
+def test_a_text_that_looks_like_markup_stays_text() -> None:
     """Names of stages come from a log that somebody else may have written."""
-    page_table = table(("run", "system"), [["a", "<td onclick=steal()>x</td>"]], "Runs")
-    assert "<td onclick" not in page_table
-    assert "&lt;td onclick" in page_table
+    entry = replace(to_entry(results("a", BASE)), system={"vocoder": "<td onclick=steal()>x</td>"})
+    page = history_report([entry], [])
+    assert "<td onclick" not in page
+    assert "&lt;td onclick" in page
+    assert "<td onclick=steal()>" in Page(page).words

@@ -21,12 +21,11 @@ from auto_voice.evaluation import (
     evaluate,
     load_evaluation,
     load_judges,
-    read_items,
+    read_pairs,
     save_evaluation,
 )
-from auto_voice.evaluation.conversions import convert_all
-from auto_voice.evaluation.items import read_test_set
 from auto_voice.evaluation.judges import DEFAULT_MODELS, Judges
+from auto_voice.evaluation.pairs import convert_all, read_test_set
 from auto_voice.evaluation.results import write_text
 from auto_voice.evaluation.tables import markdown, pair_rows_csv
 from evaluation_kit import PINS, RATE, TableRecogniser, sing
@@ -37,8 +36,8 @@ Folder = Callable[..., Path]
 def test_a_good_system_scores_above_a_copy_of_the_source(
     make_folder: Folder, judges: Judges
 ) -> None:
-    good = evaluate(read_items(make_folder("good")), judges, name="good").estimates
-    copy = evaluate(read_items(make_folder("copy", quality=0.0)), judges, name="copy").estimates
+    good = evaluate(read_pairs(make_folder("good")), judges, name="good").estimates
+    copy = evaluate(read_pairs(make_folder("copy", quality=0.0)), judges, name="copy").estimates
     assert good["secs"].value > 0.8 > copy["secs"].value
     assert copy["source_similarity"].value > good["source_similarity"].value
     assert copy["secs"].value == pytest.approx(copy["unconverted_secs"].value, abs=0.05)
@@ -51,9 +50,9 @@ def test_a_good_system_scores_above_a_copy_of_the_source(
 def test_word_errors_are_pooled_over_pairs(make_folder: Folder, judges: Judges) -> None:
     root = make_folder(pairs=2)
     (root / "transcripts").mkdir()
-    (root / "transcripts/p0.txt").write_text("one two three")
-    (root / "transcripts/p1.txt").write_text("one two three four")
-    result = evaluate(read_items(root), judges, name="x")
+    (root / "transcripts/p0.txt").write_text("red cat blue")
+    (root / "transcripts/p1.txt").write_text("red cat blue dog")
+    result = evaluate(read_pairs(root), judges, name="x")
     assert [p.counts["word_edits"] for p in result.pairs] == [1, 0]
     assert result.estimates["wer"].value == pytest.approx(1 / 7)
     assert result.settings["reference_text"] == "given"
@@ -62,22 +61,22 @@ def test_word_errors_are_pooled_over_pairs(make_folder: Folder, judges: Judges) 
 def test_a_shared_recording_is_judged_once(
     make_folder: Folder, judges: Judges, recogniser: TableRecogniser
 ) -> None:
-    item = read_items(make_folder(pairs=1))[0]
-    evaluate([item, replace(item, id="again"), replace(item, id="third")], judges, name="x")
+    pair = read_pairs(make_folder(pairs=1))[0]
+    evaluate([pair, replace(pair, id="again"), replace(pair, id="third")], judges, name="x")
     assert recogniser.calls == 3  # the source, twice, and the conversion
 
 
 def test_what_the_recogniser_is_unsure_of_is_told(
     make_folder: Folder, judges: Judges, recogniser: TableRecogniser
 ) -> None:
-    item = read_items(make_folder(pairs=1))[0]
-    steady = evaluate([item], judges, name="x").estimates["unconverted_wer"]
+    pair = read_pairs(make_folder(pairs=1))[0]
+    steady = evaluate([pair], judges, name="x").estimates["unconverted_wer"]
     assert steady.value == 0.0
-    samples = soundfile.info(item.source).frames
+    samples = soundfile.info(pair.source).frames
     recogniser.table = {samples: "the quick brown fox", samples + RATE // 10: "the quick brown box"}
-    unsure = evaluate([item], judges, name="x").estimates["unconverted_wer"]
+    unsure = evaluate([pair], judges, name="x").estimates["unconverted_wer"]
     assert unsure.value == 0.25
-    told = replace(item, transcript="a quick brown fox")
+    told = replace(pair, transcript="a quick brown fox")
     recogniser.table = {samples: "the quick brown fox", samples + RATE // 10: "nothing alike"}
     assert evaluate([told], judges, name="x").estimates["unconverted_wer"].value == 0.25
 
@@ -85,7 +84,7 @@ def test_what_the_recogniser_is_unsure_of_is_told(
 def test_a_verifier_tells_good_conversions_apart_and_copies_not(
     make_folder: Folder, judges: Judges
 ) -> None:
-    found = evaluate(read_items(make_folder("good")), judges, name="x").verification["speaker"]
+    found = evaluate(read_pairs(make_folder("good")), judges, name="x").verification["speaker"]
     assert (found["same"], found["different"]) == (4, 12)
     assert 0.0 <= found["eer"] <= 1.0
 
@@ -95,36 +94,36 @@ def test_an_unreadable_conversion_is_left_out_and_named(
 ) -> None:
     root = make_folder(pairs=3)
     (root / "converted/p1.wav").write_bytes(b"no sound")
-    result = evaluate(read_items(root), judges, name="x")
+    result = evaluate(read_pairs(root), judges, name="x")
     assert [p.id for p in result.pairs] == ["p0", "p2"]
     assert any(note.startswith("p1 was left out") for note in result.notes)
     assert result.estimates["secs"].n == 2
     for name in ("p0", "p2"):
         (root / f"converted/{name}.wav").write_bytes(b"no sound")
     with pytest.raises(EvaluationError, match="None of the 3"):
-        evaluate(read_items(root), judges, name="x")
+        evaluate(read_pairs(root), judges, name="x")
 
 
 def test_a_parallel_recording_gives_a_cepstral_distance(
     make_folder: Folder, judges: Judges
 ) -> None:
-    item = read_items(make_folder(pairs=1))[0]
-    assert item.converted is not None
-    same = evaluate([replace(item, parallel=item.converted)], judges, name="x")
-    other = evaluate([replace(item, parallel=item.targets[0])], judges, name="x")
+    pair = read_pairs(make_folder(pairs=1))[0]
+    assert pair.converted is not None
+    same = evaluate([replace(pair, parallel=pair.converted)], judges, name="x")
+    other = evaluate([replace(pair, parallel=pair.targets[0])], judges, name="x")
     assert same.estimates["mcd_db"].value == pytest.approx(0.0, abs=1e-3)
     assert other.estimates["mcd_db"].value > 1.0
 
 
 def test_several_references_count_as_one_voice(make_folder: Folder, judges: Judges) -> None:
-    item = read_items(make_folder(pairs=1))[0]
-    twice = replace(item, targets=item.targets * 2)
-    one, two = (evaluate([i], judges, name="x").estimates["secs"].value for i in (item, twice))
+    pair = read_pairs(make_folder(pairs=1))[0]
+    twice = replace(pair, targets=pair.targets * 2)
+    one, two = (evaluate([i], judges, name="x").estimates["secs"].value for i in (pair, twice))
     assert one == pytest.approx(two)
 
 
 def test_left_out_groups_are_absent(make_folder: Folder) -> None:
-    result = evaluate(read_items(make_folder(pairs=2)), Judges(pitch=False), name="x")
+    result = evaluate(read_pairs(make_folder(pairs=2)), Judges(pitch=False), name="x")
     assert set(result.estimates) == {
         "duration_ratio",
         "loudness_lufs",
@@ -135,7 +134,7 @@ def test_left_out_groups_are_absent(make_folder: Folder) -> None:
 
 
 def test_results_survive_the_file(make_folder: Folder, judges: Judges, tmp_path: Path) -> None:
-    result = evaluate(read_items(make_folder(pairs=1)), judges, name="näme", group_by="target")
+    result = evaluate(read_pairs(make_folder(pairs=1)), judges, name="näme", group_by="target")
     path = save_evaluation(result, tmp_path / "r.json")
     again = load_evaluation(path)
     assert again.to_json() == result.to_json()
@@ -162,7 +161,7 @@ def test_tables_hold_every_pair_and_do_not_run_in_a_spreadsheet(
     make_folder: Folder, judges: Judges, recogniser: TableRecogniser
 ) -> None:
     recogniser.otherwise = '=HYPERLINK("x")'
-    result = evaluate(read_items(make_folder(pairs=2)), judges, name="a|b")
+    result = evaluate(read_pairs(make_folder(pairs=2)), judges, name="a|b")
     rows = list(csv.DictReader(io.StringIO(pair_rows_csv(result))))
     assert [r["id"] for r in rows] == ["p0", "p1"]
     assert float(rows[0]["secs"]) == pytest.approx(result.pairs[0].values["secs"], rel=1e-5)
@@ -251,16 +250,16 @@ def test_a_pipeline_run_keeps_speed_and_versions(tmp_path: Path, judges: Judges)
         folder.mkdir(parents=True)
         for k in range(3):
             soundfile.write(folder / f"x{number}{k}.wav", sing(120 + 60 * number).samples, RATE)
-    items = read_test_set(tmp_path / "set", per_speaker=2)
+    pairs = read_test_set(tmp_path / "set", per_speaker=2)
     pipeline = Copycat()
-    made = convert_all(pipeline, items, tmp_path / "out")  # type: ignore[arg-type]
+    made = convert_all(pipeline, pairs, tmp_path / "out")  # type: ignore[arg-type]
     assert len(pipeline.cloned) == 2
     assert (
-        sorted(p.parent for p in (i.converted for i in made.items) if p) == [tmp_path / "out"] * 4
+        sorted(p.parent for p in (i.converted for i in made.pairs) if p) == [tmp_path / "out"] * 4
     )
     assert made.notes == ("converter: a (fallback: b)",)
     result = evaluate(
-        made.items, judges, name="x", extra=made.extra, system=made.system,
+        made.pairs, judges, name="x", extra=made.extra, system=made.system,
         peak_memory_mb=made.peak_memory_mb,
     )  # fmt: skip
     assert result.estimates["rtf"].value == 0.25
@@ -270,13 +269,13 @@ def test_a_pipeline_run_keeps_speed_and_versions(tmp_path: Path, judges: Judges)
 
 
 def test_mock_noise_is_not_scored(tmp_path: Path, make_folder: Folder) -> None:
-    items = read_items(make_folder(pairs=1))
+    pairs = read_pairs(make_folder(pairs=1))
     with pytest.raises(EvaluationError, match="Mock models make noise"):
-        convert_all(Copycat(mock=True), items, tmp_path / "out")  # type: ignore[arg-type]
+        convert_all(Copycat(mock=True), pairs, tmp_path / "out")  # type: ignore[arg-type]
 
 
 def test_silence_is_refused_not_scored(make_folder: Folder, judges: Judges) -> None:
     root = make_folder(pairs=2)
     soundfile.write(root / "converted/p0.wav", np.zeros(RATE), RATE)
-    result = evaluate(read_items(root), judges, name="x")
+    result = evaluate(read_pairs(root), judges, name="x")
     assert [p.id for p in result.pairs] == ["p1"]

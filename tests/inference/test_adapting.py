@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from auto_voice.cli import main
 from auto_voice.errors import ConfigError, ModelLoadError
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline, adapting
+from auto_voice.models import ModelRegistry
+from auto_voice.models.registry.catalog import builtin_catalog
 from auto_voice.models.registry.store import ModelStore
 from auto_voice.types import Content, Waveform
 from hand_made_stages import HandMade, LocalContent, speech_like
@@ -59,13 +62,23 @@ def test_an_encoder_that_was_not_fitted_names_the_command(pipeline, source, refe
         pipeline.convert(source, reference)
 
 
-def test_an_older_converter_names_the_encoder_that_it_speaks_from(tmp_path, source, reference):
-    old = {"content_encoder": "content_compact", "converter": "converter_compact@1.4"}
-    pipeline = VoiceConversionPipeline(PipelineConfig(**old, model_dir=tmp_path, offline=True))
-    with pytest.raises(ModelLoadError, match=r"choose the content encoder content_compact@1\.2"):
+def test_a_converter_of_another_space_names_the_encoder_that_gives_it(tmp_path, source, reference):
+    """The bundled weights under other versions, in a space of their own."""
+    bundled = yaml.safe_load(builtin_catalog().read_text())["models"]
+    other = {}
+    for name, key in (("content_compact", "space"), ("converter_compact", "content_space")):
+        version = dict(bundled[name]["versions"][bundled[name]["default"]])
+        version["params"] = {**version["params"], key: "content_space@9"}
+        other[name] = {"versions": {"9": version}}
+    catalog = tmp_path / "models.yaml"
+    catalog.write_text(yaml.safe_dump({"schema": 1, "models": other}))
+    registry = ModelRegistry(tmp_path / "models", config=catalog, offline=True)
+    chosen = {"content_encoder": "content_compact", "converter": "converter_compact@9"}
+    pipeline = VoiceConversionPipeline(PipelineConfig(**chosen), model_registry=registry)
+    with pytest.raises(ModelLoadError, match=r"choose the content encoder content_compact@9"):
         pipeline.content_encoder  # noqa: B018
-    old["content_encoder"] = "content_compact@1.2"
-    pipeline = VoiceConversionPipeline(PipelineConfig(**old, model_dir=tmp_path, offline=True))
+    chosen["content_encoder"] = "content_compact@9"
+    pipeline = VoiceConversionPipeline(PipelineConfig(**chosen), model_registry=registry)
     assert pipeline.content_encoder.space == pipeline.converter.content_space
 
 

@@ -43,7 +43,7 @@ class TableRecogniser:
 
     sample_rate = RATE
 
-    def __init__(self, table: dict[int, str], otherwise: str = "one two three four") -> None:
+    def __init__(self, table: dict[int, str], otherwise: str = "red cat blue dog") -> None:
         self.table = table
         self.otherwise = otherwise
         self.calls = 0

@@ -211,7 +211,7 @@ def test_recordings_become_a_model_that_converts(
         Workflow(
             load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
         ).run()
-    narrow = {**wider, "content_space": {"dims": 24}, "converter_from": "converter_compact@1.3"}
+    narrow = {**wider, "content_space": {"dims": 24}, "converter_from": "converter_compact@1.6"}
     path.write_text(yaml.safe_dump(narrow))
     with pytest.raises(TrainingError, match="name two of one space"):
         Workflow(

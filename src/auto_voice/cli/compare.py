@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.evaluate import FILE, GROUP_NAMES, judge_options, judges_for, resample_option
+from auto_voice.cli.judging import FILE, GROUP_NAMES, judge_options, judges_for, resample_option
 from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def compare(
 
 
 def _load_all(systems: tuple[Path, ...], options: dict[str, Any]) -> list[Evaluation]:
-    from auto_voice.evaluation.items import read_items
+    from auto_voice.evaluation.pairs import read_pairs
     from auto_voice.evaluation.results import load_evaluation
     from auto_voice.evaluation.scoring import evaluate
 
@@ -96,8 +96,8 @@ def _load_all(systems: tuple[Path, ...], options: dict[str, Any]) -> list[Evalua
         if path.suffix == ".json":
             loaded.append(load_evaluation(path))
             continue
-        items = read_items(path)
+        pairs = read_pairs(path)
         judges = judges or judges_for(options)
         with quiet_progress(f"judging {path.name}", hidden=False) as progress:
-            loaded.append(evaluate(items, judges, name=path.resolve().stem, progress=progress))
+            loaded.append(evaluate(pairs, judges, name=path.resolve().stem, progress=progress))
     return loaded

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.options import adaptation_option
+from auto_voice.cli.gate import gate
+from auto_voice.cli.judging import (
+    FAILED,
+    FILE,
+    GROUP_NAMES,
+    F,
+    convert_and_score,
+    judge_options,
+    judges_for,
+    resample_option,
+    stage_options,
+)
 from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:
-    from auto_voice.evaluation.judges import Judges
     from auto_voice.evaluation.results import Evaluation
-    from auto_voice.models.model_registry import ModelRegistry
-
-F = TypeVar("F", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path)
-GROUP_NAMES = ("similarity", "words", "quality", "pitch", "signal")
-FAILED = 1
-
-
-resample_option = click.option(
-    "--resample",
-    type=click.Choice(["pair", "source", "target"]),
-    default="pair",
-    show_default=True,
-    help="What intervals are drawn over: conversions, or whole speakers.",
-)
 
 
 class _DefaultGroup(click.Group):
@@ -52,7 +46,7 @@ def evaluate() -> None:
     autovoice evaluate pairs.csv --json mine.json --csv mine.csv
     autovoice evaluate pipeline speakers/ --limit 12 --history log.jsonl
     autovoice evaluate history log.jsonl
-    autovoice evaluate gate mine.json --min secs2=0.6 --max wer=0.1
+    autovoice evaluate gate
 
     PATH is a CSV file with the columns source, target and converted (and, if you like,
     transcript, parallel, source_speaker, target_speaker), or a folder with the folders
@@ -99,20 +93,6 @@ def output_options(command: F) -> F:
     return command
 
 
-def judge_options(command: F) -> F:
-    """Which models judge, and where models are kept."""
-    options = (
-        click.option("--recogniser", metavar="MODEL", help="NAME[@VERSION] [recogniser_base]."),
-        click.option("--config", type=FILE, help="YAML of settings and models."),
-        click.option("--model-dir", type=FILE, help="Where models are kept."),
-        click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
-        click.option("--offline", is_flag=True, default=None, help="Open no connection."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @evaluate.command("files")
 @click.argument("path", type=FILE)
 @judge_options
@@ -123,14 +103,14 @@ def files(path: Path, **options: Any) -> None:
     \b
     autovoice evaluate conversions/ --html report.html
     """
-    from auto_voice.evaluation.items import read_items
+    from auto_voice.evaluation.pairs import read_pairs
     from auto_voice.evaluation.scoring import evaluate as score
 
     _check_outputs(options)
-    items = read_items(path)
+    pairs = read_pairs(path)
     with quiet_progress("judging", hidden=options["quiet"]) as progress:
         result = score(
-            items,
+            pairs,
             judges_for(options),
             name=options["name"] or path.resolve().stem,
             group_by=options["resample"],
@@ -150,10 +130,7 @@ def files(path: Path, **options: Any) -> None:
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Keep so many pairs, spread evenly.")
 @click.option("--keep", type=FILE, help="Folder for the conversions [default: a temporary one].")
-@click.option("--content-encoder", metavar="MODEL", help="NAME[@VERSION].")
-@click.option("--converter", metavar="MODEL", help="NAME[@VERSION].")
-@adaptation_option
-@click.option("--vocoder", metavar="MODEL", help="NAME[@VERSION].")
+@stage_options
 @judge_options
 @output_options
 def pipeline(
@@ -171,44 +148,16 @@ def pipeline(
     """
     import tempfile
 
-    from auto_voice.evaluation.items import read_test_set
+    from auto_voice.evaluation.pairs import read_test_set
 
     _check_outputs(options)
-    items = read_test_set(speakers, per_speaker=per_speaker, references=references, limit=limit)
+    pairs = read_test_set(speakers, per_speaker=per_speaker, references=references, limit=limit)
+    name = options["name"] or f"auto_voice on {speakers.resolve().name}"
     if keep is not None:
-        _run_pipeline(items, keep, speakers, options)
+        deliver(convert_and_score(pairs, keep, name, options), options)
         return
     with tempfile.TemporaryDirectory(prefix="autovoice-") as folder:
-        _run_pipeline(items, Path(folder), speakers, options)
-
-
-def _run_pipeline(items: Any, folder: Path, speakers: Path, options: dict[str, Any]) -> None:
-    from auto_voice.evaluation.conversions import convert_all
-    from auto_voice.evaluation.scoring import evaluate as score
-    from auto_voice.inference.voice_conversion_pipeline import (
-        PipelineConfig,
-        VoiceConversionPipeline,
-    )
-
-    chosen = ("content_encoder", "converter", "vocoder", "adaptation_steps")
-    config = PipelineConfig(**{k: options[k] for k in chosen if options[k] is not None})
-    registry = _registry(options)
-    made_by = VoiceConversionPipeline(config, model_registry=registry)
-    with quiet_progress("converting", hidden=options["quiet"]) as progress:
-        made = convert_all(made_by, items, folder, progress=progress)
-    with quiet_progress("judging", hidden=options["quiet"]) as progress:
-        result = score(
-            made.items,
-            judges_for(options, registry),
-            name=options["name"] or f"auto_voice on {speakers.resolve().name}",
-            group_by=options["resample"],
-            extra=made.extra,
-            system=made.system,
-            peak_memory_mb=made.peak_memory_mb,
-            notes=made.notes,
-            progress=progress,
-        )
-    deliver(result, options)
+        deliver(convert_and_score(pairs, Path(folder), name, options), options)
 
 
 @evaluate.command("trials")
@@ -221,7 +170,7 @@ def trials(path: Path, as_json: bool, **options: Any) -> None:
     \b
     autovoice evaluate trials trials.csv
     """
-    from auto_voice.evaluation.items import read_trials
+    from auto_voice.evaluation.pairs import read_trials
     from auto_voice.evaluation.scoring import Scorer
     from auto_voice.evaluation.tables import ROLES
 
@@ -255,15 +204,15 @@ def history(log: Path, html: Path | None, as_json: bool) -> int:
 
     entries = h.read_history(log)
     series = [e for e in entries if h.comparable(e, entries[-1])]
-    findings, before = h.regressions(entries)
+    shortfalls, before = h.regressions(entries)
     if html is not None:
         from auto_voice.evaluation.report import history_report
 
-        write_text(html, history_report(series, findings))
+        write_text(html, history_report(series, shortfalls))
     if as_json:
-        worse = [{"metric": f.metric, "message": f.message} for f in findings]
+        worse = [{"metric": f.metric, "message": f.message} for f in shortfalls]
         click.echo(json.dumps({"runs": len(series), "regressions": worse}))
-        return FAILED if findings else 0
+        return FAILED if shortfalls else 0
     rows = []
     nan = float("nan")
     for key, m in METRICS.items():
@@ -276,89 +225,12 @@ def history(log: Path, html: Path | None, as_json: bool) -> int:
     click.echo(plain_table(["metric", "first", "last", "trend"], rows))
     if before is None:
         click.echo("There is no earlier run over the same pairs by the same judges.")
-    for finding in findings:
-        click.echo(f"regression since {before.label if before else ''}: {finding.message}")
-    return FAILED if findings else 0
+    for shortfall in shortfalls:
+        click.echo(f"regression since {before.label if before else ''}: {shortfall.message}")
+    return FAILED if shortfalls else 0
 
 
-@evaluate.command("gate")
-@click.argument("result", type=FILE)
-@click.option("--min", "minimum", multiple=True, metavar="METRIC=VALUE", help="At least this.")
-@click.option("--max", "maximum", multiple=True, metavar="METRIC=VALUE", help="At most this.")
-@click.option("--baseline", type=FILE, help="Results (JSON) or log (JSONL) to be no worse than.")
-@click.option(
-    "--margin",
-    multiple=True,
-    metavar="METRIC=VALUE",
-    help="How much worse than the baseline is allowed, in place of the intervals.",
-)
-def gate(
-    result: Path,
-    minimum: tuple[str, ...],
-    maximum: tuple[str, ...],
-    baseline: Path | None,
-    margin: tuple[str, ...],
-) -> int:
-    """Exit with 0 if RESULT (JSON or log) holds, 1 if it does not, 2 if it cannot be judged.
-
-    Values are as in JSON: WER 0.05 is 5 %.
-
-    \b
-    autovoice evaluate gate mine.json --min secs2=0.6 --max wer=0.1
-    """
-    from auto_voice.errors import EvaluationError
-    from auto_voice.evaluation import history as h
-    from auto_voice.evaluation.results import METRICS
-
-    at_least, at_most, margins = (_limits(x) for x in (minimum, maximum, margin))
-    if not (at_least or at_most or baseline):
-        raise click.UsageError("give at least one of --min, --max and --baseline")
-    if margins and baseline is None:
-        raise click.UsageError("--margin needs --baseline")
-    if neutral := [key for key in margins if not METRICS[key].better]:
-        raise click.UsageError(f"{neutral[0]} has no better and worse; use --min and --max")
-    entry = h.load_entry(result)
-    findings = h.check_limits(entry, at_least, at_most)
-    if baseline is not None:
-        before = h.load_entry(baseline)
-        if baseline.suffix == ".jsonl" and baseline.resolve() == result.resolve():
-            before = h.regressions(h.read_history(baseline))[1] or before
-            if before == entry:
-                raise EvaluationError(
-                    f"{baseline} has no earlier run over the same pairs by the same judges."
-                )
-        if not h.alike(before, entry):
-            raise EvaluationError(
-                f"{result} and {baseline} were judged by other models, over other pairs or against "
-                "other texts, so neither can be better; evaluate both in the same way."
-            )
-        if not margins and not any(e.low == e.low for e in entry.estimates.values()):
-            raise EvaluationError(
-                f"{result} has one conversion and so no intervals; give each limit as --margin."
-            )
-        findings += h.worse_than(entry, before, margins)
-    for finding in findings:
-        click.echo(f"failed: {finding.message}")
-    if not findings:
-        click.echo(f"passed: {entry.name}, {entry.pairs} conversions")
-    return FAILED if findings else 0
-
-
-def _limits(given: tuple[str, ...]) -> dict[str, float]:
-    from auto_voice.evaluation.results import METRICS
-
-    limits = {}
-    for text in given:
-        key, _, value = text.partition("=")
-        if key not in METRICS:
-            raise click.UsageError(f"no metric {key!r}; they are {', '.join(METRICS)}")
-        try:
-            limits[key] = float(value)
-            if limits[key] != limits[key]:
-                raise ValueError("nan")
-        except ValueError:
-            raise click.UsageError(f"{text!r} should look like {key}=0.5") from None
-    return limits
+evaluate.add_command(gate)
 
 
 def _check_outputs(options: dict[str, Any]) -> None:
@@ -375,25 +247,6 @@ def _check_outputs(options: dict[str, Any]) -> None:
         if target.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
             why = "it is a folder" if target.is_dir() else f"{folder} is no folder to write in"
             raise EvaluationError(f"{target} cannot be written: {why}.")
-
-
-def _registry(options: dict[str, Any]) -> ModelRegistry:
-    from auto_voice.models.model_registry import ModelRegistry
-
-    return ModelRegistry(
-        options["model_dir"],
-        config=options["config"],
-        offline=options["offline"],
-        device=options["device"],
-    )
-
-
-def judges_for(options: dict[str, Any], registry: ModelRegistry | None = None) -> Judges:
-    """The judges that the options ask for."""
-    from auto_voice.evaluation.judges import load_judges
-
-    models = {"recogniser": options["recogniser"]} if options["recogniser"] else {}
-    return load_judges(registry or _registry(options), without=options["without"], models=models)
 
 
 def deliver(result: Evaluation, options: dict[str, Any]) -> None:

@@ -254,22 +254,24 @@ class PairJudge:
 
     def words_kept(self, source: Path, converted: Path) -> float:
         """1 - word error rate of what is recognised in ``converted``, not below 0."""
-        from auto_voice.evaluation.scoring import Recording
+        from auto_voice.evaluation.scoring import JudgedRecording
         from auto_voice.evaluation.text import word_errors
 
         judges = self._loaded(("similarity", "quality", "pitch", "signal"))
-        counts = word_errors(Recording(source, judges).text, Recording(converted, judges).text)
+        counts = word_errors(
+            JudgedRecording(source, judges).text, JudgedRecording(converted, judges).text
+        )
         return max(0.0, 1.0 - counts.edits / counts.reference) if counts.reference else 1.0
 
     def pair(
         self, source: Path, targets: Sequence[Path], converted: Path, transcript: str
     ) -> dict[str, Any]:
         """Every figure of one conversion."""
-        from auto_voice.evaluation import Item, Scorer
+        from auto_voice.evaluation import Pair, Scorer
 
         judges = self._loaded(())
         scored = Scorer(judges).score(
-            Item("pair", source, tuple(targets), converted, transcript=transcript)
+            Pair("pair", source, tuple(targets), converted, transcript=transcript)
         )
         return {
             "figures": _finite(scored.values),

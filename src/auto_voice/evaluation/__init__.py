@@ -1,13 +1,13 @@
 """How good a conversion is: metrics, comparison, history and report.
 
-from auto_voice.evaluation import evaluate, load_judges, read_items
-result = evaluate(read_items("conversions/"), load_judges(ModelRegistry()), name="mine")
+from auto_voice.evaluation import evaluate, load_judges, read_pairs
+result = evaluate(read_pairs("conversions/"), load_judges(ModelRegistry()), name="mine")
 result.estimates["secs2"].value
 """
 
 from auto_voice.evaluation.comparison import Comparison, compare
-from auto_voice.evaluation.items import Item, read_items, read_test_set
 from auto_voice.evaluation.judges import Judges, load_judges
+from auto_voice.evaluation.pairs import Pair, read_pairs, read_test_set
 from auto_voice.evaluation.results import (
     METRICS,
     Evaluation,
@@ -23,15 +23,15 @@ __all__ = [
     "Comparison",
     "Estimate",
     "Evaluation",
-    "Item",
     "Judges",
+    "Pair",
     "PairScore",
     "Scorer",
     "compare",
     "evaluate",
     "load_evaluation",
     "load_judges",
-    "read_items",
+    "read_pairs",
     "read_test_set",
     "save_evaluation",
 ]

@@ -1,4 +1,4 @@
-"""Figures over time: a JSONL log, its regressions, and a gate with an exit status."""
+"""Figures over time: a JSONL log, and what became worse from run to run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogEntry:
     """One line of the log.
 
     Attributes:
@@ -49,17 +49,17 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Shortfall:
     """One figure that fails a limit or has become worse."""
 
     metric: str
     message: str
 
 
-def to_entry(evaluation: Evaluation) -> Entry:
+def to_entry(evaluation: Evaluation) -> LogEntry:
     """What the log keeps of an evaluation."""
     ids = "\n".join(sorted(p.id for p in evaluation.pairs))
-    return Entry(
+    return LogEntry(
         name=evaluation.name,
         created=evaluation.created,
         pairs=len(evaluation.pairs),
@@ -73,7 +73,7 @@ def to_entry(evaluation: Evaluation) -> Entry:
     )
 
 
-def append_history(evaluation: Evaluation, path: str | Path) -> Entry:
+def append_history(evaluation: Evaluation, path: str | Path) -> LogEntry:
     """Add one line to the log; the file is made if it is not there.
 
     Raises:
@@ -107,7 +107,7 @@ def _broken_off(descriptor: int) -> bool:
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
-def read_history(path: str | Path) -> list[Entry]:
+def read_history(path: str | Path) -> list[LogEntry]:
     """All entries, oldest first.
 
     Raises:
@@ -136,18 +136,18 @@ def read_history(path: str | Path) -> list[Entry]:
     return entries
 
 
-def comparable(a: Entry, b: Entry) -> bool:
+def comparable(a: LogEntry, b: LogEntry) -> bool:
     """Whether two entries measured the same pairs of the same system by the same judges."""
     return a.name == b.name and alike(a, b)
 
 
-def alike(a: Entry, b: Entry) -> bool:
+def alike(a: LogEntry, b: LogEntry) -> bool:
     """Whether two entries were measured in the same way: pairs, judges, source of the words."""
     texts = {a.reference_text, b.reference_text} - {""}
     return (a.pairs_digest, a.models) == (b.pairs_digest, b.models) and len(texts) < 2
 
 
-def regressions(entries: Sequence[Entry]) -> tuple[list[Finding], Entry | None]:
+def regressions(entries: Sequence[LogEntry]) -> tuple[list[Shortfall], LogEntry | None]:
     """What the last entry does worse than the comparable ones before it, beyond both intervals.
 
     Worse means: each of the two figures lies outside the other's 95 % interval, on the wrong
@@ -155,31 +155,31 @@ def regressions(entries: Sequence[Entry]) -> tuple[list[Finding], Entry | None]:
     what the run before had already lost is not told again. Speed counts only on the same hardware.
 
     Returns:
-        The findings, and the entry before the last that is comparable (None if there is none).
+        The shortfalls, and the entry before the last that is comparable (None if there is none).
     """
     last = entries[-1]
     earlier = [e for e in entries[:-1] if comparable(e, last)]
     if not earlier:
         return [], None
     *older, before = earlier
-    findings = {f.metric: f for f in worse_than(last, before, {})}
+    shortfalls = {f.metric: f for f in worse_than(last, before, {})}
     for entry in older:
         known = {f.metric for f in worse_than(before, entry, {})}
         for f in worse_than(last, entry, {}):
             if f.metric in known:
                 continue
-            drift = Finding(f.metric, f"{f.message}, little by little since {entry.created[:10]}")
-            findings.setdefault(f.metric, drift)
-    return list(findings.values()), before
+            drift = Shortfall(f.metric, f"{f.message}, little by little since {entry.created[:10]}")
+            shortfalls.setdefault(f.metric, drift)
+    return list(shortfalls.values()), before
 
 
-def worse_than(last: Entry, before: Entry, margins: Mapping[str, float]) -> list[Finding]:
+def worse_than(last: LogEntry, before: LogEntry, margins: Mapping[str, float]) -> list[Shortfall]:
     """Metrics of ``last`` that are worse than ``before`` beyond the intervals, or beyond a margin.
 
     Args:
         margins: metric key to how much worse is allowed, in place of the intervals.
     """
-    findings = []
+    shortfalls = []
     for key, metric in METRICS.items():
         old, new = before.estimates.get(key), last.estimates.get(key)
         if old is None or not metric.better:
@@ -190,7 +190,7 @@ def worse_than(last: Entry, before: Entry, margins: Mapping[str, float]) -> list
             # The same judges listened, so there was nothing left that they could measure.
             if metric.judges:
                 message = f"{title(metric)} could be measured before and no longer can"
-                findings.append(Finding(key, message))
+                shortfalls.append(Shortfall(key, message))
             continue
         sign = 1 if metric.better == "up" else -1
         loss = sign * (old.value - new.value)
@@ -201,48 +201,17 @@ def worse_than(last: Entry, before: Entry, margins: Mapping[str, float]) -> list
                 loss > 0 and _outside(new.value, old, sign) and _outside_up(old.value, new, sign)
             )
         if worse:
-            findings.append(
-                Finding(
+            shortfalls.append(
+                Shortfall(
                     key,
                     f"{title(metric)} went from {figure(metric, old.value)} to "
                     f"{figure(metric, new.value)}",
                 )
             )
-    return findings
+    return shortfalls
 
 
-def check_limits(
-    entry: Entry, at_least: Mapping[str, float], at_most: Mapping[str, float]
-) -> list[Finding]:
-    """Metrics outside of fixed limits; a metric that was not measured fails its limit.
-
-    Raises:
-        EvaluationError: no such metric; the message lists the known ones.
-    """
-    findings = []
-    if entry.left_out:
-        message = f"{entry.left_out} conversions could not be scored and are in no figure"
-        findings.append(Finding("", message))
-    for limits, sign, words in ((at_least, 1, "below"), (at_most, -1, "above")):
-        for key, limit in limits.items():
-            metric = METRICS.get(key)
-            if metric is None:
-                raise EvaluationError(f"There is no metric {key!r}; they are {', '.join(METRICS)}.")
-            found = entry.estimates.get(key)
-            if found is None:
-                findings.append(Finding(key, f"{title(metric)} was not measured"))
-            elif sign * (found.value - limit) < 0 or not math.isfinite(found.value):
-                findings.append(
-                    Finding(
-                        key,
-                        f"{title(metric)} is {figure(metric, found.value)}, {words} the limit "
-                        f"{figure(metric, limit)}",
-                    )
-                )
-    return findings
-
-
-def load_entry(path: str | Path) -> Entry:
+def load_entry(path: str | Path) -> LogEntry:
     """The evaluation of a JSON file, or the last line of a JSONL log.
 
     Raises:
@@ -275,12 +244,12 @@ def _outside_up(value: float, other: Estimate, sign: int) -> bool:
     return math.isfinite(bound) and sign * (value - bound) > 0
 
 
-def _same_hardware(a: Entry, b: Entry) -> bool:
+def _same_hardware(a: LogEntry, b: LogEntry) -> bool:
     keys = ("system", "processor", "cores")
     return [a.machine.get(k) for k in keys] == [b.machine.get(k) for k in keys]
 
 
-def _plain(entry: Entry) -> dict[str, Any]:
+def _plain(entry: LogEntry) -> dict[str, Any]:
     figures = {
         key: [None if not math.isfinite(x) else round(x, 6) for x in (e.value, e.low, e.high)]
         + [e.n]
@@ -301,7 +270,7 @@ def _plain(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _entry(data: Any) -> Entry:
+def _entry(data: Any) -> LogEntry:
     if data.pop("schema") != SCHEMA:
         raise ValueError("schema")
     figures = {}
@@ -314,4 +283,4 @@ def _entry(data: Any) -> Entry:
         isinstance(data[k], dict) for k in maps
     ):
         raise TypeError("fields")
-    return Entry(estimates=figures, **data)
+    return LogEntry(estimates=figures, **data)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from auto_voice import __version__
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation.statistics import Estimate, estimate
+from auto_voice.filesystem import move_into_place, temporary_beside
 
 SCHEMA = 1
 
@@ -200,6 +205,33 @@ def metric_columns(pairs: Iterable[PairScore], key: str) -> tuple[list[float], l
     ]
 
 
+def machine() -> dict[str, Any]:
+    """Where and with what this runs, without naming the host."""
+    return {
+        "auto_voice": __version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count() or 1,
+    }
+
+
+def _commit() -> str:
+    """Commit of the git checkout that the command runs in; empty outside of one."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
 def save_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
     """Write the JSON file that ``load_evaluation``, ``compare`` and ``gate`` read."""
     target = Path(path)
@@ -268,19 +300,14 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         EvaluationError: the folder does not exist or cannot be written.
     """
-    import os
-    import tempfile
-
+    temporary = temporary_beside(path)
     try:
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             # A file name need not be UTF-8; what is not is written as \\udcXX, in JSON an escape.
-            with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-            Path(partial).chmod(0o644)
-            Path(partial).replace(path)
+            temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+            move_into_place(temporary, path)
         finally:
-            Path(partial).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise EvaluationError(f"{path} cannot be written: {error.strerror}.") from error
 

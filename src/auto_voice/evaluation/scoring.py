@@ -17,10 +17,9 @@ from auto_voice.audio.pitch import extract_pitch
 from auto_voice.audio.pitch_octaves import without_leaps
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
-from auto_voice.evaluation.items import Item
 from auto_voice.evaluation.judges import Judges
-from auto_voice.evaluation.machine import machine
-from auto_voice.evaluation.results import Evaluation, PairScore, estimate_all
+from auto_voice.evaluation.pairs import Pair
+from auto_voice.evaluation.results import Evaluation, PairScore, estimate_all, machine
 from auto_voice.evaluation.statistics import RESAMPLES, SEED
 from auto_voice.evaluation.text import character_errors, normalise_text, word_errors
 from auto_voice.models.quality_model import Quality
@@ -31,7 +30,7 @@ log = logging.getLogger(__name__)
 LATER_SECONDS = 0.1
 
 
-class Recording:
+class JudgedRecording:
     """One file, read and judged when asked, each judgement kept; the samples are let go.
 
     Args:
@@ -113,16 +112,16 @@ class Scorer:
 
     def __init__(self, judges: Judges) -> None:
         self.judges = judges
-        self._recordings: dict[Path, Recording] = {}
+        self._recordings: dict[Path, JudgedRecording] = {}
 
-    def recording(self, path: Path) -> Recording:
+    def recording(self, path: Path) -> JudgedRecording:
         """The one record of a file."""
         key = path.resolve()
         if key not in self._recordings:
-            self._recordings[key] = Recording(path, self.judges)
+            self._recordings[key] = JudgedRecording(path, self.judges)
         return self._recordings[key]
 
-    def score(self, item: Item, extra: Mapping[str, float] | None = None) -> PairScore:
+    def score(self, pair: Pair, extra: Mapping[str, float] | None = None) -> PairScore:
         """Every figure of one conversion.
 
         Args:
@@ -130,24 +129,24 @@ class Scorer:
 
         Raises:
             AudioError: a recording cannot be used.
-            EvaluationError: ``item`` has no conversion.
+            EvaluationError: ``pair`` has no conversion.
         """
-        if item.converted is None:
-            raise EvaluationError(f"{item.id} has not been converted; run the pipeline first.")
-        source, converted = self.recording(item.source), self.recording(item.converted)
-        targets = [self.recording(p) for p in item.targets]
+        if pair.converted is None:
+            raise EvaluationError(f"{pair.id} has not been converted; run the pipeline first.")
+        source, converted = self.recording(pair.source), self.recording(pair.converted)
+        targets = [self.recording(p) for p in pair.targets]
         values: dict[str, float] = dict(extra or {})
         counts: dict[str, int] = {}
         texts: dict[str, str] = {}
         values |= self._similarities(source, targets, converted)
         if self.judges.recogniser is not None:
-            texts = {"reference": item.transcript or source.text, "heard": converted.text}
+            texts = {"reference": pair.transcript or source.text, "heard": converted.text}
             counts = _counts(texts["reference"], texts["heard"])
             if not counts["words"]:
                 counts = {}  # Words that are heard where none were said are of no rate.
             else:
                 values["wer"] = counts["word_edits"] / counts["words"]
-                texts["unconverted"] = source.text if item.transcript else source.text_again
+                texts["unconverted"] = source.text if pair.transcript else source.text_again
                 unconverted = word_errors(texts["reference"], texts["unconverted"]).edits
                 counts["unconverted_edits"] = unconverted
                 values["unconverted_wer"] = unconverted / counts["words"]
@@ -158,20 +157,20 @@ class Scorer:
             values |= _pitches(source, targets[0], converted)
         if self.judges.signal:
             values |= _signals(source, converted)
-            if item.parallel is not None:
-                parallel = self.recording(item.parallel)
+            if pair.parallel is not None:
+                parallel = self.recording(pair.parallel)
                 values["mcd_db"] = metrics.mel_cepstral_distance(parallel.audio, converted.audio)
                 parallel.release()
         notes = tuple(f"converted: {note}" for note in converted.audio.notes)
         for recording in (source, converted, *targets):
             recording.release()
         return PairScore(
-            id=item.id,
-            source=str(item.source),
-            targets=tuple(str(p) for p in item.targets),
-            converted=str(item.converted),
-            source_speaker=item.source_speaker,
-            target_speaker=item.target_speaker,
+            id=pair.id,
+            source=str(pair.source),
+            targets=tuple(str(p) for p in pair.targets),
+            converted=str(pair.converted),
+            source_speaker=pair.source_speaker,
+            target_speaker=pair.target_speaker,
             values={k: float(v) for k, v in values.items() if math.isfinite(v)},
             counts=counts,
             texts=texts,
@@ -187,7 +186,10 @@ class Scorer:
         return np.asarray(found, dtype=np.float32)
 
     def _similarities(
-        self, source: Recording, targets: Sequence[Recording], converted: Recording
+        self,
+        source: JudgedRecording,
+        targets: Sequence[JudgedRecording],
+        converted: JudgedRecording,
     ) -> dict[str, float]:
         values = {}
         for role in converted.embeddings:
@@ -200,15 +202,15 @@ class Scorer:
             values[f"unconverted_secs{end}"] = metrics.cosine(target, source.embeddings[role])
         return values
 
-    def verification(self, items: Sequence[Item]) -> dict[str, dict[str, float]]:
+    def verification(self, pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
         """Can a verifier tell whose voice the conversions are? Equal error rate by encoder.
 
         Each conversion is tried against its own target (same) and against the target of every
         other speaker in the list (different). Empty with fewer than two target speakers.
         """
         voices: dict[str, tuple[Path, ...]] = {}
-        for item in items:
-            voices.setdefault(item.target_speaker, item.targets)
+        for pair in pairs:
+            voices.setdefault(pair.target_speaker, pair.targets)
         if len(voices) < 2:
             return {}
         found = {}
@@ -218,11 +220,11 @@ class Scorer:
             # One product of matrices: a thousand targets make a million trials.
             others = np.stack([self._unit(paths, role) for paths in voices.values()])
             same, different = [], []
-            for item in items:
-                if item.converted is not None:
-                    mine = self._unit((item.converted,), role)
-                    same.append(float(self._unit(item.targets, role) @ mine))
-                    strange = [who != item.target_speaker for who in voices]
+            for pair in pairs:
+                if pair.converted is not None:
+                    mine = self._unit((pair.converted,), role)
+                    same.append(float(self._unit(pair.targets, role) @ mine))
+                    strange = [who != pair.target_speaker for who in voices]
                     different.append((others @ mine)[strange])
             found[role] = _error_rate(same, np.concatenate(different))
         return found
@@ -262,7 +264,7 @@ def _error_rate(same: ArrayLike, different: ArrayLike) -> dict[str, float]:
 
 
 def evaluate(
-    items: Sequence[Item],
+    pairs: Sequence[Pair],
     judges: Judges,
     *,
     name: str,
@@ -281,7 +283,7 @@ def evaluate(
     notes; nothing is scored in its place.
 
     Args:
-        items: with conversions.
+        pairs: with conversions.
         name: of the system.
         group_by: what the bootstrap resamples: ``pair``, ``source`` or ``target`` (speakers).
         extra: pair id to figures measured elsewhere.
@@ -292,22 +294,22 @@ def evaluate(
         EvaluationError: not one conversion could be scored.
     """
     scorer = Scorer(judges)
-    pairs, scored, problems, left_out = [], [], list(notes), 0
-    for done, item in enumerate(items, 1):
+    scores, scored, problems, left_out = [], [], list(notes), 0
+    for done, pair in enumerate(pairs, 1):
         try:
-            pairs.append(scorer.score(item, (extra or {}).get(item.id)))
-            scored.append(item)
+            scores.append(scorer.score(pair, (extra or {}).get(pair.id)))
+            scored.append(pair)
         except AudioError as error:
-            log.warning("%s left out: %s", item.id, error)
-            problems.append(f"{item.id} was left out: {_without_folders(str(error), item)}")
+            log.warning("%s left out: %s", pair.id, error)
+            problems.append(f"{pair.id} was left out: {_without_folders(str(error), pair)}")
             left_out += 1
         if progress is not None:
-            progress(done, len(items))
-    if not pairs:
+            progress(done, len(pairs))
+    if not scores:
         raise EvaluationError(
-            f"None of the {len(items)} conversions could be scored: {problems[-1]}"
+            f"None of the {len(pairs)} conversions could be scored: {problems[-1]}"
         )
-    units = _units(pairs, group_by)
+    units = _units(scores, group_by)
     if units < FEWEST_UNITS:
         what = "conversions" if group_by == "pair" else f"{group_by} speakers"
         problems.append(
@@ -317,8 +319,8 @@ def evaluate(
     return Evaluation(
         name=name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        pairs=tuple(pairs),
-        estimates=estimate_all(pairs, group_by=group_by, resamples=resamples, seed=seed),
+        pairs=tuple(scores),
+        estimates=estimate_all(scores, group_by=group_by, resamples=resamples, seed=seed),
         models=dict(judges.pins),
         system=dict(system or {}),
         settings={
@@ -347,9 +349,9 @@ def _units(pairs: Sequence[PairScore], group_by: str) -> int:
     return len({p.source_speaker if group_by == "source" else p.target_speaker for p in pairs})
 
 
-def _without_folders(text: str, item: Item) -> str:
+def _without_folders(text: str, pair: Pair) -> str:
     """Reports are passed on: they say which file, not where it lay on this machine."""
-    paths = [item.source, *item.targets, item.converted, item.parallel]
+    paths = [pair.source, *pair.targets, pair.converted, pair.parallel]
     for path in sorted({str(p) for p in paths if p is not None}, key=len, reverse=True):
         text = text.replace(path, Path(path).name)
     return text
@@ -376,7 +378,9 @@ def _qualities(source: Quality, converted: Quality) -> dict[str, float]:
     }
 
 
-def _pitches(source: Recording, target: Recording, converted: Recording) -> dict[str, float]:
+def _pitches(
+    source: JudgedRecording, target: JudgedRecording, converted: JudgedRecording
+) -> dict[str, float]:
     agreement = metrics.pitch_agreement(source.pitch, converted.pitch)
     melody = metrics.pitch_agreement(source.melody, converted.pitch)
     return {
@@ -388,7 +392,7 @@ def _pitches(source: Recording, target: Recording, converted: Recording) -> dict
     }
 
 
-def _signals(source: Recording, converted: Recording) -> dict[str, float]:
+def _signals(source: JudgedRecording, converted: JudgedRecording) -> dict[str, float]:
     return {
         "duration_ratio": converted.seconds / source.seconds,
         "loudness_lufs": converted.loudness,

@@ -1,56 +1,18 @@
-"""Word and character error rates, and the normalisation that makes transcripts comparable."""
+"""Word and character error rates: jiwer counts the edits of texts that Whisper normalises."""
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
+from auto_voice.errors import MissingDependencyError
 
-_TITLES = {
-    "mr": "mister",
-    "mrs": "missus",
-    "ms": "miss",
-    "dr": "doctor",
-    "st": "saint",
-    "prof": "professor",
-    "vs": "versus",
-    "etc": "et cetera",
-    "ok": "okay",
-}
-_ONES: tuple[str, ...] = (
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-)
-_ONES += ("eleven", "twelve", "thirteen", "fourteen", "fifteen")
-_ONES += ("sixteen", "seventeen", "eighteen", "nineteen")
-_TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_SCALES = ((10**12, "trillion"), (10**9, "billion"), (10**6, "million"), (1000, "thousand"))
-_ORDINALS = {
-    "one": "first",
-    "two": "second",
-    "three": "third",
-    "five": "fifth",
-    "eight": "eighth",
-    "nine": "ninth",
-    "twelve": "twelfth",
-}
-_CURRENCY = {"$": ("dollar", "dollars"), "£": ("pound", "pounds"), "€": ("euro", "euros")}
-_NUMBER = re.compile(
-    r"(?P<currency>[$£€])?(?P<whole>\d{1,3}(?:,\d{3})+|\d+)(?:\.(?P<fraction>\d+))?"
-    r"(?P<suffix>(?:st|nd|rd|th|s)(?![a-z]))?(?P<percent>%)?(?!\d)"
-)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import jiwer
 
 
 @dataclass(frozen=True)
@@ -78,143 +40,74 @@ class ErrorCount:
 
 
 def normalise_text(text: str) -> str:
-    """Lower-case English words, single-spaced: what transcripts become before comparison.
+    """The text as it is compared: Whisper's English normaliser (Radford et al. 2022, appendix C).
 
-    Compatibility forms and accents are folded, numbers are spelled out (``21st`` is "twenty
-    first", ``$3.50`` "three point five zero dollars", ``50%`` "fifty percent", a bare year from
-    1100 to 1999 by pairs), common titles are expanded, ``&`` is "and", apostrophes vanish
-    (``don't`` is "dont") and every other mark, hyphens included, parts words.
+    It writes lower case without marks and fillers, contractions in full, numbers as digits and
+    British spellings as American ones. Typographic apostrophes, which it would part words at, are
+    made plain first.
+
+    Raises:
+        MissingDependencyError: the extra ``eval`` is not installed.
     """
-    text = unicodedata.normalize("NFKD", text)
-    text = "".join(c for c in text if not unicodedata.combining(c)).lower()
-    text = text.replace("&", " and ").replace("’", "'")
-    text = _NUMBER.sub(_spell_match, text)
-    text = re.sub(r"(?<=\w)'(?=\w)|'", "", text)
-    text = re.sub(r"[\W_]+", " ", text)
-    return " ".join(_TITLES.get(word, word) for word in text.split())
+    return " ".join(_whisper_normaliser()(text.replace("’", "'")).split())
 
 
-def word_errors(reference: str, hypothesis: str, *, normalise: bool = True) -> ErrorCount:
-    """Word edits from ``reference`` to ``hypothesis``."""
-    a, b = _prepare(reference, normalise), _prepare(hypothesis, normalise)
-    return count_edits(a.split(), b.split())
+def word_errors(reference: str, hypothesis: str) -> ErrorCount:
+    """Word edits from ``reference`` to ``hypothesis``, both normalised."""
+    return _count(_aligned(reference, hypothesis))
 
 
-def character_errors(reference: str, hypothesis: str, *, normalise: bool = True) -> ErrorCount:
-    """Character edits, single spaces between words counted as characters."""
-    a, b = _prepare(reference, normalise), _prepare(hypothesis, normalise)
-    return count_edits(list(a), list(b))
+def character_errors(reference: str, hypothesis: str) -> ErrorCount:
+    """Character edits, both texts normalised; spaces between words count as characters."""
+    texts = normalise_text(reference), normalise_text(hypothesis)
+    return _count(_jiwer().process_characters(*texts))
 
 
-def word_error_rate(reference: str, hypothesis: str, *, normalise: bool = True) -> float:
+def word_error_rate(reference: str, hypothesis: str) -> float:
     """Word edits per reference word."""
-    return word_errors(reference, hypothesis, normalise=normalise).rate
+    return word_errors(reference, hypothesis).rate
 
 
-def character_error_rate(reference: str, hypothesis: str, *, normalise: bool = True) -> float:
-    """Character edits per reference character."""
-    return character_errors(reference, hypothesis, normalise=normalise).rate
+def aligned_words(reference: str, hypothesis: str) -> Iterator[tuple[bool, str, str]]:
+    """Runs of words of both normalised texts, in order, and whether they are the same."""
+    found = _aligned(reference, hypothesis)
+    for chunk in found.alignments[0]:
+        yield (
+            chunk.type == "equal",
+            " ".join(found.references[0][chunk.ref_start_idx : chunk.ref_end_idx]),
+            " ".join(found.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx]),
+        )
 
 
-def count_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCount:
-    """Levenshtein distance with its three parts, by dynamic programming over the whole table."""
-    ids = {token: i for i, token in enumerate(dict.fromkeys([*reference, *hypothesis]))}
-    ref = np.array([ids[t] for t in reference], dtype=np.int64)
-    hyp = np.array([ids[t] for t in hypothesis], dtype=np.int64)
-    rows, columns = len(ref), len(hyp)
-    cost = np.zeros((rows + 1, columns + 1), dtype=np.int32)
-    cost[0] = steps = np.arange(columns + 1, dtype=np.int32)
-    for i in range(1, rows + 1):
-        best = np.empty(columns + 1, dtype=np.int32)
-        best[0] = i
-        best[1:] = np.minimum(cost[i - 1, :-1] + (hyp != ref[i - 1]), cost[i - 1, 1:] + 1)
-        # An insertion costs one a column: a running minimum of (cost - column) does them all.
-        cost[i] = np.minimum.accumulate(best - steps) + steps
-    return _backtrace(cost, ref, hyp)
+def _aligned(reference: str, hypothesis: str) -> jiwer.WordOutput:
+    texts = normalise_text(reference), normalise_text(hypothesis)
+    return cast("jiwer.WordOutput", _jiwer().process_words(*texts))
 
 
-def _backtrace(
-    cost: np.ndarray[tuple[int, int], np.dtype[np.int32]],
-    ref: np.ndarray[tuple[int], np.dtype[np.int64]],
-    hyp: np.ndarray[tuple[int], np.dtype[np.int64]],
-) -> ErrorCount:
-    i, j = len(ref), len(hyp)
-    substitutions = deletions = insertions = 0
-    while i or j:
-        if i and j and cost[i, j] == cost[i - 1, j - 1] + (ref[i - 1] != hyp[j - 1]):
-            substitutions += int(ref[i - 1] != hyp[j - 1])
-            i, j = i - 1, j - 1
-        elif i and cost[i, j] == cost[i - 1, j] + 1:
-            deletions, i = deletions + 1, i - 1
-        else:
-            insertions, j = insertions + 1, j - 1
-    return ErrorCount(substitutions, deletions, insertions, len(ref))
+def _count(found: jiwer.WordOutput | jiwer.CharacterOutput) -> ErrorCount:
+    reference = found.hits + found.substitutions + found.deletions
+    return ErrorCount(found.substitutions, found.deletions, found.insertions, reference)
 
 
-def _prepare(text: str, normalise: bool) -> str:
-    return normalise_text(text) if normalise else text
+@cache
+def _whisper_normaliser() -> Callable[[str], str]:
+    try:
+        from whisper_normalizer.english import EnglishTextNormalizer
+    except ImportError as error:
+        raise _missing("whisper-normalizer") from error
+    return cast("Callable[[str], str]", EnglishTextNormalizer())
 
 
-def _spell_match(match: re.Match[str]) -> str:
-    whole, fraction, suffix = match["whole"], match["fraction"], match["suffix"]
-    digits = whole.replace(",", "")
-    if len(digits) > 15:  # No number that anybody reads out, and int refuses thousands of digits.
-        return f" {' '.join(_ONES[int(d)] for d in digits)} "
-    number = int(digits)
-    plain = not (fraction or suffix in ("st", "nd", "rd", "th") or match["currency"])
-    if plain and len(whole) == 4 and 1100 <= number <= 1999:
-        words = _spell_year(number)
-    else:
-        words = spell_number(number)
-    if fraction:
-        words += " point " + " ".join(_ONES[int(d)] for d in fraction)
-    elif suffix in ("st", "nd", "rd", "th"):
-        words = _ordinal(words)
-    elif suffix == "s":
-        words = words[:-1] + "ies" if words.endswith("y") else words + "s"
-    if match["currency"]:
-        one, many = _CURRENCY[match["currency"]]
-        words += " " + (one if number == 1 and not fraction else many)
-    if match["percent"]:
-        words += " percent"
-    return f" {words} "
+def _jiwer() -> Any:
+    try:
+        import jiwer
+    except ImportError as error:
+        raise _missing("jiwer") from error
+    return jiwer
 
 
-def spell_number(number: int) -> str:
-    """A whole number below 10^15 in English words, no "and", no hyphens; longer ones by digits."""
-    if number >= 10**15:
-        return " ".join(_ONES[int(d)] for d in str(number))
-    words: list[str] = []
-    for scale, name in _SCALES:
-        if number >= scale:
-            words += [spell_number(number // scale), name]
-            number %= scale
-    if number >= 100:
-        words += [_ONES[number // 100], "hundred"]
-        number %= 100
-    if number >= 20:
-        words.append(_TENS[number // 10])
-        number %= 10
-        if number:
-            words.append(_ONES[number])
-    elif number or not words:
-        words.append(_ONES[number])
-    return " ".join(words)
-
-
-def _spell_year(year: int) -> str:
-    century, rest = divmod(year, 100)
-    if rest == 0:
-        return f"{spell_number(century)} hundred"
-    return f"{spell_number(century)} {'oh ' if rest < 10 else ''}{spell_number(rest)}"
-
-
-def _ordinal(words: str) -> str:
-    head, _, last = words.rpartition(" ")
-    if last in _ORDINALS:
-        last = _ORDINALS[last]
-    elif last.endswith("y"):
-        last = last[:-1] + "ieth"
-    else:
-        last += "th"
-    return f"{head} {last}".strip()
+def _missing(package: str) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"{package} is not installed, so words cannot be compared; install it with: "
+        "pip install 'auto-voice[eval]', or leave them out with --without words"
+    )

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from auto_voice.errors import EvaluationError
-from auto_voice.evaluation.items import read_items, read_test_set, read_trials
+from auto_voice.evaluation.pairs import read_pairs, read_test_set, read_trials
 from evaluation_kit import RATE, sing
 
 
@@ -25,17 +25,17 @@ def test_csv_rows_are_relative_to_the_file(tmp_path: Path) -> None:
         's.wav,t1.wav|t2.wav,c.wav,"Hello, you",p.wav,ann\n',
         encoding="utf-8",
     )
-    (item,) = read_items(tmp_path / "list.csv")
-    assert item.id == "s__t1"
-    assert [t.name for t in item.targets] == ["t1.wav", "t2.wav"]
-    assert (item.transcript, item.target_speaker, item.source_speaker) == ("Hello, you", "ann", "s")
-    assert item.parallel == tmp_path / "p.wav"
+    (pair,) = read_pairs(tmp_path / "list.csv")
+    assert pair.id == "s__t1"
+    assert [t.name for t in pair.targets] == ["t1.wav", "t2.wav"]
+    assert (pair.transcript, pair.target_speaker, pair.source_speaker) == ("Hello, you", "ann", "s")
+    assert pair.parallel == tmp_path / "p.wav"
 
 
 def test_tabs_separate_too_and_equal_pairs_get_their_own_ids(tmp_path: Path) -> None:
     touch(*(tmp_path / n for n in ("s.wav", "t.wav", "c.wav")))
     (tmp_path / "pairs.csv").write_text("source\ttarget\tconverted\n" + "s.wav\tt.wav\tc.wav\n" * 2)
-    assert [i.id for i in read_items(tmp_path)] == ["s__t", "s__t#2"]
+    assert [i.id for i in read_pairs(tmp_path)] == ["s__t", "s__t#2"]
 
 
 def test_a_folder_pairs_files_by_name(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_a_folder_pairs_files_by_name(tmp_path: Path) -> None:
           (("source", ".wav"), ("target", ".flac"), ("converted", ".mp3"), ("transcripts", ".txt")))
     )  # fmt: skip
     (tmp_path / "transcripts" / "a.txt").write_text("hello\n")
-    (item,) = read_items(tmp_path)
-    assert (item.id, item.transcript, item.targets[0].suffix) == ("a", "hello", ".flac")
+    (pair,) = read_pairs(tmp_path)
+    assert (pair.id, pair.transcript, pair.targets[0].suffix) == ("a", "hello", ".flac")
 
 
 def test_a_folder_names_source_and_target_in_the_converted_file(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_folder_names_source_and_target_in_the_converted_file(tmp_path: Path) 
         tmp_path / "converted/.hidden.wav",
         tmp_path / "converted/readme.txt",
     )
-    ann, bob = read_items(tmp_path)
+    ann, bob = read_pairs(tmp_path)
     assert (ann.target_speaker, len(ann.targets)) == ("ann", 2)
     assert (bob.target_speaker, len(bob.targets)) == ("bob", 1)
     assert ann.source == bob.source
@@ -80,37 +80,37 @@ def test_a_bad_list_is_answered_with_the_line(tmp_path: Path, content: str, says
     touch(tmp_path / "s.wav", tmp_path / "t.wav")
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(EvaluationError, match=says):
-        read_items(tmp_path / "list.csv")
+        read_pairs(tmp_path / "list.csv")
 
 
 def test_bad_places_are_answered_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="does not exist"):
-        read_items(tmp_path / "nowhere")
+        read_pairs(tmp_path / "nowhere")
     with pytest.raises(EvaluationError, match="no folder source"):
-        read_items(tmp_path)
+        read_pairs(tmp_path)
     for name in ("source", "target", "converted"):
         (tmp_path / name).mkdir()
     with pytest.raises(EvaluationError, match="holds no conversions"):
-        read_items(tmp_path)
+        read_pairs(tmp_path)
     touch(tmp_path / "converted/lonely.wav")
     with pytest.raises(EvaluationError, match="no recording named lonely"):
-        read_items(tmp_path)
+        read_pairs(tmp_path)
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(EvaluationError, match="UTF-8"):
-        read_items(tmp_path / "bytes.csv")
+        read_pairs(tmp_path / "bytes.csv")
 
 
 def test_a_test_set_is_every_ordered_pair_without_reusing_a_recording(tmp_path: Path) -> None:
     touch(*(tmp_path / s / f"{s}{k}.wav" for s in "abc" for k in range(4)))
     (tmp_path / "a" / "a1.txt").write_text("words of a one")
-    items = read_test_set(tmp_path, per_speaker=2, references=2)
-    assert len(items) == 3 * 2 * 2
-    assert {(i.source_speaker, i.target_speaker) for i in items} == {
+    pairs = read_test_set(tmp_path, per_speaker=2, references=2)
+    assert len(pairs) == 3 * 2 * 2
+    assert {(i.source_speaker, i.target_speaker) for i in pairs} == {
         (x, y) for x in "abc" for y in "abc" if x != y
     }
-    sources = {i.source for i in items}
-    assert not sources & {t for i in items for t in i.targets}
-    assert all(len(i.targets) == 2 for i in items)
+    sources = {i.source for i in pairs}
+    assert not sources & {t for i in pairs for t in i.targets}
+    assert all(len(i.targets) == 2 for i in pairs)
     assert len(read_test_set(tmp_path, limit=5)) == 5
     assert len({i.source_speaker for i in read_test_set(tmp_path, limit=3)}) > 1
     assert {len(i.targets) for i in read_test_set(tmp_path, references=0)} == {3}
@@ -140,4 +140,4 @@ def test_a_quoted_transcript_may_span_lines(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     table = tmp_path / "pairs.csv"
     table.write_text('source,target,converted,transcript\ns.wav,t.wav,c.wav,"one\ntwo"\n')
-    assert read_items(table)[0].transcript.split() == ["one", "two"]
+    assert read_pairs(table)[0].transcript.split() == ["one", "two"]

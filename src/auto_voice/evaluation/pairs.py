@@ -1,16 +1,21 @@
-"""What to score: lists of source, target reference and conversion, from a CSV file or a folder."""
+"""The pairs to score: read from a CSV file or a folder, or converted by a pipeline."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from auto_voice.audio.formats import list_folder
 from auto_voice.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 
 LAYOUT = (
     "a folder holds either pairs.csv, or the folders source, target and converted with files of "
@@ -21,7 +26,7 @@ _SEPARATOR = re.compile(r"__|_to_")
 
 
 @dataclass(frozen=True)
-class Item:
+class Pair:
     """One conversion to score.
 
     Attributes:
@@ -44,7 +49,7 @@ class Item:
     target_speaker: str = ""
 
 
-def read_items(path: str | Path) -> list[Item]:
+def read_pairs(path: str | Path) -> list[Pair]:
     """The conversions listed by a CSV file or laid out in a folder.
 
     Raises:
@@ -60,15 +65,15 @@ def read_items(path: str | Path) -> list[Item]:
     return read_csv(root)
 
 
-def read_csv(path: Path) -> list[Item]:
+def read_csv(path: Path) -> list[Pair]:
     """Rows with the columns source, target, converted and optionally transcript, parallel, id,
     source_speaker, target_speaker. Paths are relative to the file; several references are
     separated by ``|``.
 
     Raises:
-        EvaluationError: as ``read_items``.
+        EvaluationError: as ``read_pairs``.
     """
-    items = []
+    pairs = []
     for line, row in read_table(path, ("source", "target", "converted")):
         base, where = path.parent, f"{path}:{line}"
         targets = tuple(_existing(base, t, where) for t in row["target"].split("|") if t.strip())
@@ -76,8 +81,8 @@ def read_csv(path: Path) -> list[Item]:
             raise EvaluationError(f"{where}: the column target is empty; name a reference.")
         parallel = row.get("parallel", "")
         source = _existing(base, row["source"], where)
-        items.append(
-            Item(
+        pairs.append(
+            Pair(
                 id=row.get("id", "") or _pair_id(source, targets),
                 source=source,
                 targets=targets,
@@ -88,28 +93,28 @@ def read_csv(path: Path) -> list[Item]:
                 target_speaker=row.get("target_speaker", "") or targets[0].stem,
             )
         )
-    return _unique(items, str(path))
+    return _unique(pairs, str(path))
 
 
-def read_folder(root: Path) -> list[Item]:
+def read_folder(root: Path) -> list[Pair]:
     """``converted/X.wav`` with ``source/X.*`` and ``target/X.*`` (or a folder ``target/X/`` of
     several references), or ``converted/S__T.wav`` (also ``S_to_T``) with ``source/S.*`` and
     ``target/T.*``. ``transcripts/X.txt`` holds the words, by conversion or by source.
 
     Raises:
-        EvaluationError: as ``read_items``.
+        EvaluationError: as ``read_pairs``.
     """
     for name in ("source", "target", "converted"):
         if not (root / name).is_dir():
             raise EvaluationError(f"{root} has no folder {name}: {LAYOUT}.")
     sources, references = (audio_files(root / name) for name in ("source", "target"))
-    items = []
+    pairs = []
     for converted in audio_files(root / "converted"):
         source_name, target_name = _names(converted.stem, sources)
         source = _find(root / "source", sources, source_name, converted)
         targets = _find_targets(root / "target", references, target_name, converted)
-        items.append(
-            Item(
+        pairs.append(
+            Pair(
                 id=converted.stem,
                 source=source,
                 targets=targets,
@@ -119,12 +124,12 @@ def read_folder(root: Path) -> list[Item]:
                 target_speaker=target_name,
             )
         )
-    return _unique(items, str(root))
+    return _unique(pairs, str(root))
 
 
 def read_test_set(
     root: str | Path, *, per_speaker: int = 1, references: int = 1, limit: int | None = None
-) -> list[Item]:
+) -> list[Pair]:
     """Every ordered pair of speakers of a folder that holds one folder of recordings each.
 
     The first ``references`` recordings of a speaker, by name, serve as target; the following
@@ -152,8 +157,8 @@ def read_test_set(
             f"{folder} needs at least two folders of speakers with {references + per_speaker} "
             f"recordings each; {len(speakers)} found."
         )
-    items = [
-        Item(
+    pairs = [
+        Pair(
             id=f"{source.stem}__{target}",
             source=source,
             targets=tuple(refs),
@@ -167,17 +172,17 @@ def read_test_set(
         for source in sources
     ]
     # Before some are picked: an id must mean the same pair whatever the limit.
-    items = _unique(items, str(folder))
-    if limit and limit < len(items):
-        items = [items[i * len(items) // limit] for i in range(limit)]
-    return items
+    pairs = _unique(pairs, str(folder))
+    if limit and limit < len(pairs):
+        pairs = [pairs[i * len(pairs) // limit] for i in range(limit)]
+    return pairs
 
 
 def read_trials(path: Path) -> list[tuple[Path, Path, bool]]:
     """Speaker verification trials: columns ``a``, ``b``, ``same`` (1/0, yes/no, true/false).
 
     Raises:
-        EvaluationError: as ``read_items``.
+        EvaluationError: as ``read_pairs``.
     """
     words = {"1": True, "yes": True, "true": True, "same": True}
     words |= {"0": False, "no": False, "false": False, "different": False}
@@ -292,12 +297,82 @@ def _pair_id(source: Path, targets: tuple[Path, ...]) -> str:
     return f"{source.stem}__{targets[0].stem}"
 
 
-def _unique(items: list[Item], where: str) -> list[Item]:
-    if not items:
+def _unique(pairs: list[Pair], where: str) -> list[Pair]:
+    if not pairs:
         raise EvaluationError(f"{where} holds no conversions; {LAYOUT}.")
     seen: dict[str, int] = {}
     out = []
-    for item in items:
-        seen[item.id] = count = seen.get(item.id, 0) + 1
-        out.append(item if count == 1 else replace(item, id=f"{item.id}#{count}"))
+    for pair in pairs:
+        seen[pair.id] = count = seen.get(pair.id, 0) + 1
+        out.append(pair if count == 1 else replace(pair, id=f"{pair.id}#{count}"))
     return out
+
+
+@dataclass(frozen=True)
+class Conversions:
+    """What a pipeline made of a test set.
+
+    Attributes:
+        pairs: with their conversions.
+        extra: pair id to ``rtf``: seconds of computing per second of audio, without loading
+            models and cloning.
+        system: stage to the exact ``name@version`` that ran.
+        peak_memory_mb: highest resident memory of the process so far; None where the system
+            does not tell.
+        notes: what the pipeline altered or replaced, each once.
+    """
+
+    pairs: tuple[Pair, ...]
+    extra: dict[str, dict[str, float]]
+    system: dict[str, str]
+    peak_memory_mb: float | None
+    notes: tuple[str, ...]
+
+
+def convert_all(
+    pipeline: VoiceConversionPipeline,
+    pairs: Sequence[Pair],
+    folder: Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Conversions:
+    """Convert each pair into ``folder/<id>.wav``; references are cloned once.
+
+    Raises:
+        EvaluationError: mock models would be scored.
+        AutoVoiceError: whatever the pipeline raises.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    voices = {}
+    done: list[Pair] = []
+    extra: dict[str, dict[str, float]] = {}
+    system: dict[str, str] = {}
+    notes: dict[str, None] = {}
+    for number, pair in enumerate(pairs, 1):
+        if pair.targets not in voices:
+            voices[pair.targets] = pipeline.clone([str(p) for p in pair.targets])
+        result = pipeline.convert(pair.source, voices[pair.targets])
+        if result.mock:
+            raise EvaluationError(
+                "Mock models make noise, which has no quality to measure; use real models."
+            )
+        # Names come from files, so what could leave the folder is replaced.
+        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in pair.id).lstrip(".")
+        path = result.save(folder / f"{number:04d}_{name}.wav")
+        done.append(replace(pair, converted=path))
+        extra[pair.id] = {"rtf": result.seconds_per_second}
+        system.update(result.models)
+        notes.update(dict.fromkeys(n for n in result.notes if "fallback" in n))
+        if progress is not None:
+            progress(number, len(pairs))
+    return Conversions(tuple(done), extra, system, peak_memory_mb(), tuple(notes))
+
+
+def peak_memory_mb() -> float | None:
+    """Highest resident memory of this process so far, MB (10^6 bytes)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
