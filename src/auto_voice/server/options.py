@@ -42,7 +42,7 @@ class ConvertOptions:
         ] = 1.0,
         energy: Annotated[
             float, Form(ge=0, le=1, allow_inf_nan=False, description="Loudness kept of the source.")
-        ] = 0.0,
+        ] = 1.0,
         breathiness: Annotated[
             float, Form(ge=0, le=1, allow_inf_nan=False, description="Breath kept of the source.")
         ] = 0.0,
