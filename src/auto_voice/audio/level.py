@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,6 +13,14 @@ from auto_voice.types import FloatArray
 SPEECH_DBFS = -26.0
 ACTIVE_RANGE_DB = 30.0
 FRAME_SECONDS = 0.02
+# Hz. No voice speaks below the first, and every voice is whole above the second: what lies lower is
+# rumble, offset, or what a vocoder makes of a pause.
+RUMBLE_HZ, WHOLE_HZ = 40.0, 60.0
+# dB by which the rumble is turned down, and the shape of the Kaiser window that gives it.
+RUMBLE_DB = 50.0
+_KAISER_BETA = 4.53
+# Samples that are transformed at once.
+_FFT_SAMPLES = 1 << 16
 
 
 def speech_level(samples: FloatArray, sample_rate: int) -> float:
@@ -37,3 +47,42 @@ def gain_to_speech_level(samples: FloatArray, sample_rate: int) -> float:
     """Factor that brings a recording to ``SPEECH_DBFS``; 1 for silence."""
     level = speech_level(samples, sample_rate)
     return float(10 ** ((SPEECH_DBFS - level) / 20)) if np.isfinite(level) else 1.0
+
+
+def without_rumble(samples: FloatArray, sample_rate: int) -> FloatArray:
+    """``(samples,)`` float32 without what lies below 40 Hz, in place to the sample.
+
+    A symmetric filter: it delays nothing, and it looks 73 ms to either side, see
+    :func:`rumble_reach`.
+    """
+    kernel = _rumble_kernel(sample_rate)
+    reach = len(kernel) // 2
+    x = np.asarray(samples, np.float32)
+    step = max(_FFT_SAMPLES, 1 << (8 * reach).bit_length())
+    size = 1 << (step + 2 * reach - 1).bit_length()
+    response = np.fft.rfft(kernel, size)
+    out = np.zeros(len(x) + 2 * reach, np.float32)
+    for at in range(0, len(x), step):
+        block = x[at : at + step]
+        filtered = np.fft.irfft(np.fft.rfft(block, size) * response, size)
+        out[at : at + len(block) + 2 * reach] += filtered[: len(block) + 2 * reach]
+    return out[reach : reach + len(x)]
+
+
+def rumble_reach(sample_rate: int) -> int:
+    """Samples to either side that :func:`without_rumble` looks at."""
+    # Kaiser's formula for the length that a transition of this width needs.
+    width = 2 * np.pi * (WHOLE_HZ - RUMBLE_HZ) / sample_rate
+    return int(np.ceil((RUMBLE_DB - 7.95) / (2.285 * width) / 2))
+
+
+@lru_cache(maxsize=4)
+def _rumble_kernel(sample_rate: int) -> NDArray[np.float64]:
+    """``(2 * reach + 1,)``: one sample less a windowed low-pass, whose sum is one."""
+    reach = rumble_reach(sample_rate)
+    n = np.arange(-reach, reach + 1)
+    cutoff = (RUMBLE_HZ + WHOLE_HZ) / sample_rate
+    low = cutoff * np.sinc(cutoff * n) * np.kaiser(len(n), _KAISER_BETA)
+    kernel = -low / low.sum()
+    kernel[reach] += 1
+    return np.asarray(kernel)

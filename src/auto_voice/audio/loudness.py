@@ -16,6 +16,12 @@ BLOCK_STEP_SECONDS = 0.1
 ABSOLUTE_GATE_LUFS = -70.0
 RELATIVE_GATE_LU = -10.0
 CEILING_DBTP = -1.0
+# Samples whose peak is looked at together, 2.9 ms at 22.05 kHz, and how many of these a limiter
+# turns down on each side of a peak: 15 ms, so that a period of the lowest voice is not bent.
+LIMITER_HOP_SAMPLES = 64
+LIMITER_HOPS = 5
+# Samples to either side that a limiter looks at, with room for the oversampling.
+LIMITER_REACH_SAMPLES = (2 * LIMITER_HOPS + 2) * LIMITER_HOP_SAMPLES + 512
 
 _FFT_SAMPLES = 1 << 18
 
@@ -48,7 +54,7 @@ def integrated_loudness(samples: FloatArray, sample_rate: int) -> float:
 def true_peak(samples: FloatArray, sample_rate: int) -> float:
     """The highest level between the samples too, dBTP (4 times oversampled); -inf for silence."""
     x = np.asarray(samples, np.float32)
-    factor = 4 if sample_rate < 96_000 else 2 if sample_rate < 192_000 else 1
+    factor = _oversampling(sample_rate)
     peak = max(
         (
             float(np.max(np.abs(_oversampled(x, at, sample_rate, factor)), initial=0.0))
@@ -57,6 +63,41 @@ def true_peak(samples: FloatArray, sample_rate: int) -> float:
         default=0.0,
     )
     return 20 * math.log10(peak) if peak > 0 else -math.inf
+
+
+def limited(
+    samples: FloatArray, sample_rate: int, first_sample: int = 0, ceiling_dbtp: float = CEILING_DBTP
+) -> FloatArray:
+    """``(samples,)`` with each true peak above the ceiling turned down to it.
+
+    The level falls before a peak and rises after it, 15 ms each; what is further from any peak
+    stays as it is. A piece with ``LIMITER_REACH_SAMPLES`` of its surroundings comes out as it
+    would in the whole.
+
+    Args:
+        first_sample: position of the piece in the whole.
+    """
+    hop = LIMITER_HOP_SAMPLES
+    ahead = first_sample % hop
+    padded = np.pad(samples, (ahead, -(len(samples) + ahead) % hop))
+    factor = _oversampling(sample_rate)
+    up = np.concatenate(
+        [
+            _oversampled(padded, at, sample_rate, factor)
+            for at in range(0, len(padded), _FFT_SAMPLES)
+        ]
+    )
+    peaks = np.abs(up).reshape(-1, hop * factor).max(axis=1)
+    needed = np.minimum(1, 10 ** (ceiling_dbtp / 20) / np.maximum(peaks, 1e-9))
+    # Held for one hop longer than it is smoothed, no mean and no line between two of them exceeds
+    # what a peak needs.
+    held = np.pad(needed, LIMITER_HOPS + 1, mode="edge")
+    held = np.lib.stride_tricks.sliding_window_view(held, 2 * LIMITER_HOPS + 3).min(axis=1)
+    window = np.hanning(2 * LIMITER_HOPS + 3)[1:-1]
+    smooth = np.convolve(np.pad(held, LIMITER_HOPS, mode="edge"), window / window.sum(), "valid")
+    at = (np.arange(len(padded)) + 0.5) / hop - 0.5
+    gain = np.interp(at, np.arange(len(smooth)), smooth)
+    return (padded * gain).astype(np.float32)[ahead : ahead + len(samples)]
 
 
 def match_loudness(
@@ -148,6 +189,10 @@ def _block_power(weighted: NDArray[np.float64], sample_rate: int) -> NDArray[np.
 
 def _power(lufs: float) -> float:
     return float(10 ** ((lufs + 0.691) / 10))
+
+
+def _oversampling(sample_rate: int) -> int:
+    return 4 if sample_rate < 96_000 else 2 if sample_rate < 192_000 else 1
 
 
 def _oversampled(x: FloatArray, at: int, sample_rate: int, factor: int) -> FloatArray:

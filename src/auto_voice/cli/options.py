@@ -116,8 +116,8 @@ _CONTROLS = (
         help="How far towards the voice; 0 is the source's own.",
     ),
     click.option(
-        "--energy", type=float, default=0.0, metavar="0..1",
-        help="Keep the source's loudness from syllable to syllable.",
+        "--energy", type=float, default=1.0, metavar="0..1", show_default=True,
+        help="How much of the source's loudness from syllable to syllable is kept.",
     ),
     click.option(
         "--breathiness", type=float, default=0.0, metavar="0..1",

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.audio.denoise import denoise
-from auto_voice.audio.level import SPEECH_DBFS, active_level
+from auto_voice.audio.level import SPEECH_DBFS, active_level, rumble_reach, without_rumble
 from auto_voice.audio.pitch import FRAME_RATE, SAMPLE_RATE, extract_pitch
 from auto_voice.audio.pitch_octaves import meant
 from auto_voice.audio.resample import resample
@@ -31,6 +31,17 @@ PITCH_MARGIN_FRAMES = 32
 DENOISE_SECONDS = 60.0
 DENOISE_FADE_SECONDS = 1.0
 TRIM_BLOCK_SECONDS = 60.0
+ENERGY_BLOCK_HOPS = 1000
+# dB below the speech level: what lies under the first is a pause; what lies under the second may
+# be one, if the recording is nowhere quieter for some seconds.
+PAUSE_DB, NOISY_PAUSE_DB = 36.0, 18.0
+# dB above the quietest of the seconds around, up to where a frame counts as no louder.
+FLOOR_MARGIN_DB = 5.0
+# dB between what is wholly a pause and what is wholly speech.
+PAUSE_RANGE_DB = 6.0
+# Hops over which levels are smoothed, of frames and of the floor, and those searched for it.
+LEVEL_HOPS, FLOOR_HOPS, FLOOR_REACH_HOPS = 5, 20, 200
+SILENCE_POWER = 1e-13
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +64,10 @@ class Analysis:
 def analyse(tape: Tape) -> Analysis:
     """Level, energies and pitch of ``tape``."""
     hop = hop_size(tape.sample_rate)
+    size = ENERGY_BLOCK_HOPS * hop
     energies = [
-        hop_energies(tape.read(start, start + 1000 * hop), tape.sample_rate)
-        for start in range(0, len(tape), 1000 * hop)
+        hop_energies(_plain(tape, start, start + size), tape.sample_rate)
+        for start in range(0, len(tape), size)
     ]
     joined = np.concatenate(energies) if energies else np.zeros(0)
     gain = gain_of_energies(joined, hop)
@@ -70,6 +82,51 @@ def gain_of_energies(energies: NDArray[np.float64], hop_samples: int) -> float:
     pairs = energies[: len(energies) // 2 * 2].reshape(-1, 2).sum(axis=1) / (2 * hop_samples)
     level = active_level(pairs)
     return float(10 ** ((SPEECH_DBFS - level) / 20)) if np.isfinite(level) else 1.0
+
+
+def pauses(energies: NDArray[np.float64], hop_samples: int) -> FloatArray:
+    """``(hops,)``: 0 where somebody speaks to 1 where nobody does.
+
+    A pause lies far below the speech. Where noise hides that, it lies near the quietest of the
+    seconds around it and still clearly below the speech.
+
+    Args:
+        energies: see :func:`auto_voice.inference.chunking.hop_energies`.
+    """
+    if len(energies) == 0:
+        return np.zeros(0, np.float32)
+    speech = SPEECH_DBFS - 20 * np.log10(gain_of_energies(energies, hop_samples))
+    level, floor = (
+        10 * np.log10(_mean_around(energies / hop_samples, hops) + SILENCE_POWER)
+        for hops in (LEVEL_HOPS, FLOOR_HOPS)
+    )
+    lowest = _lowest_around(floor, FLOOR_REACH_HOPS)
+    highest = np.minimum(lowest + FLOOR_MARGIN_DB, speech - NOISY_PAUSE_DB)
+    share = (np.maximum(highest, speech - PAUSE_DB) - level) / PAUSE_RANGE_DB + 0.5
+    return np.clip(share, 0, 1).astype(np.float32)
+
+
+def _mean_around(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Means over ``width`` neighbours, of those that are there at the ends."""
+    before = width // 2
+    total = np.concatenate(([0.0], np.cumsum(values)))
+    low = np.maximum(np.arange(len(values)) - before, 0)
+    high = np.minimum(low + width, len(values))
+    return np.maximum(total[high] - total[low], 0) / (high - low)
+
+
+def _lowest_around(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """The least of the ``2 * reach + 1`` neighbours of each."""
+    padded = np.pad(values, reach, mode="edge")
+    return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).min(axis=1)
+
+
+def _plain(tape: Tape, start: int, stop: int) -> FloatArray:
+    """Samples ``[start, stop)`` without rumble, as the whole would have them."""
+    reach = rumble_reach(tape.sample_rate)
+    low = max(0, start - reach)
+    samples = without_rumble(tape.read(low, stop + reach), tape.sample_rate)
+    return samples[start - low : stop - low]
 
 
 def pitch_of(tape: Tape, gain: float) -> Pitch:

@@ -39,7 +39,7 @@ class Controls:
     pitch_range: float | str = 1.0
     formants: float = 0.0
     strength: float = 1.0
-    energy: float = 0.0
+    energy: float = 1.0
     breathiness: float = 0.0
     loudness: float | str | None = None
     denoise_db: float = 0.0

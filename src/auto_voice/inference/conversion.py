@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from auto_voice.audio.loudness import CEILING_DBTP
-from auto_voice.audio.meter import LoudnessMeter
+import numpy as np
+
+from auto_voice.audio.loudness import CEILING_DBTP, LIMITER_REACH_SAMPLES, limited
+from auto_voice.audio.meter import LoudnessMeter, speech_loudness
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
 from auto_voice.errors import AudioContentError
@@ -21,8 +23,13 @@ from auto_voice.types import FloatArray, Pitch, Voice, Waveform
 from auto_voice.voices.blending import blend_voices
 from auto_voice.voices.cloning import build_voice
 
-CEILING = 0.99
+# Seconds that are measured at once, and samples that are scaled at once.
 METER_SECONDS = 20.0
+LEVEL_SAMPLES = 1 << 19
+# dB by which peaks are turned down where the loudness needs it: more is heard as distortion.
+MOST_LIMITING_DB = 6.0
+# A limiter takes loudness, which is given back in so many rounds or until this few LU are missing.
+LIMITING_ROUNDS, LIMITING_TOLERANCE_LU = 3, 0.1
 # Of the source that are searched for speech where its own voice is needed, and of that speech.
 OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 30.0
 
@@ -44,14 +51,39 @@ class Job:
     Attributes:
         voice: the target, blended with the source's own where that was asked for.
         semitones: how far the pitch was moved in all.
-        source_lufs: loudness of the source, where the result shall have it.
+        source_meter: of the source, where the result shall be as loud.
     """
 
     rendering: Rendering
     voice: Voice
     semitones: float
     notes: tuple[str, ...]
-    source_lufs: float | None
+    source_meter: LoudnessMeter | None
+
+
+@dataclass(frozen=True)
+class OutputLevel:
+    """What brings rendered samples to the level that they shall have.
+
+    Attributes:
+        factor: that they are multiplied with.
+        limiting: whether peaks are then turned down to the ceiling.
+        notes: what there is to say about it.
+    """
+
+    factor: float
+    limiting: bool = False
+    notes: tuple[str, ...] = ()
+
+    def blocks(self, tape: Tape) -> Iterator[FloatArray]:
+        """``(samples,)`` blocks of ``tape``, finished."""
+        reach = LIMITER_REACH_SAMPLES if self.limiting else 0
+        for start in range(0, len(tape), LEVEL_SAMPLES):
+            low = max(0, start - reach)
+            block = tape.read(low, start + LEVEL_SAMPLES + reach) * np.float32(self.factor)
+            if self.limiting:
+                block = limited(block, tape.sample_rate, low)
+            yield block[start - low : start - low + LEVEL_SAMPLES]
 
 
 def cleaned(
@@ -97,9 +129,9 @@ def prepare(
     melody = analysis.pitch if controls.singing else analysis.melody
     pitch, semitones, pitch_notes = moved(melody, voice, controls)
     notes += pitch_notes
-    lufs = None
-    if controls.loudness == SOURCE:
-        lufs = metered(tape).loudness_lufs
+    source_meter = None
+    if controls.loudness in (None, SOURCE):
+        source_meter = metered(_blocks(tape), tape.sample_rate, peaks=False)
     rendering = Rendering(
         content_encoder=stages.content_encoder,
         converter=stages.converter,
@@ -112,46 +144,64 @@ def prepare(
         samples=length,
         timings=timings,
     )
-    return Job(rendering, voice, semitones, tuple(notes), lufs)
+    return Job(rendering, voice, semitones, tuple(notes), source_meter)
 
 
-def metered(tape: Tape) -> LoudnessMeter:
-    """Loudness and peaks of ``tape``."""
-    meter = LoudnessMeter(tape.sample_rate)
-    size = round(METER_SECONDS * tape.sample_rate)
-    for start in range(0, len(tape), size):
-        meter.add(tape.read(start, start + size))
+def metered(blocks: Iterable[FloatArray], sample_rate: int, peaks: bool = True) -> LoudnessMeter:
+    """Loudness and peaks of the joined ``blocks``."""
+    meter = LoudnessMeter(sample_rate, peaks)
+    for block in blocks:
+        meter.add(block)
     return meter
 
 
-def output_factor(meter: LoudnessMeter, job: Job) -> tuple[float, list[str]]:
-    """What the rendered samples are multiplied with, and what there is to say about it.
+def output_level(tape: Tape, job: Job) -> OutputLevel:
+    """What brings ``tape``, the rendered samples at the networks' level, to its loudness.
 
-    Args:
-        meter: of the rendered samples, which are at the networks' level.
+    It is that of the source's speech, over the same time, or what the controls say. Peaks above
+    the ceiling are turned down by some decibels; where that does not suffice, the whole is.
     """
-    controls = job.rendering.controls
-    wanted = job.source_lufs if controls.loudness == SOURCE else controls.loudness
-    if wanted is None:
-        factor = 1 / job.rendering.analysis.gain
-        ceiling, unit, peak = 20 * math.log10(CEILING), "dB", 20 * math.log10(meter.peak or 1e-9)
-    else:
-        loudness = meter.loudness_lufs
-        if not (math.isfinite(loudness) and math.isfinite(float(wanted))):
-            note = "The loudness was not matched: the recording is too quiet to have one."
-            return 1 / job.rendering.analysis.gain, [note]
-        factor = 10 ** ((float(wanted) - loudness) / 20)
-        ceiling, unit, peak = CEILING_DBTP, "dBTP", meter.true_peak_db
-    above = peak + 20 * math.log10(factor) - ceiling
-    if above <= 0:
-        return factor, []
-    note = f"The result was turned down by {above:.1f} dB so as not to clip."
-    if wanted is not None:
-        note = (
-            f"The result is {above:.1f} dB quieter than {float(wanted):.1f} LUFS, so that peaks "
-            f"stay below {ceiling:g} {unit}."
+    rate = tape.sample_rate
+    meter = metered(_blocks(tape), rate)
+    wanted, found = _loudness(meter, job)
+    if not (math.isfinite(wanted) and math.isfinite(found)):
+        note = "The loudness was not matched: the recording is too quiet to have one."
+        return OutputLevel(1 / job.rendering.analysis.gain, notes=(note,))
+    room = CEILING_DBTP - meter.true_peak_db
+    gain = wanted - found
+    if gain <= room:
+        return OutputLevel(10 ** (gain / 20))
+    for _ in range(LIMITING_ROUNDS):
+        gain = min(gain, room + MOST_LIMITING_DB)
+        level = OutputLevel(10 ** (gain / 20), limiting=True)
+        short = wanted - _loudness(metered(level.blocks(tape), rate, peaks=False), job)[1]
+        if short < LIMITING_TOLERANCE_LU or gain >= room + MOST_LIMITING_DB:
+            break
+        gain += short
+    notes = [
+        f"Peaks were turned down by up to {gain - room:.1f} dB, so that the rest has its loudness "
+        f"and they stay below {CEILING_DBTP:g} dBTP."
+    ]
+    if short >= LIMITING_TOLERANCE_LU:
+        goal = "the source" if job.source_meter else f"{wanted:.1f} LUFS"
+        notes.append(
+            f"The result is {short:.1f} dB quieter than {goal}, because its peaks leave no room."
         )
-    return factor * 10 ** (-above / 20), [note]
+    return replace(level, notes=tuple(notes))
+
+
+def _loudness(meter: LoudnessMeter, job: Job) -> tuple[float, float]:
+    """LUFS that the result shall have, and that it has."""
+    if job.source_meter is not None:
+        return speech_loudness(job.source_meter, meter)
+    assert job.rendering.controls.loudness is not None
+    return float(job.rendering.controls.loudness), meter.loudness_lufs
+
+
+def _blocks(tape: Tape) -> Iterator[FloatArray]:
+    size = round(METER_SECONDS * tape.sample_rate)
+    for start in range(0, len(tape), size):
+        yield tape.read(start, start + size)
 
 
 def _trimmed(tape: Tape) -> tuple[Tape, str]:

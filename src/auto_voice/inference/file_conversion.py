@@ -24,12 +24,11 @@ from auto_voice.errors import AudioContentError, AudioOutputError, AutoVoiceErro
 from auto_voice.inference.checkpoint import Partial, Progress, fingerprint
 from auto_voice.inference.chunking import Joiner
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.conversion import Job, cleaned, metered, output_factor, prepare
+from auto_voice.inference.conversion import Job, cleaned, output_level, prepare
 from auto_voice.inference.inputs import SHORTEST_SECONDS
 from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import Account, FileResult
 from auto_voice.inference.sample_source import FileTape
-from auto_voice.types import FloatArray
 
 if TYPE_CHECKING:
     from auto_voice.inference.voice_conversion_pipeline import Target, VoiceConversionPipeline
@@ -39,7 +38,6 @@ log = logging.getLogger(__name__)
 # Longer recordings go through the disk.
 LONG_SECONDS = 300.0
 BLOCK_FRAMES = 1 << 16
-WRITE_SAMPLES = 1 << 19
 # Of the partial, for each second of the source.
 BYTES_PER_SECOND = 4 * (16000 + 22050) + 8000
 
@@ -142,7 +140,7 @@ def convert_file(
             partial.save_analysis(job.rendering.analysis)
         resumed = partial.progress is not None
         pieces = _render(job, partial, pipeline.config.chunk_seconds, progress)
-        factor, level_notes = output_factor(metered(partial.result), job)
+        level = output_level(partial.result, job)
         with AudioWriter(
             output,
             stages.vocoder.sample_rate,
@@ -151,9 +149,9 @@ def convert_file(
             output_rate=sample_rate,
             overwrite=overwrite,
         ) as writer:
-            for block in _blocks(partial.result):
-                writer.write(block * np.float32(factor))
-        notes = (*job.notes, *level_notes, *writer.notes)
+            for block in level.blocks(partial.result):
+                writer.write(block)
+        notes = (*job.notes, *level.notes, *writer.notes)
         result = FileResult(
             output=output,
             length=job.rendering.samples,
@@ -235,11 +233,6 @@ def _render(
         if report is not None:
             report(min(1.0, chunk.stop / rendering.frames))
     return pieces
-
-
-def _blocks(tape: FileTape) -> Iterator[FloatArray]:
-    for start in range(0, len(tape), WRITE_SAMPLES):
-        yield tape.read(start, start + WRITE_SAMPLES)
 
 
 @contextmanager

@@ -16,14 +16,17 @@ from itertools import pairwise
 
 import numpy as np
 
+from auto_voice.audio.level import without_rumble
 from auto_voice.errors import ModelLoadError
-from auto_voice.inference.analysis import Analysis
+from auto_voice.inference.analysis import Analysis, pauses
 from auto_voice.inference.breath import aperiodicity, scatter
 from auto_voice.inference.chunking import (
     CONTEXT_SECONDS,
+    HOP,
     Chunk,
     common_period,
     halved,
+    hop_size,
     plan_from_energies,
     with_context,
 )
@@ -32,7 +35,12 @@ from auto_voice.inference.controls import Controls
 from auto_voice.inference.melody import cut, filled
 from auto_voice.inference.memory import out_of_memory, release_memory
 from auto_voice.inference.sample_source import Tape
-from auto_voice.inference.shaping import keep_energy, warp_formants
+from auto_voice.inference.shaping import (
+    fill_pauses,
+    follow_level,
+    source_shape,
+    warp_formants,
+)
 from auto_voice.models.base import ContentEncoder, Converter, Vocoder
 from auto_voice.types import Content, FloatArray, Pitch, Voice
 
@@ -60,6 +68,7 @@ class Rendering:
         timings: seconds by step; grows.
         log_f0: of ``pitch``, filled.
         listener: gives the content of any part.
+        pauses: of ``tape``, see :func:`auto_voice.inference.analysis.pauses`.
     """
 
     content_encoder: ContentEncoder
@@ -74,11 +83,14 @@ class Rendering:
     timings: dict[str, float]
     log_f0: FloatArray | None = field(init=False)
     listener: Listener = field(init=False)
+    pauses: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_f0", filled(self.pitch))
         listener = Listener(self.content_encoder, self.tape, self.analysis.gain)
         object.__setattr__(self, "listener", listener)
+        found = pauses(self.analysis.energies, hop_size(self.tape.sample_rate))
+        object.__setattr__(self, "pauses", found)
 
     @property
     def frames(self) -> int:
@@ -154,7 +166,9 @@ class Rendering:
         with timed(self.timings, "convert"):
             mel = self.converter.convert(content, lower, self.voice, frames)
             mel = warp_formants(mel, ratio)
-            mel = keep_energy(mel, speech, self.tape.sample_rate, self.controls.energy)
+        with timed(self.timings, "level"):
+            source = source_shape(speech, self.tape.sample_rate, self._pauses(chunk))
+            mel = fill_pauses(mel, source)
         low = max(chunk.context_start, chunk.start - VOCODER_CONTEXT_FRAMES)
         high = min(chunk.context_stop, chunk.stop + VOCODER_CONTEXT_FRAMES)
         heard = mel.values[:, low - chunk.context_start : high - chunk.context_start]
@@ -168,7 +182,19 @@ class Rendering:
         if self.controls.breathiness:
             with timed(self.timings, "breath"):
                 audio = self._breathe(chunk, speech, audio, low, high, pitch)
+        with timed(self.timings, "level"):
+            kept = source.part(low - chunk.context_start, high - chunk.context_start)
+            audio = without_rumble(audio, self.vocoder.sample_rate)
+            audio = follow_level(audio, self.vocoder.hop_samples, kept, self.controls.energy)
         return replace(chunk, context_start=low, context_stop=high), audio
+
+    def _pauses(self, chunk: Chunk) -> FloatArray:
+        """``(frames,)`` of the chunk's context."""
+        centres = np.arange(chunk.context_start, chunk.context_stop) + 0.5
+        at = centres / float(self._frame_rate * HOP) - 0.5
+        if len(self.pauses) == 0:
+            return np.zeros(len(at), np.float32)
+        return np.interp(at, np.arange(len(self.pauses)), self.pauses).astype(np.float32)
 
     def _breathe(
         self, chunk: Chunk, speech: FloatArray, audio: FloatArray, low: int, high: int, pitch: Pitch

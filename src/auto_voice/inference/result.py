@@ -15,7 +15,7 @@ from auto_voice.inference.controls import Controls
 from auto_voice.types import FloatArray, Voice, Waveform
 
 # Stages that run over the source each time; reading, loading and cloning are not among them.
-REALTIME_STAGES = ("pitch", "content", "convert", "vocode", "breath")
+REALTIME_STAGES = ("pitch", "content", "convert", "vocode", "breath", "level")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -18,7 +18,7 @@ from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.adapting import into_space_of
 from auto_voice.inference.chunking import Chunk, join
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.conversion import Stages, cleaned, metered, output_factor, prepare
+from auto_voice.inference.conversion import Stages, cleaned, output_level, prepare
 from auto_voice.inference.fitting import FittedVoices
 from auto_voice.inference.inputs import AudioInput, as_waveform
 from auto_voice.inference.rendering import timed
@@ -231,17 +231,17 @@ class VoiceConversionPipeline:
         rendered = job.rendering.render(chunks, job.rendering.content_mean())
         hop, length = stages.vocoder.hop_samples, job.rendering.samples
         samples = join(_reporting(rendered, job.rendering.frames, progress), hop, length)
-        factor, level_notes = output_factor(
-            metered(MemoryTape(samples, stages.vocoder.sample_rate)), job
-        )
+        rendered_tape = MemoryTape(samples, stages.vocoder.sample_rate)
+        level = output_level(rendered_tape, job)
+        finished = np.concatenate(list(level.blocks(rendered_tape)))
         return ConversionResult(
-            audio=Waveform(samples * np.float32(factor), stages.vocoder.sample_rate),
+            audio=Waveform(finished, stages.vocoder.sample_rate),
             voice=job.voice,
             semitones=job.semitones,
             timings=timings,
             chunks=len(chunks),
             controls=controls,
-            **self.account(source.notes, voice, (*job.notes, *level_notes)),
+            **self.account(source.notes, voice, (*job.notes, *level.notes)),
         )
 
     def convert_file(

@@ -228,7 +228,7 @@ class ConvertFields:
         strength: Annotated[float, _number("How far towards the voice, from 0 to 1.")] = 1.0,
         energy: Annotated[
             float, _number("How much of the source's loudness contour is kept, from 0 to 1.")
-        ] = 0.0,
+        ] = 1.0,
         breathiness: Annotated[
             float, _number("How much of the source's breath noise is kept, from 0 to 1.")
         ] = 0.0,
