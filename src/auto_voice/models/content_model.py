@@ -9,22 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from auto_voice.audio.envelope import envelope_size, with_envelope
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.errors import ModelLoadError
-from auto_voice.models.convnext import ConvNeXtBlock
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.runtime.weights import load_module
+from auto_voice.models.runtime.graphs import load_network, shape_from
+from auto_voice.models.runtime.sessions import Network
 from auto_voice.types import Content, FloatArray
 
 SAMPLES_PER_FRAME = 2 * CONTENT_MEL.hop_samples
@@ -32,45 +29,16 @@ SAMPLES_PER_FRAME = 2 * CONTENT_MEL.hop_samples
 MEL_MEAN, MEL_SCALE = -9.0, 4.0
 
 
-class ContentNet(nn.Module):
-    """``(batch, 80, 2 * frames)`` log-mel at 100 Hz to ``(batch, frames, dims)`` at 50 Hz.
+@dataclass(frozen=True)
+class ContentShape:
+    """Sizes of ``ContentNet``; see there."""
 
-    Args:
-        dims: of the content space.
-        width: channels of the trunk.
-        blocks: ConvNeXt blocks.
-        kernel: frames that one block sees, at 50 Hz.
-        expansion: of the blocks' perceptrons.
-        lookahead: frames of the future that each block sees; None for a centred kernel.
-    """
-
-    def __init__(
-        self,
-        dims: int = 64,
-        width: int = 256,
-        blocks: int = 8,
-        kernel: int = 9,
-        expansion: int = 3,
-        lookahead: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.arguments: dict[str, Any] = {
-            "dims": dims, "width": width, "blocks": blocks, "kernel": kernel,
-            "expansion": expansion, "lookahead": lookahead,
-        }  # fmt: skip
-        self.stem = nn.Conv1d(CONTENT_MEL.bands, width, 6, stride=2)
-        self.blocks = nn.ModuleList(
-            ConvNeXtBlock(width, kernel, expansion, lookahead=lookahead) for _ in range(blocks)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, dims)
-
-    def forward(self, mel: Tensor) -> Tensor:
-        x = self.stem(F.pad((mel - MEL_MEAN) / MEL_SCALE, (2, 2)))
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.head(self.norm(x.transpose(1, 2)))
-        return out
+    dims: int = 64
+    width: int = 256
+    blocks: int = 8
+    kernel: int = 9
+    expansion: int = 3
+    lookahead: int | None = None
 
 
 class CentredEncoder(ABC):
@@ -104,6 +72,7 @@ class CentredEncoder(ABC):
             raise ModelLoadError(f"{name}: cepstra follow the envelope; set envelope: true, too.")
         self.name = name
         self.space = space
+        self.components = components
         self.dims = components + envelope_size(envelope, cepstra)
         self.device = device
         self.envelope = envelope
@@ -144,19 +113,24 @@ class CentredEncoder(ABC):
 
 
 class CompactContentEncoder(CentredEncoder):
-    """``ContentNet``, in evaluation mode, as a stage."""
+    """``ContentNet`` as a stage.
+
+    Args:
+        network: ``(batch, 80, 2 * frames)`` log-mel to ``(batch, frames, components)``.
+        components: that the network gives.
+    """
 
     def __init__(
         self,
-        net: ContentNet,
+        network: Network,
+        components: int,
         name: str,
         space: str,
-        device: str = "cpu",
         envelope: bool = False,
         cepstra: bool = False,
     ) -> None:
-        super().__init__(name, space, net.head.out_features, device, envelope, cepstra)
-        self.net = net
+        super().__init__(name, space, components, network.device, envelope, cepstra)
+        self.network = network
 
     def encode_piece(self, samples: FloatArray) -> FloatArray:
         """``(samples // 320, dims)`` of a piece at the level of the whole, the mean left in."""
@@ -165,11 +139,9 @@ class CompactContentEncoder(CentredEncoder):
             return np.zeros((0, self.dims), np.float32)
         return self.encode_mel(log_mel(samples, CONTENT_MEL)[:, : 2 * frames])
 
-    @torch.inference_mode()
     def encode_mel(self, mel: FloatArray) -> FloatArray:
         """``CONTENT_MEL`` ``(80, 2 * frames)`` to ``(frames, dims)``, the mean left in."""
-        seen = torch.from_numpy(mel)[None].to(self.device)
-        features: FloatArray = self.net(seen)[0].float().cpu().numpy()
+        features: FloatArray = self.network(np.ascontiguousarray(mel[None], np.float32))[0]
         return with_envelope(features, mel, self.cepstra) if self.envelope else features
 
 
@@ -182,11 +154,9 @@ def build(
     Raises:
         ModelLoadError: the weights do not fit the architecture.
     """
-    path = next(iter(files.values()))
-    net = load_module(
-        lambda: ContentNet(**version.params.get("net", {})), path, device=device
-    ).float()
+    shape = shape_from(ContentShape, version.params.get("net", {}), version.key)
+    network = load_network("content_student", shape, files, version.key, device)
     return CompactContentEncoder(
-        net, version.key, version.params["space"], device,
+        network, shape.dims, version.key, version.params["space"],
         version.params.get("envelope", False), version.params.get("cepstra", False),
     )  # fmt: skip

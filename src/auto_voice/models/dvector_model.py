@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from auto_voice.audio.mel import MelSpec, mel_filters
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.sessions import Network, open_model
 from auto_voice.types import FloatArray
 
 SAMPLE_RATE = 16000
@@ -42,16 +42,16 @@ class DVectorModel:
     """Speech at 16 kHz to ``(256,)`` d-vectors of unit norm.
 
     Args:
-        session: an ``onnxruntime.InferenceSession`` with input ``mel_window`` ``(n, 80, 40)``.
+        network: with the input ``mel_window`` ``(n, 80, 40)``; ``(n, 256)``.
         name: ``name@version`` of the weights.
     """
 
     sample_rate = SAMPLE_RATE
     dims = 256
 
-    def __init__(self, session: Any, name: str = "speaker_dvector") -> None:
+    def __init__(self, network: Network, name: str = "speaker_dvector") -> None:
         self.name = name
-        self._session = session
+        self._network = network
 
     def embed_utterance(self, samples: FloatArray) -> FloatArray:
         """``(samples,)`` at 16 kHz to ``(256,)`` float32: windows normalised, averaged, normalised.
@@ -68,7 +68,7 @@ class DVectorModel:
         total = np.zeros(self.dims, dtype=np.float64)
         for start in range(0, len(windows), BATCH_WINDOWS):
             batch = np.ascontiguousarray(windows[start : start + BATCH_WINDOWS])
-            raw = self._session.run(None, {"mel_window": batch})[0]
+            raw = self._network(batch)
             total += (raw / (np.linalg.norm(raw, axis=1, keepdims=True) + 1e-12)).sum(0)
         unit: FloatArray = (total / (np.linalg.norm(total) + 1e-12)).astype(np.float32)
         return unit
@@ -118,7 +118,5 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> DVec
         MissingDependencyError: onnxruntime is not installed.
         ModelLoadError: the file is no such graph.
     """
-    from auto_voice.models.quality_model import open_onnx
-
-    session = open_onnx(files[version.files[0].file], version.key, inputs=("mel_window",))
-    return DVectorModel(session, version.key)
+    network = open_model(files[version.files[0].file], version.key, inputs=("mel_window",))
+    return DVectorModel(network, version.key)

@@ -8,27 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from auto_voice.audio.mel import HIFIGAN_MEL
-from auto_voice.errors import AudioContentError, ConfigError
+from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.runtime.weights import (
-    Array,
-    as_batch,
-    checkpoint_arrays,
-    load_module,
-    only_file,
-)
+from auto_voice.models.runtime.graphs import load_network
+from auto_voice.models.runtime.sessions import Network
+from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays
 from auto_voice.types import FloatArray
 
-SLOPE = 0.1
 # Frames synthesised at once (6 s): bounds the memory to about 100 MB per row of the batch.
 CHUNK_FRAMES = 512
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -75,65 +66,13 @@ class HiFiGANShape:
         return reach + 3
 
 
-def _same(channels: int, kernel: int, dilation: int = 1) -> nn.Conv1d:
-    padding = dilation * (kernel - 1) // 2
-    return nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=padding)
-
-
-class _ResBlock(nn.Module):
-    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
-        super().__init__()
-        self.convs1 = nn.ModuleList(_same(channels, kernel, d) for d in dilations)
-        self.convs2 = nn.ModuleList(_same(channels, kernel) for _ in dilations)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for dilated, plain in zip(self.convs1, self.convs2, strict=True):
-            y = F.leaky_relu_(dilated(F.leaky_relu(x, SLOPE)), SLOPE)
-            x = x + plain(y)
-        return x
-
-
-class HiFiGANNet(nn.Module):
-    """``(batch, bands, frames)`` log-mel to ``(batch, 1, frames * hop)`` in [-1, 1]."""
-
-    def __init__(self, shape: HiFiGANShape) -> None:
-        super().__init__()
-        self.branches = len(shape.block_kernels)
-        width = shape.channels
-        self.conv_pre = nn.Conv1d(shape.bands, width, 7, padding=3)
-        self.ups = nn.ModuleList()
-        self.resblocks = nn.ModuleList()
-        for rate, kernel in zip(shape.upsample_rates, shape.upsample_kernels, strict=True):
-            padding = (kernel - rate) // 2
-            self.ups.append(nn.ConvTranspose1d(width, width // 2, kernel, rate, padding))
-            width //= 2
-            for size in shape.block_kernels:
-                self.resblocks.append(_ResBlock(width, size, shape.dilations))
-        self.conv_post = nn.Conv1d(width, 1, 7, padding=3)
-
-    def forward(self, mel: Tensor) -> Tensor:
-        x = self.conv_pre(mel)
-        for stage, up in enumerate(self.ups):
-            x = up(F.leaky_relu_(x, SLOPE))
-            first = stage * self.branches
-            total = self.resblocks[first](x)
-            for block in self.resblocks[first + 1 : first + self.branches]:
-                total = total + block(x)
-            x = total / self.branches
-        # The published generator falls back on PyTorch's default slope for the last one.
-        return torch.tanh(self.conv_post(F.leaky_relu_(x)))
-
-
 class HiFiGANModel:
     """HiFi-GAN as a vocoder. Loaded once, it may be called from many threads.
 
     Args:
-        net: the generator in evaluation mode.
+        network: the generator, ``(batch, bands, frames)`` to ``(batch, 1, frames * hop)``.
         shape: its sizes.
         name: ``name@version`` of the weights.
-        device: where ``net`` is.
-        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``: bfloat16 where the CPU has
-            instructions for it. Measured on copy-synthesis, the difference is inaudible.
         chunk_frames: frames synthesised at once; the result does not depend on it.
     """
 
@@ -141,28 +80,19 @@ class HiFiGANModel:
 
     def __init__(
         self,
-        net: HiFiGANNet,
+        network: Network,
         shape: HiFiGANShape | None = None,
         *,
         name: str = "hifigan",
-        device: str = "cpu",
-        precision: str = "auto",
         chunk_frames: int = CHUNK_FRAMES,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ConfigError(
-                f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}."
-            )
-        self.net = net
+        self.network = network
         self.shape = shape or HiFiGANShape()
         self.name = name
-        self.device = device
+        self.device = network.device
         self.bands = self.shape.bands
         self.hop_samples = self.shape.hop_samples
         self.chunk_frames = chunk_frames
-        if precision == "auto":
-            precision = "bfloat16" if device == "cpu" and cpu_has_bfloat16() else "float32"
-        self.precision = precision
 
     def synthesize(self, mel: ArrayLike) -> FloatArray:
         """``(bands, frames)`` or ``(batch, bands, frames)`` to ``(batch, frames * hop_samples)``.
@@ -188,27 +118,11 @@ class HiFiGANModel:
         for start in range(0, frames, self.chunk_frames):
             stop = min(start + self.chunk_frames, frames)
             first, last = max(0, start - context), min(frames, stop + context)
-            samples = self._forward(batch[:, :, first:last])
+            samples = self.network(np.ascontiguousarray(batch[:, :, first:last]))[:, 0]
             audio[:, start * hop : stop * hop] = samples[
                 :, (start - first) * hop : (stop - first) * hop
             ]
         return audio
-
-    def _forward(self, mel: FloatArray) -> FloatArray:
-        reduced = self.precision == "bfloat16"
-        with (
-            torch.inference_mode(),
-            torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=reduced),
-        ):
-            x = torch.from_numpy(np.ascontiguousarray(mel)).to(self.device)
-            samples: FloatArray = self.net(x)[:, 0].float().cpu().numpy()
-        return samples
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 natively; emulated, it would be slower than float32."""
-    asked = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in asked)
 
 
 def convert_checkpoint(path: Path) -> dict[str, Array]:
@@ -223,23 +137,16 @@ def convert_checkpoint(path: Path) -> dict[str, Array]:
 def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> HiFiGANModel:
     """The vocoder whose weights are the one file of ``files``.
 
-    ``version.params`` may hold the sizes of ``HiFiGANShape``, ``precision`` and ``chunk_frames``.
+    ``version.params`` may hold the sizes of ``HiFiGANShape`` and ``chunk_frames``.
 
     Raises:
-        ModelLoadError, UnsafeFileError: see ``weights.load_module``.
+        ModelLoadError, UnsafeFileError: see ``graphs.load_network``.
     """
     shape = HiFiGANShape.from_params(version.params)
-    net = load_module(
-        lambda: HiFiGANNet(shape),
-        only_file(files, version.key),
-        device=device,
-        convert=convert_checkpoint,
-    )
+    network = load_network("hifigan", shape, files, version.key, device, convert=convert_checkpoint)
     return HiFiGANModel(
-        net,
+        network,
         shape,
         name=version.key,
-        device=device,
-        precision=str(version.params.get("precision", "auto")),
         chunk_frames=int(version.params.get("chunk_frames", CHUNK_FRAMES)),
     )

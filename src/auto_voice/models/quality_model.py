@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from auto_voice.errors import AudioContentError, MissingDependencyError, ModelLoadError
+from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.sessions import Network, open_model
 from auto_voice.types import FloatArray
 
 SAMPLE_RATE = 16000
@@ -49,15 +50,15 @@ class QualityModel:
     """DNSMOS P.835 of recordings.
 
     Args:
-        session: an ``onnxruntime.InferenceSession`` with input ``input_1`` ``(n, 144160)``.
+        network: with the input ``input_1`` ``(n, 144160)``; ``(n, 3)`` raw scores.
         name: ``name@version`` of the weights.
     """
 
     sample_rate = SAMPLE_RATE
 
-    def __init__(self, session: Any, name: str = "quality_dnsmos") -> None:
+    def __init__(self, network: Network, name: str = "quality_dnsmos") -> None:
         self.name = name
-        self._session = session
+        self._network = network
 
     def score(self, samples: FloatArray) -> Quality:
         """The scores of ``(samples,)`` at 16 kHz, averaged over 9.01 s windows one second apart.
@@ -77,7 +78,7 @@ class QualityModel:
         # Whole seconds count: the published script scores floor(seconds) - 9 windows, at least one.
         windows = max(1, len(x) // SAMPLE_RATE - 9)
         raw = [
-            self._session.run(None, {"input_1": x[None, s : s + WINDOW_SAMPLES]})[0][0]
+            self._network(x[None, s : s + WINDOW_SAMPLES])[0]
             for s in range(0, windows * HOP_SAMPLES, HOP_SAMPLES)
         ]
         speech, background, overall = _calibrate(np.asarray(raw, dtype=np.float64)).mean(0)
@@ -90,39 +91,6 @@ def _calibrate(raw: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np
     return np.asarray((a * raw + b) * raw + c)
 
 
-def open_onnx(path: Path, name: str, *, inputs: tuple[str, ...]) -> Any:
-    """An ``onnxruntime.InferenceSession`` on the CPU whose inputs are checked by name.
-
-    Raises:
-        MissingDependencyError: onnxruntime is not installed.
-        ModelLoadError: the file is no ONNX graph, or one with other inputs.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{name} needs onnxruntime; install it with: pip install 'auto-voice[eval]'"
-        ) from error
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime raises classes of its own C++ module
-        raise ModelLoadError(
-            f"{name}: {path.name} is not an ONNX model that onnxruntime can run; fetch it again "
-            f"with: autovoice models pull {name} --force"
-        ) from error
-    found = tuple(i.name for i in session.get_inputs())
-    if found != inputs:
-        raise ModelLoadError(
-            f"{name}: {path.name} takes the inputs {found} instead of {inputs}; "
-            "give the model that the catalog names."
-        )
-    return session
-
-
 def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> QualityModel:
     """The model of ``files[version.files[0].file]``, an ONNX graph; it runs on the CPU.
 
@@ -130,5 +98,5 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> Qual
         MissingDependencyError: onnxruntime is not installed.
         ModelLoadError: the file is no such graph.
     """
-    session = open_onnx(files[version.files[0].file], version.key, inputs=("input_1",))
-    return QualityModel(session, version.key)
+    network = open_model(files[version.files[0].file], version.key, inputs=("input_1",))
+    return QualityModel(network, version.key)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
 
 from auto_voice.audio.mel import GE2E_MEL, log_mel
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.runtime.weights import (
-    Array,
-    as_batch,
-    checkpoint_arrays,
-    load_module,
-    only_file,
-)
+from auto_voice.models.runtime.graphs import load_network
+from auto_voice.models.runtime.sessions import Network
+from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays
 from auto_voice.types import FloatArray
 
 # Frames that the network sees at once: 1.6 s.
@@ -31,37 +26,31 @@ WINDOWS_AT_ONCE = 64
 TARGET_DBFS = -30.0
 
 
-class SpeakerNet(nn.Module):
-    """``(windows, frames, 40)`` linear mel to ``(windows, 256)`` of unit norm, none negative."""
+@dataclass(frozen=True)
+class SpeakerShape:
+    """Sizes of the network."""
 
-    def __init__(self, bands: int = 40, width: int = 256, dims: int = 256, layers: int = 3) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(bands, width, layers, batch_first=True)
-        self.linear = nn.Linear(width, dims)
-
-    def forward(self, mels: Tensor) -> Tensor:
-        _, (hidden, _) = self.lstm(mels)
-        return nn.functional.normalize(torch.relu(self.linear(hidden[-1])), dim=1)
+    bands: int = GE2E_MEL.bands
+    width: int = 256
+    dims: int = 256
+    layers: int = 3
 
 
 class SpeakerEncoder:
     """Who speaks, from 16 kHz speech. Loaded once, it may be called from many threads.
 
     Args:
-        net: the network in evaluation mode.
+        network: ``(windows, frames, 40)`` linear mel to ``(windows, 256)`` of unit norm.
         name: ``name@version`` of the weights.
-        device: where ``net`` is.
     """
 
     sample_rate = GE2E_MEL.sample_rate
 
-    def __init__(
-        self, net: SpeakerNet, *, name: str = "speaker_encoder", device: str = "cpu"
-    ) -> None:
-        self.net = net
+    def __init__(self, network: Network, *, name: str = "speaker_encoder") -> None:
+        self.network = network
         self.name = name
-        self.device = device
-        self.dims = net.linear.out_features
+        self.device = network.device
+        self.dims = SpeakerShape().dims
 
     def embed_utterance(self, samples: FloatArray, *, level: bool = True) -> FloatArray:
         """``(samples,)`` at 16 kHz to ``(256,)`` float32 of unit norm.
@@ -83,11 +72,10 @@ class SpeakerEncoder:
         if level:
             audio = raise_level(audio)
         windows = self._windows(audio)
-        parts = []
-        with torch.inference_mode():
-            for start in range(0, len(windows), WINDOWS_AT_ONCE):
-                mels = torch.from_numpy(windows[start : start + WINDOWS_AT_ONCE]).to(self.device)
-                parts.append(self.net(mels).cpu().numpy())
+        parts = [
+            self.network(windows[start : start + WINDOWS_AT_ONCE])
+            for start in range(0, len(windows), WINDOWS_AT_ONCE)
+        ]
         return _unit(np.concatenate(parts).mean(axis=0))
 
     def embed_utterances(self, utterances: Sequence[FloatArray]) -> FloatArray:
@@ -187,26 +175,23 @@ def convert_checkpoint(path: Path) -> dict[str, Array]:
         UnsafeFileError, ModelLoadError: see ``weights.checkpoint_arrays``.
     """
     arrays = checkpoint_arrays(path, under="model_state")
-    return {key: value for key, value in arrays.items() if _select(key)}
+    return {key: value for key, value in arrays.items() if select(key)}
 
 
 def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> SpeakerEncoder:
     """The encoder whose weights are the one file of ``files``.
 
     Raises:
-        ModelLoadError, UnsafeFileError: see ``weights.load_module``.
+        ModelLoadError, UnsafeFileError: see ``graphs.load_network``.
     """
-    net = load_module(
-        SpeakerNet,
-        only_file(files, version.key),
-        device=device,
-        convert=convert_checkpoint,
-        select=_select,
-    )
-    return SpeakerEncoder(net, name=version.key, device=device)
+    network = load_network(
+        "ge2e", SpeakerShape(), files, version.key, device,
+        convert=convert_checkpoint, select=select,
+    )  # fmt: skip
+    return SpeakerEncoder(network, name=version.key)
 
 
-def _select(key: str) -> str | None:
+def select(key: str) -> str | None:
     # The scale and offset of the training loss say nothing about a voice.
     return None if key.startswith("similarity_") else key
 

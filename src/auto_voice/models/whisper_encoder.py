@@ -7,16 +7,13 @@ serves as a content encoder itself. Only the encoder's first layers are read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
 from auto_voice.audio.envelope import with_envelope
 from auto_voice.audio.mel import CONTENT_MEL, MelSpec, log_mel
@@ -24,7 +21,9 @@ from auto_voice.errors import ModelLoadError
 from auto_voice.models.content_model import CentredEncoder
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.ctranslate2_file import read_ctranslate2
-from auto_voice.models.runtime.weights import is_safetensors, map_safetensors
+from auto_voice.models.runtime.graphs import SUFFIX, bound_network, read_graph
+from auto_voice.models.runtime.sessions import Network
+from auto_voice.models.runtime.weights import Array, is_safetensors, map_safetensors
 from auto_voice.types import FloatArray
 
 WHISPER_MEL = MelSpec(
@@ -37,57 +36,64 @@ SHIFT_SAMPLES = 160
 # A transformer parks huge values in a few dimensions at frames of no meaning; they are clipped.
 OUTLIER, MAD_TO_DEVIATION = 4.0, 1.4826
 WINDOW_FRAMES, MARGIN_FRAMES = 1400, 50
+ARCHITECTURE = "whisper_content"
 PREFIX = "encoder/"
+POSITIONS = "position_encodings/encodings"
+
+
+@dataclass(frozen=True)
+class WhisperShape:
+    """Sizes of the encoder; the defaults are those of Whisper base with its first four layers."""
+
+    width: int = 512
+    layers: int = 4
+    bands: int = 80
+    positions: int = 1500
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Array], layers: int) -> WhisperShape:
+        """The sizes of an encoder of which ``layers`` layers are run."""
+        positions, bands = arrays.get(POSITIONS), arrays.get("conv1/weight")
+        if positions is None or bands is None:
+            raise ModelLoadError("The Whisper encoder lacks 'conv1/weight'; fetch it again.")
+        return cls(positions.shape[1], layers, bands.shape[1], positions.shape[0])
 
 
 class WhisperEncoder:
-    """The first layers of a Whisper encoder, with frozen weights.
+    """The first layers of a Whisper encoder.
 
     Args:
-        arrays: weights as ``read_arrays`` names them.
-        layers: how many to run.
-        device: where to run them.
-
-    Raises:
-        ModelLoadError: an array is missing.
+        network: ``(batch, 80, 2 * frames)`` Whisper log-mel to ``(batch, frames, width)``.
+        width: numbers that it gives for a frame.
     """
 
-    def __init__(self, arrays: Mapping[str, Tensor], layers: int = 4, device: str = "cpu") -> None:
-        arrays = {name: array.to(device).float() for name, array in arrays.items()}
-        try:
-            self.conv1 = arrays["conv1/weight"], arrays["conv1/bias"]
-            self.conv2 = arrays["conv2/weight"], arrays["conv2/bias"]
-            self.positions = arrays["position_encodings/encodings"]
-            self.layers = [_layer(arrays, i) for i in range(layers)]
-        except KeyError as error:
-            raise ModelLoadError(f"The Whisper encoder lacks {error}; fetch it again.") from error
-        self.device = device
-        self.width = self.positions.shape[1]
-        self.heads = self.width // 64
+    def __init__(self, network: Network, width: int) -> None:
+        self.network, self.width = network, width
+        self.device = network.device
 
-    def hidden(self, mel: Tensor) -> Tensor:
-        """``(batch, 80, 2 * frames)`` Whisper log-mel to ``(batch, frames, width)``.
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        layers: int = 4,
+        device: str = "cpu",
+        graph: Callable[[WhisperShape], bytes] | None = None,
+    ) -> WhisperEncoder:
+        """From a CTranslate2 file, or from safetensors made of one.
 
-        Gradients flow back to ``mel`` where it asks for them.
+        Args:
+            layers: how many to run.
+            graph: gives the graph of a shape; by default one that the package holds.
+
+        Raises:
+            ModelLoadError: an array is missing, or no graph has its sizes.
         """
-        x = F.gelu(F.conv1d(mel, *self.conv1, padding=1))
-        x = F.gelu(F.conv1d(x, *self.conv2, stride=2, padding=1)).transpose(1, 2)
-        x = x + self.positions[: x.shape[1]]
-        for layer in self.layers:
-            x = x + self._attend(layer, _norm(x, layer, "self_attention/layer_norm"))
-            hidden = _norm(x, layer, "ffn/layer_norm")
-            hidden = F.gelu(_linear(hidden, layer, "ffn/linear_0"))
-            x = x + _linear(hidden, layer, "ffn/linear_1")
-        return x
+        arrays = read_arrays(path)
+        shape = WhisperShape.of(arrays, layers)
+        found = graph(shape) if graph else read_graph(ARCHITECTURE, shape, {}, str(path))
+        known = {name: arrays[name] for name in arrays if _runs(name, layers)}
+        return cls(bound_network(found, known, str(path), str(path), device), shape.width)
 
-    def _attend(self, layer: dict[str, Tensor], x: Tensor) -> Tensor:
-        batch, frames, _ = x.shape
-        qkv = _linear(x, layer, "self_attention/linear_0")
-        q, k, v = qkv.view(batch, frames, 3, self.heads, 64).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, frames, -1)
-        return _linear(mixed, layer, "self_attention/linear_1")
-
-    @torch.inference_mode()
     def features(self, samples: FloatArray) -> FloatArray:
         """``(samples,)`` at 16 kHz to ``(samples // 320, width)`` float32, of any length.
 
@@ -95,15 +101,23 @@ class WhisperEncoder:
         each gives its middle.
         """
         frames = len(samples) // 320
-        mel = torch.from_numpy(whisper_log_mel(np.pad(samples[SHIFT_SAMPLES:], (0, SHIFT_SAMPLES))))
+        mel = whisper_log_mel(np.pad(samples[SHIFT_SAMPLES:], (0, SHIFT_SAMPLES)))
         out = np.zeros((frames, self.width), np.float32)
         step = WINDOW_FRAMES - 2 * MARGIN_FRAMES
         for start in range(0, max(1, frames - 2 * MARGIN_FRAMES), step):
             stop = min(start + WINDOW_FRAMES, frames)
-            seen = mel[None, :, 2 * start : 2 * stop].to(self.device)
+            seen = np.ascontiguousarray(mel[None, :, 2 * start : 2 * stop], np.float32)
             kept = 0 if start == 0 else MARGIN_FRAMES
-            out[start + kept : stop] = self.hidden(seen)[0, kept : stop - start].cpu().numpy()
+            out[start + kept : stop] = self.network(seen)[0, kept : stop - start]
         return out
+
+
+def _runs(name: str, layers: int) -> bool:
+    """Whether the first ``layers`` layers of the encoder need the array."""
+    part = name.partition("/")[0]
+    if part.startswith("layer_"):
+        return part.removeprefix("layer_").isdecimal() and int(part[6:]) < layers
+    return part in ("conv1", "conv2", "position_encodings")
 
 
 def whisper_log_mel(samples: FloatArray) -> FloatArray:
@@ -153,34 +167,10 @@ class ContentSpace:
         z = _standardised(features, self.mean, self.scale)
         return np.asarray(z @ self.projection, np.float32)
 
-    def project_tensor(self, features: Tensor) -> Tensor:
-        """:meth:`project` of ``(..., wide)``, with gradients, on the device of ``features``."""
-        mean, scale, projection = (
-            torch.from_numpy(array).to(features.device)
-            for array in (self.mean, self.scale, self.projection)
-        )
-        return ((features - mean) / scale).clamp(-OUTLIER, OUTLIER) @ projection
-
 
 def _standardised(features: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any]) -> NDArray[Any]:
     clipped: NDArray[Any] = np.clip((features - mean) / scale, -OUTLIER, OUTLIER)
     return clipped
-
-
-def _linear(x: Tensor, layer: dict[str, Tensor], name: str) -> Tensor:
-    return F.linear(x, layer[f"{name}/weight"], layer[f"{name}/bias"])
-
-
-def _norm(x: Tensor, layer: dict[str, Tensor], name: str) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], layer[f"{name}/gamma"], layer[f"{name}/beta"])
-
-
-def _layer(arrays: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    prefix = f"layer_{index}/"
-    found = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
-    if not found:
-        raise KeyError(prefix)
-    return found
 
 
 class WhisperContentEncoder(CentredEncoder):
@@ -210,12 +200,12 @@ class WhisperContentEncoder(CentredEncoder):
         return with_envelope(features, log_mel(samples, CONTENT_MEL), self.cepstra)
 
 
-def read_arrays(path: Path) -> dict[str, Tensor]:
+def read_arrays(path: Path) -> dict[str, Array]:
     """Encoder weights from a CTranslate2 file or from safetensors made of one."""
     if is_safetensors(path):
         return map_safetensors(path)
     return {
-        name.removeprefix(PREFIX): torch.from_numpy(array)
+        name.removeprefix(PREFIX): array
         for name, array in read_ctranslate2(path)
         if name.startswith(PREFIX)
     }
@@ -223,7 +213,7 @@ def read_arrays(path: Path) -> dict[str, Tensor]:
 
 def convert_checkpoint(path: Path) -> dict[str, np.ndarray]:
     """The encoder's arrays of a CTranslate2 file, in half precision as they were published."""
-    return {name: array.half().numpy() for name, array in read_arrays(path).items()}
+    return {name: array.astype(np.float16) for name, array in read_arrays(path).items()}
 
 
 def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> WhisperContentEncoder:
@@ -233,9 +223,13 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> Whis
     Raises:
         ModelLoadError: the files do not fit.
     """
-    weights, subspace = (files[file.file] for file in version.files)
-    encoder = WhisperEncoder(read_arrays(weights), version.params["layers"], device)
-    arrays = {name: array.numpy() for name, array in map_safetensors(subspace).items()}
+    names = (file.file for file in version.files if not file.file.endswith(SUFFIX))
+    weights, subspace = (files[name] for name in names)
+    encoder = WhisperEncoder.load(
+        weights, version.params["layers"], device,
+        lambda shape: read_graph(ARCHITECTURE, shape, files, version.key),
+    )  # fmt: skip
+    arrays = map_safetensors(subspace)
     return WhisperContentEncoder(
         encoder, ContentSpace(**arrays), version.key, version.params["space"],
         version.params.get("envelope", False), version.params.get("cepstra", False),

@@ -1,20 +1,16 @@
-"""How running work learns that it must stop: it asks at every piece, stage and network layer."""
+"""How running work learns that it must stop: asked at every piece; networks end at once."""
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from auto_voice.models.runtime.sessions import Interrupted, Interruption
 
 # Seconds between two reports of progress.
 REPORT_SECONDS = 0.25
-
-_running = threading.local()
-_hook_lock = threading.Lock()
-_hooked = False
 
 
 class Stopped(BaseException):
@@ -35,13 +31,15 @@ class CancellationToken:
         others_wait: Callable[[], bool] | None = None,
     ) -> None:
         self._stop = threading.Event()
+        self._networks = Interruption()
         self._report = report
         self._others_wait = others_wait
         self._reported_at = 0.0
 
     def stop(self) -> None:
-        """Make the next :meth:`check` raise; called from any thread."""
+        """Make the next :meth:`check` raise, and networks that run; called from any thread."""
         self._stop.set()
+        self._networks.stop()
 
     @property
     def is_stopped(self) -> bool:
@@ -68,31 +66,12 @@ class CancellationToken:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Let every torch layer that this thread runs ask :meth:`check` first.
+        """Let :meth:`stop` end every network that this thread runs.
 
-        A vocoder spends seconds in one call for half a minute of audio, but no layer of it does.
+        A vocoder spends seconds in one call for half a minute of audio.
         """
-        _watch_layers()
-        _running.token = self
         try:
-            yield
-        finally:
-            _running.token = None
-
-
-def _watch_layers() -> None:
-    global _hooked
-    if _hooked or "torch" not in sys.modules:
-        return
-    with _hook_lock:
-        if not _hooked:
-            from torch.nn.modules.module import register_module_forward_pre_hook
-
-            register_module_forward_pre_hook(_ask)
-            _hooked = True
-
-
-def _ask(module: Any, inputs: Any) -> None:
-    token = getattr(_running, "token", None)
-    if token is not None:
-        token.check()
+            with self._networks.covers():
+                yield
+        except Interrupted:
+            raise Stopped from None

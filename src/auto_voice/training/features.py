@@ -29,7 +29,13 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import AutoVoiceError, TrainingError
 from auto_voice.models.base import SpeakerEncoderStage
 from auto_voice.models.model_registry import ModelRegistry
-from auto_voice.models.whisper_encoder import ContentSpace, WhisperEncoder, read_arrays
+from auto_voice.models.runtime.graphs import FOLDER, SUFFIX, graph_name
+from auto_voice.models.whisper_encoder import (
+    ARCHITECTURE,
+    ContentSpace,
+    WhisperEncoder,
+    WhisperShape,
+)
 from auto_voice.training.data import Utterance
 from auto_voice.types import FloatArray
 
@@ -178,9 +184,6 @@ def _batches(items: Sequence[Utterance], size: int) -> Iterator[Sequence[Utteran
 def _single_thread() -> None:
     """Workers share the cores: one thread each."""
     os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
 
 
 @lru_cache(maxsize=1)
@@ -192,7 +195,20 @@ def _loaded(models: Models) -> tuple[WhisperEncoder, ContentSpace, SpeakerEncode
 
 def load_teacher(registry: ModelRegistry, layers: int = 4, device: str = "cpu") -> WhisperEncoder:
     """The content teacher from the catalog's recogniser."""
-    return WhisperEncoder(read_arrays(registry.path(TEACHER, file="model.bin")), layers, device)
+    return WhisperEncoder.load(
+        registry.path(TEACHER, file="model.bin"), layers, device, teacher_graph
+    )
+
+
+def teacher_graph(shape: WhisperShape) -> bytes:
+    """The package's graph of the teacher, or one that is made for a recipe of other layers."""
+    path = FOLDER / f"{graph_name(ARCHITECTURE, shape)}{SUFFIX}"
+    if path.exists():
+        return path.read_bytes()
+    # Only then, because it loads torch into every process that computes features.
+    from auto_voice.training.export_graphs import export
+
+    return export(ARCHITECTURE, shape)
 
 
 def fit_content_space(

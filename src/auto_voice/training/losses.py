@@ -30,13 +30,14 @@ from torch.nn import functional as F
 from auto_voice.audio.mel import GE2E_MEL, HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
 from auto_voice.errors import TrainingError
-from auto_voice.models.speaker_encoder import SpeakerNet
 from auto_voice.models.whisper_encoder import (
+    OUTLIER,
     SHIFT_SAMPLES,
     ContentSpace,
-    WhisperEncoder,
     whisper_log_mel,
 )
+from auto_voice.training.networks.speaker import SpeakerNet
+from auto_voice.training.networks.whisper import WhisperNet
 from auto_voice.types import FloatArray
 
 # Frame rate in Hz of the mels that recogniser and speaker encoder read; frame ``i`` is centred at
@@ -162,12 +163,12 @@ class PerceptualLosses:
 
     def __init__(
         self,
-        recogniser: WhisperEncoder,
+        recogniser: WhisperNet,
         space: ContentSpace,
         speaker: SpeakerNet,
         maps: Mapping[str, FloatArray],
     ) -> None:
-        device = recogniser.device
+        device = next(recogniser.parameters()).device
         self.recogniser, self.device = recogniser, device
         self.speaker = speaker.requires_grad_(False).train()
         self.space = space
@@ -192,8 +193,8 @@ class PerceptualLosses:
         if loudest is None:
             loudest = mapped.amax((1, 2), keepdim=True)
         scaled = (torch.maximum(mapped, loudest - RANGE) + 4.0) / 4.0
-        hidden = self.recogniser.hidden(scaled.transpose(1, 2)).float()
-        content = self.space.project_tensor(hidden) * self.spread
+        hidden = self.recogniser(scaled.transpose(1, 2)).float()
+        content = self._projected(hidden) * self.spread
         return content - content.mean(1, keepdim=True), loudest
 
     def voice(self, mel: Tensor) -> Tensor:
@@ -201,6 +202,14 @@ class PerceptualLosses:
         with torch.autocast(mel.device.type, enabled=False):
             embedding: Tensor = self.speaker(torch.exp(self._mapped(mel, "voice")))
         return embedding
+
+    def _projected(self, features: Tensor) -> Tensor:
+        """``ContentSpace.project`` of ``(..., wide)``, with gradients."""
+        mean, scale, projection = (
+            torch.from_numpy(array).to(features.device)
+            for array in (self.space.mean, self.space.scale, self.space.projection)
+        )
+        return ((features - mean) / scale).clamp(-OUTLIER, OUTLIER) @ projection
 
     def _mapped(self, mel: Tensor, name: str) -> Tensor:
         weight = self.maps[name]

@@ -13,12 +13,23 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
-from auto_voice.models.content_model import CompactContentEncoder, ContentNet
-from auto_voice.models.converter_model import ConverterNet
+from auto_voice.models.content_model import CompactContentEncoder, ContentShape
+from auto_voice.models.converter_model import ConverterShape
 from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.graphs import SUFFIX
+from auto_voice.models.whisper_encoder import WhisperShape
+from auto_voice.training.export_graphs import export
+from auto_voice.training.features import teacher_graph
+from auto_voice.training.networks.content import ContentNet
+from auto_voice.training.networks.converter import ConverterNet
 from auto_voice.training.recipes import Recipe
 
 LICENCE = "MIT"
+# Architecture and sizes of each kind of network.
+_SHAPES: Mapping[str, tuple[str, Any]] = {
+    "content": ("content_student", ContentShape),
+    "converter": ("mel_converter", ConverterShape),
+}
 
 
 @dataclass(frozen=True)
@@ -38,16 +49,17 @@ def publish(
     content: CompactContentEncoder,
     converter: ConverterNet,
     *,
+    content_net: ContentNet | None = None,
     figures: Mapping[str, float],
     speakers: int,
     hours: float,
     teacher: Teacher | None = None,
 ) -> Path:
-    """Writes the networks in half precision and the catalog that offers them.
-
-    A content encoder that was kept as it is stays in its own catalog.
+    """Writes the networks in half precision, their graphs and the catalog that offers them.
 
     Args:
+        content_net: the network of ``content`` where it is new; one that was kept as it is stays
+            in its own catalog.
         figures: held-out ones, for the card.
         speakers, hours: that were trained on.
         teacher: serves the new content space itself, where there is one.
@@ -62,19 +74,22 @@ def publish(
     entries: list[tuple[str, str, ContentNet | ConverterNet, dict[str, Any]]] = [
         ("converter_compact", "converter", converter, {"content_space": content.space})
     ]
-    if recipe.content is not None or recipe.content_space.widens:
+    if content_net is not None:
         params = {
             "dims": content.dims, "space": content.space,
             "envelope": content.envelope, "cepstra": content.cepstra,
         }  # fmt: skip
-        entries.append(("content_compact", "content", content.net, params))
+        entries.append(("content_compact", "content", content_net, params))
     for name, kind, net, params in entries:
-        file = f"{name}-{recipe.name}.safetensors"
-        _write(net, folder / file, recipe.name)
+        weights = folder / f"{name}-{recipe.name}.safetensors"
+        _write(net, weights, recipe.name)
+        architecture, shape = _SHAPES[kind]
+        graph = weights.with_suffix(SUFFIX)
+        graph.write_bytes(export(architecture, shape(**net.arguments)))
         version = {
-            "architecture": {"content": "content_student", "converter": "mel_converter"}[kind],
+            "architecture": architecture,
             "licence": LICENCE,
-            **_record(folder / file),
+            "files": [_record(weights), _record(graph)],
             "params": {**params, "net": net.arguments},
         }
         models[name] = {"kind": kind, "versions": {recipe.name: version}}
@@ -98,6 +113,8 @@ def _served(
     weights = teacher.record.files[0]
     space = folder / f"content_space-{recipe.name}.safetensors"
     space.write_bytes(teacher.space.read_bytes())
+    graph = folder / f"content_whisper-{recipe.name}{SUFFIX}"
+    graph.write_bytes(teacher_graph(WhisperShape(layers=recipe.content_space.layers)))
     return {
         "architecture": teacher.record.architecture,
         "licence": teacher.record.licence,
@@ -109,6 +126,7 @@ def _served(
                 "sources": [list(uris) for uris in weights.sources],
             },
             _record(space),
+            _record(graph),
         ],
         "params": {
             "sample_rate": content.sample_rate,

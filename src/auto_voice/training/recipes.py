@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import yaml
 
 from auto_voice.errors import TrainingError
-from auto_voice.models.content_model import ContentNet
-from auto_voice.models.converter_model import ConverterNet
 from auto_voice.models.registry.catalog_schema import version_problem
+from auto_voice.training.networks.content import ContentNet
+from auto_voice.training.networks.converter import ConverterNet
 from auto_voice.training.tasks import ContentTask, ConverterTask
 from auto_voice.training.trainer import Schedule
 from auto_voice.training.widening import GROWS

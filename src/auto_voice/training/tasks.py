@@ -14,20 +14,19 @@ from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.inference.shaping import warp_formants
-from auto_voice.models.content_model import ContentNet
 from auto_voice.models.converter_model import (
     MEL_MEAN,
     MEL_SCALE,
-    ConverterNet,
-    VoiceCondition,
     pitch_inputs,
     voice_profile,
 )
-from auto_voice.models.speaker_adaptation import GUARD_FRAMES
 from auto_voice.training.augmentation import perturb
 from auto_voice.training.corpus import Corpus, Speech, crop
 from auto_voice.training.features import SPEEDS
+from auto_voice.training.fine_tuning import GUARD_FRAMES
 from auto_voice.training.losses import AdversarialLoss, PerceptualLosses
+from auto_voice.training.networks.content import ContentNet
+from auto_voice.training.networks.converter import ConverterNet, VoiceCondition
 from auto_voice.types import FloatArray, Mel
 
 CONTENT_RATE = 50.0

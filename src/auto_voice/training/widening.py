@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from auto_voice.models.content_model import ContentNet
-from auto_voice.models.converter_model import PITCH_SIZE, ConverterNet
+from auto_voice.models.converter_model import PITCH_SIZE
+from auto_voice.training.networks.content import ContentNet
+from auto_voice.training.networks.converter import ConverterNet
 
 # Arguments of ``ConverterNet`` that a trained one can be given more of, and what to call them.
 GROWS = {"blocks": "{} blocks", "expansion": "an expansion of {}"}

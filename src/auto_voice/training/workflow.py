@@ -13,7 +13,6 @@ Output folder::
 
 from __future__ import annotations
 
-import copy
 import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -28,13 +27,21 @@ from safetensors.numpy import load_file
 from auto_voice.audio.envelope import envelope_size
 from auto_voice.errors import TrainingError
 from auto_voice.filesystem import read_json, write_json
-from auto_voice.models.content_model import CompactContentEncoder, ContentNet
-from auto_voice.models.converter_model import ConverterNet
+from auto_voice.models.content_model import CompactContentEncoder, ContentShape
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.whisper_encoder import ContentSpace
 from auto_voice.training import features, losses
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.data import Utterance, hold_out, scan
+from auto_voice.training.export_graphs import as_network
+from auto_voice.training.networks.content import ContentNet
+from auto_voice.training.networks.converter import ConverterNet
+from auto_voice.training.networks.loading import (
+    content_net,
+    converter_net,
+    speaker_net,
+    whisper_net,
+)
 from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
@@ -116,11 +123,11 @@ class Workflow:
         self._claim()
         failures = self._features(utterances)
         train, held = self._corpora(utterances)
-        content = self._content(train, held)
+        content, net = self._content(train, held)
         self._encode(content, [train, held])
         converter = self._converter(train, held, start)
         catalog = publish(
-            self.recipe, self.folder / "published", content, converter,
+            self.recipe, self.folder / "published", content, converter, content_net=net,
             figures=self.figures, speakers=len(train.by_speaker), hours=_hours(train),
             teacher=self._teacher(),
         )  # fmt: skip
@@ -226,10 +233,12 @@ class Workflow:
             self.registry.version("content_whisper"), self.folder / "content_space.safetensors"
         )
 
+    @property
+    def _kept_name(self) -> str:
+        return self.recipe.content_from or "content_compact"
+
     def _kept(self) -> CompactContentEncoder:
-        encoder: CompactContentEncoder = self.registry.load(
-            self.recipe.content_from or "content_compact"
-        )
+        encoder: CompactContentEncoder = self.registry.load(self._kept_name)
         return encoder
 
     def _stored_space(self, encoder: CompactContentEncoder) -> Path:
@@ -242,21 +251,26 @@ class Workflow:
     def _space(self, encoder: CompactContentEncoder) -> ContentSpace:
         return ContentSpace(**load_file(self._stored_space(encoder)))
 
-    def _content(self, train: Corpus, held: Corpus) -> CompactContentEncoder:
+    def _content(
+        self, train: Corpus, held: Corpus
+    ) -> tuple[CompactContentEncoder, ContentNet | None]:
+        """The content encoder, and its network where that is new."""
         stage, wanted = self.recipe.content, self.recipe.content_space
         if stage is not None:
             task = ContentTask(train, held, dict(stage.net), **stage.task)
-            net = self._train("content", stage, task).to(self.device)
-            return self._encoder(net)
-        kept = self._kept()
+            net = self._train("content", stage, task)
+            return self._encoder(net), net
         if not wanted.widens:
-            return kept
-        return self._encoder(widen_content(kept.net, wanted.dims).to(self.device))
+            return self._kept(), None
+        net = widen_content(content_net(self.registry, self._kept_name), wanted.dims)
+        return self._encoder(net), net
 
     def _encoder(self, net: ContentNet) -> CompactContentEncoder:
         version, wanted = self.recipe.name, self.recipe.content_space
+        shape = ContentShape(**net.arguments)
         return CompactContentEncoder(
-            net, f"content_compact@{version}", f"content_space@{version}", self.device,
+            as_network("content_student", shape, net, self.device), shape.dims,
+            f"content_compact@{version}", f"content_space@{version}",
             wanted.envelope, wanted.cepstra,
         )  # fmt: skip
 
@@ -286,8 +300,9 @@ class Workflow:
             whose = "The recipe's converter"
             remedy = f"set converter.net.dims to {dims}"
         else:
-            start = self.registry.load(recipe.converter_from or "converter_compact")
-            net, whose = start.net, start.name
+            whose = recipe.converter_from or "converter_compact"
+            net = converter_net(self.registry, whose)
+            whose = self.registry.version(whose).key
             remedy = "name two of one space in content_from and converter_from"
             if wanted.widens:
                 self._check_order()
@@ -334,7 +349,7 @@ class Workflow:
             TrainingError: it would have to.
         """
         kept, dims = self._kept(), self.recipe.content_space.dims
-        components = kept.net.head.out_features
+        components = kept.components
         if dims != components and (kept.envelope or kept.cepstra):
             raise TrainingError(
                 f"{kept.space} ends with an envelope, behind which no components can be put; set "
@@ -355,10 +370,11 @@ class Workflow:
             self.folder / "perceptual_maps.safetensors", _some_recordings(train)
         )
         arrays = load_file(self.folder / "content_space.safetensors")
-        teacher = features.load_teacher(
-            self.registry, self.recipe.content_space.layers, self.device
-        )
-        net = copy.deepcopy(self.registry.load("speaker_encoder").net).to(self.device)
+        teacher = whisper_net(
+            self.registry.path(features.TEACHER, file="model.bin"),
+            self.recipe.content_space.layers, self.device,
+        )  # fmt: skip
+        net = speaker_net(self.registry).to(self.device)
         return losses.PerceptualLosses(teacher, ContentSpace(**arrays), net, maps)
 
     def _converter(self, train: Corpus, held: Corpus, start: ConverterNet) -> ConverterNet:

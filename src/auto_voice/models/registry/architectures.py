@@ -6,7 +6,6 @@ Naming an architecture in a YAML file never imports anything that is not listed 
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +28,6 @@ KINDS = ("content", "converter", "vocoder", "speaker", "sample", "recogniser", "
 _PLAIN = frozenset({".safetensors", ".onnx", ".json", ".txt", ".wav", ".flac"})
 
 
-# Compiled kernels that oneDNN, which computes torch's convolutions, keeps for shapes it has seen.
-# It would keep 1024, and pieces of long audio differ in length: some 100 MB that are never used
-# again. The vocoder alone has 78.
-KERNELS_KEPT = 128
-
-
 @dataclass(frozen=True)
 class Architecture:
     """How a stage comes to be.
@@ -44,19 +37,17 @@ class Architecture:
             ``convert_checkpoint(path)``.
         kind: what it builds.
         extra: the installation extra that brings its dependencies; empty for none.
-        torch: whether it runs on torch devices; the others run on the CPU.
+        devices: whether it runs wherever a session can; the others run on the CPU.
         converts: whether its published checkpoints are converted to safetensors.
     """
 
     module: str
     kind: str
     extra: str = ""
-    torch: bool = False
+    devices: bool = False
     converts: bool = False
 
     def _import(self) -> ModuleType:
-        if self.torch:  # Before its first convolution; who set it otherwise has a reason.
-            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KERNELS_KEPT))
         try:
             return importlib.import_module(self.module)
         except ImportError as error:
@@ -100,23 +91,19 @@ def _install_hint(error: ImportError, extra: str) -> str:
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     "hubert": Architecture(
-        "auto_voice.models.hubert_model", "content", "torch", torch=True, converts=True
+        "auto_voice.models.hubert_model", "content", devices=True, converts=True
     ),
-    "content_student": Architecture(
-        "auto_voice.models.content_model", "content", "torch", torch=True
-    ),
+    "content_student": Architecture("auto_voice.models.content_model", "content", devices=True),
     "whisper_content": Architecture(
-        "auto_voice.models.whisper_encoder", "content", "torch", torch=True, converts=True
+        "auto_voice.models.whisper_encoder", "content", devices=True, converts=True
     ),
-    "mel_converter": Architecture(
-        "auto_voice.models.converter_model", "converter", "torch", torch=True
-    ),
+    "mel_converter": Architecture("auto_voice.models.converter_model", "converter", devices=True),
     "hifigan": Architecture(
-        "auto_voice.models.hifigan_model", "vocoder", "torch", torch=True, converts=True
+        "auto_voice.models.hifigan_model", "vocoder", devices=True, converts=True
     ),
     "griffin_lim": Architecture("auto_voice.models.griffin_lim_model", "vocoder"),
     "ge2e": Architecture(
-        "auto_voice.models.speaker_encoder", "speaker", "torch", torch=True, converts=True
+        "auto_voice.models.speaker_encoder", "speaker", devices=True, converts=True
     ),
     "dvector": Architecture("auto_voice.models.dvector_model", "speaker"),
     "sample": Architecture("auto_voice.models.sample_model", "sample"),

@@ -1,23 +1,67 @@
-"""Which device a model runs on."""
+"""Devices: which provider of ONNX Runtime runs a model, and whether this machine has it."""
 
 from __future__ import annotations
 
-from auto_voice.errors import ModelLoadError
+import ctypes
+import logging
+import os
+import sys
+from functools import cache
+from typing import Any
+
+from auto_voice.errors import MissingDependencyError, ModelLoadError
 from auto_voice.models.registry.architectures import ARCHITECTURES
 from auto_voice.models.registry.catalog import ModelVersion
 
+log = logging.getLogger(__name__)
 
-def choose_device(wanted: str, version: ModelVersion) -> str:
-    """The device for ``version``: ``cpu``, ``cuda:N`` or ``mps``.
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "directml": "DmlExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+}
+# The wheel that brings each provider; they exclude each other.
+WHEELS = {
+    "cuda": "onnxruntime-gpu",
+    "directml": "onnxruntime-directml",
+    "coreml": "onnxruntime on macOS",
+    "openvino": "onnxruntime-openvino",
+}
 
-    Args:
-        wanted: ``auto`` takes a GPU where there is one with room, else the CPU. Architectures
-            that do not run on torch stay on the CPU.
+
+@cache
+def onnx_runtime() -> Any:
+    """The module ``onnxruntime``, with its telemetry off.
 
     Raises:
-        ModelLoadError: a device that is not there, or a model that needs a GPU.
+        MissingDependencyError: it is not installed.
     """
-    if not ARCHITECTURES[version.architecture].torch:
+    # Since 1.29 an import looks up a telemetry host and writes a device id, unless told not to.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Models run on onnxruntime, which is not installed; run: pip install onnxruntime"
+        ) from error
+    return onnxruntime
+
+
+def choose_device(wanted: str, version: ModelVersion) -> str:
+    """The device for ``version``: ``cpu``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
+
+    A device that is not there gives way to the CPU, which runs the same model, with a warning.
+
+    Args:
+        wanted: ``auto`` takes a CUDA GPU where there is one with enough memory, else the CPU.
+            Architectures that do not run in sessions stay on the CPU.
+
+    Raises:
+        ModelLoadError: a model that needs a GPU where there is none.
+    """
+    if not ARCHITECTURES[version.architecture].devices:
         return "cpu"
     device = "cpu" if wanted == "cpu" else _accelerator(wanted, version)
     if device == "cpu" and version.needs.gpu == "required":
@@ -29,25 +73,70 @@ def choose_device(wanted: str, version: ModelVersion) -> str:
 
 
 def _accelerator(wanted: str, version: ModelVersion) -> str:
-    try:
-        import torch
-    except ImportError:
-        # The architecture's own import says what to install.
+    kind, _, index = wanted.partition(":")
+    if kind == "auto":
+        roomy = gpu_memory_mb() if PROVIDERS["cuda"] in available_providers() else []
+        return "cuda:0" if roomy and roomy[0] >= version.needs.vram_mb else "cpu"
+    if problem := why_not(kind, int(index or 0)):
+        log.warning("%s runs on the CPU, because %s", version.key, problem)
         return "cpu"
-    if wanted == "mps":
-        if not torch.backends.mps.is_available():
-            raise ModelLoadError("device mps is not available here; use device auto or cpu")
-        return "mps"
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted.startswith("cuda"):
-        index = int(wanted.partition(":")[2] or 0)
-        if index >= count:
-            raise ModelLoadError(
-                f"device {wanted} is not available: torch sees {count} CUDA devices; "
-                "use device auto or cpu, or install a CUDA build of torch"
-            )
-        return f"cuda:{index}"
-    if count:
-        free_mb = torch.cuda.mem_get_info(0)[0] // 2**20
-        return "cuda:0" if free_mb >= version.needs.vram_mb else "cpu"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return f"cuda:{int(index or 0)}" if kind == "cuda" else kind
+
+
+def why_not(kind: str, index: int = 0) -> str:
+    """Why a device cannot be used here, as the end of a sentence; empty where it can.
+
+    Args:
+        kind: a key of ``PROVIDERS``.
+        index: of the CUDA device.
+    """
+    if PROVIDERS[kind] not in available_providers():
+        return (
+            f"device {kind} needs {WHEELS[kind]}; to change the wheel: pip uninstall onnxruntime, "
+            f"then pip install {WHEELS[kind]}"
+        )
+    if kind == "cuda" and index >= (count := len(gpu_memory_mb())):
+        return f"device cuda:{index} is not there: the driver shows {count} CUDA devices"
+    return ""
+
+
+@cache
+def available_providers() -> tuple[str, ...]:
+    """Providers of the ONNX Runtime that is installed; none where it is missing."""
+    try:
+        return tuple(onnx_runtime().get_available_providers())
+    except MissingDependencyError:
+        return ()
+
+
+def provider_options(device: str) -> dict[str, Any]:
+    """What the provider of ``device`` is told."""
+    kind, _, index = device.partition(":")
+    if kind == "cuda":
+        # Measuring every algorithm for each new length would take longer than the work.
+        return {"device_id": int(index or 0), "cudnn_conv_algo_search": "HEURISTIC"}
+    if kind == "openvino":
+        return {"device_type": "CPU"}
+    if kind == "coreml":
+        return {"ModelFormat": "MLProgram"}
+    return {}
+
+
+@cache
+def gpu_memory_mb() -> list[int]:
+    """Memory of each CUDA device in MB, asked of the driver; empty where there is none."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []
+    found = []
+    for index in range(count.value):
+        device, total = ctypes.c_int(), ctypes.c_size_t()
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceTotalMem_v2(ctypes.byref(total), device)
+        found.append(total.value >> 20)
+    return found

@@ -1,79 +1,39 @@
-"""Weights from files to modules: safely, once, without a second copy in memory.
+"""Weights from files to arrays: safely, without torch, without a second copy in memory.
 
-A published checkpoint is a pickle in disguise. It is read with PyTorch's restricted unpickler,
-its weight normalisation is folded, and the arrays go to safetensors beside it. From there a load
-costs a memory map: the module is built on the meta device and the mapped tensors are assigned.
+A published checkpoint is read by the strict reader of ``checkpoints``, its weight normalisation is
+folded, and the arrays go to safetensors beside it. From there a load costs a memory map.
 """
 
 from __future__ import annotations
 
-import pickle
-import re
-import tarfile
-import warnings
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from auto_voice.errors import AudioContentError, ModelLoadError, UnsafeFileError
-
-Array = NDArray[np.generic]
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
-
-# Keys that an error message lists before it says how many more there are.
-NAMES_SHOWN = 3
+from auto_voice.errors import AudioContentError, ModelLoadError
+from auto_voice.models.runtime.checkpoints import Array as Array
+from auto_voice.models.runtime.checkpoints import read_torch_checkpoint, widened
 
 # Old and new spelling of torch's weight normalisation: (magnitude, direction).
 _MAGNITUDES = {
     "weight_g": "weight_v",
     "parametrizations.weight.original0": "parametrizations.weight.original1",
 }
-
-
-def read_torch_checkpoint(path: Path) -> Any:
-    """What ``torch.save`` wrote to ``path``, on the CPU, without running anything in it.
-
-    Reads the zip layout (memory-mapped) and the older plain-pickle layout.
-
-    Raises:
-        UnsafeFileError: the file names anything but tensors and plain containers, or has the
-            tar layout of before 2018, which cannot be read safely.
-        ModelLoadError: it is no checkpoint, or is damaged or cut short.
-    """
-    try:
-        zipped = zipfile.is_zipfile(path)
-        if not zipped and tarfile.is_tarfile(path):
-            raise UnsafeFileError(
-                f"{path} has the legacy tar layout of PyTorch, which cannot be read without "
-                "running code from it; save it again as safetensors."
-            )
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except pickle.UnpicklingError as error:
-        culprit = re.search(r"GLOBAL:? (\S+)", str(error))
-        what = f"asks for {culprit[1].rstrip('.,')}" if culprit else "asks for more than numbers"
-        raise UnsafeFileError(
-            f"{path} is a pickle that {what}, so it could run code and was not loaded; "
-            "save its tensors as safetensors if you trust it."
-        ) from error
-    except (UnsafeFileError, FileNotFoundError, PermissionError):
-        raise
-    except Exception as error:  # torch names the same damage in a dozen ways
-        raise ModelLoadError(
-            f"{path} is not a PyTorch checkpoint or is damaged ({type(error).__name__}); "
-            "fetch it again."
-        ) from error
+# Types of safetensors that NumPy knows; BF16 is widened.
+_DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "BF16": "<u2",
+}  # fmt: skip
 
 
 def checkpoint_arrays(path: Path, under: str | None = None) -> dict[str, Array]:
     """The tensors of a torch checkpoint as C-ordered arrays, weight normalisation folded.
+
+    Numbers of half and double precision come as float32.
 
     Args:
         path: a file of ``torch.save``.
@@ -88,7 +48,7 @@ def checkpoint_arrays(path: Path, under: str | None = None) -> dict[str, Array]:
         state = state[under]
     if not isinstance(state, Mapping):
         raise ModelLoadError(f"{path} holds no dictionary of tensors; is it another model's file?")
-    arrays = {str(key): _to_numpy(value) for key, value in state.items() if torch.is_tensor(value)}
+    arrays = {str(key): _single(v) for key, v in state.items() if isinstance(v, np.ndarray)}
     if not arrays:
         where = f"under {under!r}" if under else "at its top level"
         raise ModelLoadError(f"{path} holds no tensors {where}; is it another model's file?")
@@ -124,111 +84,70 @@ def is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**27
 
 
-def map_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors that share memory with the file; pages are read when they are first touched.
+def map_safetensors(path: Path) -> dict[str, Array]:
+    """Arrays that share memory with the file; pages are read when they are first touched.
 
     Raises:
         ModelLoadError: the file is not safetensors or is cut short.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     try:
-        return load_file(path)
-    except (SafetensorError, RuntimeError) as error:
+        with safe_open(str(path), framework="np"):
+            pass  # The library checks every offset; all that is left is to map what lies there.
+    except (SafetensorError, OSError) as error:
         raise ModelLoadError(
             f"{path} is not a whole safetensors file ({error}); repair or fetch it again."
         ) from error
+    data = np.memmap(path, np.uint8, "r")
+    begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:begin].tobytes())
+    header.pop("__metadata__", None)
+    return {name: _mapped(data[begin:], about, path) for name, about in header.items()}
 
 
-def load_module(
-    make: Callable[[], ModuleT],
+def _mapped(data: NDArray[np.uint8], about: Mapping[str, Any], path: Path) -> Array:
+    if about["dtype"] not in _DTYPES:
+        raise ModelLoadError(f"{path} holds numbers of type {about['dtype']}, which none can read.")
+    start, stop = about["data_offsets"]
+    array: Array = np.asarray(data[start:stop]).view(_DTYPES[about["dtype"]])
+    array = array.reshape(about["shape"])
+    return widened(array) if about["dtype"] == "BF16" else array
+
+
+def read_weights(
     path: Path,
     *,
-    device: str = "cpu",
     convert: Callable[[Path], dict[str, Array]] | None = None,
     select: Callable[[str], str | None] | None = None,
-) -> ModuleT:
-    """A module in evaluation mode whose parameters are the tensors of ``path``.
+) -> dict[str, Array]:
+    """The arrays of ``path`` under a network's names, weight normalisation folded.
 
     Args:
-        make: builds the module; called under the meta device, so nothing is initialised.
         path: safetensors, or with ``convert`` also the published checkpoint.
-        device: where the parameters go; on ``cpu`` they stay mapped to the file.
         convert: reads the published checkpoint into arrays named as in the safetensors.
-        select: maps a key of the file to the module's name for it; None leaves it out.
+        select: maps a key of the file to the network's name for it; None leaves it out.
 
     Raises:
-        ModelLoadError: missing, unknown or wrongly shaped tensors (the message names file and
-            key), a damaged file, or a device that is absent or full.
+        ModelLoadError: a damaged or missing file.
         UnsafeFileError: as ``read_torch_checkpoint``.
     """
     if not path.is_file():
         raise ModelLoadError(f"{path} does not exist; pull the model again.")
     if convert is None or is_safetensors(path):
-        tensors = _fold_tensors(map_safetensors(path))
+        arrays = fold_weight_norm(map_safetensors(path))
     else:
-        tensors = {key: torch.from_numpy(value) for key, value in convert(path).items()}
-    if select is not None:
-        renamed = ((select(key), value) for key, value in tensors.items())
-        tensors = {key: value for key, value in renamed if key is not None}
-    with torch.device("meta"):
-        module = make()
-    _check_fit(module, tensors, path)
-    module.load_state_dict(tensors, assign=True)
-    module.requires_grad_(False).eval()
-    if device == "cpu":
-        return module
-    try:
-        return module.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelLoadError(
-            f"{path} could not be placed on {device!r} ({str(error).splitlines()[0]}); "
-            "choose device 'cpu'."
-        ) from error
+        arrays = convert(path)
+    if select is None:
+        return arrays
+    renamed = ((select(key), value) for key, value in arrays.items())
+    return {key: value for key, value in renamed if key is not None}
 
 
-def _fold_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Only the normalised weights leave the mapping; all others stay where the file is.
-    normed = {
-        key: tensor.numpy()
-        for key, tensor in tensors.items()
-        if key.endswith((*_MAGNITUDES, *_MAGNITUDES.values()))
-    }
-    if not normed:
-        return tensors
-    rest = {key: tensor for key, tensor in tensors.items() if key not in normed}
-    return rest | {key: torch.from_numpy(value) for key, value in fold_weight_norm(normed).items()}
-
-
-def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    wanted = module.state_dict()
-    if missing := [key for key in wanted if key not in tensors]:
-        raise ModelLoadError(f"{path} lacks {_some(missing)}; is it another model's file?")
-    if unknown := [key for key in tensors if key not in wanted]:
-        raise ModelLoadError(
-            f"{path} holds {_some(unknown)}, unknown to this architecture; "
-            "is it another model's file?"
-        )
-    for key, value in wanted.items():
-        if value.shape != tensors[key].shape:
-            raise ModelLoadError(
-                f"{path} has {key!r} of shape {tuple(tensors[key].shape)} where the architecture "
-                f"needs {tuple(value.shape)}; check the model's params in the catalog."
-            )
-
-
-def _some(keys: Iterable[str]) -> str:
-    names = [repr(key) for key in keys]
-    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
-
-
-def _to_numpy(tensor: Tensor) -> Array:
-    dense = tensor.detach()
-    if dense.dtype in (torch.bfloat16, torch.float16, torch.float64):
-        dense = dense.float()
-    return np.ascontiguousarray(dense.numpy())
+def _single(array: Array) -> Array:
+    if array.dtype in (np.float16, np.float64):
+        array = array.astype(np.float32)
+    return np.ascontiguousarray(array)
 
 
 def as_batch(values: Any, dims: int, what: str) -> NDArray[np.float32]:
@@ -239,7 +158,7 @@ def as_batch(values: Any, dims: int, what: str) -> NDArray[np.float32]:
     Raises:
         AudioContentError: wrong number of dimensions, empty, or not finite.
     """
-    if torch.is_tensor(values):
+    if hasattr(values, "detach"):  # A torch tensor, perhaps on a GPU or with gradients.
         values = values.detach().cpu().float().numpy()
     array = np.ascontiguousarray(values, dtype=np.float32)
     if array.ndim == dims - 1:
@@ -251,16 +170,3 @@ def as_batch(values: Any, dims: int, what: str) -> NDArray[np.float32]:
     if not np.isfinite(array).all():
         raise AudioContentError(f"{what} holds NaN or infinity; repair the input first.")
     return array
-
-
-def only_file(files: Mapping[str, Path], name: str) -> Path:
-    """The weight file of a version that has one.
-
-    Raises:
-        ModelLoadError: the version has none, or several.
-    """
-    if len(files) != 1:
-        raise ModelLoadError(
-            f"{name} must list exactly one weight file in the catalog, not {len(files)}."
-        )
-    return next(iter(files.values()))

@@ -1,0 +1,132 @@
+"""The network of the compact converter."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from auto_voice.audio.mel import HIFIGAN_MEL
+from auto_voice.models.converter_model import PITCH_SIZE, PROFILE_SIZE
+from auto_voice.training.networks.convnext import ConvNeXtBlock
+
+
+class VoiceCondition(NamedTuple):
+    """A batch of voices as the network sees them.
+
+    Attributes:
+        embedding: ``(batch, 256)`` unit norm.
+        profile: ``(batch, PROFILE_SIZE)``: mean and spread of the standardised reference mel,
+            pitch mean and spread; zeros where only an embedding is known.
+        keys: ``(batch, frames, dims)`` content of the reference; may have no frames.
+        values: ``(batch, frames, bands)`` standardised mel of the reference.
+        mask: ``(batch, frames)`` bool, true where a frame is real.
+    """
+
+    embedding: Tensor
+    profile: Tensor
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+
+
+class ReferenceAttention(nn.Module):
+    """For each frame, a blend of the reference's mel frames of like content.
+
+    Queries and keys share one projection that starts as the identity, so that the untrained layer
+    is already a soft nearest-neighbour search; each head has its own sharpness. A learned empty
+    slot lets a head find nothing.
+    """
+
+    def __init__(self, dims: int, heads: int, width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.project = nn.Parameter(torch.eye(dims).repeat(heads, 1, 1))
+        self.sharpness = nn.Parameter(torch.linspace(-2.5, -0.5, heads))
+        self.empty = nn.Parameter(torch.zeros(heads))
+        self.out = nn.Linear(heads * (HIFIGAN_MEL.bands + 1), width)
+
+    def forward(self, content: Tensor, voice: VoiceCondition) -> Tensor:
+        """``(batch, frames, dims)`` to ``(batch, frames, width)``."""
+        batch, frames, _ = content.shape
+        q = F.normalize(torch.matmul(content[:, None], self.project), dim=-1)
+        k = F.normalize(torch.matmul(voice.keys[:, None], self.project), dim=-1)
+        scale = torch.exp(self.sharpness + 5.0).view(1, -1, 1, 1)
+        score = torch.matmul(q * scale, k.transpose(-1, -2))
+        score = score.masked_fill(~voice.mask[:, None, None, :], -1e4)
+        empty = self.empty.view(1, -1, 1, 1).expand(batch, -1, frames, 1)
+        weight = torch.softmax(torch.cat([score, empty], dim=-1), dim=-1)
+        found = torch.matmul(weight[..., :-1], voice.values[:, None])
+        heads = torch.cat([found, 1 - weight[..., -1:]], dim=-1)
+        out: Tensor = self.out(heads.permute(0, 2, 1, 3).reshape(batch, frames, -1))
+        return out
+
+
+class ConverterNet(nn.Module):
+    """``ConvNeXtBlock`` trunk under a voice condition.
+
+    Args:
+        dims: of the content space.
+        width: channels of the trunk.
+        blocks: of the trunk.
+        kernel: frames that one block sees, at the mel rate.
+        expansion: of the blocks' perceptrons.
+        heads: of the attention over the reference; 0 leaves it out.
+        use_profile: whether the long-term spectrum and pitch range of the reference are used.
+        cepstra: whether the content ends with ``cepstra``; in training those of the source are
+            warped, those of the reference are as they are.
+    """
+
+    def __init__(
+        self,
+        dims: int = 64,
+        width: int = 224,
+        blocks: int = 8,
+        kernel: int = 7,
+        expansion: int = 2,
+        heads: int = 4,
+        use_profile: bool = True,
+        cepstra: bool = False,
+    ) -> None:
+        super().__init__()
+        self.arguments: dict[str, Any] = {
+            "dims": dims, "width": width, "blocks": blocks, "kernel": kernel,
+            "expansion": expansion, "heads": heads, "use_profile": use_profile,
+        }  # fmt: skip
+        if cepstra:  # Left out, so that programs that know no cepstra read what has none.
+            self.arguments["cepstra"] = True
+        self.use_profile = use_profile
+        self.cepstra = cepstra
+        self.stem = nn.Conv1d(dims + PITCH_SIZE, width, 5, padding=2)
+        self.attention = ReferenceAttention(dims, heads, width) if heads else None
+        self.embed = nn.Linear(256, width)
+        self.describe = nn.Linear(PROFILE_SIZE, width)
+        self.mix = nn.Linear(width, width)
+        self.blocks = nn.ModuleList(
+            ConvNeXtBlock(width, kernel, expansion, condition=width) for _ in range(blocks)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 2 * HIFIGAN_MEL.bands)
+
+    def forward(self, content: Tensor, pitch: Tensor, voice: VoiceCondition) -> Tensor:
+        """Standardised mel ``(batch, frames, bands)``.
+
+        Args:
+            content: ``(batch, frames, dims)`` at the mel rate.
+            pitch: ``(batch, frames, PITCH_SIZE)``; see ``pitch_inputs``.
+        """
+        condition = self.embed(16.0 * voice.embedding)
+        if self.use_profile:
+            condition = condition + self.describe(voice.profile)
+        condition = F.gelu(self.mix(F.gelu(condition)))
+        x = self.stem(torch.cat([content, pitch], dim=-1).transpose(1, 2))
+        if self.attention is not None:
+            x = x + self.attention(content, voice).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, condition)
+        envelope, depth = self.head(self.norm(x.transpose(1, 2))).chunk(2, dim=-1)
+        # Source and filter: the pitch's own harmonics, as deep as the frame and band let them be.
+        out: Tensor = envelope + F.softplus(depth) * pitch[..., 3:]
+        return out
