@@ -27,7 +27,7 @@ picture: $(VENV)/.installed-dev
 	$(BIN)/python scripts/make_picture.py
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[torch,plot]'
+	$(PIP) -e '.[plot]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -10,7 +10,6 @@ knows of the voice changes. The last column counts the seconds that making a voi
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,7 +26,8 @@ from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.evaluation.judges import load_judges
 from auto_voice.evaluation.pairs import Pair, read_test_set
 from auto_voice.evaluation.scoring import evaluate
-from auto_voice.models import speaker_adaptation as fitting
+from auto_voice.models.converter_model import CompactConverter
+from auto_voice.training import fine_tuning as fitting
 from auto_voice.types import Voice, Waveform
 from auto_voice.voices.cloning import bare_voice
 
@@ -46,14 +46,13 @@ def fitted(
     """The converter fitted to the voice by a plan of its own."""
 
     def make(converter: Any, voice: Voice) -> Voice:
-        kept = converter.plan, fitting.LATE
-        converter.plan = replace(converter.plan, share=share, rate=rate)
-        fitting.LATE = ("",) if everywhere else kept[1]
+        kept = fitting.LATE
+        fitting.LATE = ("",) if everywhere else kept
         try:
-            made: Voice = converter.adapt(voice, steps)
+            plan = fitting.Adaptation(share=share, rate=rate)
+            return fitting.fine_tune(converter, voice, steps, plan=plan)
         finally:
-            converter.plan, fitting.LATE = kept
-        return made
+            fitting.LATE = kept
 
     return make
 
@@ -93,10 +92,13 @@ class Matching:
 
 def without_attention(converter: Any) -> Any:
     """The same network, the lookup into the reference's frames left out."""
-    other = copy.copy(converter)
-    other.net = copy.deepcopy(converter.net)
-    other.net.attention = None
-    return other
+    silent = {
+        name: np.zeros_like(values) if name.startswith("attention.out.") else values
+        for name, values in converter.weights.items()
+    }
+    return CompactConverter(
+        converter.graph, silent, converter.shape, converter.name, converter.content_space
+    )
 
 
 VARIANTS: Mapping[str, tuple[Callable[[Any, Voice], Voice], Callable[[Any], Any]]] = {

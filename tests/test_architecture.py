@@ -97,6 +97,16 @@ def test_what_only_the_tests_install_is_imported_nowhere() -> None:
             assert not {name.split(".")[0] for name in names} & TEST_ONLY, path
 
 
+def test_torch_is_imported_where_something_is_learnt_and_nowhere_else() -> None:
+    for path in sorted(SOURCE.rglob("*.py")):
+        if SOURCE / "training" in path.parents:
+            continue
+        for node in ast.walk(syntax_of(path)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not {name.split(".")[0] for name in names} & {"torch", "onnx"}, path
+
+
 def test_the_foundation_imports_no_room() -> None:
     for name in FOUNDATION:
         assert set(imports_of(SOURCE / f"{name}.py")) <= FOUNDATION

@@ -31,6 +31,12 @@ for _name, _value in {
 
 __version__ = "0.1.0"
 
+# Read by libraries when they are imported, some of them by libraries of ours. Threads of OpenMP
+# that wait must not take the core that another process needs; onnxruntime looks up a telemetry
+# host unless it is told not to.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 _HOMES = {
     "ConversionResult": "inference.result",
     "ModelRegistry": "models.model_registry",

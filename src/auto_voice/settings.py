@@ -50,7 +50,7 @@ class Settings:
         config: the user's YAML, which overlays the built-in catalog; None for the catalog alone.
         model_dir: where models are kept.
         offline: no socket is opened.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
         fallback: ``none``, ``compact`` or ``mock``.
         memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
         voice_dir: where stored voices are.
@@ -190,8 +190,10 @@ def _fallback(raw: Any) -> str:
 
 
 def _device(raw: Any) -> str:
-    if not isinstance(raw, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", raw):
-        raise ValueError("one of auto, cpu, mps, cuda, cuda:0, cuda:1…")
+    if not isinstance(raw, str) or not re.fullmatch(
+        r"auto|cpu|directml|coreml|openvino|cuda(:\d+)?", raw
+    ):
+        raise ValueError("one of auto, cpu, cuda, cuda:0, cuda:1, directml, coreml, openvino")
     return raw
 
 
@@ -234,7 +236,12 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("config", _optional_path, lambda: None, "your YAML: settings and further models"),
         Setting("model_dir", _path, _user_cache, "where models are kept"),
         Setting("offline", _boolean, lambda: False, "1: never open a connection", "HF_HUB_OFFLINE"),
-        Setting("device", _device, lambda: "auto", "auto, cpu, cuda, cuda:N or mps"),
+        Setting(
+            "device",
+            _device,
+            lambda: "auto",
+            "auto, cpu, cuda, cuda:N, directml, coreml or openvino",
+        ),
         Setting(
             "fallback",
             _fallback,

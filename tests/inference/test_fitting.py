@@ -39,7 +39,8 @@ class Learning(LocalConverter):
 def learning(hand_made):
     def make(**config):
         converter = Learning()
-        pipeline, _ = hand_made(PipelineConfig(**config), converter_compact=converter)
+        asked = {"fine_tune": True} | config
+        pipeline, _ = hand_made(PipelineConfig(**asked), converter_compact=converter)
         return pipeline, converter
 
     return make
@@ -56,15 +57,24 @@ def test_cloning_fits_once_and_remembers(learning, reference, source):
     assert converter.fitted == [12]
 
 
-def test_no_steps_no_fitting(learning, reference):
-    pipeline, converter = learning(adaptation_steps=0)
+@pytest.mark.parametrize("config", [{"adaptation_steps": 0}, {"fine_tune": False}])
+def test_a_converter_is_not_fine_tuned_unless_asked(learning, reference, config):
+    pipeline, converter = learning(**config)
     assert not pipeline.clone(reference).adaptation
     assert converter.fitted == []
+    assert PipelineConfig().fine_tune is False
 
 
 def test_a_voice_asked_for_its_embedding_alone_is_not_fitted(learning, reference):
     pipeline, converter = learning()
     pipeline.clone(reference, adapt=False)
+    assert converter.fitted == []
+
+
+def test_a_voice_stored_fine_tuned_is_used_so_without_asking(learning, reference, source, tmp_path):
+    path = save_voice(tmp_path / "ann.safetensors", learning()[0].clone(reference))
+    pipeline, converter = learning(fine_tune=False)
+    assert pipeline.convert(source, path).voice.adapted_to == "follow@1"
     assert converter.fitted == []
 
 

@@ -14,6 +14,7 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import AudioContentError, MissingDependencyError, ModelLoadError
 from auto_voice.models import dvector_model, quality_model, recogniser
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
+from auto_voice.models.runtime import devices
 
 if TYPE_CHECKING:
     from auto_voice.models import ModelRegistry
@@ -22,17 +23,16 @@ if TYPE_CHECKING:
 RATE = 16000
 
 
-class FakeSession:
-    """An ONNX session that remembers its inputs."""
+class FakeNetwork:
+    """A network that remembers its inputs."""
 
-    def __init__(self, name: str, answer: Any) -> None:
-        self.name = name
+    def __init__(self, answer: Any) -> None:
         self.answer = answer
         self.seen: list[np.ndarray] = []
 
-    def run(self, _: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-        self.seen.append(feeds[self.name].copy())
-        return [self.answer(feeds[self.name])]
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        self.seen.append(values.copy())
+        return self.answer(values)
 
 
 def noise(seconds: float) -> FloatArray:
@@ -56,8 +56,7 @@ def test_dvector_front_end_agrees_with_librosa() -> None:
 
 
 def test_dvector_averages_unit_windows_of_eight_tenths_of_a_second() -> None:
-    session = FakeSession(
-        "mel_window",
+    session = FakeNetwork(
         lambda w: np.pad(w.mean(axis=1), ((0, 0), (0, 216))) * (1 + np.arange(len(w)))[:, None],
     )
     encoder = dvector_model.DVectorModel(session)
@@ -75,7 +74,7 @@ def test_dvector_averages_unit_windows_of_eight_tenths_of_a_second() -> None:
 
 
 def test_dvector_pads_short_speech_and_batches_long_speech() -> None:
-    session = FakeSession("mel_window", lambda w: np.ones((len(w), 256), np.float32))
+    session = FakeNetwork(lambda w: np.ones((len(w), 256), np.float32))
     encoder = dvector_model.DVectorModel(session)
     encoder.embed_utterance(noise(0.2))
     assert session.seen[0].shape == (1, 80, 40)
@@ -85,7 +84,7 @@ def test_dvector_pads_short_speech_and_batches_long_speech() -> None:
 
 
 def test_quality_hears_every_second_in_windows_of_nine() -> None:
-    session = FakeSession("input_1", lambda _: np.array([[3.0, 4.0, 2.0]]))
+    session = FakeNetwork(lambda _: np.array([[3.0, 4.0, 2.0]]))
     model = quality_model.QualityModel(session)
     x = np.arange(20 * RATE, dtype=np.float32) / (20 * RATE)
     model.score(x)
@@ -95,7 +94,7 @@ def test_quality_hears_every_second_in_windows_of_nine() -> None:
 
 
 def test_quality_repeats_short_audio_and_limits_loud_audio() -> None:
-    session = FakeSession("input_1", lambda _: np.array([[3.0, 4.0, 2.0]]))
+    session = FakeNetwork(lambda _: np.array([[3.0, 4.0, 2.0]]))
     x = noise(2.0)
     x[0] = 3.0
     quality_model.QualityModel(session).score(x)
@@ -106,7 +105,7 @@ def test_quality_repeats_short_audio_and_limits_loud_audio() -> None:
 
 
 def test_quality_applies_the_published_calibration() -> None:
-    session = FakeSession("input_1", lambda _: np.array([[3.0, 4.0, 2.0]]))
+    session = FakeNetwork(lambda _: np.array([[3.0, 4.0, 2.0]]))
     found = quality_model.QualityModel(session).score(noise(1))
     assert found.speech == pytest.approx(-0.08397278 * 9 + 1.22083953 * 3 + 0.0052439)
     assert found.background == pytest.approx(-0.13166888 * 16 + 1.60915514 * 4 - 0.39604546)
@@ -115,7 +114,7 @@ def test_quality_applies_the_published_calibration() -> None:
 
 @pytest.mark.parametrize("bad", [np.zeros(0), np.array([np.nan] * 800), np.array([np.inf] * 800)])
 def test_what_is_no_sound_is_refused(bad: np.ndarray) -> None:
-    session = FakeSession("x", lambda _: None)
+    session = FakeNetwork(lambda _: None)
     for judge in (
         dvector_model.DVectorModel(session).embed_utterance,
         quality_model.QualityModel(session).score,
@@ -138,12 +137,13 @@ def test_a_missing_extra_is_answered_with_the_install_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
-    for module, file in (
-        (dvector_model, "m.onnx"),
-        (quality_model, "m.onnx"),
-        (recogniser, "model.bin"),
+    devices.onnx_runtime.cache_clear()
+    for module, file, command in (
+        (dvector_model, "m.onnx", "pip install onnxruntime"),
+        (quality_model, "m.onnx", "pip install onnxruntime"),
+        (recogniser, "model.bin", r"pip install 'auto-voice\[eval\]'"),
     ):
-        with pytest.raises(MissingDependencyError, match=r"pip install 'auto-voice\[eval\]'"):
+        with pytest.raises(MissingDependencyError, match=command):
             module.build({file: tmp_path / file}, version("x", file), "cpu")
 
 

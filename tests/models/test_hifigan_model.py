@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
-from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
+from auto_voice.errors import AudioContentError, ModelLoadError
 from auto_voice.models.base import Vocoder
 from auto_voice.models.registry.catalog import ModelVersion
 
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 torch = pytest.importorskip("torch")
 
+import graph_kit  # noqa: E402
 from auto_voice.models import hifigan_model as hifigan  # noqa: E402
+from auto_voice.training.networks.hifigan import HiFiGANNet  # noqa: E402
 
 SMALL = hifigan.HiFiGANShape(channels=32)
 
 
-def random_net(shape: hifigan.HiFiGANShape = SMALL) -> hifigan.HiFiGANNet:
+def random_net(shape: hifigan.HiFiGANShape = SMALL) -> HiFiGANNet:
     torch.manual_seed(0)
-    return hifigan.HiFiGANNet(shape).eval()
+    return HiFiGANNet(shape).eval()
 
 
 def random_mel(frames: int, rows: int = 1, seed: int = 0) -> np.ndarray:
@@ -33,9 +35,13 @@ def random_mel(frames: int, rows: int = 1, seed: int = 0) -> np.ndarray:
     return rng.standard_normal((rows, 80, frames)).astype(np.float32)
 
 
+def vocoder_of(net: HiFiGANNet, **options: int) -> hifigan.HiFiGANModel:
+    return hifigan.HiFiGANModel(graph_kit.network("hifigan", SMALL, net), SMALL, **options)
+
+
 @pytest.fixture(scope="module")
 def model() -> hifigan.HiFiGANModel:
-    return hifigan.HiFiGANModel(random_net(), SMALL, precision="float32")
+    return vocoder_of(random_net())
 
 
 def test_the_network_equals_an_independent_implementation(model: hifigan.HiFiGANModel) -> None:
@@ -49,7 +55,7 @@ def test_the_network_equals_an_independent_implementation(model: hifigan.HiFiGAN
     )
     reference = transformers.SpeechT5HifiGan(config).eval()
     state = {
-        key.replace("ups.", "upsampler."): value for key, value in model.net.state_dict().items()
+        key.replace("ups.", "upsampler."): value for key, value in random_net().state_dict().items()
     }
     answer = reference.load_state_dict(state, strict=False)
     assert set(answer.missing_keys) <= {"mean", "scale"}
@@ -63,8 +69,8 @@ def test_the_network_equals_an_independent_implementation(model: hifigan.HiFiGAN
 @pytest.mark.parametrize("chunk", [3, 31, 59, 60, 61])
 def test_chunks_equal_one_pass(chunk: int) -> None:
     mel = random_mel(60, rows=2)
-    whole = hifigan.HiFiGANModel(random_net(), SMALL, precision="float32", chunk_frames=1000)
-    parts = hifigan.HiFiGANModel(random_net(), SMALL, precision="float32", chunk_frames=chunk)
+    whole = vocoder_of(random_net(), chunk_frames=1000)
+    parts = vocoder_of(random_net(), chunk_frames=chunk)
     np.testing.assert_allclose(parts.synthesize(mel), whole.synthesize(mel), atol=1e-5)
 
 
@@ -100,28 +106,11 @@ def test_a_batch_equals_its_rows(model: hifigan.HiFiGANModel) -> None:
         np.testing.assert_allclose(model.synthesize(torch.from_numpy(row))[0], samples, atol=1e-6)
 
 
-def test_bfloat16_is_near_float32(model: hifigan.HiFiGANModel) -> None:
-    reduced = hifigan.HiFiGANModel(model.net, SMALL, precision="bfloat16")
-    mel = random_mel(40)
-    full, low = model.synthesize(mel), reduced.synthesize(mel)
-    assert low.dtype == np.float32
-    assert np.abs(full - low).mean() < 0.03 * np.abs(full).mean()
-
-
-def test_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    for has, expected in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(hifigan, "cpu_has_bfloat16", lambda has=has: has)
-        assert hifigan.HiFiGANModel(random_net(), SMALL).precision == expected
-    assert hifigan.HiFiGANModel(random_net(), SMALL, device="cuda").precision == "float32"
-    with pytest.raises(ConfigError, match="bfloat16"):
-        hifigan.HiFiGANModel(random_net(), SMALL, precision="int4")
-
-
 def version(**params: object) -> ModelVersion:
     return ModelVersion("hifigan", "1.0", "vocoder", "hifigan", (), "MIT", params)
 
 
-def published(path: Path, net: hifigan.HiFiGANNet) -> Path:
+def published(path: Path, net: HiFiGANNet) -> Path:
     """``net`` as the authors publish generators: weight-normed, under ``generator``."""
     state: dict[str, Any] = {}
     for name, value in net.state_dict().items():
@@ -137,9 +126,12 @@ def published(path: Path, net: hifigan.HiFiGANNet) -> Path:
 def test_a_published_checkpoint_gives_the_network_back(
     model: hifigan.HiFiGANModel, tmp_path: Path
 ) -> None:
-    path = published(tmp_path / "generator.pth.tar", model.net)
-    params = {"channels": 32, "upsample_rates": [8, 8, 2, 2], "precision": "float32"}
-    loaded = hifigan.build({"f": path}, version(**params), "cpu")
+    path = published(tmp_path / "generator.pth.tar", random_net())
+    graph = tmp_path / "generator.onnx"
+    graph.write_bytes(graph_kit.graph("hifigan", SMALL))
+    params = {"channels": 32, "upsample_rates": [8, 8, 2, 2]}
+    files = {"f": path, "generator.onnx": graph}
+    loaded = hifigan.build(files, version(**params), "cpu")
     mel = random_mel(20)
     np.testing.assert_allclose(loaded.synthesize(mel), model.synthesize(mel), atol=1e-6)
     with pytest.raises(ModelLoadError, match=r"generator\.pth\.tar .*conv_pre"):
@@ -162,7 +154,8 @@ def test_copy_synthesis_keeps_the_speaker_and_the_quality(weights_registry: Mode
     vocoder = weights_registry.load_hifigan()
     speaker = weights_registry.load_speaker_encoder()
     quality = weights_registry.load("quality_dnsmos")
-    assert sum(p.numel() for p in vocoder.net.parameters()) == 13_926_017
+    arrays = weights_registry.path("hifigan_universal")
+    assert sum(a.size for a in hifigan.convert_checkpoint(arrays).values()) == 13_926_017
     speech = read_audio(weights_registry.path("sample_clone_test"), sample_rate=22050).samples
     copied = vocoder.synthesize(log_mel(speech, HIFIGAN_MEL))[0]
     assert len(copied) == len(speech) // 256 * 256

@@ -15,8 +15,8 @@ from auto_voice.models.registry.catalog import ModelVersion
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+import graph_kit  # noqa: E402
 from auto_voice.models import hubert_model as hubert  # noqa: E402
-from auto_voice.models.runtime.weights import fold_weight_norm  # noqa: E402
 
 SMALL = {
     "dims": 48,
@@ -79,8 +79,15 @@ def checkpoint(expected: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Path) -> hubert.HuBERTModel:
-    return hubert.build({"pytorch_model.bin": checkpoint}, version(), "cpu")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    path = tmp_path_factory.mktemp("graph") / "hubert.onnx"
+    path.write_bytes(graph_kit.graph("hubert", hubert.HuBERTShape(**SMALL)))
+    return {path.name: path}
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path, graph: dict[str, Path]) -> hubert.HuBERTModel:
+    return hubert.build({"pytorch_model.bin": checkpoint, **graph}, version(), "cpu")
 
 
 def speech(*seconds: float, seed: int = 0) -> np.ndarray:
@@ -119,17 +126,13 @@ def test_every_layer_equals_the_reference(model: hubert.HuBERTModel, expected: A
 
 
 @pytest.mark.slow
-def test_the_full_size_equals_the_reference() -> None:
+def test_the_full_size_equals_the_reference(tmp_path: Path) -> None:
     network = reference()
-    state = {key: value.numpy() for key, value in published_state(network).items()}
-    assert sum(value.size for value in state.values()) == 94_371_712
-    folded = fold_weight_norm(state)
-    folded.pop("masked_spec_embed")
-    with torch.device("meta"):
-        net = hubert.HuBERTNet(hubert.HuBERTShape())
-    tensors = {key: torch.from_numpy(value) for key, value in folded.items()}
-    net.load_state_dict(tensors, assign=True)
-    ours = hubert.HuBERTModel(net.eval())
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(published_state(network), path)
+    full = ModelVersion("hubert_base", "1.0", "content", "hubert", (), "Apache-2.0", {})
+    ours = hubert.build({path.name: path}, full, "cpu")
+    assert sum(a.size for a in hubert.convert_checkpoint(path).values()) == 94_370_816
     audio = speech(1.0)
     for layer, state in enumerate(hidden_states(network, audio)):
         features = ours.extract_features(audio, layer=layer)
@@ -187,8 +190,10 @@ def test_the_level_hardly_matters(model: hubert.HuBERTModel) -> None:
     assert np.abs(loud - soft).max() < 0.02 * np.abs(loud).max()
 
 
-def test_normalisation_makes_it_exactly_immaterial(checkpoint: Path) -> None:
-    model = hubert.build({"f": checkpoint}, version(normalise=True), "cpu")
+def test_normalisation_makes_it_exactly_immaterial(
+    checkpoint: Path, graph: dict[str, Path]
+) -> None:
+    model = hubert.build({"f": checkpoint, **graph}, version(normalise=True), "cpu")
     audio = speech(0.6, 0.3)
     lengths = np.array([9600, 4800])
     loud = model.extract_features(audio, lengths)
@@ -212,8 +217,8 @@ def test_content_frames_are_the_middle_of_their_20_ms(model: hubert.HuBERTModel)
     np.testing.assert_array_equal(content.features, model.extract_features(padded, layer=4)[0])
 
 
-def test_the_content_layer_is_part_of_the_space(checkpoint: Path) -> None:
-    model = hubert.build({"f": checkpoint}, version(content_layer=2), "cpu")
+def test_the_content_layer_is_part_of_the_space(checkpoint: Path, graph: dict[str, Path]) -> None:
+    model = hubert.build({"f": checkpoint, **graph}, version(content_layer=2), "cpu")
     audio = speech(0.3)[0]
     content = model.encode(audio)
     assert content.space == "hubert_base@1.0/layer2"
@@ -222,21 +227,21 @@ def test_the_content_layer_is_part_of_the_space(checkpoint: Path) -> None:
 
 
 def test_a_converted_checkpoint_loads_as_the_published_one(
-    checkpoint: Path, model: hubert.HuBERTModel, tmp_path: Path
+    checkpoint: Path, model: hubert.HuBERTModel, graph: dict[str, Path], tmp_path: Path
 ) -> None:
     from safetensors.numpy import save_file
 
     arrays = hubert.convert_checkpoint(checkpoint)
     assert not [key for key in arrays if key.endswith(("weight_g", "weight_v"))]
     save_file(arrays, tmp_path / "model.safetensors")
-    converted = hubert.build({"f": tmp_path / "model.safetensors"}, version(), "cpu")
+    converted = hubert.build({"f": tmp_path / "model.safetensors", **graph}, version(), "cpu")
     audio = speech(0.5)
     np.testing.assert_array_equal(converted.extract_features(audio), model.extract_features(audio))
 
 
 @pytest.mark.parametrize("prefix", ["", "hubert."])
 def test_safetensors_of_the_library_load_directly(
-    prefix: str, expected: Any, tmp_path: Path
+    prefix: str, expected: Any, graph: dict[str, Path], tmp_path: Path
 ) -> None:
     from safetensors.torch import save_file
 
@@ -244,20 +249,23 @@ def test_safetensors_of_the_library_load_directly(
     if prefix:
         state["lm_head.weight"] = torch.ones(2, 2)
     save_file(state, tmp_path / "model.safetensors")
-    model = hubert.build({"f": tmp_path / "model.safetensors"}, version(), "cpu")
+    model = hubert.build({"f": tmp_path / "model.safetensors", **graph}, version(), "cpu")
     audio = speech(0.4)
     ours = model.extract_features(audio)
     assert np.abs(ours - hidden_states(expected, audio)[-1]).max() <= 1e-4
 
 
 def test_another_shape_is_named(checkpoint: Path) -> None:
+    with pytest.raises(ModelLoadError, match="no graph is installed"):
+        hubert.build({"f": checkpoint}, version(), "cpu")
+    full = ModelVersion("hubert_base", "1.0", "content", "hubert", (), "Apache-2.0", {})
     with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin .*'encoder.layers.4"):
-        hubert.build({"f": checkpoint}, version(layers=6), "cpu")
-    with pytest.raises(ModelLoadError, match="shape"):
-        hubert.build({"f": checkpoint}, version(feed_forward=64), "cpu")
+        hubert.build({"f": checkpoint}, full, "cpu")
 
 
-def test_bad_requests_are_refused(model: hubert.HuBERTModel, checkpoint: Path) -> None:
+def test_bad_requests_are_refused(
+    model: hubert.HuBERTModel, checkpoint: Path, graph: dict[str, Path]
+) -> None:
     with pytest.raises(AudioContentError, match="400 samples"):
         model.extract_features(np.zeros(399))
     with pytest.raises(AudioContentError, match="400 samples"):
@@ -269,6 +277,6 @@ def test_bad_requests_are_refused(model: hubert.HuBERTModel, checkpoint: Path) -
         with pytest.raises(ConfigError, match="layers 0 to 4"):
             model.extract_features(np.zeros(8000), layer=layer)
     with pytest.raises(ConfigError, match="layers 0 to 4"):
-        hubert.build({"f": checkpoint}, version(content_layer=7), "cpu")
+        hubert.build({"f": checkpoint, **graph}, version(content_layer=7), "cpu")
     with pytest.raises(ModelLoadError, match="exactly one"):
         hubert.build({}, version(), "cpu")

@@ -27,6 +27,7 @@ from auto_voice.errors import (
 from auto_voice.models import ModelRegistry
 from auto_voice.models.registry import architectures as table
 from auto_voice.models.registry.catalog_schema import load_catalog
+from auto_voice.models.runtime import devices
 from auto_voice.models.runtime.devices import choose_device
 from registry_kit import (
     file_entry,
@@ -344,7 +345,7 @@ def test_an_unsafe_file_is_no_reason_to_fall_back(tmp_path: Path) -> None:
 def test_wrong_shapes_name_the_file_and_the_key(tmp_path: Path) -> None:
     import torch
 
-    from auto_voice.models.speaker_encoder import SpeakerNet
+    from auto_voice.training.networks.speaker import SpeakerNet
 
     state = SpeakerNet().state_dict()
     key = next(iter(state))
@@ -419,7 +420,7 @@ def test_a_missing_dependency_is_named_with_its_command(
 def small_speaker_checkpoint(tmp_path: Path) -> Path:
     import torch
 
-    from auto_voice.models.speaker_encoder import SpeakerNet
+    from auto_voice.training.networks.speaker import SpeakerNet
 
     torch.manual_seed(0)
     path = tmp_path / "speaker.pt"
@@ -486,34 +487,58 @@ def needs_gpu(tmp_path: Path) -> ModelRegistry:
     return ModelRegistry(tmp_path / "m", config=config)
 
 
-def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
+def machine(monkeypatch: pytest.MonkeyPatch, *providers: str, gpus_mb: list[int]) -> None:
+    """A machine whose runtime has these providers, and whose driver shows these GPUs."""
+    found = ("CPUExecutionProvider", *providers)
+    monkeypatch.setattr(devices, "available_providers", lambda: found)
+    monkeypatch.setattr(devices, "gpu_memory_mb", lambda: gpus_mb)
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+@pytest.mark.parametrize(
+    ("device", "why"),
+    [
+        ("cuda", "needs onnxruntime-gpu"),
+        ("cuda:1", "needs onnxruntime-gpu"),
+        ("directml", "needs onnxruntime-directml"),
+        ("openvino", "needs onnxruntime-openvino"),
+        ("coreml", "is a Mac's"),
+    ],
+)
+def test_a_device_that_is_not_there_gives_way_to_the_cpu_with_a_warning(
+    device: str, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine(monkeypatch, gpus_mb=[])
     version = load_catalog().version("hifigan_universal")
-    assert choose_device("auto", version) == "cpu"
-    assert choose_device("cpu", version) == "cpu"
-    with pytest.raises(ModelLoadError, match="torch sees 0 CUDA devices"):
-        choose_device("cuda", version)
-    with pytest.raises(ModelLoadError, match="mps is not available"):
-        choose_device("mps", version)
-    assert choose_device("cuda", load_catalog().version("griffin_lim")) == "cpu"
+    assert choose_device(device, version) == "cpu"
+    assert why in caplog.text
+    assert version.key in caplog.text
 
 
-def test_a_gpu_is_taken_where_there_is_one_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
+def test_without_an_accelerator_auto_is_the_cpu_and_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine(monkeypatch, gpus_mb=[])
+    for name in ("hifigan_universal", "griffin_lim"):
+        assert choose_device("auto", load_catalog().version(name)) == "cpu"
+        assert choose_device("cpu", load_catalog().version(name)) == "cpu"
+    assert not caplog.text
 
+
+def test_a_gpu_is_taken_where_there_is_one_with_room(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     version = load_catalog().version("hifigan_universal")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (8 << 30, 8 << 30))
+    machine(monkeypatch, "CUDAExecutionProvider", gpus_mb=[8000, 8000])
     assert choose_device("auto", version) == "cuda:0"
+    assert choose_device("cuda", version) == "cuda:0"
     assert choose_device("cuda:1", version) == "cuda:1"
-    with pytest.raises(ModelLoadError, match="cuda:2 is not available: torch sees 2"):
-        choose_device("cuda:2", version)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (1 << 20, 8 << 30))
+    assert choose_device("cuda:2", version) == "cpu"
+    assert "the driver shows 2 CUDA devices" in caplog.text
+    assert choose_device("cuda", load_catalog().version("griffin_lim")) == "cpu"
+    machine(monkeypatch, "CUDAExecutionProvider", gpus_mb=[1])
     assert choose_device("auto", version) == "cpu", "too little room on the GPU"
+    machine(monkeypatch, "OpenVINOExecutionProvider", gpus_mb=[])
+    assert choose_device("openvino", version) == "openvino"
 
 
 def test_a_model_that_needs_a_gpu_says_so(tmp_path: Path) -> None:

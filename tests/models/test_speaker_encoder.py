@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 torch = pytest.importorskip("torch")
 
+import graph_kit  # noqa: E402
 from auto_voice.models import speaker_encoder as ge2e  # noqa: E402
+from auto_voice.training.networks.speaker import SpeakerNet  # noqa: E402
 
 VECTORS = np.load(Path(__file__).parent / "data" / "speaker_vectors.npz")
 EXCERPTS = sorted(
@@ -28,9 +30,14 @@ WINDOWS = sorted(int(key.split("/")[1]) for key in VECTORS.files if key.startswi
 
 
 @pytest.fixture(scope="module")
-def encoder() -> ge2e.SpeakerEncoder:
+def net() -> SpeakerNet:
     torch.manual_seed(0)
-    return ge2e.SpeakerEncoder(ge2e.SpeakerNet().eval(), name="random")
+    return SpeakerNet().eval()
+
+
+@pytest.fixture(scope="module")
+def encoder(net: SpeakerNet) -> ge2e.SpeakerEncoder:
+    return ge2e.SpeakerEncoder(graph_kit.network("ge2e", ge2e.SpeakerShape(), net), name="random")
 
 
 def noise(seconds: float, level: float = 0.2, seed: int = 0) -> np.ndarray:
@@ -60,9 +67,9 @@ def lstm_by_hand(state: dict[str, np.ndarray], mel: np.ndarray) -> np.ndarray:
     return raw / np.linalg.norm(raw)
 
 
-def test_one_window_equals_the_textbook_lstm(encoder: ge2e.SpeakerEncoder) -> None:
+def test_one_window_equals_the_textbook_lstm(encoder: ge2e.SpeakerEncoder, net: SpeakerNet) -> None:
     audio = noise(1.6)
-    state = {key: value.double().numpy() for key, value in encoder.net.state_dict().items()}
+    state = {key: value.double().numpy() for key, value in net.state_dict().items()}
     expected = lstm_by_hand(state, log_mel(audio, GE2E_MEL).T[:160])
     np.testing.assert_allclose(encoder.embed_utterance(audio), expected, atol=1e-5)
 
@@ -72,14 +79,16 @@ def test_windows_lie_where_the_original_puts_them(samples: int) -> None:
     assert ge2e.window_starts(samples) == VECTORS[f"windows/{samples}"].tolist()
 
 
-def test_an_utterance_is_the_mean_of_its_windows(encoder: ge2e.SpeakerEncoder) -> None:
+def test_an_utterance_is_the_mean_of_its_windows(
+    encoder: ge2e.SpeakerEncoder, net: SpeakerNet
+) -> None:
     audio = noise(5.0)
     starts = ge2e.window_starts(len(audio))
     assert len(starts) > 3
     mel = log_mel(np.pad(audio, (0, 16000)), GE2E_MEL).T
     windows = np.stack([mel[start : start + 160] for start in starts])
     with torch.no_grad():
-        mean = encoder.net(torch.from_numpy(windows)).numpy().mean(axis=0)
+        mean = net(torch.from_numpy(windows)).numpy().mean(axis=0)
     np.testing.assert_allclose(
         encoder.embed_utterance(audio), mean / np.linalg.norm(mean), atol=1e-6
     )
@@ -172,8 +181,10 @@ def version() -> ModelVersion:
     return ModelVersion("speaker_encoder", "1.0", "speaker", "ge2e", (), "Apache-2.0")
 
 
-def test_the_published_layout_loads(encoder: ge2e.SpeakerEncoder, tmp_path: Path) -> None:
-    state = encoder.net.state_dict() | {"similarity_weight": torch.ones(1)}
+def test_the_published_layout_loads(
+    encoder: ge2e.SpeakerEncoder, net: SpeakerNet, tmp_path: Path
+) -> None:
+    state = net.state_dict() | {"similarity_weight": torch.ones(1)}
     path = tmp_path / "pretrained.pt"
     torch.save({"step": 7, "model_state": state}, path, _use_new_zipfile_serialization=False)
     loaded = ge2e.build({"f": path}, version(), "cpu")

@@ -10,21 +10,28 @@ import pytest
 import torch
 from torch import nn
 
+import graph_kit
 from auto_voice.audio.envelope import CEPSTRA_SIZE, ENVELOPE_SIZE, band_envelope
 from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.errors import ModelLoadError
-from auto_voice.models.content_model import CompactContentEncoder, ContentNet
 from auto_voice.models.runtime.ctranslate2_file import read_ctranslate2
 from auto_voice.models.whisper_encoder import (
     ContentSpace,
     WhisperContentEncoder,
     WhisperEncoder,
     convert_checkpoint,
-    read_arrays,
     whisper_log_mel,
 )
+from auto_voice.training.networks.content import ContentNet
+from auto_voice.training.networks.loading import whisper_net
 
 WIDTH = 128
+
+
+def load(path: Path, layers: int) -> WhisperEncoder:
+    return WhisperEncoder.load(
+        path, layers, graph=lambda shape: graph_kit.graph("whisper_content", shape)
+    )
 
 
 def _text(value: str) -> bytes:
@@ -103,13 +110,15 @@ def test_the_encoder_equals_pytorchs_own_layers(tmp_path: Path) -> None:
     mel = torch.randn(1, 80, 100)
     with torch.no_grad():
         expected = reference(mel)
-    found = WhisperEncoder(read_arrays(tmp_path / "model.bin"), layers=3).hidden(mel)
-    assert (found - expected).abs().max() < 1e-4
+    path = tmp_path / "model.bin"
+    found = load(path, layers=3).network(mel.numpy())
+    assert np.abs(found - expected.numpy()).max() < 1e-4
+    assert (whisper_net(path, layers=3)(mel) - expected).abs().max() < 1e-4
 
 
 def test_features_come_fifty_times_a_second(tmp_path: Path) -> None:
     _write_ctranslate2(tmp_path / "model.bin", _Reference(1).arrays())
-    teacher = WhisperEncoder(read_arrays(tmp_path / "model.bin"), layers=1)
+    teacher = load(tmp_path / "model.bin", layers=1)
     noise = np.random.default_rng(0).normal(size=16000).astype(np.float32) * 0.1
     assert teacher.features(noise).shape == (50, WIDTH)
 
@@ -134,7 +143,7 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_a_model_without_an_encoder_is_refused(tmp_path: Path) -> None:
     _write_ctranslate2(tmp_path / "model.bin", {"x": np.zeros((1, 1), "f4")})
     with pytest.raises(ModelLoadError, match="lacks 'conv1/weight'"):
-        WhisperEncoder(read_arrays(tmp_path / "model.bin"))
+        load(tmp_path / "model.bin", layers=4)
 
 
 def test_log_mel_spans_two_units_below_its_peak() -> None:
@@ -160,7 +169,7 @@ def test_the_subspace_is_white_and_deaf_to_outliers() -> None:
 def test_the_stage_gives_centred_content_of_any_length(tmp_path: Path) -> None:
     torch.manual_seed(0)
     _write_ctranslate2(tmp_path / "model.bin", _Reference(2).arrays())
-    encoder = WhisperEncoder(read_arrays(tmp_path / "model.bin"), layers=2)
+    encoder = load(tmp_path / "model.bin", layers=2)
     rng = np.random.default_rng(0)
     subspace = ContentSpace(
         np.zeros(WIDTH, "f4"), np.ones(WIDTH, "f4"), rng.normal(size=(WIDTH, 6)).astype("f4")
@@ -177,10 +186,10 @@ def test_the_stage_gives_centred_content_of_any_length(tmp_path: Path) -> None:
 def test_the_envelope_follows_the_features_in_every_encoder_of_a_space(tmp_path: Path) -> None:
     torch.manual_seed(0)
     _write_ctranslate2(tmp_path / "model.bin", _Reference(1).arrays())
-    encoder = WhisperEncoder(read_arrays(tmp_path / "model.bin"), layers=1)
+    encoder = load(tmp_path / "model.bin", layers=1)
     subspace = ContentSpace(*(np.ones(s, "f4") for s in (WIDTH, WIDTH, (WIDTH, 6))))
     teacher = WhisperContentEncoder(encoder, subspace, "teacher@1", "space", envelope=True)
-    student = CompactContentEncoder(
+    student = graph_kit.content_encoder(
         ContentNet(6, width=16, blocks=1).eval(), "student@1", "space", envelope=True
     )
     samples = (np.random.default_rng(0).normal(size=16100) * 0.05).astype(np.float32)

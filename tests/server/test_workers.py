@@ -13,10 +13,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
+import numpy as np
 import pytest
 
 from auto_voice.client import Client
 from auto_voice.errors import BusyError, ConfigError
+from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.server import ServerSettings, create_app
 from auto_voice.server.cancellation import CancellationToken, Stopped
 from server_kit import until
@@ -101,18 +103,28 @@ def test_one_busy_client_does_not_starve_another(serve, gated, talk, friend):
     assert "6.0" in gated.started[:3]
 
 
-def test_a_layer_of_a_network_is_where_work_stops():
-    torch = pytest.importorskip("torch")
+def test_work_stops_within_a_network():
+    graph_kit = pytest.importorskip("graph_kit")
+    from auto_voice.training.networks.hifigan import HiFiGANNet
+
     control = CancellationToken()
-    layers = torch.nn.Sequential(*[torch.nn.Linear(4, 4) for _ in range(5)])
-    seen = []
-    layers[2].register_forward_hook(lambda *_: seen.append(2) or control.stop())
-    layers[4].register_forward_hook(lambda *_: seen.append(4))
-    with control.watching(), pytest.raises(Stopped):
-        layers(torch.zeros(1, 4))
-    assert seen == [2]
-    layers(torch.zeros(1, 4))  # nobody else is stopped
-    assert seen == [2, 2, 4]
+    shape = HiFiGANShape(channels=64)
+    vocoder = graph_kit.network("hifigan", shape, HiFiGANNet(shape).eval())
+    mel = np.zeros((1, 80, 4000), np.float32)
+
+    def run():
+        with control.watching():
+            vocoder(mel)
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
+        until(lambda: control._networks._running)
+        control.stop()
+        with pytest.raises(Stopped):
+            running.result()
+    with pytest.raises(Stopped), control.watching():
+        vocoder(mel[..., :9])
+    assert vocoder(mel[..., :9]).shape == (1, 1, 9 * 256)  # nobody else is stopped
 
 
 def test_stopping_puts_unfinished_work_back_and_a_new_server_does_it(

@@ -13,17 +13,21 @@ from auto_voice.audio.mel import GE2E_MEL, HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
 from auto_voice.errors import TrainingError
 from auto_voice.models.mock_models import mock_sample
-from auto_voice.models.speaker_encoder import SpeakerNet
 from auto_voice.models.whisper_encoder import (
     OUTLIER,
     ContentSpace,
     WhisperEncoder,
+    WhisperShape,
     whisper_log_mel,
 )
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.losses import PerceptualLosses, fit_maps, stored_maps
+from auto_voice.training.networks.loading import with_weights
+from auto_voice.training.networks.speaker import SpeakerNet
+from auto_voice.training.networks.whisper import WhisperNet
 from auto_voice.training.tasks import ConverterTask, _unlike
 from auto_voice.types import FloatArray
+from graph_kit import network
 from speech_kit import DIMS, corpus, item
 
 WIDTH = 64
@@ -43,29 +47,33 @@ def perceptual() -> PerceptualLosses:
     """With networks that have learnt nothing, behind maps that have."""
     rng = np.random.default_rng(0)
 
-    def weights(*shape: int) -> torch.Tensor:
+    def weights(*shape: int) -> FloatArray:
         scale = 1 / np.sqrt(np.prod(shape[1:]) or 1)
-        return torch.from_numpy((scale * rng.normal(size=shape)).astype(np.float32))
+        return (scale * rng.normal(size=shape)).astype(np.float32)
+
+    ones, zeros = np.ones(WIDTH, np.float32), np.zeros(WIDTH, np.float32)
 
     arrays = {
         "conv1/weight": weights(WIDTH, 80, 3), "conv1/bias": weights(WIDTH),
         "conv2/weight": weights(WIDTH, WIDTH, 3), "conv2/bias": weights(WIDTH),
         "position_encodings/encodings": 0.1 * weights(1500, WIDTH),
-        "layer_0/self_attention/layer_norm/gamma": torch.ones(WIDTH),
-        "layer_0/self_attention/layer_norm/beta": torch.zeros(WIDTH),
+        "layer_0/self_attention/layer_norm/gamma": ones,
+        "layer_0/self_attention/layer_norm/beta": zeros,
         "layer_0/self_attention/linear_0/weight": weights(3 * WIDTH, WIDTH),
-        "layer_0/self_attention/linear_0/bias": torch.zeros(3 * WIDTH),
+        "layer_0/self_attention/linear_0/bias": np.zeros(3 * WIDTH, np.float32),
         "layer_0/self_attention/linear_1/weight": weights(WIDTH, WIDTH),
-        "layer_0/self_attention/linear_1/bias": torch.zeros(WIDTH),
-        "layer_0/ffn/layer_norm/gamma": torch.ones(WIDTH),
-        "layer_0/ffn/layer_norm/beta": torch.zeros(WIDTH),
-        "layer_0/ffn/linear_0/weight": weights(WIDTH, WIDTH),
-        "layer_0/ffn/linear_0/bias": torch.zeros(WIDTH),
-        "layer_0/ffn/linear_1/weight": weights(WIDTH, WIDTH),
-        "layer_0/ffn/linear_1/bias": torch.zeros(WIDTH),
+        "layer_0/self_attention/linear_1/bias": zeros,
+        "layer_0/ffn/layer_norm/gamma": ones,
+        "layer_0/ffn/layer_norm/beta": zeros,
+        "layer_0/ffn/linear_0/weight": np.pad(weights(WIDTH, WIDTH), ((0, 3 * WIDTH), (0, 0))),
+        "layer_0/ffn/linear_0/bias": np.zeros(4 * WIDTH, np.float32),
+        "layer_0/ffn/linear_1/weight": np.pad(weights(WIDTH, WIDTH), ((0, 0), (0, 3 * WIDTH))),
+        "layer_0/ffn/linear_1/bias": zeros,
     }  # fmt: skip
-    recogniser = WhisperEncoder(arrays, layers=1)
-    heard = [recogniser.features(recording(seed)) for seed in range(4)]
+    shape = WhisperShape.of(arrays, layers=1)
+    recogniser = with_weights(lambda: WhisperNet(shape), arrays, "arrays").requires_grad_(False)
+    encoder = WhisperEncoder(network("whisper_content", shape, recogniser), WIDTH)
+    heard = [encoder.features(recording(seed)) for seed in range(4)]
     torch.manual_seed(0)
     maps = fit_maps(recording(seed) for seed in range(12))
     return PerceptualLosses(recogniser, ContentSpace.fit(heard, 8), SpeakerNet().eval(), maps)
@@ -109,13 +117,13 @@ def test_components_weigh_what_they_weigh_in_the_recogniser(
     mels = [vocoder_mel(recording(seed)) for seed in (34, 35)]
     _, loudest = perceptual.words(mels[0])
     heard: list[torch.Tensor] = []
-    hidden = perceptual.recogniser.hidden
+    hidden = perceptual.recogniser.forward
 
     def overheard(mel: torch.Tensor) -> torch.Tensor:
         heard.append(hidden(mel))
         return heard[-1]
 
-    monkeypatch.setattr(perceptual.recogniser, "hidden", overheard)
+    monkeypatch.setattr(perceptual.recogniser, "forward", overheard)
     words = [perceptual.words(mel, loudest)[0] for mel in mels]
     space = perceptual.space
     unit = [np.clip((h[0].numpy() - space.mean) / space.scale, -OUTLIER, OUTLIER) for h in heard]

@@ -11,12 +11,14 @@ import torch
 
 from auto_voice.errors import ModelLoadError, VoiceError
 from auto_voice.models import ModelRegistry
-from auto_voice.models.content_model import CompactContentEncoder, ContentNet
-from auto_voice.models.converter_model import REFERENCE_FRAMES, ConverterNet, thin
+from auto_voice.models.converter_model import REFERENCE_FRAMES, thin
+from auto_voice.training.networks.content import ContentNet
+from auto_voice.training.networks.converter import ConverterNet
 from auto_voice.training.publish import publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.trainer import Schedule
 from auto_voice.types import Content, Pitch, Voice
+from graph_kit import content_encoder
 
 DIMS = 8
 
@@ -25,13 +27,14 @@ DIMS = 8
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     net = ContentNet(DIMS, width=24, blocks=2).eval()
-    content = CompactContentEncoder(net, "content_compact@test", "content_space@test")
+    content = content_encoder(net, "content_compact@test", "content_space@test")
     converter = ConverterNet(DIMS, width=24, blocks=2).eval()
     recipe = Recipe("test", "a test", content=StageRecipe(Schedule(1)))
     folder = tmp_path_factory.mktemp("published")
     return publish(
-        recipe, folder, content, converter, figures={"content.r2": 0.5}, speakers=3, hours=0.1
-    )
+        recipe, folder, content, converter, content_net=net,
+        figures={"content.r2": 0.5}, speakers=3, hours=0.1,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -192,8 +192,8 @@ def test_recordings_become_a_model_that_converts(
         config = PipelineConfig(content_encoder=encoder, converter="converter_compact@wider")
         pipeline = VoiceConversionPipeline(config, model_registry=again)
         assert pipeline.convert(sample, source).models["content"] == encoder
-    grown = again.load("converter_compact@wider").net
-    assert (len(grown.blocks), grown.arguments["expansion"]) == (2, 3)
+    grown = again.load("converter_compact@wider").shape
+    assert (grown.blocks, grown.expansion) == (2, 3)
     for name, has in (("blocks", "2 blocks"), ("expansion", "an expansion of 3")):
         fewer = {**wider, "converter_from": "converter_compact@wider"}
         fewer |= {"content_from": "content_compact@wider", "name": "fewer", "converter": {

@@ -130,7 +130,10 @@ def _spec(mock: bool, options: dict[str, Any]) -> Any:
 
     names = ("config", "model_dir", "offline", "device", "fallback")
     registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
-    chosen = ("content_encoder", "converter", "vocoder", "adaptation_steps", "allow_truncated")
+    chosen = (
+        "content_encoder", "converter", "vocoder", "fine_tune", "adaptation_steps",
+        "allow_truncated",
+    )  # fmt: skip
     models = {n: options[n] for n in chosen if options.get(n) is not None}
     settings = {"mock": mock, "registry": registry, "pipeline": models}
     return WorkerSpec("auto_voice.batch.manifest:worker", settings)

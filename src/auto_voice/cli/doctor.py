@@ -14,9 +14,13 @@ from pathlib import Path
 
 import click
 
-NEEDED = ("numpy", "soundfile", "soxr", "swift-f0", "safetensors", "huggingface_hub")
+from auto_voice.models.runtime.devices import PROVIDERS, WHEELS, why_not
+
+NEEDED = (
+    "numpy", "onnxruntime", "soundfile", "soxr", "swift-f0", "safetensors", "huggingface_hub",
+)  # fmt: skip
 OPTIONAL = {
-    "torch": "auto-voice[torch]",
+    "torch": "auto-voice[train]",
     "matplotlib": "auto-voice[plot]",
     "faster-whisper": "auto-voice[eval]",
     "fastapi": "auto-voice[server]",
@@ -57,29 +61,32 @@ def _packages() -> Iterator[Finding]:
     for name in NEEDED:
         yield _package(name, f"run: pip install {name}", needed=True)
     for name, extra in OPTIONAL.items():
-        yield _package(name, f'run: pip install "{extra}"', needed=name == "torch")
+        yield _package(name, f'run: pip install "{extra}"', needed=False)
 
 
 def _package(name: str, hint: str, *, needed: bool) -> Finding:
-    try:
-        return Finding(name, True, metadata.version(name))
-    except metadata.PackageNotFoundError:
-        return Finding(name, not needed, f"not installed; {hint}")
+    # Other builds of the runtime are the same package by another name.
+    for installed in (name, *(WHEELS.values() if name == "onnxruntime" else ())):
+        try:
+            return Finding(installed, True, metadata.version(installed))
+        except metadata.PackageNotFoundError:
+            continue
+    return Finding(name, not needed, f"not installed; {hint}")
 
 
 def _devices() -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cpu", True, f"{cores} cores")
-    try:
-        import torch
-    except ImportError:
-        return
-    if torch.cuda.is_available():
-        yield Finding("gpu", True, torch.cuda.get_device_name(0))
-    elif torch.backends.mps.is_available():
-        yield Finding("gpu", True, "Apple (mps)")
-    else:
-        yield Finding("gpu", True, "none; the CPU is enough")
+    from auto_voice.models.runtime.graphs import runs_on
+
+    for kind in PROVIDERS:
+        problem = why_not(kind)
+        if problem and kind != "cpu":
+            yield Finding(f"device {kind}", True, f"not here: {problem}")
+        elif runs_on("cuda:0" if kind == "cuda" else kind):
+            yield Finding(f"device {kind}", True, "runs a test network")
+        else:
+            yield Finding(f"device {kind}", kind != "cpu", "does not run a test network")
 
 
 def _store() -> Iterator[Finding]:

@@ -24,9 +24,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 adaptation_option = click.option(
     "--adaptation-steps", type=click.IntRange(0, MOST_ADAPTATION_STEPS), metavar="N",
-    help="How long to fit the converter to the voice, up to 2.5 times longer from more than ten "
-    "seconds of it; 0: not at all  "
-    f"[default: {ADAPTATION_STEPS}].",
+    help="How long --fine-tune takes, up to 2.5 times longer from more than ten seconds of the "
+    f"voice [default: {ADAPTATION_STEPS}].",
+)  # fmt: skip
+fine_tune_option = click.option(
+    "--fine-tune", is_flag=True, default=None,
+    help="Fine-tune the converter to the voice: closer to it, some seconds or minutes; needs "
+    "auto-voice[train].",
 )  # fmt: skip
 
 _OPTIONS = (
@@ -35,8 +39,12 @@ _OPTIONS = (
     ),
     click.option("--converter", metavar="MODEL", help="What re-speaks them."),
     click.option("--vocoder", metavar="MODEL", help="What turns spectra into sound."),
+    fine_tune_option,
     adaptation_option,
-    click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
+    click.option(
+        "--device", metavar="DEVICE",
+        help="auto, cpu, cuda, cuda:N, directml, coreml or openvino.",
+    ),
     click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models."),
     click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),
     click.option("--offline", is_flag=True, default=None, help="Open no network connection."),
@@ -89,7 +97,7 @@ def _say_once() -> Callable[[float], None]:
     def tell(done: float) -> None:
         nonlocal last
         if done < last:
-            click.echo("fitting the converter to the voice: some seconds, once", err=True)
+            click.echo("fine-tuning the converter to the voice: some seconds, once", err=True)
         last = done
 
     return tell

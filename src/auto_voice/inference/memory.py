@@ -12,7 +12,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give back what allocators keep for later, of the GPU and of the C library.
+    """Give back what the C library keeps for later.
 
     Pieces differ in length, so what one leaves free is not what the next one wants, and over hours
     the holes would add up.
@@ -22,9 +22,6 @@ def release_memory() -> None:
     import sys
 
     gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:

@@ -58,15 +58,16 @@ class PipelineConfig:
         config: a YAML of settings and further models.
         enable_model_warmup: load every stage and run it once when the pipeline is made.
         content_encoder, converter, vocoder, speaker_encoder: ``name`` or ``name@version``.
-        device: ``cpu``, ``cuda``, ``mps`` or ``auto``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
         offline: open no connection.
         fallback: ``none``, ``compact`` or ``mock``.
         chunk_seconds: longest piece that is processed at once; bounds the memory.
         allow_truncated: take what is there of truncated recordings, with a note.
-        adaptation_steps: gradient steps that fit the converter to each voice when it is cloned, a
-            sixth of a second each on two cores, and up to two and a half times as many where the
-            reference holds more than ten seconds; 0 leaves the converter as it is: at once, and
-            less like the voice.
+        fine_tune: fine-tune the converter to each voice when it is cloned, which needs the extra
+            ``train``. Without it cloning is instant; a voice that was stored fine-tuned is used so
+            either way.
+        adaptation_steps: gradient steps of that, a sixth of a second each on two cores, and up to
+            two and a half times as many where the reference holds more than ten seconds.
     """
 
     use_mock_models: bool = False
@@ -82,6 +83,7 @@ class PipelineConfig:
     fallback: str | None = None
     chunk_seconds: float = 30.0
     allow_truncated: bool = False
+    fine_tune: bool = False
     adaptation_steps: int = ADAPTATION_STEPS
 
     def __post_init__(self) -> None:
@@ -169,7 +171,7 @@ class VoiceConversionPipeline:
             references: a file, a waveform, ``(samples,)`` at ``sample_rate``, or a list of files
                 and waveforms of the same person.
             name: what to call the voice; the first file's name if empty.
-            adapt: fit the converter to it, as long as the configuration says.
+            adapt: fine-tune the converter to it, where the configuration says so.
             progress: called with the fraction of that fitting that is done, from 0 to 1.
 
         Raises:
@@ -328,7 +330,8 @@ class VoiceConversionPipeline:
 
     def _fitted(self, voice: Voice, progress: Callable[[float], None] | None = None) -> Voice:
         """``voice`` with the converter fitted to it, where that can be done and is not yet."""
-        converter, steps = self.converter, self.config.adaptation_steps
+        converter = self.converter
+        steps = self.config.adaptation_steps if self.config.fine_tune else 0
         if voice.adaptation and voice.adapted_to == converter.name:
             return voice
         # A voice without its recording is a blend or was stored so: nothing to learn from.

@@ -91,7 +91,7 @@ class WhisperEncoder:
         arrays = read_arrays(path)
         shape = WhisperShape.of(arrays, layers)
         found = graph(shape) if graph else read_graph(ARCHITECTURE, shape, {}, str(path))
-        known = {name: arrays[name] for name in arrays if _runs(name, layers)}
+        known = encoder_arrays(arrays, layers)
         return cls(bound_network(found, known, str(path), str(path), device), shape.width)
 
     def features(self, samples: FloatArray) -> FloatArray:
@@ -112,8 +112,12 @@ class WhisperEncoder:
         return out
 
 
+def encoder_arrays(arrays: Mapping[str, Array], layers: int) -> dict[str, Array]:
+    """Those that the first ``layers`` layers of the encoder need."""
+    return {name: values for name, values in arrays.items() if _runs(name, layers)}
+
+
 def _runs(name: str, layers: int) -> bool:
-    """Whether the first ``layers`` layers of the encoder need the array."""
     part = name.partition("/")[0]
     if part.startswith("layer_"):
         return part.removeprefix("layer_").isdecimal() and int(part[6:]) < layers

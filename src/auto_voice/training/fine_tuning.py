@@ -138,7 +138,7 @@ def fine_tune(
         device = "cpu"
     with torch.inference_mode(False):
         net = with_weights(
-            ConverterNet(**asdict(converter.shape)), converter.weights, converter.name
+            lambda: ConverterNet(**asdict(converter.shape)), converter.weights, converter.name
         ).to(device)
         content, inputs, values, embedding, profile = (
             torch.from_numpy(np.ascontiguousarray(array)).to(device)

@@ -22,11 +22,10 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
-# The wheel that brings each provider; they exclude each other.
+# The wheel that brings each provider that the plain one lacks; they exclude each other.
 WHEELS = {
     "cuda": "onnxruntime-gpu",
     "directml": "onnxruntime-directml",
-    "coreml": "onnxruntime on macOS",
     "openvino": "onnxruntime-openvino",
 }
 
@@ -91,6 +90,8 @@ def why_not(kind: str, index: int = 0) -> str:
         index: of the CUDA device.
     """
     if PROVIDERS[kind] not in available_providers():
+        if kind == "coreml":
+            return "device coreml is a Mac's"
         return (
             f"device {kind} needs {WHEELS[kind]}; to change the wheel: pip uninstall onnxruntime, "
             f"then pip install {WHEELS[kind]}"

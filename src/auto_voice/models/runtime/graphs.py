@@ -11,6 +11,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from auto_voice.errors import ModelLoadError
 from auto_voice.models.runtime.sessions import Network, float32, open_network
 from auto_voice.models.runtime.weights import Array, read_weights
@@ -131,6 +133,18 @@ def read_graph(architecture: str, shape: Any, files: Mapping[str, Path], name: s
             "python -m auto_voice.training.export_graphs CATALOG FOLDER and list it among the "
             "model's files."
         ) from error
+
+
+def runs_on(device: str) -> bool:
+    """Whether ``device`` really runs a network, a small one without anything learnt."""
+    graph = (FOLDER / f"ge2e{SUFFIX}").read_bytes()
+    weights = {name: np.zeros(shape, np.float32) for name, shape in initialisers(graph).items()}
+    try:
+        network = open_network(graph, weights, device, "a test network")
+        network(np.zeros((1, 8, 40), np.float32))
+    except Exception:  # Drivers and providers fail in every way there is; that is the answer.
+        return False
+    return network.device == device
 
 
 def check_fit(

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,6 +31,8 @@ Array: TypeAlias = NDArray[Any]
 
 # ONNX Runtime's levels: 3 prints errors alone. What matters is raised, and raised once.
 ERRORS_ONLY = 3
+# What allocators of providers say when memory is full.
+OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "bad allocation")
 
 
 class Interrupted(BaseException):
@@ -110,6 +112,7 @@ class Network:
 
         Raises:
             Interrupted: see :class:`Interruption`.
+            MemoryError: the memory of the device does not suffice.
         """
         from onnxruntime import RunOptions
 
@@ -118,11 +121,13 @@ class Network:
         wanted = [output or self.outputs[0]]
         named = dict(zip(self.inputs, inputs, strict=True))
         interruption: Interruption | None = getattr(_covering, "interruption", None)
-        if interruption is None:
-            found: Array = self._session.run(wanted, named, options)[0]
-            return found
-        with interruption._watches(options):
-            found = self._session.run(wanted, named, options)[0]
+        with interruption._watches(options) if interruption else nullcontext():
+            try:
+                found: Array = self._session.run(wanted, named, options)[0]
+            except Exception as error:  # onnxruntime raises classes of its own C++ module
+                if any(sign in str(error) for sign in OUT_OF_MEMORY):
+                    raise MemoryError(str(error)) from error
+                raise
         return found
 
 

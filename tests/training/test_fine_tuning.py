@@ -13,18 +13,22 @@ import torch
 
 from auto_voice import load_voice, save_voice
 from auto_voice.audio.envelope import CEPSTRA_SIZE
-from auto_voice.errors import VoiceError
-from auto_voice.models.converter_model import CompactConverter, ConverterNet
-from auto_voice.models.speaker_adaptation import (
+from auto_voice.errors import MissingDependencyError, VoiceError
+from auto_voice.models import converter_model
+from auto_voice.training import fine_tuning
+from auto_voice.training.fine_tuning import (
     LEAST_FRAMES,
     MOST_TIMES_LONGER,
     SEEN_FRAMES,
     SHORT_FRAMES,
     Adaptation,
     _leave_out,
+    fine_tune,
 )
+from auto_voice.training.networks.converter import ConverterNet
 from auto_voice.types import Content, Pitch, Voice
 from auto_voice.voices.blending import blend_voices
+from graph_kit import converter as stage
 
 FRAMES = 240
 RATE = 22050 / 256
@@ -33,8 +37,7 @@ RATE = 22050 / 256
 @pytest.fixture
 def converter():
     torch.manual_seed(0)
-    net = ConverterNet(dims=4, width=32, blocks=2, heads=2).eval()
-    return CompactConverter(net, "toy@1.0", "toy")
+    return stage(ConverterNet(dims=4, width=32, blocks=2, heads=2).eval())
 
 
 def voice(tilt=0.0, frames=FRAMES, seed=0, **changes):
@@ -81,12 +84,11 @@ def test_each_speaker_gets_what_is_theirs(converter):
 
 
 def test_the_converter_itself_stays_as_it_was(converter):
-    before = {k: v.clone() for k, v in converter.net.state_dict().items()}
+    before = {k: v.copy() for k, v in converter.weights.items()}
     plain = spoken(converter, voice())
     converter.adapt(voice(tilt=2.0), 10)
-    for name, values in converter.net.state_dict().items():
-        assert torch.equal(values, before[name]), name
-    assert not any(p.grad is not None for p in converter.net.parameters())
+    for name, values in converter.weights.items():
+        np.testing.assert_array_equal(values, before[name], err_msg=name)
     np.testing.assert_array_equal(spoken(converter, voice()), plain)
 
 
@@ -112,12 +114,12 @@ def test_more_of_what_more_speech_taught_is_kept(converter):
     target = voice(tilt=2.0)
     learnt = {}
     for share in (0.3, 0.6):
-        converter.plan = Adaptation(share=share)
-        learnt[share] = converter.adapt(target, 5).adaptation["head.bias"].astype(np.float32)
+        tuned = fine_tune(converter, target, 5, plan=Adaptation(share=share))
+        learnt[share] = tuned.adaptation["head.bias"].astype(np.float32)
     np.testing.assert_allclose(2 * learnt[0.3], learnt[0.6], rtol=0.01, atol=1e-5)
 
 
-def test_no_step_shows_the_attention_what_it_must_predict(converter):
+def test_no_step_shows_the_attention_what_it_must_predict(converter, monkeypatch):
     """Of speech longer than is seen at once, too: the crop may lie outside of what is seen."""
     seen = []
 
@@ -131,11 +133,8 @@ def test_no_step_shows_the_attention_what_it_must_predict(converter):
     frames = 3 * SEEN_FRAMES
     target = voice(frames=frames)
     target.frames["content"][:, 0] = np.arange(frames)  # A frame tells where it lies.
-    watching = CompactConverter(
-        Watching(dims=4, width=16, blocks=1, heads=1).eval(), "toy@1.0", "toy"
-    )
-    watching.plan = Adaptation(noise=0.0)  # With some, no frame would tell.
-    watching.adapt(target, 3)
+    monkeypatch.setattr(fine_tuning, "ConverterNet", Watching)
+    fine_tune(converter, target, 3, plan=Adaptation(noise=0.0))  # With some, no frame would tell.
     assert seen
     assert all(not shared and length == SEEN_FRAMES for shared, length in seen)
 
@@ -168,7 +167,9 @@ def test_a_voice_without_enough_to_learn_from_comes_back_as_it_was(converter, un
 
 def test_an_adaptation_of_another_converter_changes_nothing(converter):
     learnt = converter.adapt(voice(tilt=2.0), 5)
-    other = CompactConverter(converter.net, "toy@2.0", "toy")
+    other = converter_model.CompactConverter(
+        converter.graph, converter.weights, converter.shape, "toy@2.0", "toy"
+    )
     np.testing.assert_array_equal(spoken(other, learnt), spoken(other, voice(tilt=2.0)))
 
 
@@ -216,7 +217,6 @@ def test_threads_with_voices_of_their_own_do_not_hear_each_other(converter):
     """Each result is what the voice gives alone, and the converter ends as it began."""
     voices = [converter.adapt(voice(tilt=-2.0), 20), converter.adapt(voice(tilt=2.0), 20), voice()]
     alone = [spoken(converter, v) for v in voices]
-    before = {k: v.clone() for k, v in converter.net.state_dict().items()}
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -226,8 +226,6 @@ def test_threads_with_voices_of_their_own_do_not_hear_each_other(converter):
         sys.setswitchinterval(interval)
     for index, values in enumerate(found):
         np.testing.assert_allclose(values, alone[index % 3], atol=1e-4)
-    for name, values in converter.net.state_dict().items():
-        assert torch.equal(values, before[name]), name
 
 
 def test_a_caller_in_inference_mode_may_fit_too(converter):
@@ -249,23 +247,22 @@ def test_a_voice_is_not_learnt_from_its_own_cepstra():
     torch.manual_seed(0)
     dims = 4 + CEPSTRA_SIZE
     net = ConverterNet(dims=dims, width=32, blocks=2, heads=2, cepstra=True).eval()
-    shaped = CompactConverter(net, "toy@1.0", "toy")
+    shaped = stage(net)
     target = voice()
     cepstra = np.random.default_rng(3).normal(size=(FRAMES, CEPSTRA_SIZE)).astype(np.float32)
     content = np.hstack([target.frames["content"], cepstra])
     target = replace(target, frames={**target.frames, "content": content})
     learnt = {}
     for warp in (0.0, 0.3):
-        shaped.plan = Adaptation(warp=warp)
-        learnt[warp] = shaped.adapt(target, 20).adaptation
-        again = shaped.adapt(target, 20).adaptation
+        plan = Adaptation(warp=warp)
+        learnt[warp] = fine_tune(shaped, target, 20, plan=plan).adaptation
+        again = fine_tune(shaped, target, 20, plan=plan).adaptation
         assert all(np.array_equal(again[name], values) for name, values in learnt[warp].items())
     assert any(not np.array_equal(learnt[0.0][n], learnt[0.3][n]) for n in learnt[0.0])
-    deaf = CompactConverter(ConverterNet(dims=4, width=32, blocks=2, heads=2).eval(), "t@1", "toy")
+    deaf = stage(ConverterNet(dims=4, width=32, blocks=2, heads=2).eval(), "t@1")
     found = []
     for warp in (0.0, 0.3):
-        deaf.plan = Adaptation(warp=warp)
-        found.append(deaf.adapt(voice(), 20).adaptation)
+        found.append(fine_tune(deaf, voice(), 20, plan=Adaptation(warp=warp)).adaptation)
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
 
 
@@ -289,22 +286,23 @@ def test_words_that_were_said_once_are_not_learnt_by_heart(converter):
     truth = voice(tilt=2.0, seed=5, frames=120).frames["mel"]
 
     def missed(plan):
-        converter.plan = plan
-        return np.abs(spoken(converter, converter.adapt(target, 200)) - truth).mean()
+        tuned = fine_tune(converter, target, 200, plan=plan)
+        return np.abs(spoken(converter, tuned) - truth).mean()
 
     plan = Adaptation(share=1.0)
     assert missed(plan) < 0.99 * missed(replace(plan, noise=0.0))
 
 
-def test_a_fitting_leaves_out_the_share_of_hidden_values_that_it_says(converter):
+def test_a_fitting_leaves_out_the_share_of_hidden_values_that_it_says():
     plan = Adaptation(dropout=0.25)
-    student = copy.deepcopy(converter.net)
+    net = ConverterNet(dims=4, width=32, blocks=2, heads=2).eval()
+    student = copy.deepcopy(net)
     _leave_out(student, plan)
     for block in student.blocks:
         kept = block.dropout(torch.ones(2, 100, 64))
         assert kept.unique().tolist() == pytest.approx([0.0, 1 / 0.75])
         assert (kept == 0).float().mean() == pytest.approx(0.25, abs=0.02)
-    assert {block.dropout.p for block in converter.net.blocks} == {0.0}
+    assert {block.dropout.p for block in net.blocks} == {0.0}
     one, other = (block.dropout(torch.ones(1, 9, 64)) for block in student.blocks)
     assert not torch.equal(one, other)
     _leave_out(student, replace(plan, dropout=0.0))
@@ -319,3 +317,37 @@ def test_voices_fitted_at_once_are_what_they_are_alone(converter):
     for first, second in zip(alone, at_once, strict=True):
         for name, values in first.items():
             np.testing.assert_array_equal(values, second[name])
+
+
+def test_what_a_session_speaks_is_the_network_with_the_difference_added(converter):
+    """The fine-tuned weights, put into torch by hand, give what the voice gives in its session."""
+    learnt = converter.adapt(voice(tilt=2.0), 10)
+    changed = {
+        name: values + learnt.adaptation[name].astype(np.float32)
+        if name in learnt.adaptation
+        else values
+        for name, values in converter.weights.items()
+    }
+    other = converter_model.CompactConverter(
+        converter.graph, changed, converter.shape, "toy@2.0", "toy"
+    )
+    np.testing.assert_allclose(spoken(converter, learnt), spoken(other, voice(tilt=2.0)), atol=1e-5)
+
+
+def test_few_sessions_of_fine_tuned_voices_are_kept(converter, monkeypatch):
+    monkeypatch.setattr(converter_model, "FINE_TUNED_KEPT", 2)
+    voices = [converter.adapt(voice(tilt=tilt), 2) for tilt in (-1.0, 0.0, 1.0)]
+    first = spoken(converter, voices[0])
+    for one in voices:
+        spoken(converter, one)
+    assert len(converter._fine_tuned) == 2
+    np.testing.assert_array_equal(spoken(converter, voices[0]), first)
+
+
+def test_without_torch_a_voice_converts_and_is_told_what_fine_tuning_needs(converter, monkeypatch):
+    learnt = converter.adapt(voice(tilt=2.0), 5)
+    monkeypatch.setitem(sys.modules, "auto_voice.training.fine_tuning", None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert spoken(converter, learnt).shape == (120, 80)
+    with pytest.raises(MissingDependencyError, match=r"auto-voice\[train\]"):
+        converter.adapt(voice(), 5)
