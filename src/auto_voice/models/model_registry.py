@@ -443,15 +443,13 @@ class ModelRegistry:
             return with_safetensors(version, self.loader.repair(version), self.store)
 
     def _device(self, version: ModelVersion) -> str:
-        """Where ``version`` runs: with a fallback allowed, on the CPU if the device is missing."""
+        """Where ``version`` runs: on the CPU, with a note, if the device asked for is missing."""
         from auto_voice.models.runtime.devices import choose_device
 
         try:
             return choose_device(self.settings.device, version)
         except ModelLoadError as error:
-            if self.settings.fallback == "none":
-                raise
-            device = choose_device("cpu", version)
+            device = choose_device("cpu", version)  # raises where only a GPU will do
             with self._lock:
                 self._on_cpu[version.key] = f"on the CPU, since {self.settings.device} is missing"
             announce(f"{version.key} runs on the CPU", error)
