@@ -19,7 +19,7 @@ from auto_voice.errors import (
     StoreError,
 )
 from auto_voice.models import FallbackWarning, ModelRegistry, ModelVersion
-from auto_voice.models.registry.fallback import RECOVERABLE, reason_of
+from auto_voice.models.registry.loading import RECOVERABLE, reason_of
 from registry_kit import model_entry, version_entry, write_catalog, write_tone
 
 

@@ -7,8 +7,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,13 +17,16 @@ import click
 
 from auto_voice.errors import AutoVoiceError
 from auto_voice.models.model_registry import PIPELINE_MODELS, ModelRegistry
-from auto_voice.models.registry.architectures import ARCHITECTURES
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.settings import SETTINGS, get_settings, unknown_variables
 
 NEEDED = ("numpy", "soundfile", "soxr", "swift-f0", "safetensors", "httpx2")
-# The package that stands for each extra.
-OPTIONAL = {"torch": "torch", "matplotlib": "plot", "faster-whisper": "eval", "fastapi": "server"}
+OPTIONAL = {
+    "torch": "auto-voice[torch]",
+    "matplotlib": "auto-voice[plot]",
+    "faster-whisper": "auto-voice[eval]",
+    "fastapi": "auto-voice[server]",
+}
 # Room for all default models and their converted forms, in bytes.
 ROOMY_BYTES = 1 << 30
 
@@ -48,12 +50,7 @@ def doctor(as_json: bool) -> int:
     \b
     autovoice doctor
     """
-    registry = ModelRegistry(progress=False)
-    extras = set()
-    for named in PIPELINE_MODELS.values():
-        with suppress(AutoVoiceError):  # Told below.
-            extras.add(ARCHITECTURES[registry.version(named).architecture].extra)
-    findings = [*_packages(extras), *_devices(), *_store(), *_models(registry)]
+    findings = [*_packages(), *_devices(), *_store(), *_models()]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
@@ -62,13 +59,12 @@ def doctor(as_json: bool) -> int:
     return 0 if all(finding.ok for finding in findings) else 2
 
 
-def _packages(needed: Collection[str]) -> Iterator[Finding]:
-    """Those of a plain installation, and extras; ``needed`` are extras that a conversion needs."""
+def _packages() -> Iterator[Finding]:
     yield Finding("python", sys.version_info >= (3, 10), platform.python_version())
     for name in NEEDED:
         yield _package(name, f"run: pip install {name}", needed=True)
     for name, extra in OPTIONAL.items():
-        yield _package(name, f'run: pip install "auto-voice[{extra}]"', needed=extra in needed)
+        yield _package(name, f'run: pip install "{extra}"', needed=name == "torch")
 
 
 def _package(name: str, hint: str, *, needed: bool) -> Finding:
@@ -107,8 +103,9 @@ def _store() -> Iterator[Finding]:
         yield Finding(name, True, "is set but nothing reads it; see .env.example")
 
 
-def _models(registry: ModelRegistry) -> Iterator[Finding]:
+def _models() -> Iterator[Finding]:
     """What a conversion with the settings as they are loads, and what it would fetch first."""
+    registry = ModelRegistry(progress=False)
     offline, fallback = registry.settings.offline, registry.settings.fallback
     for named in PIPELINE_MODELS.values():
         try:
