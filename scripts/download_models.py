@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from auto_voice.cli.errors import run_guarded
 from auto_voice.cli.models import pull_models
-from auto_voice.errors import AutoVoiceError
 from auto_voice.models import ModelRegistry
 
 
@@ -17,18 +17,19 @@ def main(args: list[str] | None = None) -> int:
     parser.add_argument("--model", metavar="NAME", action="append", help="NAME or NAME@VERSION")
     parser.add_argument("--force", action="store_true", help="fetch again what is already here")
     options = parser.parse_args(args)
-    try:
-        registry = ModelRegistry()
-        if options.list:
-            for row in registry.status():
-                state = "installed" if row.installed else "not installed"
-                print(f"{row.name}@{row.version}  {row.kind}  {row.bytes / 1e6:.1f} MB  {state}")
-        else:
-            pull_models(registry, options.model or registry.catalog.models, force=options.force)
-    except AutoVoiceError as error:
-        print(f"download_models: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_guarded(lambda: fetch_or_list(options), debug=False)
+
+
+def fetch_or_list(options: argparse.Namespace) -> None:
+    registry = ModelRegistry()
+    if not options.list:
+        pull_models(registry, options.model or registry.catalog.models, force=options.force)
+        return
+    for row in registry.status():
+        state = "installed" if row.installed else "not installed"
+        print(f"{row.name}@{row.version}  {row.kind}  {row.bytes / 1e6:.1f} MB  {state}")
+        if row.problem:
+            print(f"download_models: warning: {row.problem}", file=sys.stderr)
 
 
 if __name__ == "__main__":

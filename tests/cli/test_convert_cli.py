@@ -245,6 +245,14 @@ def test_doctor_finds_everything_in_place(run, monkeypatch):
     code, out, _ = run("doctor")
     assert code == 2
     assert "MISSING hifigan_universal@1.0: 56 MB, not here; switch the network on" in out
+    monkeypatch.setenv("AUTOVOICE_FALLBACK", "mock")
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "hifigan_universal@1.0: 56 MB, not here; a mock stands in, as the fallback mock" in out
+    monkeypatch.setenv("AUTOVOICE_FALLBACK", "compact")
+    code, out, _ = run("doctor")
+    assert code == 2, "no compact speaker encoder stands in"
+    assert "not here; griffin_lim@1.0 stands in, as the fallback compact allows" in out
     monkeypatch.delenv("AUTOVOICE_OFFLINE")
     monkeypatch.setattr("auto_voice.cli.doctor.NEEDED", ("numpy", "no-such-package"))
     code, out, _ = run("doctor")

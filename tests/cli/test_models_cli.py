@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import runpy
+import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -318,6 +320,13 @@ def test_the_download_script_lists_and_fetches(
     assert (folder / "tone" / "2" / "tone.wav").is_file()
     assert run_script("--model", "tnoe", monkeypatch=monkeypatch) == 2
     assert "did you mean tone?" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of POSIX")
+def test_a_reader_that_goes_away_is_no_error_of_the_script(folder: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(SCRIPT))} --list | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 def test_the_download_script_fetches_everything_by_default(

@@ -155,6 +155,20 @@ def test_passing_trouble_is_retried(
     assert clock.slept[1] <= 2 * POLICY.backoff_s
 
 
+def test_who_waits_hears_of_retries_that_add_up(
+    server: FaultServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = server.serve("w", DATA)
+    server.fail("w", Fault(status=503), Fault(status=503))
+    store = ModelStore(tmp_path / "models")
+    downloader = ModelDownloader(store, clock=FakeClock())
+    with caplog.at_level("WARNING"), ModelLoader(store, downloader=downloader) as loader:
+        loader.ensure(model_version(model_file(DATA, url)))
+    assert [record.message.partition(" in ")[0] for record in caplog.records] == [
+        f"{url} answered 503 Service Unavailable; try 3 of 6"
+    ]
+
+
 def test_retry_after_is_obeyed_in_seconds_and_as_a_date(
     server: FaultServer, loader: ModelLoader, clock: FakeClock
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from auto_voice.errors import ModelLoadError, ModelUnavailableError
 from auto_voice.models import ModelRegistry
-from auto_voice.models.registry.cache import ModelCache
+from auto_voice.models.registry.loading import ModelCache
 from registry_kit import model_entry, tone_catalog, version_entry, write_catalog, write_tone
 
 THREADS = 32

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from auto_voice.cli.registry import registry_options
 from auto_voice.errors import AudioError, AudioNotFoundError
 
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ GOOD_R2 = 0.5
 @click.option("--own-encoder", default="content_whisper", show_default=True, metavar="MODEL",
               help="The content encoder that the converter was trained on.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models.")
-@click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept.")
-@click.option("--offline", is_flag=True, default=None, help="Open no network connection.")
+@registry_options
 def calibrate(
     name: str,
     speech: tuple[Path, ...],

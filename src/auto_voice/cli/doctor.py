@@ -1,4 +1,4 @@
-"""``autovoice doctor``."""
+"""``autovoice doctor`` and ``autovoice config``: what is in place, and which settings hold."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import click
 
+from auto_voice.errors import AutoVoiceError
+from auto_voice.models.model_registry import PIPELINE_MODELS, ModelRegistry
+from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.devices import PROVIDERS, WHEELS, why_not
+from auto_voice.settings import SETTINGS, get_settings, unknown_variables
 
-NEEDED = (
-    "numpy", "onnxruntime", "soundfile", "soxr", "swift-f0", "safetensors", "huggingface_hub",
-)  # fmt: skip
+NEEDED = ("numpy", "onnxruntime", "soundfile", "soxr", "swift-f0", "safetensors", "httpx2", "av")
 OPTIONAL = {
     "torch": "auto-voice[train]",
     "matplotlib": "auto-voice[plot]",
     "faster-whisper": "auto-voice[eval]",
     "fastapi": "auto-voice[server]",
 }
+# Room for all default models and their converted forms, in bytes.
 ROOMY_BYTES = 1 << 30
 
 
@@ -90,8 +94,6 @@ def _devices() -> Iterator[Finding]:
 
 
 def _store() -> Iterator[Finding]:
-    from auto_voice.settings import get_settings, unknown_variables
-
     settings = get_settings()
     folder = settings.model_dir
     nearest = _nearest_existing(folder)
@@ -107,26 +109,79 @@ def _store() -> Iterator[Finding]:
 
 def _models() -> Iterator[Finding]:
     """What a conversion with the settings as they are loads, and what it would fetch first."""
-    from auto_voice.errors import AutoVoiceError
-    from auto_voice.inference import PipelineConfig
-    from auto_voice.models import ModelRegistry
-
-    config, registry = PipelineConfig(), ModelRegistry(progress=False)
-    for named in (config.content_encoder, config.speaker_encoder, config.converter, config.vocoder):
+    registry = ModelRegistry(progress=False)
+    offline, fallback = registry.settings.offline, registry.settings.fallback
+    for named in PIPELINE_MODELS.values():
         try:
             version = registry.version(named)
         except AutoVoiceError as error:
             yield Finding(named, False, str(error))
             continue
-        here, offline = registry.is_installed(version), registry.settings.offline
+        here, allowed = registry.is_installed(version), True
         if here:
             state = "here"
-        elif offline:
-            state = "not here; switch the network on, or see: autovoice models import --help"
-        else:
+        elif not offline:
             state = f"fetched on first use, or now: autovoice models pull {named}"
-        yield Finding(version.key, here or not offline, f"{version.bytes / 1e6:.0f} MB, {state}")
+        elif stand_in := _stand_in(registry, version, fallback):
+            state = f"not here; {stand_in} stands in, as the fallback {fallback} allows"
+        else:
+            allowed = False
+            state = "not here; switch the network on, or see: autovoice models import --help"
+        yield Finding(version.key, allowed, f"{version.bytes / 1e6:.0f} MB, {state}")
+
+
+def _stand_in(registry: ModelRegistry, version: ModelVersion, fallback: str) -> str:
+    """What would do the work of a version that is not here; empty if nothing would."""
+    if fallback == "none":
+        return ""
+    others = registry.catalog.stand_ins(version, others=fallback == "compact")
+    found = next((other.key for other in others if registry.is_installed(other)), "")
+    return found or ("a mock" if fallback == "mock" else "")
 
 
 def _nearest_existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+
+
+@click.group()
+def config() -> None:
+    """Show the settings and where each comes from.
+
+    An option wins over the environment, that over .env, that over the file that AUTOVOICE_CONFIG
+    names, that over the default.
+    """
+
+
+@config.command()
+@click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(config: Path | None, as_json: bool) -> None:
+    """Every setting with its value and origin.
+
+    \b
+    autovoice config show
+    autovoice config show --json
+    """
+    settings = get_settings(config=config)
+    unknown = unknown_variables()
+    if as_json:
+        facts: dict[str, Any] = {
+            key: {
+                "value": _plain(getattr(settings, key)),
+                "origin": settings.origins[key],
+                "variable": setting.variable,
+            }
+            for key, setting in SETTINGS.items()
+        }
+        click.echo(json.dumps({"settings": facts, "unknown": unknown}, indent=2))
+        return
+    for key, setting in SETTINGS.items():
+        value = _plain(getattr(settings, key))
+        shown = "-" if value is None else json.dumps(value) if isinstance(value, bool) else value
+        click.echo(f"{key:<17} {shown!s:<40} {settings.origins[key]:<30} {setting.help}")
+    for name in unknown:
+        click.echo(f"{name} is set, but nothing reads it.", err=True)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

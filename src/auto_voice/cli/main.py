@@ -25,7 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("auto_voice.cli.train:train", "Train models by a recipe and publish them."),
     "serve": ("auto_voice.cli.serve:serve", "Answer an HTTP API and show a web page."),
     "models": ("auto_voice.cli.models:models", "List, fetch, verify and manage models."),
-    "config": ("auto_voice.cli.config:config", "Show the settings and where each comes from."),
+    "config": ("auto_voice.cli.doctor:config", "Show the settings and where each comes from."),
     "completion": ("auto_voice.cli.completion:completion", "Complete commands in the shell."),
     "doctor": ("auto_voice.cli.doctor:doctor", "Check that everything needed is in place."),
 }

@@ -14,15 +14,14 @@ if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry, ModelStatus
     from auto_voice.models.registry.catalog import Catalog, ModelEntry, ModelFile, ModelVersion
     from auto_voice.models.registry.catalog_schema import load_catalog
-    from auto_voice.models.registry.fallback import FallbackWarning
+    from auto_voice.models.registry.loading import FallbackWarning, WarmupTiming
     from auto_voice.models.registry.store import ModelStore
     from auto_voice.models.speaker_encoder import SpeakerEncoder, SpeakerEncoderModel
-    from auto_voice.models.warmup import WarmupTiming
 
 _HOMES = {
     "Catalog": "registry.catalog",
     "DownloadProgressBar": "model_loader",
-    "FallbackWarning": "registry.fallback",
+    "FallbackWarning": "registry.loading",
     "HiFiGANModel": "hifigan_model",
     "HuBERTModel": "hubert_model",
     "ModelDownloader": "model_loader",
@@ -35,7 +34,7 @@ _HOMES = {
     "ModelVersion": "registry.catalog",
     "SpeakerEncoder": "speaker_encoder",
     "SpeakerEncoderModel": "speaker_encoder",
-    "WarmupTiming": "warmup",
+    "WarmupTiming": "registry.loading",
     "load_catalog": "registry.catalog_schema",
 }
 

@@ -216,9 +216,17 @@ _BY_KIND: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 
 
 def _projection(rows: int, columns: int, seed: int) -> FloatArray:
-    # A legacy generator: its stream is frozen, so every numpy version gives the same mock.
-    values = np.random.RandomState(seed).standard_normal((rows, columns)) / np.sqrt(rows)
-    return np.asarray(values, dtype=np.float32)
+    """A matrix of fixed noise of variance ``1 / rows``, the same with every version of numpy.
+
+    The finaliser of MurmurHash3 over a counter: importing ``numpy.random`` would take longer than
+    everything else that a mock does.
+    """
+    mixed = np.arange(rows * columns, dtype=np.uint64) + np.uint64((seed + 1) << 32)
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(factor)
+    uniform = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+    values = (uniform - 0.5) * np.sqrt(12 / rows)
+    return np.asarray(values.reshape(rows, columns), dtype=np.float32)
 
 
 def _checked(audio: ArrayLike) -> FloatArray:

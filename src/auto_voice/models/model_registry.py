@@ -24,17 +24,22 @@ from auto_voice.errors import (
     UnknownModelError,
 )
 from auto_voice.models.registry.architectures import ARCHITECTURES
-from auto_voice.models.registry.cache import ModelCache
 from auto_voice.models.registry.catalog import Catalog, ModelVersion, split_key
-from auto_voice.models.registry.fallback import RECOVERABLE, Substitute, announce, reason_of
+from auto_voice.models.registry.loading import (
+    RECOVERABLE,
+    ModelCache,
+    Substitute,
+    announce,
+    reason_of,
+)
 from auto_voice.models.registry.pins import Pins
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
     from auto_voice.models.model_loader import ModelLoader, ProgressCallback
+    from auto_voice.models.registry.loading import WarmupTiming
     from auto_voice.models.registry.store import ModelStore
-    from auto_voice.models.warmup import WarmupTiming
 
 log = logging.getLogger(__name__)
 
@@ -388,7 +393,7 @@ class ModelRegistry:
         return [*usual, *(key for key in loaded if key not in known)]
 
     def _warm(self, name: str) -> WarmupTiming:
-        from auto_voice.models.warmup import WarmupTiming, run_once
+        from auto_voice.models.registry.loading import WarmupTiming, run_once
 
         version = self.version(name)
         start = time.perf_counter()
@@ -443,15 +448,13 @@ class ModelRegistry:
             return with_safetensors(version, self.loader.repair(version), self.store)
 
     def _device(self, version: ModelVersion) -> str:
-        """Where ``version`` runs: with a fallback allowed, on the CPU if the device is missing."""
+        """Where ``version`` runs: on the CPU, with a note, if the device asked for is missing."""
         from auto_voice.models.runtime.devices import choose_device
 
         try:
             return choose_device(self.settings.device, version)
         except ModelLoadError as error:
-            if self.settings.fallback == "none":
-                raise
-            device = choose_device("cpu", version)
+            device = choose_device("cpu", version)  # raises where only a GPU will do
             with self._lock:
                 self._on_cpu[version.key] = f"on the CPU, since {self.settings.device} is missing"
             announce(f"{version.key} runs on the CPU", error)

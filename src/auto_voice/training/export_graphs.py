@@ -27,11 +27,8 @@ from auto_voice.models.content_model import ContentShape
 from auto_voice.models.converter_model import PITCH_SIZE, PROFILE_SIZE, ConverterShape
 from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.models.hubert_model import HuBERTShape
-from auto_voice.models.registry.catalog import (
-    ModelVersion,
-    builtin_catalog,
-    load_catalog,
-)
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.registry.catalog_schema import builtin_catalog, load_catalog
 from auto_voice.models.runtime.graphs import (
     FOLDER,
     SUFFIX,

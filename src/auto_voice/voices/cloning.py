@@ -87,9 +87,11 @@ def bare_voice(embedding: FloatArray) -> Voice:
     values = np.asarray(embedding, dtype=np.float32).reshape(-1)
     norm = float(np.linalg.norm(values)) if np.isfinite(values).all() else 0.0
     if len(values) != EMBEDDING_DIMS or norm < 1e-6:
+        sized = len(values) == EMBEDDING_DIMS
+        found = "and these are zero or not finite" if sized else f"not {len(values)}"
         raise VoiceError(
             "a voice given as bare numbers must be a finite, non-zero embedding of "
-            f"{EMBEDDING_DIMS} values, not {len(values)}; to clone from samples, pass a Waveform "
+            f"{EMBEDDING_DIMS} values, {found}; to clone from samples, pass a Waveform "
             "or a file."
         )
     note = (
