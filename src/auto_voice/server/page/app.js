@@ -1,7 +1,7 @@
 // The page: what is chosen, what runs, what came out.
 
 import { Refused, api, onTokenNeeded, persistently } from "./api.js";
-import { Recorder, forServer } from "./audio.js";
+import { Recorder } from "./audio.js";
 import * as originals from "./originals.js";
 import { $, account, drawAll, figures, make, say, showItems, showModels, showSound, showVoices, time } from "./views.js";
 
@@ -102,13 +102,13 @@ function picker(name, changed) {
     );
     changed(files);
   };
-  const add = async (chosen) => {
+  const add = (chosen) => {
     say($("error"), null);
-    for (const file of chosen) files.push(await forServer(file));
+    files.push(...chosen);
     show();
   };
-  input.onchange = async () => {
-    await add([...input.files]);
+  input.onchange = () => {
+    add([...input.files]);
     input.value = "";
   };
   drop.ondragover = (event) => {
@@ -165,8 +165,8 @@ $("try").onclick = async () => {
     const [recording, voice] = await Promise.all([api.sample("recording"), api.sample("voice")]);
     sources.length = references.length = 0;
     chooseVoice("");
-    await addSources([recording]);
-    await addReferences([voice]);
+    addSources([recording]);
+    addReferences([voice]);
     $("try-status").textContent = "Both are filled in: listen to them, then press Convert.";
     $("convert").focus({ preventScroll: true });
   } catch (error) {
