@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import shutil
 import socket
 import subprocess
@@ -11,9 +12,11 @@ import sys
 import threading
 import time
 
+import av
 import httpx2
 import numpy as np
 import pytest
+import soundfile
 
 from auto_voice.client import Client
 from auto_voice.errors import AudioFormatError, ServerError, UploadError, VoiceError
@@ -159,6 +162,46 @@ def test_what_is_there_of_a_cut_recording_is_taken_when_asked(client, cut, frien
     job = client.wait(client.submit([cut], references=[friend], allow_truncated=True))
     assert job.state == "done", job.items[0].error
     assert any("truncated" in note for note in job.items[0].result["summary"]["notes"])
+
+
+@pytest.fixture
+def mp3(talk):
+    """Three seconds as MP3 without a frame count, as it is written to a pipe."""
+    samples, rate = soundfile.read(talk, dtype="float32")
+    data = io.BytesIO()
+    with av.open(data, "w", format="mp3", options={"write_xing": "0"}) as container:
+        stream = container.add_stream("libmp3lame", rate=rate)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_recordings_that_do_not_know_their_length_are_converted_whole(
+    client, talk, friend, mp3, direct
+):
+    flac = io.BytesIO()
+    samples, rate = soundfile.read(talk)
+    soundfile.write(flac, samples, rate, format="FLAC")
+    unknown = bytearray(flac.getvalue())
+    unknown[21] &= 0xF0  # the 36 bits of total_samples in STREAMINFO
+    unknown[22:26] = bytes(4)
+    for name, data, seconds in (
+        ("pipe.mp3", mp3, 3.0),
+        ("joined.mp3", mp3 + mp3, 6.0),
+        ("stream.flac", bytes(unknown), 3.0),
+    ):
+        if direct:
+            made = client.convert((name, data), references=[friend])
+        else:
+            job = client.wait(client.submit([(name, data)], references=[friend]))
+            assert job.state == "done", job.items[0].error
+            made = client.result(job)
+        found = soundfile.info(io.BytesIO(made.content))
+        assert found.duration == pytest.approx(seconds, abs=0.15), name
 
 
 # Disks and databases

@@ -91,7 +91,9 @@ class Pieces(Engine):
             assert self.open.wait(60)
             progress(done)
 
-        return super().convert_file(source, voice, output, controls, told, subtype=subtype)
+        return super().convert_file(
+            source, voice, output, controls, told, subtype=subtype, allow_truncated=allow_truncated
+        )
 
 
 @pytest.fixture
@@ -328,11 +330,11 @@ def test_a_wakened_worker_does_not_sleep_through_what_came_meanwhile(serve, talk
 
     def claim(lane):
         found = plain(lane)
-        if found is None and lane == "work" and not seen:
+        if found is None and lane == "compute" and not seen:
             seen.append(lane)
             live.context.workers.wake()  # as if a job came between the look and the sleep
             seen.append(time.monotonic())
-        elif len(seen) == 2 and lane == "work":
+        elif len(seen) == 2 and lane == "compute":
             seen.append(time.monotonic())
         return found
 

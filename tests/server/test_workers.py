@@ -144,17 +144,11 @@ def test_stopping_puts_unfinished_work_back_and_a_new_server_does_it(
 
 def test_two_servers_cannot_share_a_data_folder(serve, tmp_path):
     live = serve()
-    app = create_app(ServerSettings(data_dir=live.context.settings.data_dir), live.context.engine)
-
-    async def begin():
-        async with app.router.lifespan_context(app):
-            raise AssertionError("it started")
-
-    import asyncio
-
+    settings = ServerSettings(data_dir=live.context.settings.data_dir)
     with pytest.raises(ConfigError, match="another server uses"):
-        asyncio.run(begin())
-    app.state.context.store.close()
+        create_app(settings, live.context.engine)
+    live.stop()
+    serve()
 
 
 SERVER = """

@@ -97,14 +97,16 @@ class JobStatus:
 
 @dataclass(frozen=True)
 class VoiceInfo:
-    """A stored voice; ``notes`` says what was wrong with its recordings."""
+    """A stored voice; ``notes`` say what is wrong with it, ``remarks`` what was done."""
 
     name: str
     speech_seconds: float
     encoder: str
     pitch_hz: float | None = None
     notes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
     consent: str = ""
+    has_recording: bool = False
 
 
 @dataclass(frozen=True)

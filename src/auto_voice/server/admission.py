@@ -33,7 +33,7 @@ SESSION_BYTES, SMALL_BYTES = 4_096, 65_536
 # Seconds in which such a body must have come.
 SMALL_SECONDS = 5.0
 # Bytes and seconds of a refused body that are still taken, see LimitedBody.drain.
-DRAIN_BYTES, DRAIN_SECONDS = 8_000_000, 1.0
+DRAIN_BYTES, DRAIN_SECONDS = 64_000_000, 3.0
 # Bytes at the end of a form among which its closing delimiter must be: text may follow it.
 TAIL_BYTES = 1024
 

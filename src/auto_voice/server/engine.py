@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -124,10 +125,16 @@ class Engine:
         )
 
     def enrol(
-        self, references: Sequence[tuple[str, Waveform]], name: str, consent: str, overwrite: bool
+        self,
+        references: Sequence[tuple[str, Waveform]],
+        name: str,
+        consent: str,
+        overwrite: bool,
+        progress: Callable[[float], None],
     ) -> dict[str, Any]:
         self.voices.check_name(name, overwrite)
-        voice = enrol(self.pipeline, references, name, consent=consent)
+        voice = enrol(self.pipeline, references, name, consent=consent, progress=progress)
+        progress(1.0)  # the last moment at which it can be cancelled
         return about(self.voices.add(name, voice, overwrite))
 
     def similarity(self, audio: Waveform, voice: Voice) -> float:
@@ -208,6 +215,8 @@ VOICE_FILE_BYTES = 20_000_000
 MOST_NOTES, LONGEST_NOTE = 50, 300
 MOST_FIGURES = 50
 LONGEST_CONSENT = 500
+# Notes that tell what was done and ask for nothing.
+_HARMLESS = re.compile(r"resampled from|down to one|encoded again")
 # Seconds of speech that a voice can have been made from.
 LONGEST_SPEECH = 3600.0
 # Of a weight: fine-tuning moves none by a tenth of it.
@@ -370,20 +379,22 @@ def _check_shapes(voice: Voice) -> None:
 
 def about(voice: Voice) -> dict[str, Any]:
     """What is told of a voice."""
-    return _shown(voice.name, vars(voice))
+    return _shown(voice.name, vars(voice) | {"has_recording": voice.speech is not None})
 
 
 def _shown(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     pitch = facts["log_f0_mean"]
-    notes = [str(note)[:LONGEST_NOTE] for note in facts["notes"][:MOST_NOTES]]
+    said = [str(note)[:LONGEST_NOTE] for note in facts["notes"][:MOST_NOTES]]
     if len(facts["notes"]) > MOST_NOTES:
-        notes[MOST_NOTES - 1 :] = [f"{len(facts['notes']) - MOST_NOTES + 1} more notes."]
+        said[MOST_NOTES - 1 :] = [f"{len(facts['notes']) - MOST_NOTES + 1} more notes."]
     return {
         "name": name,
         "speech_seconds": round(facts["speech_seconds"], 2),
         "pitch_hz": None if pitch is None else round(math.exp(pitch), 1),
         "encoder": facts["encoder"],
         "quality": dict(list(facts["quality"].items())[:MOST_FIGURES]),
-        "notes": notes,
+        "notes": [note for note in said if not _HARMLESS.search(note)],
+        "remarks": [note for note in said if _HARMLESS.search(note)],
         "consent": facts["consent"][:LONGEST_CONSENT],
+        "has_recording": facts["has_recording"],
     }

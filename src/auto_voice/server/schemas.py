@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from auto_voice.audio.encoding import choose_encoding
 from auto_voice.errors import ConfigError, ServerError
-from auto_voice.inference.controls import controls_from
+from auto_voice.inference.controls import Controls, controls_from
 from auto_voice.server.jobs import JobItem, JobRecord
 
 Format = Literal["wav", "flac", "ogg", "opus", "mp3", "aiff"]
@@ -121,6 +121,8 @@ class VoiceView(_Model):
     encoder: str = Field(examples=["speaker_encoder@1.0"])
     quality: dict[str, float | None] = Field({}, examples=[{"snr_db": 31.5, "speakers": 1.0}])
     notes: list[str] = Field([], examples=[["noisy (12 dB SNR): record in a quiet room"]])
+    remarks: list[str] = Field([], examples=[["friend.wav: resampled from 48000 to 16000 Hz."]])
+    has_recording: bool = Field(False, description="Whether /v1/voices/NAME/sound has something.")
     consent: str = Field("", examples=["recorded with her permission, 2 May"])
 
 
@@ -181,6 +183,7 @@ class ServerInfo(_Model):
     formats: list[str]
     can_evaluate: bool
     may_change_models: bool
+    has_session: bool = Field(description="Whether a browser session can be ended.")
     options: dict[str, Any]
     limits: dict[str, float]
 
@@ -211,37 +214,39 @@ class ConvertFields:
         ] = "",
         semitones: Annotated[
             float, _number("Transposition beyond the move to the voice's pitch, within ±36.")
-        ] = 0.0,
+        ] = Controls.semitones,
         keep_pitch: Annotated[
             bool, Form(description="Do not move the pitch to the voice's.")
         ] = False,
         singing: Annotated[
             bool, Form(description="Keep pitch classes: move by whole octaves.")
-        ] = False,
+        ] = Controls.singing,
         pitch_range: Annotated[
             str,
             Form(max_length=20, description="Width of the melody: 0 (monotone) to 4, or `voice`."),
         ] = "1",
         formants: Annotated[
             float, _number("Semitones by which the resonances move, within ±12.")
-        ] = 0.0,
-        strength: Annotated[float, _number("How far towards the voice, from 0 to 1.")] = 1.0,
+        ] = Controls.formants,
+        strength: Annotated[
+            float, _number("How far towards the voice, from 0 to 1.")
+        ] = Controls.strength,
         energy: Annotated[
             float, _number("How much of the source's loudness contour is kept, from 0 to 1.")
-        ] = 1.0,
+        ] = Controls.energy,
         breathiness: Annotated[
             float, _number("How much of the source's breath noise is kept, from 0 to 1.")
-        ] = 0.0,
+        ] = Controls.breathiness,
         loudness: Annotated[
             str,
             Form(max_length=20, description="LUFS of the result, -70 to -5, or `source`."),
         ] = "",
         denoise_db: Annotated[
             float, _number("Steady noise of the source is first turned down by 0 to 60 dB.")
-        ] = 0.0,
+        ] = Controls.denoise_db,
         trim: Annotated[
             bool, Form(description="Leave out what lies before and after the speech.")
-        ] = False,
+        ] = Controls.trim,
         format: Annotated[Format, Form(description="File format of the result.")] = "wav",
         subtype: Annotated[
             str, Form(max_length=20, description="Sample coding, e.g. pcm_24; or bits: 16, 24, 32f")

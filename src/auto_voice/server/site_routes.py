@@ -63,6 +63,7 @@ def info(here: Here) -> ServerInfo:
         formats=list(FORMATS),
         can_evaluate=here.engine.can_evaluate,
         may_change_models=bool(settings.tokens),
+        has_session=bool(settings.tokens),
         options={"semitones": {"least": -36, "most": 36}, "keep_pitch": False},
         limits={
             "direct_seconds": settings.direct_seconds,
@@ -107,6 +108,7 @@ FILES = {
     "app.js": "text/javascript; charset=utf-8",
     "api.js": "text/javascript; charset=utf-8",
     "audio.js": "text/javascript; charset=utf-8",
+    "originals.js": "text/javascript; charset=utf-8",
     "views.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }

@@ -43,6 +43,7 @@ STAGES = 4
 # Shares of the progress, by the time that the steps usually take.
 DECODED_SHARE = 0.05
 CONVERTED_SHARE = 0.75
+ENROLLED_SHARE = 0.95
 
 
 class Tasks:
@@ -263,7 +264,14 @@ class Tasks:
     def _enrol(self, claim: Claim, token: CancellationToken) -> Json:
         request = claim.job.request
         waves = self._references(claim, token)
-        return self._engine.enrol(waves, request["name"], request["consent"], request["overwrite"])
+        token.progress(DECODED_SHARE)
+        return self._engine.enrol(
+            waves,
+            request["name"],
+            request["consent"],
+            request["overwrite"],
+            lambda done: token.progress(DECODED_SHARE + (ENROLLED_SHARE - DECODED_SHARE) * done),
+        )
 
     def _inspect(self, claim: Claim, token: CancellationToken) -> Json:
         for _ in self._blocks(claim, "in-0", claim.item.name, token):

@@ -30,6 +30,7 @@ def listed(here: Here) -> VoiceList:
 @router.post("/voices", status_code=201, summary="Enrol a voice")
 async def enrol(
     request: Request,
+    response: Response,
     here: Here,
     client: Client,
     name: Annotated[str, Form(min_length=1, max_length=63, examples=["friend"])],
@@ -38,7 +39,10 @@ async def enrol(
         str, Form(max_length=500, description="Who allowed it, kept with the voice.")
     ] = "",
     overwrite: Annotated[bool, Form(description="Replace a voice of this name.")] = False,
-) -> VoiceView:
+    wait: Annotated[
+        bool, Form(description="False: answer 202 with a job, which has progress and a cancel.")
+    ] = True,
+) -> VoiceView | JobView:
     """Keep the voice of the recordings. `notes` says what is wrong with them, and what to record
     instead."""
     await asyncio.to_thread(here.engine.voices.check_name, name, overwrite)
@@ -49,10 +53,14 @@ async def enrol(
         [],
         reference,
         {"name": name, "consent": consent, "overwrite": overwrite},
-        direct=True,
+        direct=wait,
         most_seconds=here.settings.reference_seconds,
         one_item=True,
     )
+    if not wait:
+        response.status_code = 202
+        response.headers["location"] = f"/v1/jobs/{job.id}"
+        return JobView.of(job)
     return VoiceView(**await here.outcome(job, request))
 
 

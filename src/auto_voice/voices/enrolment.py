@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ def enrol(
     *,
     consent: str = "",
     keep_recording: bool = True,
+    progress: Callable[[float], None] | None = None,
 ) -> Voice:
     """The voice of ``references``, pairs of a label and a recording, with figures and warnings.
 
@@ -28,13 +29,14 @@ def enrol(
         consent: what the owner of the voice agreed to, in words of your own.
         keep_recording: store the speech in the voice, so that it can be encoded again when models
             change. Without it the voice is smaller, and new models need the recordings again.
+        progress: called with the fraction of the fine-tuning that is done.
 
     Raises:
         AudioContentError: a recording holds less than a second of speech.
     """
     # What is to be said of a recording is said under its own label.
     bare = [replace(waveform, notes=()) for _, waveform in references]
-    voice = pipeline.clone(bare, name=name)
+    voice = pipeline.clone(bare, name=name, progress=progress)
     notes = [f"{label}: {text}." for label, waveform in references for text in waveform.notes]
     notes += voice.notes
     qualities = []

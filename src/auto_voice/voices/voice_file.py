@@ -126,6 +126,8 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
 def load_voice_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     """What a voice file says of its voice, by the names of :class:`Voice`; no array is read.
 
+    ``has_recording`` says whether the speech was kept.
+
     Raises:
         VoiceError: the file is missing, damaged, or no voice.
     """
@@ -134,7 +136,7 @@ def load_voice_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
     source = Path(path)
     try:
         with safe_open(str(source), framework="numpy") as file:
-            metadata = file.metadata() or {}
+            metadata, arrays = file.metadata() or {}, set(file.keys())
         if metadata.get("format") != FORMAT:
             raise ValueError("no voice")
         about = json.loads(metadata["voice"])
@@ -150,6 +152,7 @@ def load_voice_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
             "quality": {_line(k): _number(v) for k, v in about.get("quality", {}).items()},
             "notes": [_line(note) for note in about["notes"]],
             "consent": _line(about.get("consent", "")),
+            "has_recording": "speech" in arrays,
         }
     except (SafetensorError, *_DAMAGE) as error:
         raise VoiceError(f"{source} is damaged or no voice file; clone the voice again.") from error

@@ -5,6 +5,28 @@ export class Refused extends Error {
     super(message);
     this.status = status;
   }
+
+  // Whether the same request may well succeed in a moment: a restart, a full queue, a lost network.
+  get passes() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
+}
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+const FIRST_WAIT_MS = 500;
+const LONGEST_WAIT_MS = 10_000;
+
+// What `look` gives, tried again with growing pauses while the server is away.
+export async function persistently(look, waiting = () => {}) {
+  for (let wait = FIRST_WAIT_MS; ; wait = Math.min(2 * wait, LONGEST_WAIT_MS)) {
+    try {
+      return await look();
+    } catch (error) {
+      if (!(error instanceof Refused) || !error.passes) throw error;
+      waiting(error);
+      await pause(wait);
+    }
+  }
 }
 
 let askForToken = null;
@@ -25,7 +47,7 @@ async function call(method, path, { body, json, raw = false } = {}) {
   try {
     answer = await fetch(path, options);
   } catch {
-    throw new Refused("The server cannot be reached; is it still running?", 0);
+    throw new Refused("The server cannot be reached.", 0);
   }
   if (answer.status === 401 && askForToken && path !== "/v1/session") {
     await askForToken();
@@ -57,6 +79,11 @@ function form(fields, files) {
 
 export const api = {
   server: () => call("GET", "/v1/server"),
+  leave: () => call("DELETE", "/v1/session"),
+  sample: async (name) => {
+    const sound = await (await call("GET", `/v1/samples/${part(name)}`, { raw: true })).blob();
+    return new File([sound], `sample_${name}.wav`, { type: "audio/wav" });
+  },
   enter: (token) => call("POST", "/v1/session", { json: { token } }),
   submit: (fields, sources, references) =>
     call("POST", "/v1/jobs", {
@@ -70,12 +97,13 @@ export const api = {
   remove: (id) => call("DELETE", `/v1/jobs/${part(id)}`),
   sound: async (id, index) =>
     (await call("GET", `/v1/jobs/${part(id)}/results/${index}`, { raw: true })).blob(),
-  resultUrl: (id) => `/v1/jobs/${part(id)}/result`,
+  resultUrl: (id, index) => `/v1/jobs/${part(id)}/` + (index === undefined ? "result" : `results/${index}`),
   voices: async () => (await call("GET", "/v1/voices")).voices,
   enrol: (name, references, consent) =>
-    call("POST", "/v1/voices", { body: form({ name, consent }, references.map((f) => ["reference", f])) }),
+    call("POST", "/v1/voices", { body: form({ name, consent, wait: false }, references.map((f) => ["reference", f])) }),
   renameVoice: (name, to) => call("PATCH", `/v1/voices/${part(name)}`, { json: { name: to } }),
   removeVoice: (name) => call("DELETE", `/v1/voices/${part(name)}`),
+  voiceSound: async (name) => (await call("GET", `/v1/voices/${part(name)}/sound`, { raw: true })).blob(),
   voiceUrl: (name) => `/v1/voices/${part(name)}/file`,
   importVoice: (file) => call("POST", "/v1/voices/import", { body: form({}, [["file", file]]) }),
   models: async () => (await call("GET", "/v1/models")).models,

@@ -1,18 +1,20 @@
 // The page: what is chosen, what runs, what came out.
 
-import { Refused, api, onTokenNeeded } from "./api.js";
-import { Recorder, forServer } from "./audio.js";
-import { $, account, drawAll, figures, make, say, showModels, showSound, showVoices, time } from "./views.js";
+import { Refused, api, onTokenNeeded, persistently } from "./api.js";
+import { Recorder } from "./audio.js";
+import * as originals from "./originals.js";
+import { $, account, drawAll, figures, make, say, showItems, showModels, showSound, showVoices, time } from "./views.js";
 
 const HISTORY = "auto_voice.history";
 const POLL_MS = 300;
+const HISTORY_POLL_MS = 3000;
+const HISTORY_LENGTH = 30;
 const finished = (job) => ["done", "failed", "cancelled"].includes(job.state);
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 let server = null;
 let running = null;
 const sounds = new Map();
-const originals = new Map(); // job id → the files it was made from, while the page is open
 
 // Tabs
 
@@ -46,14 +48,16 @@ tabs.forEach((tab, index) => {
 const player = new Audio();
 let playing = null;
 
-function preview(file, button) {
+// Plays what `load` gives, or stops it if it plays already.
+async function preview(load, button) {
   const again = playing === button;
   player.pause();
   if (playing) playing.textContent = "Play";
   playing = null;
   if (again) return;
+  const sound = await load();
   if (player.src) URL.revokeObjectURL(player.src);
-  player.src = URL.createObjectURL(file);
+  player.src = URL.createObjectURL(sound);
   const over = () => {
     button.textContent = "Play";
     if (playing === button) playing = null;
@@ -91,20 +95,20 @@ function picker(name, changed) {
         };
         const listen = make("button", { type: "button", className: "small", textContent: "Play" });
         listen.setAttribute("aria-label", `Play ${file.name}`);
-        listen.onclick = () => preview(file, listen);
+        listen.onclick = () => preview(() => file, listen);
         const size = make("span", { className: "hint", textContent: `${Math.max(1, Math.round(file.size / 1000))} kB` });
-        return make("li", {}, make("span", { className: "name", textContent: file.name }), size, listen, remove);
+        return make("li", {}, make("span", { className: "name", textContent: file.name, title: file.name }), size, listen, remove);
       }),
     );
     changed(files);
   };
-  const add = async (chosen) => {
+  const add = (chosen) => {
     say($("error"), null);
-    for (const file of chosen) files.push(await forServer(file));
+    files.push(...chosen);
     show();
   };
-  input.onchange = async () => {
-    await add([...input.files]);
+  input.onchange = () => {
+    add([...input.files]);
     input.value = "";
   };
   drop.ondragover = (event) => {
@@ -142,16 +146,43 @@ function picker(name, changed) {
       say($("error"), blocked ? "The browser does not let this page use the microphone; allow it, or choose a file." : error);
     }
   };
-  return files;
+  return { files, add };
 }
 
-const sources = picker("source", () => {});
-const references = picker("reference", (files) => ($("keep-part").hidden = !files.length));
+const { files: sources, add: addSources } = picker("source", () => {});
+const { files: references, add: addReferences } = picker("reference", (files) => {
+  $("keep-part").hidden = !files.length;
+  say($("enrol-error"), null);
+});
+
+// A visitor with nothing at hand
+
+$("try").onclick = async () => {
+  $("try").disabled = true;
+  $("try-status").textContent = "Fetching the samples…";
+  say($("error"), null);
+  try {
+    const [recording, voice] = await Promise.all([api.sample("recording"), api.sample("voice")]);
+    sources.length = references.length = 0;
+    chooseVoice("");
+    addSources([recording]);
+    addReferences([voice]);
+    $("try-status").textContent = "Both are filled in: listen to them, then press Convert.";
+    $("convert").focus({ preventScroll: true });
+  } catch (error) {
+    $("try-status").textContent = "";
+    say($("error"), error);
+  } finally {
+    $("try").disabled = false;
+  }
+};
 
 document.addEventListener("dragover", (event) => event.preventDefault());
 document.addEventListener("drop", (event) => event.preventDefault());
 
 // Voices
+
+let voices = [];
 
 async function refreshVoices(choose) {
   const use = (name) => {
@@ -159,7 +190,8 @@ async function refreshVoices(choose) {
     openTab($("tab-convert"));
     $("voice").focus();
   };
-  const voices = await showVoices($("voices"), $("voices-error"), use, () => refreshVoices());
+  const listen = (name, button) => preview(() => api.voiceSound(name), button);
+  voices = await showVoices($("voices"), $("voices-error"), { use, listen, changed: () => refreshVoices() });
   const before = choose ?? $("voice").value;
   const fresh = make("option", { value: "", textContent: "From recordings…" });
   $("voice").replaceChildren(fresh, ...voices.map((v) => make("option", { value: v.name, textContent: v.name })));
@@ -169,6 +201,7 @@ async function refreshVoices(choose) {
 function chooseVoice(name) {
   $("voice").value = name;
   $("reference-part").hidden = name !== "";
+  $("voice-listen").hidden = !voices.find((voice) => voice.name === name)?.has_recording;
 }
 
 $("voice").onchange = () => {
@@ -176,30 +209,70 @@ $("voice").onchange = () => {
   $("voice-notes").replaceChildren();
 };
 
+$("voice-listen").onclick = () =>
+  preview(() => api.voiceSound($("voice").value), $("voice-listen")).catch((error) => say($("error"), error));
+
 $("new-voice").onclick = () => {
   chooseVoice("");
   openTab($("tab-convert"));
   $("reference-record").focus();
 };
 
+let enrolling = null;
+
+function enrolBusy(on) {
+  $("enrol").hidden = on;
+  $("enrol-cancel").hidden = $("enrol-progress").hidden = !on;
+  $("enrol-cancel").disabled = false;
+  $("enrol-progress").removeAttribute("value");
+  if (!on) enrolling = null;
+}
+
 $("enrol").onclick = async () => {
   const name = $("voice-name").value.trim();
-  say($("error"), name ? null : "Give the voice a name to keep it.");
-  if (!name) return $("voice-name").focus();
-  $("enrol").disabled = true;
-  $("enrol").textContent = "Listening…";
+  const problem = name ? tooLarge(references) : "Give the voice a name to keep it.";
+  say($("enrol-error"), problem);
+  if (problem) return $("voice-name").focus();
+  enrolBusy(true);
+  $("enrol-status").textContent = "Sending…";
   try {
-    const voice = await api.enrol(name, references, $("voice-consent").value.trim());
-    await refreshVoices(voice.name);
-    const kept = make("p", { className: "good", textContent: `Kept: ${time(voice.speech_seconds)} of speech.` });
-    $("voice-notes").replaceChildren(kept, ...voice.notes.map((note) => make("p", { className: "warning", textContent: note })));
-    $("voice-name").value = $("voice-consent").value = "";
+    let job = await api.enrol(name, references, $("voice-consent").value.trim());
+    enrolling = job.id;
+    while (!finished(job)) {
+      if (job.progress > 0) $("enrol-progress").value = job.progress;
+      $("enrol-status").textContent = progressText(job, "Learning the voice");
+      await pause(POLL_MS);
+      job = await persistently(() => api.job(job.id), away($("enrol-status")));
+    }
+    $("enrol-status").textContent = job.state === "cancelled" ? "Cancelled; the voice was not kept." : "";
+    const [item] = job.items;
+    if (item.error) throw new Refused(item.error.message, item.error.status);
+    if (item.result) {
+      await refreshVoices(item.result.name);
+      showKept(item.result);
+      $("voice-name").value = $("voice-consent").value = "";
+    }
   } catch (error) {
-    say($("error"), error);
+    $("enrol-status").textContent = "";
+    say($("enrol-error"), error);
+    $("enrol-error").scrollIntoView({ block: "nearest" });
   } finally {
-    $("enrol").disabled = false;
-    $("enrol").textContent = "Keep voice";
+    enrolBusy(false);
   }
+};
+
+function showKept(voice) {
+  const line = (className, textContent) => make("p", { className, textContent });
+  $("voice-notes").replaceChildren(
+    line("good", `Kept: ${time(voice.speech_seconds)} of speech.`),
+    ...voice.notes.map((note) => line("warning", note)),
+    ...voice.remarks.map((remark) => line("hint", remark)),
+  );
+}
+
+$("enrol-cancel").onclick = async () => {
+  $("enrol-cancel").disabled = true;
+  if (enrolling) await api.cancel(enrolling).catch((error) => say($("enrol-error"), error));
 };
 
 $("import-file").onchange = async () => {
@@ -251,22 +324,31 @@ $("convert-form").onsubmit = async (event) => {
     ? "Choose, drop or record what shall be said."
     : !$("voice").value && !references.length
       ? "Choose a voice, or a recording of one."
-      : null;
+      : tooLarge([...sources, ...references]);
   say($("error"), problem);
   if (problem || running) return;
   const files = [...sources];
   busy(true, "Sending…");
+  let ended = "";
   try {
     const job = await api.submit(options(), files, $("voice").value ? [] : references);
-    originals.set(job.id, files);
+    await originals.keep(job.id, files);
     remember({ id: job.id, name: files.map((file) => file.name).join(", "), voice: $("voice").value || references[0].name, when: Date.now(), state: job.state });
-    await follow(job);
+    ended = await follow(job);
   } catch (error) {
     say($("error"), error);
   } finally {
-    busy(false);
+    busy(false, ended);
   }
 };
+
+// What is too large is refused by the server before it is read, which a browser shows as a broken
+// connection.
+function tooLarge(files) {
+  const size = files.reduce((sum, file) => sum + file.size, 0) / 1e6;
+  const most = server.limits.upload_mb;
+  return size > most ? `These files have ${Math.round(size)} MB and the server takes ${most} MB at once; send fewer, or FLAC or MP3.` : null;
+}
 
 $("cancel").onclick = async () => {
   $("cancel").disabled = true;
@@ -296,47 +378,74 @@ async function follow(job) {
     // A short recording is one piece: nothing is known of its progress until it is done.
     if (job.progress > 0) $("progress").value = job.progress;
     else $("progress").removeAttribute("value");
-    $("status").textContent = progressText(job);
+    $("status").textContent = progressText(job, "Converting");
     await pause(POLL_MS);
-    job = await api.job(job.id);
+    job = await persistently(() => api.job(job.id), away($("status")));
   }
   remember({ id: job.id, state: job.state });
-  if (job.state === "cancelled") {
-    $("status").textContent = "";
-    say($("error"), "Cancelled.");
-    return;
-  }
+  if (job.state === "cancelled") return "Cancelled.";
   await showJob(job);
+  return "";
 }
 
-function progressText(job) {
+// Says in `place` that the server is away, and that the page waits for it.
+const away = (place) => (error) => (place.textContent = `${error.message} Trying again…`);
+
+function progressText(job, doing) {
   const share = job.progress > 0 ? `${Math.round(100 * job.progress)} %` : "";
   if (job.state === "queued") return share ? `Waiting at ${share}…` : "Waiting…";
   const spent = job.started ? Math.max(0, (Date.now() - Date.parse(job.started)) / 1000) : 0;
-  return `Converting… ${share || (spent >= 1 ? `${Math.floor(spent)} s` : "")}`;
+  return `${doing}… ${share || (spent >= 1 ? `${Math.floor(spent)} s` : "")}`;
 }
 
 async function showJob(job) {
+  const several = job.items.length > 1;
   const failed = job.items.filter((item) => item.error);
-  say($("error"), failed.length ? failed.map((item) => `${item.name}: ${item.error.message}`).join(" · ") : null);
-  const item = job.items.find((one) => one.state === "done");
-  $("result").hidden = !item;
-  if (!item) return;
+  const told = several ? [] : failed.map((item) => `${item.name}: ${item.error.message}`);
+  say($("error"), told.length ? told.join(" · ") : null);
+  const first = job.items.find((one) => one.state === "done");
+  $("result").hidden = !first && !several;
+  if ($("result").hidden) return;
+  $("items").hidden = !several;
+  $("result-title").textContent = several ? `${job.items.length} recordings` : first.result.name;
+  $("download").hidden = !first;
+  if (several) {
+    const done = job.items.filter((item) => item.state === "done").length;
+    $("download").href = api.resultUrl(job.id);
+    $("download").download = "converted.zip";
+    $("download").textContent = `Download all ${done}`;
+    showItems($("items"), job, (item) => showItem(job, item, several));
+  }
+  if (first) await showItem(job, first, several);
+  else showNoItem();
+  $("result").focus({ preventScroll: true });
+  $("result").scrollIntoView({ block: "nearest", behavior: "smooth" });
+}
+
+function showNoItem() {
+  $("figures").replaceChildren();
+  $("item-title").hidden = $("before").hidden = $("after").hidden = $("account-part").hidden = true;
+}
+
+async function showItem(job, item, several) {
   const made = await api.sound(job.id, item.index);
-  $("result-title").textContent = item.result.name;
-  $("download").href = job.items.length > 1 ? api.resultUrl(job.id) : URL.createObjectURL(made);
-  $("download").download = job.items.length > 1 ? "converted.zip" : item.result.name;
-  $("download").textContent = job.items.length > 1 ? `Download all ${job.items.length}` : "Download";
+  for (const row of $("items").children) row.toggleAttribute("aria-current", Number(row.dataset.index) === item.index);
+  $("item-title").hidden = !several;
+  $("item-title").textContent = item.result.name;
+  if (!several) {
+    $("download").href = URL.createObjectURL(made);
+    $("download").download = item.result.name;
+    $("download").textContent = "Download";
+  }
   $("figures").replaceChildren(...figures(item.result));
   $("account").replaceChildren(...account(item.result));
+  $("account-part").hidden = false;
   sounds.clear();
-  const original = originals.get(job.id)?.[item.index];
+  const original = (await originals.of(job.id))?.[item.index];
   $("before").hidden = true;
   if (original) await showSound($("before"), "Before", original, sounds);
   await showSound($("after"), "After", made, sounds);
   if (sounds.size) drawAll(sounds);
-  $("result").focus({ preventScroll: true });
-  $("result").scrollIntoView({ block: "nearest", behavior: "smooth" });
 }
 
 let resizing = null;
@@ -361,11 +470,13 @@ function remember(entry) {
   const known = all.find((one) => one.id === entry.id);
   if (known) Object.assign(known, entry);
   else all.unshift(entry);
-  localStorage.setItem(HISTORY, JSON.stringify(all.slice(0, 30)));
+  for (const old of all.slice(HISTORY_LENGTH)) originals.drop(old.id);
+  localStorage.setItem(HISTORY, JSON.stringify(all.slice(0, HISTORY_LENGTH)));
   showHistory();
 }
 
 function drop(id) {
+  originals.drop(id);
   localStorage.setItem(HISTORY, JSON.stringify(past().filter((one) => one.id !== id)));
   showHistory();
 }
@@ -396,6 +507,7 @@ function showHistory() {
 }
 
 $("forget").onclick = () => {
+  past().forEach((entry) => originals.drop(entry.id));
   localStorage.removeItem(HISTORY);
   showHistory();
 };
@@ -411,23 +523,44 @@ async function reopen(entry) {
   }
 }
 
-// Jobs outlive this page and the server: go on with what was running.
+// Jobs outlive this page and the server: the newest that runs is followed, the others are looked
+// after until they are finished, however often the server is away.
+const isOpen = (entry) => ["queued", "running"].includes(entry.state);
+
 async function resume() {
-  const open = past().filter((entry) => ["queued", "running"].includes(entry.state));
-  for (const entry of open) {
+  const entry = past().find(isOpen);
+  if (entry) {
+    busy(true, "Waiting…");
+    let ended = "";
     try {
-      const job = await api.job(entry.id);
+      const job = await persistently(() => api.job(entry.id), away($("status")));
       if (finished(job)) remember({ id: job.id, state: job.state });
-      else if (!running) {
-        busy(true, "Waiting…");
-        await follow(job);
-        busy(false);
-      }
+      else ended = await follow(job);
     } catch (error) {
-      busy(false);
-      if (error instanceof Refused && error.status === 404) remember({ id: entry.id, state: "expired" });
+      lost(entry, error);
+    } finally {
+      busy(false, ended);
     }
   }
+}
+
+async function lookAfterHistory() {
+  for (;;) {
+    await pause(HISTORY_POLL_MS);
+    for (const entry of past().filter((one) => isOpen(one) && one.id !== running)) {
+      try {
+        const job = await persistently(() => api.job(entry.id));
+        if (job.state !== entry.state) remember({ id: job.id, state: job.state });
+      } catch (error) {
+        lost(entry, error);
+      }
+    }
+  }
+}
+
+function lost(entry, error) {
+  if (error instanceof Refused && error.status === 404) remember({ id: entry.id, state: "expired" });
+  else say($("error"), error);
 }
 
 // Token
@@ -454,19 +587,27 @@ onTokenNeeded(() => {
   return entering;
 });
 
+$("leave").onclick = async () => {
+  await api.leave().catch(() => {});
+  location.reload();
+};
+
 // Start
 
 async function start() {
   showHistory();
   try {
-    server = await api.server();
+    server = await persistently(api.server, (error) => say($("error"), `${error.message} Trying again…`));
+    say($("error"), null);
+    $("leave").hidden = !server.has_session;
     $("mock-banner").hidden = !server.mock;
     $("format").replaceChildren(...server.formats.map((f) => make("option", { value: f, textContent: f })));
     const { longest_seconds: longest, upload_mb: most, keep_hours: hours } = server.limits;
-    $("source-hint").textContent = `Speech in any usual format, up to ${Math.round(longest / 60)} minutes and ${most} MB. Several files are converted one after the other. Results are kept for ${hours} hours.`;
+    $("source-hint").textContent = `Speech in any usual format, up to ${Math.round(longest / 60)} minutes and ${most} MB. Several files are converted one after the other. The server keeps results for ${hours} hours.`;
     await refreshVoices();
     document.body.dataset.ready = "yes";
     await resume();
+    await lookAfterHistory();
   } catch (error) {
     say($("error"), error);
   }

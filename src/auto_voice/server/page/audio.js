@@ -1,4 +1,4 @@
-// Sound in the browser: recording, what the server cannot read into WAV, and pictures of sound.
+// Sound in the browser: recording it into WAV, and pictures of it.
 
 let context = null;
 
@@ -40,21 +40,6 @@ function toWav(buffer, name) {
     view.setInt16(44 + 2 * i, Math.round(32767 * Math.max(-1, Math.min(1, value))), true),
   );
   return new File([view], name, { type: "audio/wav" });
-}
-
-const READABLE = ["RIFF", "RIFX", "RF64", "FORM", "fLaC", "OggS", ".snd", "caff", "ID3"];
-
-// What the server reads goes as it is; what only the browser reads (m4a, webm) goes as WAV.
-export async function forServer(file) {
-  const head = new Uint8Array(await file.slice(0, 4).arrayBuffer());
-  const start = String.fromCharCode(...head);
-  const mpeg = head[0] === 0xff && (head[1] & 0xe0) === 0xe0 && (head[1] & 0xf6) !== 0xf0;
-  if (mpeg || READABLE.some((magic) => start.startsWith(magic))) return file;
-  try {
-    return toWav(await decode(file), file.name.replace(/\.[^.]*$/, "") + ".wav");
-  } catch {
-    return file; // the server says what it is
-  }
 }
 
 export class Recorder {

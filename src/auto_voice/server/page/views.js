@@ -68,8 +68,8 @@ export function figures(result) {
   const found = [];
   const add = (value, ...texts) => found.push(make("div", { className: "figure" }, make("b", { textContent: value }), ...texts.map((text) => make("span", { textContent: text }))));
   if (measured) {
-    add(measured.similarity.toFixed(2), "likeness to the voice", `${measured.similarity_before.toFixed(2)} before · 1 is the same`);
-    if (measured.words_kept !== undefined) add(percent(measured.words_kept), "of the words kept", "as a recogniser hears them");
+    add(measured.similarity.toFixed(2), "similarity to the voice", `${measured.similarity_before.toFixed(2)} before · 1 is the same`);
+    if (measured.words_kept !== undefined) add(percent(measured.words_kept), "of the words kept", "by a speech recogniser");
   }
   const sign = summary.semitones > 0 ? "+" : summary.semitones < 0 ? "−" : "";
   add(`${sign}${Math.abs(summary.semitones).toFixed(1)}`, "semitones moved");
@@ -77,6 +77,28 @@ export function figures(result) {
   const spent = summary.seconds_per_second * summary.seconds;
   if (!result.resumed) add(time(spent), "of work", `for ${time(summary.seconds)} of sound`);
   return found;
+}
+
+// The recordings of a batch: each with its state, and what can be done with it.
+export function showItems(place, job, show) {
+  place.replaceChildren(
+    ...job.items.map((item) => {
+      const kind = { done: "good", failed: "bad" }[item.state] ?? "";
+      const what = make("div", { className: "what" }, make("span", { className: "name", textContent: item.name }), make("span", { className: `badge ${kind}`, textContent: item.state }));
+      if (item.error) what.append(make("small", { textContent: item.error.message }));
+      const todo = make("div", { className: "do" });
+      if (item.state === "done") {
+        const open = button("Show", () => show(item));
+        open.setAttribute("aria-label", `Show ${item.name}`);
+        const save = make("a", { className: "button small", textContent: "Download", href: api.resultUrl(job.id, item.index), download: item.result.name });
+        save.setAttribute("aria-label", `Download ${item.result.name}`);
+        todo.append(open, save);
+      }
+      const row = make("li", {}, make("div", { className: "entry" }, what, todo));
+      row.dataset.index = item.index;
+      return row;
+    }),
+  );
 }
 
 export function account(result) {
@@ -92,16 +114,20 @@ function button(text, action, extra = "") {
   return make("button", { type: "button", className: `small ${extra}`, textContent: text, onclick: action });
 }
 
-export async function showVoices(place, problem, use, changed) {
-  const guarded = (action) => async () => {
+export async function showVoices(place, problem, { use, listen, changed }) {
+  const told = (action) => async (event) => {
     try {
       say(problem, null);
-      await action();
-      await changed();
+      await action(event);
     } catch (error) {
       say(problem, error);
     }
   };
+  const guarded = (action) =>
+    told(async () => {
+      await action();
+      await changed();
+    });
   const voices = await api.voices();
   place.replaceChildren(
     ...voices.map((voice) => {
@@ -109,7 +135,7 @@ export async function showVoices(place, problem, use, changed) {
       if (voice.pitch_hz) facts.push(`pitch ${Math.round(voice.pitch_hz)} Hz`);
       if (voice.quality?.snr_db) facts.push(`${Math.round(voice.quality.snr_db)} dB above the noise`);
       facts.push(voice.encoder);
-      if (voice.consent) facts.push(`allowed: ${voice.consent}`);
+      if (voice.consent) facts.push(`agreed: ${voice.consent}`);
       const about = make("small", { textContent: facts.join(" · ") });
       const what = make("div", { className: "what" }, make("span", { className: "name", textContent: voice.name }), about);
       const rename = guarded(async () => {
@@ -120,12 +146,21 @@ export async function showVoices(place, problem, use, changed) {
         if (confirm(`Delete the voice ${voice.name}?`)) await api.removeVoice(voice.name);
       });
       const save = make("a", { className: "button small", textContent: "Export", href: api.voiceUrl(voice.name), download: `${voice.name}.safetensors` });
-      const todo = make("div", { className: "do" }, button("Use", () => use(voice.name)), button("Rename", rename), save, button("Delete", remove, "danger"));
-      const notes = voice.notes.map((note) => make("p", { className: "warning", textContent: note }));
+      const todo = make("div", { className: "do" }, button("Use", () => use(voice.name)));
+      if (voice.has_recording) {
+        const play = button("Play", told((event) => listen(voice.name, event.target)));
+        play.setAttribute("aria-label", `Play the voice ${voice.name}`);
+        todo.append(play);
+      }
+      todo.append(button("Rename", rename), save, button("Delete", remove, "danger"));
+      const notes = [
+        ...voice.notes.map((note) => make("p", { className: "warning", textContent: note })),
+        ...voice.remarks.map((remark) => make("p", { className: "hint", textContent: remark })),
+      ];
       return make("li", {}, make("div", { className: "entry" }, what, todo), ...notes);
     }),
   );
-  if (!voices.length) place.append(make("li", { className: "empty", textContent: "No voice is kept yet. Keep one on the page Convert, or import one." }));
+  if (!voices.length) place.append(make("li", { className: "empty", textContent: "No voice is kept yet. Keep one in the tab Convert, or import one." }));
   return voices;
 }
 
