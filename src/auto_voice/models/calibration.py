@@ -1,8 +1,9 @@
-"""Adapters: any content encoder's features into the space that a converter was trained on.
+"""Maps of content features: any encoder's features into the space that a converter was trained on.
 
-A ridge regression between two encoders that hear the same speech. The mean of each utterance is
-taken off the source features first, as the compact content encoder does with its own: it holds
-much of the speaker and none of the words.
+A ridge regression between two encoders of the same speech. The mean of each utterance is taken off
+the source features first, as content encoders do with their own: it holds much of the speaker and
+none of the words. What a content space computes from the sound itself (band envelopes, cepstra) is
+computed here, too, and only the learned dimensions are mapped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from auto_voice.audio.envelope import envelope_size, with_envelope
+from auto_voice.audio.level import gain_to_speech_level
+from auto_voice.audio.mel import CONTENT_MEL, log_mel
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
 from auto_voice.filesystem import atomic_write
 from auto_voice.models.base import ContentEncoder, PieceEncoder
@@ -46,6 +50,7 @@ class Adapter:
         r2: share of the target's variance explained on speech that the fit had not seen; 1 is
             perfect, 0 no better than a constant.
         seconds: of speech that it was fitted on.
+        envelope, cepstra: whether band envelopes and cepstra follow in the target space.
     """
 
     matrix: FloatArray
@@ -55,23 +60,20 @@ class Adapter:
     frame_rate: float
     r2: float
     seconds: float
+    envelope: bool = False
+    cepstra: bool = False
 
-    def apply(self, content: Content) -> Content:
-        """``content`` of one utterance, mapped from ``source`` to ``target``.
-
-        Raises:
-            ConfigError: it is in another space.
-        """
-        if content.space != self.source:
-            raise ConfigError(
-                f"This adapter maps {self.source}, not {content.space}; calibrate that encoder."
-            )
-        return self.apply_centred(content.features, content.features.mean(axis=0))
+    @property
+    def dims(self) -> int:
+        """Features of the target space."""
+        return self.matrix.shape[1] + envelope_size(self.envelope, self.cepstra)
 
     def apply_centred(self, features: FloatArray, mean: FloatArray) -> Content:
-        """Source features of a piece of an utterance whose mean is ``mean``, mapped."""
-        mapped = (features - mean) @ self.matrix + self.bias
-        return Content(mapped.astype(np.float32, copy=False), self.frame_rate, self.target)
+        """Features that ``AdaptedEncoder.encode_piece`` gave of an utterance with this mean."""
+        centred, learned = features - mean, self.matrix.shape[0]
+        mapped = centred[:, :learned] @ self.matrix + self.bias
+        whole = np.concatenate([mapped, centred[:, learned:]], axis=1)
+        return Content(whole.astype(np.float32, copy=False), self.frame_rate, self.target)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as safetensors, whole or not at all."""
@@ -83,6 +85,8 @@ class Adapter:
             "frame_rate": self.frame_rate,
             "r2": self.r2,
             "seconds": self.seconds,
+            "envelope": self.envelope,
+            "cepstra": self.cepstra,
         }
         data = save(
             {"matrix": self.matrix, "bias": self.bias},
@@ -142,17 +146,37 @@ class AdaptedEncoder:
         self.space = adapter.target
         self.sample_rate = encoder.sample_rate
         self.frame_rate = encoder.frame_rate
-        self.dims = adapter.matrix.shape[1]
+        self.dims = adapter.dims
+
+    @property
+    def note(self) -> str:
+        """For each result: how much of the content got through."""
+        return (
+            f"content: {self.name} is mapped into {self.space} and explains "
+            f"{100 * self.adapter.r2:.0f} % of its learned features; words may get lost"
+        )
 
     def encode(self, samples: FloatArray) -> Content:
         """One utterance ``(samples,)`` to its content in the adapter's target space."""
-        return self.adapter.apply(self.encoder.encode(samples))
+        gain = np.float32(gain_to_speech_level(samples, self.sample_rate))
+        features = self.encode_piece(samples * gain)
+        return self.adapter.apply_centred(features, features.mean(axis=0))
 
     def encode_piece(self, samples: FloatArray) -> FloatArray:
-        """The wrapped encoder's features of a piece, with the mean left in."""
+        """The wrapped encoder's features of a piece at the level of the whole, the mean left in.
+
+        Band envelopes and cepstra follow where the target space has them.
+        """
         if isinstance(self.encoder, PieceEncoder):
-            return self.encoder.encode_piece(samples)
-        return self.encoder.encode(samples).features
+            features = self.encoder.encode_piece(samples)
+        else:
+            features = self.encoder.encode(samples).features
+        if not self.adapter.envelope:
+            return features
+        mel = log_mel(samples, CONTENT_MEL)
+        # Half frames more than the encoder gave have no partner, and fewer need none.
+        frames = min(len(features), mel.shape[1] // 2)
+        return with_envelope(features[:frames], mel, self.adapter.cepstra)
 
     def centred(self, features: FloatArray, mean: FloatArray) -> Content:
         """Features of a piece as the content of an utterance whose ``mean`` is ``(dims,)``."""
@@ -245,7 +269,10 @@ def fit_adapter(
             f"{source_encoder.name} has {source_encoder.frame_rate} frames a second and "
             f"{target_encoder.name} {target_encoder.frame_rate}; adapters need equal rates."
         )
-    fitted, held_out, seconds = _gather(source_encoder, target_encoder, waveforms)
+    envelope = bool(getattr(target_encoder, "envelope", False))
+    cepstra = bool(getattr(target_encoder, "cepstra", False))
+    learned = target_encoder.dims - envelope_size(envelope, cepstra)
+    fitted, held_out, seconds = _gather(source_encoder, target_encoder, waveforms, learned)
     total = fitted.plus(held_out)
     matrices = fitted.solve(RIDGES)
     scores = [held_out.r2(matrix, fitted.y / fitted.frames) for matrix in matrices]
@@ -267,17 +294,20 @@ def fit_adapter(
         frame_rate=float(target_encoder.frame_rate),
         r2=scores[best],
         seconds=seconds,
+        envelope=envelope,
+        cepstra=cepstra,
     )
 
 
 def _gather(
-    source: ContentEncoder, target: ContentEncoder, waveforms: Iterable[Waveform]
+    source: ContentEncoder, target: ContentEncoder, waveforms: Iterable[Waveform], learned: int
 ) -> tuple[_Sums, _Sums, float]:
     fitted: _Sums | None = None
     held_out: _Sums | None = None
     seconds = 0.0
     for index, piece in enumerate(_pieces(waveforms)):
         x, y = _pair(source, target, piece)
+        y = y[:, :learned]
         if fitted is None or held_out is None:
             fitted, held_out = (_Sums((x.shape[1], y.shape[1])) for _ in range(2))
         (held_out if index % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1 else fitted).add(x, y)
