@@ -103,6 +103,13 @@ def test_other_codings_keep_the_wave_with_the_delay_that_their_files_do_not_name
     assert len(got.samples) >= len(wanted) - 2048
 
 
+@pytest.mark.parametrize("channels", [7, 8])
+def test_many_channels_of_a_coding_that_keeps_them_apart(channels):
+    sound = np.stack([tone(200 + 100 * i, 2.0, 48_000) for i in range(channels)], 1)
+    got = read_audio(encode(sound, 48_000, format="OGG")).samples
+    assert correlation(got, sound.mean(axis=1)) > 0.98
+
+
 def test_the_sound_of_a_video_is_read_and_pictures_are_not():
     data = media(("pcm_s16le", SPEECH), container="mov", picture=True)
     np.testing.assert_allclose(read_audio(data).samples, SPEECH, atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any, BinaryIO, NoReturn
 
 import av
@@ -11,7 +12,6 @@ import numpy as np
 from av.stream import Discard
 
 from auto_voice.audio.formats import AudioFormat
-from auto_voice.audio.resample import ResampleStream
 from auto_voice.errors import AudioFormatError
 from auto_voice.types import FloatArray
 
@@ -30,8 +30,6 @@ CODECS = frozenset({
 })  # fmt: skip
 # Sample entries of MP4 that say the sound is encrypted (ISO 23001-7; Apple; Audible).
 _ENCRYPTED_TAGS = frozenset({"enca", "drms", "aavd"})
-# Full scale is 1 for integers of so many bytes.
-_SCALES = {"u1": 1 / 128, "i2": 1 / 32768, "i4": 1 / 2**31, "i8": 1 / 2**63}
 
 
 class Decoder:
@@ -71,7 +69,7 @@ class Decoder:
         try:
             self._stream = self._choose_track()
             self._frames = self._decoded()
-            self._first = next(self._frames, None)
+            self._first: Any = next(self._frames, None)
         except BaseException:
             self.close()
             raise
@@ -157,23 +155,44 @@ class Decoder:
 
     def _uniform(self) -> Iterator[FloatArray]:
         """Blocks at the rate and with the channels of the first frame, whatever comes later."""
-        frame = self._first
-        rate, resampler = self.sample_rate, None
-        while frame is not None:
-            samples = _as_float(frame)
-            if samples.shape[1] != self.channels:
-                self.changes = True
-                samples = _with_channels(samples, self.channels)
-            if frame.sample_rate != rate:
-                self.changes = True
-                if resampler is not None:
-                    yield resampler.process(samples[:0], last=True)
-                rate = frame.sample_rate
-                resampler = ResampleStream(rate, self.sample_rate, self.channels)
-            yield samples if resampler is None else resampler.process(samples)
-            frame = next(self._frames, None)
-        if resampler is not None:
-            yield resampler.process(np.zeros((0, self.channels), np.float32), last=True)
+        converter: Any = None
+        shape: tuple[str, str, int] | None = None
+        try:
+            for frame in chain([self._first] if self._first else [], self._frames):
+                now = (frame.format.name, frame.layout.name, frame.sample_rate)
+                if now != shape:
+                    yield from self._converted(converter, None)
+                    self.changes = shape is not None
+                    converter, shape = self._converter(frame), now
+                if converter is None:
+                    yield _as_float(frame)
+                else:
+                    yield from self._converted(converter, frame)
+            yield from self._converted(converter, None)
+        except av.FFmpegError as error:
+            self.failure = error
+
+    def _converter(self, frame: Any) -> Any:
+        """What brings such frames to the shape of the first; None where nothing is to be done.
+
+        From eight separate channels on PyAV cannot tell how many there are and reads past their
+        end, so FFmpeg lays those side by side. It does so by a filter with threads of its own,
+        hence not for all.
+        """
+        separate = frame.format.is_planar and frame.layout.nb_channels >= 8
+        if (
+            not separate
+            and frame.layout == self._first.layout
+            and frame.sample_rate == self.sample_rate
+        ):
+            return None
+        return av.AudioResampler("flt", self._first.layout, self.sample_rate)
+
+    def _converted(self, converter: Any, frame: Any) -> Iterator[FloatArray]:
+        """What ``converter`` gives for ``frame``, or at its end for None."""
+        for made in () if converter is None else converter.resample(frame):
+            if made is not None:
+                yield made.to_ndarray().reshape(-1, self.channels)
 
 
 def _open(stream: BinaryIO, format: AudioFormat) -> Any:
@@ -198,27 +217,22 @@ def _refuse(url: str, flags: int, options: Any) -> NoReturn:
 
 
 def _is_encrypted(track: Any) -> bool:
-    context = track.codec_context
-    tag = "" if context is None else str(context.codec_tag)
+    try:
+        tag = "" if track.codec_context is None else str(track.codec_context.codec_tag)
+    except UnicodeDecodeError:
+        tag = ""
     return tag in _ENCRYPTED_TAGS or "enc_key_id" in track.metadata
 
 
 def _as_float(frame: Any) -> FloatArray:
     """``(frames, channels)`` float32 with full scale at 1."""
     values = frame.to_ndarray()
-    channels = frame.layout.nb_channels
-    values = values.T if frame.format.is_planar else values.reshape(-1, channels)
-    kind = values.dtype.str[1:]
-    if kind == "u1":
-        return np.asarray((values.astype(np.float32) - 128) * np.float32(_SCALES[kind]))
+    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
     if values.dtype.kind == "f":
         return np.asarray(values, np.float32)
-    return np.asarray(values * _SCALES[kind], np.float32)
-
-
-def _with_channels(samples: FloatArray, channels: int) -> FloatArray:
-    """One channel is repeated; others are mixed to one and repeated."""
-    return np.repeat(samples.mean(axis=1, keepdims=True), channels, axis=1).astype(np.float32)
+    if values.dtype.kind == "u":
+        return np.asarray((values.astype(np.float32) - 128) / 128, np.float32)
+    return np.asarray(values * 2.0 ** (1 - 8 * values.dtype.itemsize), np.float32)
 
 
 def _in_words(codec: str) -> str:
