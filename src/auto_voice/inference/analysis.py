@@ -103,7 +103,7 @@ def pauses(energies: NDArray[np.float64], hop_samples: int) -> FloatArray:
     lowest = _lowest_around(floor, FLOOR_REACH_HOPS)
     highest = np.minimum(lowest + FLOOR_MARGIN_DB, speech - NOISY_PAUSE_DB)
     share = (np.maximum(highest, speech - PAUSE_DB) - level) / PAUSE_RANGE_DB + 0.5
-    return np.clip(share, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(share, 0, 1), np.float32)
 
 
 def _mean_around(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
@@ -112,13 +112,13 @@ def _mean_around(values: NDArray[np.float64], width: int) -> NDArray[np.float64]
     total = np.concatenate(([0.0], np.cumsum(values)))
     low = np.maximum(np.arange(len(values)) - before, 0)
     high = np.minimum(low + width, len(values))
-    return np.maximum(total[high] - total[low], 0) / (high - low)
+    return np.asarray(np.maximum(total[high] - total[low], 0) / (high - low))
 
 
 def _lowest_around(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
     """The least of the ``2 * reach + 1`` neighbours of each."""
     padded = np.pad(values, reach, mode="edge")
-    return np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).min(axis=1)
+    return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).min(axis=1))
 
 
 def _plain(tape: Tape, start: int, stop: int) -> FloatArray:

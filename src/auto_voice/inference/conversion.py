@@ -28,8 +28,10 @@ METER_SECONDS = 20.0
 LEVEL_SAMPLES = 1 << 19
 # dB by which peaks are turned down where the loudness needs it: more is heard as distortion.
 MOST_LIMITING_DB = 6.0
-# A limiter takes loudness, which is given back in so many rounds or until this few LU are missing.
-LIMITING_ROUNDS, LIMITING_TOLERANCE_LU = 3, 0.1
+# A limiter takes loudness, which is given back in so many rounds, or until less than the first of
+# these LU is missing; more than the second is worth a note.
+LIMITING_ROUNDS = 4
+NEAR_LU, FAR_LU = 0.1, 0.5
 # Of the source that are searched for speech where its own voice is needed, and of that speech.
 OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 30.0
 
@@ -175,14 +177,14 @@ def output_level(tape: Tape, job: Job) -> OutputLevel:
         gain = min(gain, room + MOST_LIMITING_DB)
         level = OutputLevel(10 ** (gain / 20), limiting=True)
         short = wanted - _loudness(metered(level.blocks(tape), rate, peaks=False), job)[1]
-        if short < LIMITING_TOLERANCE_LU or gain >= room + MOST_LIMITING_DB:
+        if short < NEAR_LU or gain >= room + MOST_LIMITING_DB:
             break
         gain += short
     notes = [
         f"Peaks were turned down by up to {gain - room:.1f} dB, so that the rest has its loudness "
         f"and they stay below {CEILING_DBTP:g} dBTP."
     ]
-    if short >= LIMITING_TOLERANCE_LU:
+    if short > FAR_LU:
         goal = "the source" if job.source_meter else f"{wanted:.1f} LUFS"
         notes.append(
             f"The result is {short:.1f} dB quieter than {goal}, because its peaks leave no room."

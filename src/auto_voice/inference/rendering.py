@@ -194,7 +194,7 @@ class Rendering:
         at = centres / float(self._frame_rate * HOP) - 0.5
         if len(self.pauses) == 0:
             return np.zeros(len(at), np.float32)
-        return np.interp(at, np.arange(len(self.pauses)), self.pauses).astype(np.float32)
+        return np.asarray(np.interp(at, np.arange(len(self.pauses)), self.pauses), np.float32)
 
     def _breathe(
         self, chunk: Chunk, speech: FloatArray, audio: FloatArray, low: int, high: int, pitch: Pitch
