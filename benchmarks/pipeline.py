@@ -1,6 +1,6 @@
 """Where the time of a conversion goes: by stage, length and threads, as ratios of one run.
 
-    python benchmarks/pipeline.py [--seconds 1 10 60] [--threads 1 2] [--adaptation-steps 0 40]
+    python benchmarks/pipeline.py [--seconds 1 10 60] [--threads 1 2] [--fine-tune-steps 0 40]
 
 Every row is a fresh process with the default models, which must be there (``autovoice models
 pull``). The voice is cloned first, then one short conversion warms up, then the one that counts.
@@ -24,7 +24,7 @@ torch.set_num_threads(threads)
 from auto_voice import PipelineConfig, VoiceConversionPipeline
 from auto_voice.models.mock_models import mock_sample
 from auto_voice.types import Waveform
-pipeline = VoiceConversionPipeline(PipelineConfig(adaptation_steps=steps))
+pipeline = VoiceConversionPipeline(PipelineConfig(fine_tune_steps=steps))
 pipeline.stages()
 reference = Waveform(mock_sample(8.0, f0_hz=200.0, seed=1).samples, 16000)
 started = time.perf_counter()
@@ -37,7 +37,7 @@ result = pipeline.convert(source, voice)
 total = time.perf_counter() - started
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({
-    "seconds": seconds, "threads": threads, "adaptation_steps": steps,
+    "seconds": seconds, "threads": threads, "fine_tune_steps": steps,
     "stages": {k: round(v / seconds, 4) for k, v in (result.timings or {}).items()},
     "total": round(total / seconds, 4), "clone_seconds": round(cloned, 2),
     "peak_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
@@ -61,14 +61,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, nargs="+", default=[1, 10, 60])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, os.cpu_count() or 1])
-    parser.add_argument("--adaptation-steps", type=int, nargs="+", default=[0])
+    parser.add_argument("--fine-tune-steps", type=int, nargs="+", default=[0])
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rows = [
         measure(seconds, threads, steps)
         for threads in dict.fromkeys(options.threads)
         for seconds in options.seconds
-        for steps in options.adaptation_steps
+        for steps in options.fine_tune_steps
     ]
     if options.json:
         print(json.dumps(rows, indent=2))
@@ -78,7 +78,7 @@ def main() -> None:
     for row in rows:
         stages = " | ".join(f"{row['stages'].get(stage, 0):.3f}" for stage in STAGES)  # type: ignore[attr-defined]
         print(
-            f"| {row['seconds']:g} s | {row['threads']} | {row['adaptation_steps']} | {stages} "
+            f"| {row['seconds']:g} s | {row['threads']} | {row['fine_tune_steps']} | {stages} "
             f"| {row['total']:.3f} | {row['total'] / rows[0]['total']:.2f} "  # type: ignore[operator]
             f"| {row['clone_seconds']} s | {row['peak_mb']} MB |"
         )

@@ -137,7 +137,7 @@ def convert(
     done = []
     for number, pair in enumerate(pairs):
         if pair.targets not in voices:
-            voice = pipeline.clone([str(p) for p in pair.targets], adapt=False)
+            voice = pipeline.clone([str(p) for p in pair.targets], fine_tune=False)
             started = time.perf_counter()
             voices[pair.targets] = prepare(plain, voice)
             took.append(time.perf_counter() - started)
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="VARIANT", help="these rows alone")
     options = parser.parse_args()
     pairs = read_test_set(options.speakers, references=options.references, limit=options.limit)
-    pipeline = Pipeline(PipelineConfig(adaptation_steps=0))
+    pipeline = Pipeline(PipelineConfig(fine_tune_steps=0))
     judges = load_judges(pipeline.registry)
     print(f"{len(pairs)} pairs, {pipeline.converter.name}\n")
     print("| the converter knows | " + " | ".join(COLUMNS) + " | seconds a voice |")

@@ -7,11 +7,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from auto_voice.inference.api import clone, convert
-    from auto_voice.inference.result import ConversionResult
+    from auto_voice.inference.result import ConversionResult, OutputSpec
     from auto_voice.inference.voice_conversion_pipeline import (
         PipelineConfig,
         VoiceConversionPipeline,
+        clone,
+        convert,
     )
     from auto_voice.models.model_registry import ModelRegistry
     from auto_voice.types import Voice, Waveform
@@ -40,12 +41,13 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 _HOMES = {
     "ConversionResult": "inference.result",
     "ModelRegistry": "models.model_registry",
+    "OutputSpec": "inference.result",
     "PipelineConfig": "inference.voice_conversion_pipeline",
     "Voice": "types",
     "VoiceConversionPipeline": "inference.voice_conversion_pipeline",
     "Waveform": "types",
-    "clone": "inference.api",
-    "convert": "inference.api",
+    "clone": "inference.voice_conversion_pipeline",
+    "convert": "inference.voice_conversion_pipeline",
     "load_voice": "voices.voice_file",
     "save_voice": "voices.voice_file",
 }
@@ -53,6 +55,7 @@ _HOMES = {
 __all__ = [
     "ConversionResult",
     "ModelRegistry",
+    "OutputSpec",
     "PipelineConfig",
     "Voice",
     "VoiceConversionPipeline",

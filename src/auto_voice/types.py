@@ -5,9 +5,10 @@ Nothing here imports torch, reads a file or knows a model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,33 @@ EMPTY: Mapping[str, FloatArray] = MappingProxyType({})
 EMBEDDING_DIMS = 256
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Progress:
+    """How far one stage of the work is.
+
+    Attributes:
+        stage: ``download``, ``load``, ``fine-tune`` or ``convert``.
+        done: how much of it is done, in the stage's own unit (bytes, models, steps, frames).
+        total: how much there is in all, in the same unit; 0 where it is not known.
+        item: what the stage works on, such as the name of a model or of a voice.
+    """
+
+    stage: str
+    done: float
+    total: float = 1.0
+    item: str = ""
+
+    @property
+    def fraction(self) -> float:
+        """From 0 to 1; 0 where the total is not known."""
+        return min(1.0, self.done / self.total) if self.total > 0 else 0.0
+
+
+# Is told each step of every stage. What it raises ends the work.
+ProgressCallback: TypeAlias = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Waveform:
     """One channel of audio.
 
@@ -41,6 +68,9 @@ class Waveform:
 
     def with_note(self, note: str) -> Waveform:
         return replace(self, notes=(*self.notes, note))
+
+    def __repr__(self) -> str:
+        return f"Waveform({self.seconds:.2f} s at {self.sample_rate} Hz)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +123,7 @@ class Mel:
         return self.sample_rate / self.hop_samples
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Voice:
     """Everything a converter may condition on to speak as one person.
 
@@ -114,8 +144,8 @@ class Voice:
         consent: what the owner of the voice agreed to, in the user's words.
         speech: ``(samples,)`` int16 at 16 kHz, the speech that the voice was made from; None where
             it was not kept. With it a voice can be encoded again for other models.
-        adaptation: what is added to the converter's weights for this voice, by parameter; empty
-            where the converter speaks it as it is.
+        adaptation: what fine-tuning to this voice adds to the converter's weights, by parameter;
+            empty where the converter speaks it as it is.
         adapted_to: ``name@version`` of the converter that ``adaptation`` belongs to.
     """
 
@@ -133,3 +163,7 @@ class Voice:
     speech: NDArray[np.int16] | None = None
     adaptation: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
     adapted_to: str = ""
+
+    def __repr__(self) -> str:
+        tuned = f", fine-tuned {self.adapted_to}" if self.adaptation else ""
+        return f"Voice({self.name!r}, {self.speech_seconds:.1f} s of speech{tuned})"

@@ -16,6 +16,7 @@ from auto_voice.batch.executors import InlineExecutor, ProcessExecutor, WorkerSp
 from auto_voice.batch.jobs import BatchJob, Defaults, collect
 from auto_voice.batch.manifest import Converting, Manifest, run_batch
 from auto_voice.errors import AudioNotFoundError, AudioOutputError, ConfigError
+from auto_voice.inference.result import OutputSpec
 from hand_made_stages import speech_like
 
 VOICE = ("v.wav",)
@@ -35,8 +36,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_folders_keep_their_shape_and_patterns_are_files():
-    jobs = collect(["in"], made(output_dir=Path("out"), format="flac"))
-    assert [(j.source, j.output) for j in jobs] == [
+    jobs = collect(["in"], made(output=OutputSpec("out", "flac")))
+    assert [(j.source, j.target) for j in jobs] == [
         ("in/a.wav", "out/a.flac"),
         ("in/sub/b.flac", "out/sub/b.flac"),
     ]
@@ -60,7 +61,7 @@ def test_no_file_of_a_folder_is_passed_over_in_silence(caplog):
 def test_results_in_the_folder_are_not_sources():
     Path("in/out").mkdir()
     Path("in/out/a.wav").touch()
-    assert len(collect(["in"], made(output_dir=Path("in/out")))) == 2
+    assert len(collect(["in"], made(output=OutputSpec("in/out")))) == 2
 
 
 def test_tables_have_their_own_voices_and_options():
@@ -69,11 +70,11 @@ def test_tables_have_their_own_voices_and_options():
     )
     Path("jobs.jsonl").write_text('{"source": "in/a.wav", "strength": 0.5, "rate": 48000}\n\n')
     first, second = collect(["in/jobs.csv"], made(controls={"energy": 1.0}))
-    assert (first.source, first.output) == ("in/a.wav", "converted/x.mp3")
+    assert (first.source, first.target) == ("in/a.wav", "converted/x.mp3")
     assert first.controls == {"semitones": -2.0, "trim": True, "energy": 1.0}
     assert second.voice == ("in/../v.wav", "in/a.wav")
     (third,) = collect(["jobs.jsonl"], made())
-    assert (third.controls, third.rate, third.voice) == ({"strength": 0.5}, 48000, VOICE)
+    assert (third.controls, third.output.rate, third.voice) == ({"strength": 0.5}, 48000, VOICE)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def dying(**_):
 
 
 def batch_jobs(*names):
-    return [BatchJob(name, f"{name}.out", VOICE) for name in names]
+    return [BatchJob(name, OutputSpec(f"{name}.out"), VOICE) for name in names]
 
 
 SPEC = WorkerSpec(f"{__name__}:writing")
@@ -158,10 +159,10 @@ def test_failures_do_not_stop_the_others_and_done_is_not_done_again():
 
 def test_foreign_files_are_not_replaced():
     (job,) = batch_jobs("in/a.wav")
-    Path(job.output).write_text("mine")
+    Path(job.target).write_text("mine")
     assert run([job]) == {"in/a.wav": "failed"}
     assert run([job]) == {"in/a.wav": "failed"}
-    assert Path(job.output).read_text() == "mine"
+    assert Path(job.target).read_text() == "mine"
     assert run([job], overwrite=True) == {"in/a.wav": "done"}
 
 
@@ -207,9 +208,9 @@ def test_a_worker_converts_with_one_pipeline_and_makes_each_voice_once(mock_pipe
     monkeypatch.setattr(
         type(mock_pipeline), "voice", lambda self, *a: clones.append(a[0]) or own(self, *a)
     )
-    work = Converting(mock_pipeline, allow_mock=True)
+    work = Converting(mock_pipeline)
     record = {"voice": ["v.wav"], "controls": {"semitones": 2.0}, "format": None,
-              "subtype": "24", "rate": 44100}  # fmt: skip
+              "subtype": "24", "rate": 44100, "allow_mock": True}  # fmt: skip
     for name in ("a", "b"):
         result = work(record | {"source": f"{name}.wav", "output": f"new/{name}.wav"})
         assert (result["status"], result["seconds"]) == ("done", 3.0)

@@ -28,7 +28,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     Path("empty.wav").touch()
     Path("text.wav").write_text("This is no recording, whatever its name says.\n")
     soundfile.write("silent.wav", np.zeros(16000), 16000)
-    soundfile.write("short.wav", mock_sample().samples[4000:12000], 16000)
+    soundfile.write("short.wav", mock_sample().samples[4000:9000], 16000)
     soundfile.write("noise.wav", 0.01 * np.random.default_rng(0).standard_normal(48000), 16000)
     Path("folder").mkdir()
     yield tmp_path
@@ -121,7 +121,7 @@ BAD = [
     (["convert", "silent.wav", "--voice", "friend.wav"], "silen"),
     (["convert", "folder", "--voice", "friend.wav"], "folder"),
     (["convert", "talk.wav", "--voice", "text.wav"], "text.wav"),
-    (["convert", "talk.wav", "--voice", "short.wav"], "only 0.5 s of speech"),
+    (["convert", "talk.wav", "--voice", "short.wav"], "only 0.3 s of speech"),
     (["convert", "talk.wav", "--voice", "noise.wav"], "speech; give 5 to 30 s"),
     (["convert", "talk.wav", "--voice", "friend.wav", "-o", "folder"], "is a folder"),
     (["convert", "talk.wav", "--voice", "friend.wav", "-o", "talk.wav"], "also an input"),
@@ -163,7 +163,7 @@ def test_mock_audio_is_not_written_where_real_audio_was_asked_for(run, monkeypat
     monkeypatch.setattr(ModelRegistry, "_load", unreachable)
     code, _, err = run(*CONVERT[:-1], "--fallback", "mock", "-o", "out.wav")
     assert code == 2
-    assert "out.wav was not written because mock models made this audio" in err
+    assert "out.wav was not written because mock models make noise" in err
     assert not Path("out.wav").exists()
 
 
@@ -263,14 +263,14 @@ def test_doctor_finds_everything_in_place(run, monkeypatch):
 def test_demo_with_mock_models(run):
     code, out, err = run("demo", "--mock", "-o", "here")
     assert (code, err) == (0, "")
-    assert "likeness   to the target voice" in out
+    assert "similarity to the target voice" in out
     written = {path.name for path in Path("here").iterdir()}
     assert written == {"source.wav", "reference.wav", "converted.wav", "spectrograms.png"}
     code, out, _ = run("demo", "--mock", "-o", "here", "--json")
     about = json.loads(out)
     assert code == 0
     assert about["output"] == str(Path("here/converted.wav"))
-    assert set(about["likeness"]) == {"source_to_target", "result_to_target", "result_to_source"}
+    assert set(about["similarity"]) == {"source_to_target", "result_to_target", "result_to_source"}
 
 
 def test_the_demo_works_without_matplotlib(run, monkeypatch):

@@ -62,7 +62,7 @@ def test_voices_are_blended_and_compared(run):
     code, out, _ = run("voices", "blend", "mix", "a=0.7", "friend.wav=0.3", "--mock")
     assert code == 0
     assert "A blend of a (0.70), friend (0.30)." in out
-    rows = json.loads(run("voices", "compare", "a", "b", "mix", "--json")[1])["likeness"]
+    rows = json.loads(run("voices", "compare", "a", "b", "mix", "--json")[1])["similarity"]
     assert rows[0][2] > rows[0][1]
     assert rows[0][0] == pytest.approx(1, abs=1e-3)
     assert "121 Hz" in run("voices", "compare", "a", "b")[1]
@@ -82,7 +82,7 @@ def test_a_blend_makes_fittings_of_other_converters_anew_where_it_can(run, recor
     assert mix.adapted_to == ("" if recorded else "old@1")
     code, out, err = run("convert", "talk.wav", "--voice", "mix", "--mock", "-o", "x.wav")
     assert code == 0
-    assert ("was fitted to old@1" in out + err) == (not recorded)
+    assert ("was fine-tuned with old@1" in out + err) == (not recorded)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +129,11 @@ def test_inspect_says_what_is_in_a_recording(run):
     run("voices", "add", "ann", "friend.wav", "--mock")
     code, out, _ = run("inspect", "friend.wav", "--mock")
     assert code == 0
-    for expected in ("0:04 (4.00 s)", "16000 Hz, mono", "LUFS", "SNR", "ann: likeness 1.00", "•"):
+    for expected in ("0:04 (4.00 s)", "16000 Hz, mono", "LUFS", "SNR", "ann: similarity 1.00", "•"):
         assert expected in out
     facts = json.loads(run("inspect", "talk.wav", "--json", "--no-speakers")[1])
     assert facts["f0_hz"]["median"] == pytest.approx(120, rel=0.03)
-    assert (facts["seconds"], facts["speakers"], facts["likeness"]) == (4.0, None, {})
+    assert (facts["seconds"], facts["speakers"], facts["similarity"]) == (4.0, None, {})
     assert run("inspect", "talk.wav", "--no-speakers", "--png", "x.png")[0] == 0
     assert Path("x.png").read_bytes().startswith(b"\x89PNG")
 

@@ -9,8 +9,8 @@ import yaml
 
 from auto_voice.cli import main
 from auto_voice.errors import ConfigError, ModelLoadError
-from auto_voice.inference import PipelineConfig, VoiceConversionPipeline, adapting
-from auto_voice.models import ModelRegistry
+from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
+from auto_voice.models import ModelRegistry, calibration
 from auto_voice.models.registry.catalog import builtin_catalog
 from auto_voice.models.registry.store import ModelStore
 from auto_voice.types import Content, Waveform
@@ -85,7 +85,7 @@ def test_a_converter_of_another_space_names_the_encoder_that_gives_it(tmp_path, 
 def test_a_fitted_encoder_speaks_like_the_converters_own(
     registry, pipeline, source, reference, recordings
 ):
-    adapter, path = adapting.calibrate(registry, "hubert_base", recordings)
+    adapter, path = calibration.calibrate(registry, "hubert_base", recordings)
     assert adapter.r2 > 0.99
     assert path.is_file()
     own = VoiceConversionPipeline(model_registry=registry).convert(source, reference)
@@ -97,9 +97,9 @@ def test_a_fitted_encoder_speaks_like_the_converters_own(
 
 def test_what_cannot_be_fitted_is_said(registry, recordings):
     with pytest.raises(ConfigError, match="nothing to do"):
-        adapting.calibrate(registry, "content_whisper", recordings)
+        calibration.calibrate(registry, "content_whisper", recordings)
     with pytest.raises(ConfigError, match="name the encoder that the converter was trained on"):
-        adapting.calibrate(registry, "content_whisper", recordings, own_encoder="hubert_base")
+        calibration.calibrate(registry, "content_whisper", recordings, own_encoder="hubert_base")
 
 
 def test_calibrate_command(registry, recordings, tmp_path, monkeypatch, capsys):

@@ -8,8 +8,8 @@ import pytest
 from auto_voice.errors import ModelLoadError
 from auto_voice.inference import PipelineConfig
 from auto_voice.inference import content_windows as listening
-from auto_voice.inference.content_windows import KEPT_WINDOWS, Listener
-from auto_voice.inference.sample_source import MemoryTape
+from auto_voice.inference.content_windows import KEPT_WINDOWS, ContentWindows
+from auto_voice.inference.inputs import MemorySamples
 from auto_voice.types import Content, Waveform
 from hand_made_stages import LocalContent
 
@@ -50,7 +50,7 @@ def rising(speech):
 
 
 def listener(encoder, samples):
-    return Listener(encoder, MemoryTape(samples, 16000), 1.0)
+    return ContentWindows(encoder, MemorySamples(samples, 16000), 1.0)
 
 
 def test_any_part_is_that_part_of_the_whole(rising):

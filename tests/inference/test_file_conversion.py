@@ -19,12 +19,12 @@ from auto_voice.errors import (
 )
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.analysis import Analysis, analyse, pitch_of
-from auto_voice.inference.checkpoint import Partial
+from auto_voice.inference.checkpoint import Checkpoint
 from auto_voice.inference.chunking import Chunk, Joiner, halved, join
-from auto_voice.inference.content_windows import Listener
+from auto_voice.inference.content_windows import ContentWindows
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.file_conversion import convert_to_file
-from auto_voice.inference.sample_source import FileTape, MemoryTape, Section
+from auto_voice.inference.inputs import FileSamples, MemorySamples, Section
+from auto_voice.inference.result import OutputSpec
 from auto_voice.types import Content, Pitch, Waveform
 from hand_made_stages import LocalContent, LocalVocoder
 
@@ -79,6 +79,12 @@ def decibels(error, whole):
     return 20 * np.log10(np.linalg.norm(error) / np.linalg.norm(whole) + 1e-12)
 
 
+def on_disk(pipeline, source, target, output, subtype=None, **options):
+    """``convert_file`` of a source that goes through the disk however short it is."""
+    spec = OutputSpec(output, subtype=subtype)
+    return pipeline.convert_file(source, target, spec, memory_seconds=0, **options)
+
+
 def read(path):
     return soundfile.read(path, dtype="float32")[0]
 
@@ -87,9 +93,12 @@ def test_from_file_to_file_gives_what_memory_gives(hand_made, talk, voice, tmp_p
     pipeline, _ = hand_made(PIECES)
     in_memory = pipeline.convert(talk, voice)
     seen: list[float] = []
-    result = pipeline.convert_file(
-        talk, voice, tmp_path / "out.wav", subtype="float", progress=seen.append
-    )
+
+    def tell(progress):
+        if progress.stage == "convert":
+            seen.append(progress.fraction)
+
+    result = on_disk(pipeline, talk, voice, tmp_path / "out.wav", subtype="float", progress=tell)
     out = read(tmp_path / "out.wav")
     assert len(out) == len(in_memory.samples) == result.length
     assert decibels(out - in_memory.samples, out) < -100
@@ -113,14 +122,14 @@ def test_pieces_of_an_encoder_that_removes_the_mean_give_what_the_whole_gives(
 def test_an_interrupted_conversion_goes_on_where_it_was(hand_made, talk, voice, tmp_path, caplog):
     out = tmp_path / "out.flac"
     expected, _ = hand_made(PIECES, hifigan_universal=(complete := Counting()))
-    expected.convert_file(talk, voice, tmp_path / "whole.flac")
+    on_disk(expected, talk, voice, tmp_path / "whole.flac")
     stopping, _ = hand_made(PIECES, hifigan_universal=Counting(stop_at=3))
     with caplog.at_level(logging.WARNING), pytest.raises(KeyboardInterrupt):
-        stopping.convert_file(talk, voice, out)
+        on_disk(stopping, talk, voice, out)
     assert "the same command goes on from there" in caplog.text
     assert not out.exists()
     going_on, _ = hand_made(PIECES, hifigan_universal=(rest := Counting()))
-    result = going_on.convert_file(talk, voice, out)
+    result = on_disk(going_on, talk, voice, out)
     assert result.resumed
     assert len(rest.frames) == len(complete.frames) - 2
     np.testing.assert_array_equal(read(out), read(tmp_path / "whole.flac"))
@@ -134,14 +143,14 @@ def test_another_command_does_not_go_on_with_foreign_pieces(
     out = tmp_path / "out.wav"
     stopping, _ = hand_made(PIECES, hifigan_universal=Counting(stop_at=3))
     with pytest.raises(KeyboardInterrupt):
-        stopping.convert_file(talk, voice, out)
+        on_disk(stopping, talk, voice, out)
     controls = Controls()
     if change == "controls":
         controls = Controls(semitones=1.0)
     else:
         soundfile.write(talk, speech(SECONDS, 90.0), 16000)
     pipeline, _ = hand_made(PIECES, hifigan_universal=(again := Counting()))
-    assert not pipeline.convert_file(talk, voice, out, controls=controls).resumed
+    assert not on_disk(pipeline, talk, voice, out, controls=controls).resumed
     assert len(again.frames) >= 4
 
 
@@ -154,15 +163,17 @@ def test_where_memory_does_not_suffice_pieces_are_halved(
     hand_made, talk, voice, tmp_path, error, caplog, monkeypatch
 ):
     let_go = []
-    forget = Listener.forget
-    monkeypatch.setattr(Listener, "forget", lambda self: (let_go.append(self), forget(self))[1])
+    forget = ContentWindows.forget
+    monkeypatch.setattr(
+        ContentWindows, "forget", lambda self: (let_go.append(self), forget(self))[1]
+    )
     pipeline, _ = hand_made(PIECES)
     whole = pipeline.convert(talk, voice)
     small, _ = hand_made(
         PIECES, hifigan_universal=(tight := Counting(most_frames=200, error=error))
     )
     with caplog.at_level(logging.WARNING):
-        result = small.convert_file(talk, voice, tmp_path / "out.wav", subtype="float")
+        result = on_disk(small, talk, voice, tmp_path / "out.wav", subtype="float")
     assert "the memory is full: going on in pieces" in caplog.text
     assert let_go
     assert max(tight.frames) <= 200
@@ -173,11 +184,11 @@ def test_where_memory_does_not_suffice_pieces_are_halved(
 def test_memory_that_does_not_suffice_for_a_second_is_said(hand_made, talk, voice, tmp_path):
     pipeline, _ = hand_made(PIECES, hifigan_universal=Counting(most_frames=10))
     with pytest.raises(ModelLoadError, match="even for a second"):
-        pipeline.convert_file(talk, voice, tmp_path / "out.wav")
+        on_disk(pipeline, talk, voice, tmp_path / "out.wav")
     broken, _ = hand_made(PIECES, hifigan_universal=Counting(0, error=RuntimeError("a defect")))
     broken.registry.stages["hifigan_universal"].most_frames = 1
     with pytest.raises(RuntimeError, match="a defect"):
-        broken.convert_file(talk, voice, tmp_path / "out.wav")
+        on_disk(broken, talk, voice, tmp_path / "out.wav")
 
 
 def test_two_processes_do_not_write_one_output(hand_made, talk, voice, tmp_path):
@@ -188,7 +199,7 @@ def test_two_processes_do_not_write_one_output(hand_made, talk, voice, tmp_path)
         FileLock(folder / "lock"),
         pytest.raises(AudioOutputError, match=r"another process is writing .*out\.wav;"),
     ):
-        pipeline.convert_file(talk, voice, tmp_path / "out.wav")
+        on_disk(pipeline, talk, voice, tmp_path / "out.wav")
 
 
 @pytest.mark.parametrize(
@@ -200,45 +211,51 @@ def test_bad_sources_leave_nothing_behind(hand_made, voice, tmp_path, samples, m
     soundfile.write(tmp_path / "bad.wav", samples, 16000)
     pipeline, _ = hand_made(PIECES)
     with pytest.raises(AudioContentError, match=match):
-        pipeline.convert_file(tmp_path / "bad.wav", voice, tmp_path / "out.wav")
+        on_disk(pipeline, tmp_path / "bad.wav", voice, tmp_path / "out.wav")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.wav"]
 
 
 def test_mock_audio_is_refused_before_the_work(talk, reference, tmp_path):
     pipeline = VoiceConversionPipeline(PipelineConfig(use_mock_models=True))
     with pytest.raises(MockAudioError):
-        pipeline.convert_file(talk, reference, tmp_path / "out.wav")
+        on_disk(pipeline, talk, reference, tmp_path / "out.wav")
 
 
 def test_short_recordings_go_through_memory_and_long_ones_through_the_disk(
-    hand_made, talk, voice, tmp_path, monkeypatch
+    hand_made, talk, voice, tmp_path
 ):
+    seen: dict[str, list[str]] = {}
+
+    def look(name):
+        def tell(progress):
+            seen[name] = [path.name for path in tmp_path.glob("*.partial")]
+
+        return tell
+
     pipeline, _ = hand_made(PIECES)
-    short = convert_to_file(pipeline, talk, voice, tmp_path / "a.wav", subtype="float")
-    monkeypatch.setattr("auto_voice.inference.file_conversion.LONG_SECONDS", 5.0)
-    long = convert_to_file(
-        pipeline, talk, voice, tmp_path / "b.wav", subtype="float", sample_rate=44100
-    )
-    assert type(short).__name__ == "ConversionResult"
-    assert type(long).__name__ == "FileResult"
-    assert soundfile.info(tmp_path / "b.wav").samplerate == 44100
+    a, b = OutputSpec(tmp_path / "a.wav", rate=44100), OutputSpec(tmp_path / "b.wav", rate=44100)
+    short = pipeline.convert_file(talk, voice, a, progress=look("a"))
+    long = pipeline.convert_file(talk, voice, b, memory_seconds=5, progress=look("b"))
+    assert seen == {"a": [], "b": ["b.wav.partial"]}
+    assert soundfile.info(tmp_path / "b.wav").samplerate == long.file_rate == 44100
     assert short.summary().keys() == long.summary().keys()
+    np.testing.assert_allclose(read(tmp_path / "a.wav"), read(tmp_path / "b.wav"), atol=1e-4)
 
 
 def test_pitch_in_blocks_is_the_pitch_of_the_whole(speech, monkeypatch):
     monkeypatch.setattr("auto_voice.inference.analysis.PITCH_BLOCK_FRAMES", 200)
     samples = speech(10.0)
-    whole, blocks = extract_pitch(samples, 16000), pitch_of(MemoryTape(samples, 16000), 1.0)
+    whole, blocks = extract_pitch(samples, 16000), pitch_of(MemorySamples(samples, 16000), 1.0)
     np.testing.assert_array_equal(blocks.voiced, whole.voiced)
     np.testing.assert_allclose(blocks.f0_hz, whole.f0_hz, rtol=1e-4)
 
 
 def test_what_is_known_of_a_tape_does_not_depend_on_where_it_lies(tmp_path, speech):
     samples = speech(6.0)
-    tape = FileTape(tmp_path / "x.f32", 16000)
+    tape = FileSamples(tmp_path / "x.f32", 16000)
     for start in range(0, len(samples), 7777):
         tape.append(samples[start : start + 7777])
-    a, b = analyse(MemoryTape(samples, 16000)), analyse(tape)
+    a, b = analyse(MemorySamples(samples, 16000)), analyse(tape)
     assert a.gain == b.gain
     np.testing.assert_array_equal(a.energies, b.energies)
     np.testing.assert_array_equal(a.pitch.f0_hz, b.pitch.f0_hz)
@@ -246,16 +263,16 @@ def test_what_is_known_of_a_tape_does_not_depend_on_where_it_lies(tmp_path, spee
     part = Section(tape, 1000, 5000)
     np.testing.assert_array_equal(part.read(-5, 9999), samples[1000:5000])
     tape.truncate(10)
-    assert len(FileTape(tmp_path / "x.f32", 16000)) == len(tape) == 10
+    assert len(FileSamples(tmp_path / "x.f32", 16000)) == len(tape) == 10
 
 
 def test_an_analysis_comes_back_as_it_was_kept(tmp_path):
     voiced = np.array([True, False, True])
     tracks = [Pitch(np.array(f0, np.float32), voiced, 62.5) for f0 in ([50, 0, 90], [100, 0, 90])]
-    with Partial(tmp_path / "out.wav", "key") as partial:
-        assert partial.load_analysis() is None
-        partial.save_analysis(Analysis(640, 0.5, np.array([1.0, 2.0]), *tracks))
-        back = partial.load_analysis()
+    with Checkpoint(tmp_path / "out.wav", "key") as checkpoint:
+        assert checkpoint.load_analysis() is None
+        checkpoint.save_analysis(Analysis(640, 0.5, np.array([1.0, 2.0]), *tracks))
+        back = checkpoint.load_analysis()
     assert (back.samples, back.gain, back.energies.tolist()) == (640, 0.5, [1.0, 2.0])
     for found, kept in zip((back.pitch, back.melody), tracks, strict=True):
         assert found.f0_hz.tolist() == kept.f0_hz.tolist()

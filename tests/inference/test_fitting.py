@@ -15,7 +15,7 @@ from auto_voice.errors import ConfigError, VoiceError
 from auto_voice.inference import PipelineConfig
 from auto_voice.inference.checkpoint import fingerprint
 from auto_voice.inference.controls import Controls
-from auto_voice.types import Waveform
+from auto_voice.types import Progress, Waveform
 from auto_voice.voices.blending import blend_voices
 from hand_made_stages import LocalConverter, speech_like
 
@@ -47,7 +47,7 @@ def learning(hand_made):
 
 
 def test_cloning_fits_once_and_remembers(learning, reference, source):
-    pipeline, converter = learning(adaptation_steps=12)
+    pipeline, converter = learning(fine_tune_steps=12)
     voice = pipeline.clone(reference)
     assert voice.adapted_to == "follow@1"
     assert converter.fitted == [12]
@@ -57,7 +57,7 @@ def test_cloning_fits_once_and_remembers(learning, reference, source):
     assert converter.fitted == [12]
 
 
-@pytest.mark.parametrize("config", [{"adaptation_steps": 0}, {"fine_tune": False}])
+@pytest.mark.parametrize("config", [{"fine_tune_steps": 0}, {"fine_tune": False}])
 def test_a_converter_is_not_fine_tuned_unless_asked(learning, reference, config):
     pipeline, converter = learning(**config)
     assert not pipeline.clone(reference).adaptation
@@ -67,7 +67,7 @@ def test_a_converter_is_not_fine_tuned_unless_asked(learning, reference, config)
 
 def test_a_voice_asked_for_its_embedding_alone_is_not_fitted(learning, reference):
     pipeline, converter = learning()
-    pipeline.clone(reference, adapt=False)
+    pipeline.clone(reference, fine_tune=False)
     assert converter.fitted == []
 
 
@@ -109,10 +109,12 @@ def test_a_fitting_to_another_converter_that_cannot_be_made_again_is_named(
     old = replace(pipeline.clone(reference), adapted_to="follow@0")
     blend = replace(old, speech=None)
     result = pipeline.convert(source, blend)
-    assert any("was fitted to follow@0 and is spoken by follow@1" in note for note in result.notes)
+    assert any(
+        "was fine-tuned with follow@0 and is spoken by follow@1" in note for note in result.notes
+    )
     assert not converter.calls[-1].voice.adaptation
-    unfitting, _ = learning(adaptation_steps=0)
-    assert any("fitted to follow@0" in note for note in unfitting.convert(source, old).notes)
+    unfitting, _ = learning(fine_tune_steps=0)
+    assert any("fine-tuned with follow@0" in note for note in unfitting.convert(source, old).notes)
     again = pipeline.convert(source, old)
     assert not any("follow@0" in note for note in again.notes)
     assert again.voice.adapted_to == "follow@1"
@@ -121,14 +123,16 @@ def test_a_fitting_to_another_converter_that_cannot_be_made_again_is_named(
 def test_progress_of_the_fitting_is_told(learning, reference):
     seen = []
     pipeline, _ = learning()
-    pipeline.clone(reference, progress=seen.append)
-    assert seen == [1.0]
+    pipeline.clone(reference, name="ann", progress=seen.append)
+    assert [event for event in seen if event.stage == "fine-tune"] == [
+        Progress("fine-tune", 40, 40, "ann")
+    ]
 
 
 @pytest.mark.parametrize("steps", [-1, 10**6])
 def test_impossible_numbers_of_steps(steps):
-    with pytest.raises(ConfigError, match="adaptation_steps must lie between 0 and"):
-        PipelineConfig(adaptation_steps=steps)
+    with pytest.raises(ConfigError, match="fine_tune_steps must lie between 0 and"):
+        PipelineConfig(fine_tune_steps=steps)
 
 
 def test_threads_that_want_one_voice_fit_it_once(learning, reference):
@@ -142,7 +146,7 @@ def test_threads_that_want_one_voice_fit_it_once(learning, reference):
         return fit(voice, steps, progress)
 
     converter.adapt = slow
-    voice = pipeline.clone(reference, adapt=False)
+    voice = pipeline.clone(reference, fine_tune=False)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(pipeline.voice, voice)
         assert entered.wait(30)
@@ -155,7 +159,7 @@ def test_threads_that_want_one_voice_fit_it_once(learning, reference):
 
 def test_a_fitting_that_is_stopped_is_begun_again(learning, reference):
     pipeline, converter = learning()
-    voice = pipeline.clone(reference, adapt=False)
+    voice = pipeline.clone(reference, fine_tune=False)
     fit = converter.adapt
 
     def stopped(*_):
@@ -179,11 +183,9 @@ def test_another_voice_from_the_same_recording_is_fitted_by_itself(learning, ref
 
 def test_a_partial_of_another_fitting_is_another_work(learning, reference, tmp_path):
     voice = learning()[0].clone(reference)
-    source = tmp_path / "source.wav"
-    source.touch()
     changed = {"weight": voice.adaptation["weight"] + np.float16(1)}
     keys = {
-        fingerprint(source, one, Controls(), {}, 30.0)
+        fingerprint("source", one, Controls(), {}, 30.0)
         for one in (voice, replace(voice, adaptation=changed), replace(voice, adaptation={}))
     }
     assert len(keys) == 3
@@ -211,10 +213,23 @@ def test_a_blend_says_who_was_fitted_to_another_converter(learning, reference):
     voice = learning()[0].clone(reference)
     other = replace(voice, name="ben", adapted_to="follow@2")
     notes = blend_voices([(voice, 0.5), (other, 0.5)]).notes
-    assert any("ben was fitted to follow@2" in note for note in notes)
+    assert any("ben was fine-tuned with follow@2" in note for note in notes)
 
 
 def test_the_warm_up_gives_no_advice(learning, caplog):
     caplog.set_level(logging.INFO)
     learning()[0].warmup()
     assert "bare embedding" not in caplog.text
+
+
+def test_a_voice_stored_without_fine_tuning_is_used_without(learning, reference, source, tmp_path):
+    made, _ = learning(fine_tune_steps=0)
+    path = save_voice(tmp_path / "ann.safetensors", made.clone(reference))
+    assert load_voice(path).speech is not None
+    pipeline, converter = learning()
+    pipeline.convert(source, path)
+    pipeline.convert(source, load_voice(path))
+    assert converter.fitted == []
+    asked, converter = learning(fine_tune_steps=7)
+    asked.convert(source, path)
+    assert converter.fitted == [7]

@@ -15,7 +15,7 @@ from auto_voice.batch.jobs import BatchJob, Defaults, collect
 from auto_voice.batch.manifest import Manifest
 from auto_voice.errors import AudioFormatError, AudioOutputError, ConfigError, VoiceError
 from auto_voice.inference import PipelineConfig
-from auto_voice.inference.file_conversion import convert_file, convert_to_file
+from auto_voice.inference.result import OutputSpec
 from auto_voice.types import Voice
 from auto_voice.voices.blending import blend_voices
 from auto_voice.voices.library import VoiceLibrary
@@ -134,19 +134,19 @@ def test_a_cell_may_hold_lines_and_odd_separators():
 
 def test_no_batch_replaces_what_it_reads():
     with pytest.raises(ConfigError, match=r"a\.wav is also an input of this batch"):
-        collect(["a.wav"], Defaults(voice=("v.wav",), output_dir=Path()))
+        collect(["a.wav"], Defaults(voice=("v.wav",), output=OutputSpec("")))
     Path("x.jsonl").write_text('{"source": "a.wav", "output": "v.wav"}')
     with pytest.raises(ConfigError, match=r"v\.wav is also an input"):
-        collect(["x.jsonl"], Defaults(voice=("v.wav",), output_dir=Path()))
+        collect(["x.jsonl"], Defaults(voice=("v.wav",), output=OutputSpec("")))
 
 
 def test_short_conversions_do_not_replace_their_source(hand_made):
     with pytest.raises(AudioOutputError, match="also an input"):
-        convert_to_file(hand_made()[0], Path("a.wav"), voice(), Path("a.wav"))
+        hand_made()[0].convert_file(Path("a.wav"), voice(), Path("a.wav"))
 
 
 def test_a_name_that_is_no_utf8_comes_back_from_the_manifest():
-    job = BatchJob("\udcff.wav", "out\udcff.wav", ("v.wav",))
+    job = BatchJob("\udcff.wav", OutputSpec("out\udcff.wav"), ("v.wav",))
     with Manifest(Path("out/manifest.jsonl")) as manifest:
         manifest.record(job, "started")
     with Manifest(Path("out/manifest.jsonl")) as manifest:
@@ -157,9 +157,9 @@ def test_a_truncated_recording_is_used_only_where_that_was_asked_for(hand_made, 
     soundfile.write("whole.wav", speech(4.0), 16000)
     Path("cut.wav").write_bytes(Path("whole.wav").read_bytes()[:64044])
     with pytest.raises(AudioFormatError, match="--allow-truncated"):
-        convert_to_file(hand_made()[0], Path("cut.wav"), voice(), Path("out.wav"))
+        hand_made()[0].convert_file(Path("cut.wav"), voice(), Path("out.wav"))
     pipeline, _ = hand_made(PipelineConfig(allow_truncated=True))
-    for convert in (convert_to_file, convert_file):
-        result = convert(pipeline, Path("cut.wav"), voice(), Path("out.wav"))
+    for seconds in (300, 0):
+        result = pipeline.convert_file("cut.wav", voice(), "out.wav", memory_seconds=seconds)
         assert result.seconds == pytest.approx(2.0, abs=0.01)
         assert any("truncated" in note for note in result.notes)

@@ -122,7 +122,8 @@ def test_all_ways_to_give_a_source_and_a_voice_mean_the_same(
         (source.samples.astype(np.float64), tmp_path / "voice.safetensors"),
         (source, load_voice(tmp_path / "voice.safetensors")),
     ]:
-        np.testing.assert_array_equal(np.asarray(pipeline.convert(given_source, target)), expected)
+        result = pipeline.convert(given_source, target, sample_rate=16000)
+        np.testing.assert_array_equal(np.asarray(result), expected)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint8])
@@ -168,7 +169,11 @@ def test_the_account_names_models_and_repeats_what_was_done_to_the_recordings(
 def test_progress_rises_to_one(hand_made, speech, reference):
     pipeline, _ = hand_made(PipelineConfig(chunk_seconds=3))
     seen: list[float] = []
-    pipeline.convert(Waveform(speech(9.0), 16000), reference, progress=seen.append)
+    pipeline.convert(
+        Waveform(speech(9.0), 16000),
+        reference,
+        progress=lambda told: seen.append(told.fraction) if told.stage == "convert" else None,
+    )
     assert len(seen) >= 3
     assert seen == sorted(seen)
     assert seen[-1] == 1
@@ -216,18 +221,22 @@ def test_mock_mode_needs_neither_torch_nor_onnxruntime_to_be_imported():
     [
         (np.zeros(0, np.float32), AudioContentError, "holds 0.000 s"),
         (np.ones(800, np.float32), AudioContentError, "at least 0.1 s"),
-        (np.zeros(16000, np.float32), AudioContentError, "silent"),
+        (np.zeros(16000, np.float32), AudioContentError, "only silence"),
         (np.full(16000, np.nan, np.float32), AudioContentError, "NaN"),
         (np.full(16000, np.inf, np.float32), AudioContentError, "NaN or infinite"),
-        (np.ones((2, 16000), np.float32), ConfigError, "one channel"),
-        (np.array(["a"] * 16000), ConfigError, "one channel"),
-        (np.ones(16000, np.complex64), ConfigError, "one channel"),
+        (np.ones((2, 3, 16000), np.float32), ConfigError, "channels"),
+        (np.ones((500, 500), np.float32), ConfigError, "channels"),
+        (np.array(["a"] * 16000), ConfigError, "must be numbers"),
+        (np.ones(16000, np.complex64), ConfigError, "must be numbers"),
+        ([[1.0, 2.0], [3.0]] * 8000, ConfigError, "not an array of samples"),
+        (np.ones(16000, np.int64), ConfigError, "full scale is not known"),
+        (np.full(16000, 20000.0), AudioContentError, "1 is full scale"),
     ],
 )
 def test_a_bad_source_gives_one_clear_sentence(hand_made, reference, samples, error, sentence):
     pipeline, _ = hand_made()
     with pytest.raises(error, match=sentence) as caught:
-        pipeline.convert(samples, reference)
+        pipeline.convert(samples, reference, sample_rate=16000)
     assert "\n" not in str(caught.value)
 
 
@@ -244,7 +253,7 @@ def test_bad_references(hand_made, source, speech, tmp_path):
     with pytest.raises(AudioContentError, match=r"the reference holds .*speech; give 5 to 30 s"):
         pipeline.convert(source, Waveform(noise, 16000))
     with pytest.raises(AudioContentError, match="the reference holds only 0"):
-        pipeline.convert(source, Waveform(speech(4.0)[2000:12000], 16000))
+        pipeline.convert(source, Waveform(speech(4.0)[2000:8000], 16000))
     with pytest.raises(AudioNotFoundError):
         pipeline.convert(source, tmp_path / "no.wav")
     with pytest.raises(AudioContentError, match="no reference"):

@@ -127,7 +127,7 @@ def test_inspect_and_evaluate(client, talk, friend):
     assert found["file"] == "friend.wav"
     assert found["seconds"] == pytest.approx(6.0)
     assert found["f0_hz"]["median"] == pytest.approx(210, rel=0.05)
-    assert found["likeness"]["friend"] > 0.9
+    assert found["similarity"]["friend"] > 0.9
     made = client.convert(talk, references=[friend])
     figures = client.evaluate(talk, [friend], (made.name, made.content))
     assert figures["mock"] is True

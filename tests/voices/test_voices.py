@@ -11,9 +11,8 @@ from auto_voice.audio.pitch import extract_pitch
 from auto_voice.errors import VoiceError
 from auto_voice.types import Voice, Waveform
 from auto_voice.voices.blending import blend_voices
-from auto_voice.voices.enrolment import enrol
+from auto_voice.voices.inspection import clusters, count_speakers
 from auto_voice.voices.library import VoiceLibrary, resolve_voice
-from auto_voice.voices.speakers import clusters, count_speakers
 from auto_voice.voices.voice_file import load_voice, save_voice
 from hand_made_stages import Speaker, speech_like
 
@@ -189,15 +188,15 @@ def test_enrolment_says_what_is_wrong_and_what_to_do(hand_made, monkeypatch):
     rng = np.random.default_rng(0)
     clean = speech_like(6.0, 140.0)
     noisy = np.clip(3 * clean + 0.05 * rng.standard_normal(len(clean)), -0.3, 0.3)
-    good = enrol(pipeline, [("a.wav", Waveform(clean, 16000))], "ann", consent="yes")
+    good = pipeline.clone(Waveform(clean, 16000), labels=["a.wav"], name="ann", consent="yes")
     assert good.consent == "yes"
     assert good.quality["snr_db"] > 20
     assert good.speech is not None
-    monkeypatch.setattr("auto_voice.voices.enrolment.count_speakers", lambda *_: 2)
-    bad = enrol(
-        pipeline,
-        [("b.wav", Waveform(noisy.astype(np.float32), 16000))],
-        "ben",
+    monkeypatch.setattr("auto_voice.voices.inspection.count_speakers", lambda *_: 2)
+    bad = pipeline.clone(
+        Waveform(noisy.astype(np.float32), 16000),
+        labels=["b.wav"],
+        name="ben",
         keep_recording=False,
     )
     said = " ".join(bad.notes)
@@ -210,11 +209,11 @@ def test_enrolment_says_what_is_wrong_and_what_to_do(hand_made, monkeypatch):
 def test_a_recording_of_somebody_else_is_noticed(hand_made):
     pipeline, _ = hand_made(speaker_encoder=ByHeight())
     references = [
-        ("a.wav", Waveform(speech_like(5.0, 110.0), 16000)),
-        ("b.wav", Waveform(speech_like(5.0, 112.0, seed=1), 16000)),
-        ("c.wav", Waveform(speech_like(5.0, 270.0, seed=2), 16000)),
+        Waveform(speech_like(5.0, 110.0), 16000),
+        Waveform(speech_like(5.0, 112.0, seed=1), 16000),
+        Waveform(speech_like(5.0, 270.0, seed=2), 16000),
     ]
-    notes = enrol(pipeline, references, "ann").notes
+    notes = pipeline.clone(references, labels=["a.wav", "b.wav", "c.wav"], name="ann").notes
     assert [note.partition(":")[0] for note in notes if "another person" in note] == ["c.wav"]
 
 

@@ -109,6 +109,7 @@ class AudioWriter:
         path: see :func:`ensure_writable`.
         sample_rate: Hz of the blocks; resampled on the way where the format needs it or
             ``output_rate`` asks for it.
+        encoding: as chosen where ``path`` was checked; neither is done again then.
 
     Raises:
         AudioOutputError: the path or the encoding is not possible.
@@ -124,9 +125,11 @@ class AudioWriter:
         output_rate: int | None = None,
         overwrite: bool = True,
         keep_partial: bool = False,
+        encoding: Encoding | None = None,
     ) -> None:
-        self.path = ensure_writable(path, overwrite=overwrite)
-        self.encoding = choose_encoding(self.path, format, subtype)
+        checked = encoding is not None
+        self.path = Path(path) if checked else ensure_writable(path, overwrite=overwrite)
+        self.encoding = encoding or choose_encoding(self.path, format, subtype)
         self.sample_rate = self.encoding.nearest_rate(output_rate or sample_rate)
         self.samples_written = 0
         self.partial_path: Path | None = None

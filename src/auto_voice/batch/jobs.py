@@ -11,13 +11,14 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from auto_voice.audio.formats import list_folder
 from auto_voice.errors import AudioNotFoundError, AutoVoiceError, ConfigError
 from auto_voice.inference.controls import controls_from
+from auto_voice.inference.result import OutputSpec
 
 log = logging.getLogger(__name__)
 
@@ -28,41 +29,57 @@ _OWN = ("source", "voice", "output", "format", "subtype", "rate")
 
 @dataclass(frozen=True)
 class BatchJob:
-    """One conversion of a batch; all values are JSON.
+    """One conversion of a batch.
 
     Attributes:
-        source, output: paths.
+        source: path of the recording.
+        output: path and format of the result.
         voice: a stored voice, a voice file or a recording; several recordings: a list.
         controls: names and values of ``Controls``.
-        format, subtype, rate: of the output file.
     """
 
     source: str
-    output: str
+    output: OutputSpec
     voice: tuple[str, ...]
     controls: Mapping[str, Any] = field(default_factory=dict)
-    format: str | None = None
-    subtype: str | None = None
-    rate: int | None = None
+
+    @property
+    def target(self) -> str:
+        """Path of the result."""
+        return os.fspath(self.output.path)
+
+    def record(self) -> dict[str, Any]:
+        """The job as JSON values."""
+        output = asdict(self.output)
+        job = {"source": self.source, "output": output.pop("path"), "voice": list(self.voice)}
+        return {**job, "controls": dict(self.controls), **output}
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> BatchJob:
+        """The job of a :meth:`record`."""
+        job = dict(record)
+        source, voice, controls = job.pop("source"), tuple(job.pop("voice")), job.pop("controls")
+        return cls(source, OutputSpec(job.pop("output"), **job), voice, controls)
 
     @property
     def key(self) -> str:
         """Changes when the options or the files of source and voice do."""
-        facts = [asdict(self), *(_stamp(path) for path in (self.source, *self.voice))]
+        facts = [self.record(), *(_stamp(path) for path in (self.source, *self.voice))]
         text = json.dumps(facts, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a job has that its row does not say."""
+    """What a job has that its row does not say; ``output.path`` is the folder for results."""
 
     voice: tuple[str, ...] = ()
-    output_dir: Path = Path("converted")
+    output: OutputSpec = field(default_factory=lambda: OutputSpec("converted"))
     controls: Mapping[str, Any] = field(default_factory=dict)
-    format: str | None = None
-    subtype: str | None = None
-    rate: int | None = None
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output.path)
 
 
 def collect(inputs: Iterable[str], defaults: Defaults) -> list[BatchJob]:
@@ -109,9 +126,9 @@ def _apart(jobs: list[BatchJob]) -> list[BatchJob]:
     """``jobs``, none of which would replace what another one reads."""
     read = {os.path.realpath(name) for job in jobs for name in (job.source, *job.voice)}
     for job in jobs:
-        if os.path.realpath(job.output) in read:
+        if os.path.realpath(job.target) in read:
             raise ConfigError(
-                f"{job.output} is also an input of this batch and would be overwritten; choose "
+                f"{job.target} is also an input of this batch and would be overwritten; choose "
                 "another output folder."
             )
     return jobs
@@ -121,18 +138,18 @@ def _distinct(jobs: list[BatchJob]) -> list[BatchJob]:
     """Without repetitions; two jobs for one output would overwrite each other."""
     by_output: dict[str, BatchJob] = {}
     for job in jobs:
-        output = str(Path(job.output).absolute())
+        output = str(Path(job.target).absolute())
         other = by_output.setdefault(output, job)
         if other != job:
             raise ConfigError(
-                f"{other.source} and {job.source} would both become {job.output}; convert them "
+                f"{other.source} and {job.source} would both become {job.target}; convert them "
                 "in two batches, or give a table with a column output."
             )
     return list(by_output.values())
 
 
 def _of_folder(folder: Path, defaults: Defaults) -> list[BatchJob]:
-    outputs = defaults.output_dir.resolve()
+    outputs = defaults.folder.resolve()
     listing = list_folder(folder)
     found = [path for path in listing.recordings if outputs not in path.resolve().parents]
     ignored = [path for path in listing.ignored if outputs not in path.resolve().parents]
@@ -145,10 +162,11 @@ def _of_folder(folder: Path, defaults: Defaults) -> list[BatchJob]:
 
 
 def _of_file(path: Path, root: Path, defaults: Defaults) -> BatchJob:
-    suffix = f".{defaults.format}" if defaults.format else ".wav"
     relative = path.relative_to(root)
-    output = defaults.output_dir / relative.with_name(relative.stem + suffix)
-    return _job(str(path), str(output), defaults.voice, {}, defaults)
+    output = defaults.folder / relative.with_name(
+        f"{relative.stem}.{defaults.output.format or 'wav'}"
+    )
+    return _job(str(path), replace(defaults.output, path=str(output)), defaults.voice, {}, defaults)
 
 
 def _of_table(path: Path, defaults: Defaults) -> Iterator[BatchJob]:
@@ -158,42 +176,39 @@ def _of_table(path: Path, defaults: Defaults) -> Iterator[BatchJob]:
         if not source:
             raise ConfigError(f"{where}: there is no source; each row names a recording.")
         relative = Path(source)
-        format_ = _text(row.get("format")) or defaults.format
+        format_ = _text(row.get("format")) or defaults.output.format
         name = str(row.get("output") or f"{relative.stem}.{format_ or 'wav'}")
-        output = Path(name) if Path(name).is_absolute() else defaults.output_dir / name
+        path_ = Path(name) if Path(name).is_absolute() else defaults.folder / name
         if ".." in Path(name).parts:
             raise ConfigError(f"{where}: the output {name} climbs out of the output folder.")
         voice = _voices(row.get("voice"), path.parent) or defaults.voice
         given = {k: v for k, v in row.items() if k not in _OWN and v not in (None, "")}
-        own = Defaults(
-            controls=defaults.controls,
+        output = replace(
+            defaults.output,
+            path=str(path_),
             format=format_,
-            subtype=_text(row.get("subtype")) or defaults.subtype,
-            rate=_rate(row.get("rate"), where) or defaults.rate,
+            subtype=_text(row.get("subtype")) or defaults.output.subtype,
+            rate=_rate(row.get("rate"), where) or defaults.output.rate,
         )
         try:
-            yield _job(str(_beside(source, path.parent)), str(output), voice, given, own)
+            yield _job(str(_beside(source, path.parent)), output, voice, given, defaults)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
 
 
 def _job(
-    source: str, output: str, voice: tuple[str, ...], given: Mapping[str, Any], defaults: Defaults
+    source: str,
+    output: OutputSpec,
+    voice: tuple[str, ...],
+    given: Mapping[str, Any],
+    defaults: Defaults,
 ) -> BatchJob:
     if not voice:
         raise ConfigError(f"{source} has no voice; give --voice, or a column voice in the table.")
-    if any("\0" in path for path in (source, output, *voice)):
+    if any("\0" in path for path in (source, os.fspath(output.path), *voice)):
         raise ConfigError("a path holds a NUL character; write the table again.")
     controls = controls_from({**defaults.controls, **given})
-    return BatchJob(
-        source=source,
-        output=output,
-        voice=voice,
-        controls=controls.account(),
-        format=defaults.format,
-        subtype=defaults.subtype,
-        rate=defaults.rate,
-    )
+    return BatchJob(source, output, voice, controls.account())
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

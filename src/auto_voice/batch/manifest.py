@@ -13,14 +13,18 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from auto_voice.batch.executors import Executor, Record, Worker, WorkerSpec
 from auto_voice.batch.jobs import BatchJob
 from auto_voice.errors import AudioOutputError, AutoVoiceError
+from auto_voice.inference.controls import controls_from
+
+if TYPE_CHECKING:
+    from auto_voice.inference.voice_conversion_pipeline import Target, VoiceConversionPipeline
 
 FORMAT = "auto_voice.batch/1"
 MANIFEST = "manifest.jsonl"
@@ -86,22 +90,22 @@ class Manifest:
     def record(self, job: BatchJob, status: str, **facts: Any) -> None:
         """One more line, on disk when this returns."""
         line = {
-            "output": job.output, "source": job.source, "key": job.key, "status": status,
+            "output": job.target, "source": job.source, "key": job.key, "status": status,
             "time": round(time.time(), 3), **facts,
         }  # fmt: skip
         self._append(line)
         if status != REFUSED:
-            self.latest[job.output] = line
+            self.latest[job.target] = line
 
     def is_done(self, job: BatchJob) -> bool:
         """Whether an earlier run made the output from the same source, voice and options."""
-        line = self.latest.get(job.output, {})
+        line = self.latest.get(job.target, {})
         done = line.get("status") == "done" and line.get("key") == job.key
-        return done and Path(job.output).is_file()
+        return done and Path(job.target).is_file()
 
     def owns(self, job: BatchJob) -> bool:
         """Whether the output, if it exists, is of this batch and may be replaced."""
-        return job.output in self.latest
+        return job.target in self.latest
 
     def _append(self, line: Mapping[str, Any]) -> None:
         assert self._file is not None
@@ -153,7 +157,7 @@ def run_batch(
     """Do ``jobs`` and yield their outcomes as they come; failures do not stop the others.
 
     Args:
-        spec: of a worker that takes a ``BatchJob`` as a dictionary, such as :func:`worker`.
+        spec: of a worker that takes a ``BatchJob.record``, such as :func:`worker`.
         manifest: open.
         overwrite: do again what is done, and replace files that are not of this batch.
     """
@@ -161,8 +165,8 @@ def run_batch(
     for job in jobs:
         if not overwrite and manifest.is_done(job):
             yield Outcome(job, "skipped")
-        elif not overwrite and not manifest.owns(job) and Path(job.output).exists():
-            text = f"{job.output} exists already and is not of this batch; add --overwrite."
+        elif not overwrite and not manifest.owns(job) and Path(job.target).exists():
+            text = f"{job.target} exists already and is not of this batch; add --overwrite."
             manifest.record(job, REFUSED, error=text)
             yield Outcome(job, "failed", text)
         else:
@@ -171,10 +175,10 @@ def run_batch(
     def started() -> Iterator[Record]:
         for job in left:
             manifest.record(job, "started")
-            yield asdict(job)
+            yield job.record()
 
     for record, result in executor.run(spec, started()):
-        job = BatchJob(**{**record, "voice": tuple(record["voice"])})
+        job = BatchJob.of(record)
         facts = {k: v for k, v in result.items() if k != "status"}
         manifest.record(job, result["status"], **facts)
         yield Outcome(
@@ -204,34 +208,26 @@ def worker(mock: bool = False, registry: Mapping[str, Any] | None = None,
         PipelineConfig(use_mock_models=mock, **(pipeline or {})),
         model_registry=ModelRegistry(use_mock=mock, progress=False, **(registry or {})),
     )
-    return Converting(made, allow_mock=mock)
+    return Converting(made)
 
 
 class Converting:
     """Does jobs with one pipeline; each voice is made once."""
 
-    def __init__(self, pipeline: Any, *, allow_mock: bool = False) -> None:
-        self.pipeline, self.allow_mock = pipeline, allow_mock
+    def __init__(self, pipeline: VoiceConversionPipeline) -> None:
+        self.pipeline = pipeline
         self._voices: dict[tuple[str, ...], Any] = {}
 
     def __call__(self, record: Record) -> dict[str, Any]:
-        from auto_voice.inference.controls import controls_from
-        from auto_voice.inference.file_conversion import convert_to_file
-
         started = time.perf_counter()
-        output = Path(record["output"])
+        job = BatchJob.of(record)
         try:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            account = convert_to_file(
-                self.pipeline,
-                Path(record["source"]),
-                self._voice(tuple(record["voice"])),
-                output,
-                controls=controls_from(dict(record["controls"])),
-                format=record["format"],
-                subtype=record["subtype"],
-                sample_rate=record["rate"],
-                allow_mock=self.allow_mock,
+            Path(job.target).parent.mkdir(parents=True, exist_ok=True)
+            account = self.pipeline.convert_file(
+                job.source,
+                self._voice(job.voice),
+                job.output,
+                controls=controls_from(job.controls),
             )
         except (AutoVoiceError, OSError, MemoryError) as error:
             text = " ".join(str(error).split()) or type(error).__name__
@@ -251,6 +247,6 @@ class Converting:
 
         if names not in self._voices:
             found = [resolve_voice(name) for name in names]
-            target = found[0] if len(found) == 1 else found
+            target: Target = found[0] if len(found) == 1 else found
             self._voices[names] = self.pipeline.voice(target)
         return self._voices[names]

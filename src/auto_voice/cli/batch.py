@@ -82,15 +82,13 @@ def batch(
     from auto_voice.batch.executors import Executor, InlineExecutor, ProcessExecutor
     from auto_voice.batch.jobs import Defaults, collect, stored_or_file
     from auto_voice.batch.manifest import MANIFEST, Manifest, run_batch
+    from auto_voice.inference.result import OutputSpec
 
     values = control_values(options)
     defaults = Defaults(
         voice=tuple(stored_or_file(voice) for voice in voices),
-        output_dir=folder,
+        output=OutputSpec(str(folder), format_, subtype, rate, allow_mock=mock),
         controls=values.account(),
-        format=format_,
-        subtype=subtype,
-        rate=rate,
     )
     jobs = collect(inputs, defaults)
     _check_formats(jobs)
@@ -131,7 +129,7 @@ def _spec(mock: bool, options: dict[str, Any]) -> Any:
     names = ("config", "model_dir", "offline", "device", "fallback")
     registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
     chosen = (
-        "content_encoder", "converter", "vocoder", "fine_tune", "adaptation_steps",
+        "content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps",
         "allow_truncated",
     )  # fmt: skip
     models = {n: options[n] for n in chosen if options.get(n) is not None}
@@ -150,31 +148,31 @@ def _check_formats(jobs: list[BatchJob]) -> None:
     from auto_voice.errors import ConfigError
 
     for job in jobs:
-        if Path(job.output).name == MANIFEST:
-            raise ConfigError(f"{job.output} is the name of the manifest; choose another output.")
-    for kind in {(Path(job.output).suffix, job.format, job.subtype) for job in jobs}:
-        choose_encoding(Path(f"x{kind[0]}"), kind[1], kind[2])
+        if Path(job.target).name == MANIFEST:
+            raise ConfigError(f"{job.target} is the name of the manifest; choose another output.")
+    for suffix, format_, subtype in {
+        (Path(job.target).suffix, job.output.format, job.output.subtype) for job in jobs
+    }:
+        choose_encoding(Path(f"x{suffix}"), format_, subtype)
 
 
 def _show(jobs: list[BatchJob], as_json: bool) -> None:
-    from dataclasses import asdict
-
     for job in jobs:
         if as_json:
-            click.echo(json.dumps(asdict(job)))
+            click.echo(json.dumps(job.record()))
             continue
         extra = "".join(f" {k}={v}" for k, v in job.controls.items())
-        click.echo(f"{job.source} -> {job.output}  voice={'|'.join(job.voice)}{extra}")
+        click.echo(f"{job.source} -> {job.target}  voice={'|'.join(job.voice)}{extra}")
     click.echo(f"{len(jobs)} files; nothing was converted", err=True)
 
 
 def _report(outcome: Outcome, place: str, as_json: bool, quiet: bool) -> None:
     job = outcome.job
     if as_json:
-        line = {"source": job.source, "output": job.output, "status": outcome.status}
+        line = {"source": job.source, "output": job.target, "status": outcome.status}
         click.echo(json.dumps(line | ({"error": outcome.error} if outcome.error else {})))
     elif outcome.error:
         click.echo(f"autovoice: {place} {job.source}: {outcome.error}", err=True)
     elif not quiet:
-        click.echo(f"{place} {outcome.status:<8} {job.output}")
+        click.echo(f"{place} {outcome.status:<8} {job.target}")
     sys.stdout.flush()

@@ -50,12 +50,11 @@ def calibrate(
     \b
     autovoice models calibrate hubert_base --speech recordings/
     """
-    from auto_voice.inference import adapting
-    from auto_voice.models import ModelRegistry
+    from auto_voice.models import ModelRegistry, calibration
 
     registry = ModelRegistry(**where)
     waveforms = _recordings(speech) if speech else _samples(registry)
-    adapter, path = adapting.calibrate(
+    adapter, path = calibration.calibrate(
         registry, name, waveforms, converter=converter, own_encoder=own_encoder
     )
     if as_json:

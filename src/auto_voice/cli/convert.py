@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +24,12 @@ from auto_voice.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from auto_voice.inference.inputs import AudioInput
     from auto_voice.inference.result import Account
     from auto_voice.types import Voice
+
+# Stands for standard input or output in place of a file.
+PIPE = Path("-")
 
 
 @click.command()
@@ -45,7 +49,7 @@ if TYPE_CHECKING:
     "--output",
     type=click.Path(path_type=Path),
     help="Where to write [default: SOURCE_as_VOICE.wav in the current folder]; the suffix "
-    "chooses the format.",
+    "chooses the format; - writes to standard output.",
 )
 @control_options
 @output_options
@@ -67,52 +71,73 @@ def convert(
     mock: bool,
     **options: Any,
 ) -> None:
-    """Re-speak SOURCE in the voice VOICE.
+    """Re-speak SOURCE in the voice VOICE; - reads SOURCE from standard input.
 
-    The words, the timing and the melody stay; the voice changes. OUTPUT is as long as SOURCE. Of a
-    long SOURCE, a stopped conversion goes on where it was when the same command runs again.
+    The words, the timing and the melody stay; the voice changes. OUTPUT is as long as SOURCE. A
+    stopped conversion of a long SOURCE goes on where it was when the same command runs again.
 
     \b
     autovoice convert talk.wav --voice friend.wav
     autovoice convert talk.mp3 --voice a.wav --voice b.wav -o talk.flac
     autovoice convert song.wav --voice friend --singing --energy 1 --loudness source
     autovoice convert talk.wav --voice friend --strength 0.5 --formants -2 --rate 48000 --subtype 24
+    sox talk.wav -t wav - | autovoice convert - --voice friend -o - | play -t wav -
     """
-    from auto_voice.audio.io import choose_encoding, ensure_writable
-    from auto_voice.inference.file_conversion import convert_to_file
+    from auto_voice.errors import AudioOutputError
+    from auto_voice.inference.result import OutputSpec
     from auto_voice.voices.library import resolve_voice
 
     suffix = f".{format_.lower()}" if format_ else ".wav"
-    chosen = output or Path(f"{source.stem}_as_{Path(voices[0]).stem}{suffix}")
-    target = ensure_writable(chosen, [source, *voices], overwrite=True)
-    if target.exists() and not overwrite:
-        raise click.UsageError(f"{target} exists already; add --overwrite or name another output.")
-    choose_encoding(target, format_, subtype)
-    controls = control_values(options)
-    found = [resolve_voice(voice) for voice in voices]
-    voice = found[0] if len(found) == 1 else _recordings(found)
-
-    pipeline = make_pipeline(mock, quiet or as_json, **options)
-    with progress_bar(hidden=quiet or as_json) as progress:
-        result = convert_to_file(
-            pipeline,
-            source,
-            voice,
-            target,
-            controls=controls,
-            format=format_,
-            subtype=subtype,
-            sample_rate=rate,
-            overwrite=overwrite,
-            allow_mock=mock,
-            progress=progress,
-        )
+    stem = "stdin" if source == PIPE else source.stem
+    chosen = output or Path(f"{stem}_as_{Path(voices[0]).stem}{suffix}")
+    to_pipe = chosen == PIPE
+    with _pipe_file(suffix, wanted=to_pipe) as file:
+        spec = OutputSpec(file or chosen, format_, subtype, rate, allow_mock=mock)
+        target = spec.check([source, *voices]).path
+        if target.exists() and not overwrite and not to_pipe:
+            raise AudioOutputError(
+                f"{target} exists already; add --overwrite or name another output."
+            )
+        controls = control_values(options)
+        found = [resolve_voice(voice) for voice in voices]
+        voice = found[0] if len(found) == 1 else _recordings(found)
+        pipeline = make_pipeline(mock, quiet or as_json, **options)
+        result = pipeline.convert_file(_source(source), voice, spec, controls=controls)
+        if to_pipe:
+            _to_stdout(target)
+    shown = "-" if to_pipe else str(target)
     if as_json:
-        click.echo(json.dumps({"output": str(target), "source": str(source), **result.summary()}))
+        account = {"output": shown, "source": str(source), **result.summary()}
+        click.echo(json.dumps(account), err=to_pipe)
     elif not quiet:
-        written = rate or result.sample_rate
-        click.echo(f"wrote {target}: {result.seconds:.2f} s at {written} Hz")
-        click.echo(describe(result))
+        click.echo(f"wrote {shown}: {result.seconds:.2f} s at {result.file_rate} Hz", err=to_pipe)
+        click.echo(describe(result), err=to_pipe)
+
+
+def _source(path: Path) -> AudioInput:
+    if path != PIPE:
+        return path
+    if sys.stdin.isatty():
+        raise click.UsageError("standard input is a terminal; send a recording into it")
+    return sys.stdin.buffer.read()
+
+
+@contextmanager
+def _pipe_file(suffix: str, *, wanted: bool) -> Iterator[Path | None]:
+    """A file for what will go to standard output: most formats are finished at their beginning."""
+    if not wanted:
+        yield None
+        return
+    if sys.stdout.isatty():
+        raise click.UsageError("standard output is a terminal; send it to a file or a program")
+    with tempfile.TemporaryDirectory(prefix="autovoice-") as folder:
+        yield Path(folder) / f"stdout{suffix}"
+
+
+def _to_stdout(path: Path) -> None:
+    with path.open("rb") as file:
+        shutil.copyfileobj(file, sys.stdout.buffer)
+    sys.stdout.buffer.flush()
 
 
 def _recordings(found: Sequence[Voice | Path]) -> list[Path]:
@@ -138,22 +163,3 @@ def describe(result: Account) -> str:
         lines.append(f"  {'mock':<10} these are mock models: the output is noise, not speech")
     lines += [f"  {'note':<10} {note}" for note in result.notes]
     return "\n".join(lines)
-
-
-@contextmanager
-def progress_bar(hidden: bool) -> Iterator[Callable[[float], None] | None]:
-    """A bar on stderr where a person watches, else nothing."""
-    if hidden or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
-
-    tqdm.monitor_interval = 0  # Its thread is of no use here, and decoders are quiet without.
-    with tqdm(
-        total=100, desc="converting", unit="%", leave=False, bar_format="{l_bar}{bar}|"
-    ) as bar:
-
-        def show(done: float) -> None:
-            bar.update(round(100 * done) - bar.n)
-
-        yield show

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from auto_voice.cli.convert import describe, progress_bar
+from auto_voice.cli.convert import describe
 from auto_voice.cli.options import make_pipeline, model_options
 
 if TYPE_CHECKING:
@@ -48,18 +48,17 @@ def demo(folder: Path, as_json: bool, mock: bool, **models: Any) -> None:
     source = cast("Waveform", pipeline.registry.load(SOURCE))
     reference = cast("Waveform", pipeline.registry.load(REFERENCE))
     voice = pipeline.clone(reference, name=REFERENCE)
-    with progress_bar(hidden=as_json) as progress:
-        result = pipeline.convert(source, voice, progress=progress)
+    result = pipeline.convert(source, voice)
     write_audio(folder / "source.wav", source)
     write_audio(folder / "reference.wav", reference)
     result.save(converted, allow_mock=mock)
-    likeness = measure(pipeline, source, voice, result)
+    similarity = measure(pipeline, source, voice, result)
     picture = _draw(folder / "spectrograms.png", source, reference, result)
     if as_json:
         about = {
             "output": str(converted),
             "picture": None if picture is None else str(picture),
-            "likeness": {name: round(value, 4) for name, value in vars(likeness).items()},
+            "similarity": {name: round(value, 4) for name, value in vars(similarity).items()},
         }
         click.echo(json.dumps(about | result.summary()))
         return
@@ -68,14 +67,14 @@ def demo(folder: Path, as_json: bool, mock: bool, **models: Any) -> None:
         f"({voice.speech_seconds:.0f} s of speech)"
     )
     click.echo(describe(result))
-    click.echo(likeness.describe())
+    click.echo(similarity.describe())
     click.echo(f"listen to {converted.resolve()}")
     if picture is not None:
         click.echo(f"look at   {picture.resolve()}")
 
 
 @dataclass(frozen=True)
-class Likeness:
+class SpeakerSimilarity:
     """Cosines of GE2E speaker embeddings, in [-1, 1]; about 0.85 within a speaker, 0.55 between."""
 
     source_to_target: float
@@ -84,7 +83,7 @@ class Likeness:
 
     def describe(self) -> str:
         return (
-            "  likeness   to the target voice "
+            "  similarity to the target voice "
             f"{self.source_to_target:.2f} before, {self.result_to_target:.2f} after; "
             f"to the source voice 1.00 before, {self.result_to_source:.2f} after"
         )
@@ -92,10 +91,10 @@ class Likeness:
 
 def measure(
     pipeline: VoiceConversionPipeline, source: Waveform, voice: Voice, result: ConversionResult
-) -> Likeness:
-    """How like the target and the source the audio sounded before and after."""
-    own = pipeline.clone(source, adapt=False)
-    return Likeness(
+) -> SpeakerSimilarity:
+    """Speaker similarity of the audio to the target and the source, before and after."""
+    own = pipeline.clone(source, fine_tune=False)
+    return SpeakerSimilarity(
         source_to_target=pipeline.similarity(source, voice),
         result_to_target=pipeline.similarity(result.audio, voice),
         result_to_source=pipeline.similarity(result.audio, own),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Do not count speakers or compare with stored voices; needs no model then.",
 )
-@click.option("--text", "transcribe", is_flag=True, help="Also write down what is said.")
+@click.option("--text", "transcribe", is_flag=True, help="Also write the transcript.")
 @model_options
 def inspect(
     files: tuple[Path, ...],
@@ -34,9 +34,9 @@ def inspect(
     mock: bool,
     **models: Any,
 ) -> None:
-    """Say what is in recordings: length, level, noise, speech, pitch, speakers, known voices.
+    """Describe recordings: length, level, noise, speech, pitch, speakers and known voices.
 
-    Of recordings over ten minutes the first ten are looked at.
+    Only the first ten minutes of a recording are examined.
 
     \b
     autovoice inspect talk.wav
@@ -62,7 +62,7 @@ def inspect(
         found = inspect_file(path, encoder, voices)
         facts = found.as_dict()
         if transcribe and pipeline is not None:
-            facts["text"] = _heard(pipeline.registry, path)
+            facts["text"] = _transcript(pipeline.registry, path)
         if as_json:
             click.echo(json.dumps(facts, ensure_ascii=False))
         else:
@@ -96,7 +96,7 @@ def describe(found: Inspection, text: str | None = None) -> str:
         rows.append(("pitch", f"{median:.0f} Hz (from {low:.0f} to {high:.0f})"))
     if found.speakers is not None:
         rows.append(("speakers", f"{found.speakers} (estimate)"))
-    rows += [("voice", f"{name}: likeness {v:.2f}") for name, v in found.likeness.items()]
+    rows += [("voice", f"{name}: similarity {v:.2f}") for name, v in found.similarity.items()]
     if text is not None:
         rows.append(("text", text))
     rows += [("note", note) for note in (*found.notes, *quality.advice())]
@@ -104,7 +104,7 @@ def describe(found: Inspection, text: str | None = None) -> str:
     return "\n".join([*lines, *(f"  {line}" for line in plot_pitch(found.pitch))])
 
 
-def _heard(registry: Any, path: Path) -> str:
+def _transcript(registry: Any, path: Path) -> str:
     from auto_voice.audio.io import read_audio
 
     recogniser = registry.load("recogniser_base")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from auto_voice.cli.options import adaptation_option, fine_tune_option
+from auto_voice.cli.options import fine_tune_options
 from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def stage_options(command: F) -> F:
     options = (
         click.option("--content-encoder", metavar="MODEL", help="NAME[@VERSION]."),
         click.option("--converter", metavar="MODEL", help="NAME[@VERSION]."),
-        fine_tune_option,
-        adaptation_option,
+        *fine_tune_options,
         click.option("--vocoder", metavar="MODEL", help="NAME[@VERSION]."),
     )
     for option in reversed(options):
@@ -102,7 +101,7 @@ def convert_and_score(
         VoiceConversionPipeline,
     )
 
-    chosen = ("content_encoder", "converter", "vocoder", "fine_tune", "adaptation_steps")
+    chosen = ("content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps")
     config = PipelineConfig(**{k: options[k] for k in chosen if options[k] is not None})
     registry = registry or registry_for(options)
     pipeline = VoiceConversionPipeline(config, model_registry=registry)

@@ -10,7 +10,7 @@ from importlib import import_module
 import click
 
 from auto_voice import __version__
-from auto_voice.cli.errors import run_guarded
+from auto_voice.cli.errors import open_standard_streams, run_guarded
 
 # Command to where it lives and what ``--help`` says of it.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -90,6 +90,8 @@ class _EchoHandler(logging.Handler):
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run ``autovoice`` with ``args`` (the process's own if None) and return its exit code."""
+    if args is None:
+        open_standard_streams()
     given = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in given
     return run_guarded(

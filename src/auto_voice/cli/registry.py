@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS = (
+# Options of every command that uses models.
+REGISTRY_OPTIONS = (
     click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models."),
     click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),
     click.option("--offline", is_flag=True, default=None, help="Open no network connection."),
@@ -25,7 +26,7 @@ _OPTIONS = (
 
 def registry_options(command: F) -> F:
     """Options that choose the registry; the command takes them as ``**where``."""
-    for option in reversed(_OPTIONS):
+    for option in reversed(REGISTRY_OPTIONS):
         command = option(command)
     return command
 

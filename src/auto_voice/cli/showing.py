@@ -10,6 +10,15 @@ from typing import Any
 
 import click
 
+from auto_voice.types import Progress
+
+# Stages that take long enough to be shown, and how a person calls them.
+_SHOWN = {
+    "download": "fetching {}",
+    "fine-tune": "fine-tuning the converter to the voice",
+    "convert": "converting",
+}
+
 
 def sized(count: int) -> str:
     """Bytes as people say them; negative where it is not known."""
@@ -45,3 +54,46 @@ def quiet_progress(label: str, hidden: bool) -> Iterator[Callable[[int, int], No
             bar.update(done - bar.n)
 
         yield show
+
+
+class ProgressDisplay:
+    """Shows the progress of every stage on stderr: a bar where a person watches.
+
+    Elsewhere it says once that a voice is being fine-tuned, because that wait is not expected.
+    """
+
+    def __init__(self) -> None:
+        self._watched = sys.stderr is not None and sys.stderr.isatty()
+        self._stage: tuple[str, str] | None = None
+        self._bar: Any = None
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.stage not in _SHOWN:
+            return
+        stage = (progress.stage, progress.item)
+        if stage != self._stage:
+            self._close()
+            self._stage = stage
+            self._open(progress)
+        if self._bar is not None:
+            self._bar.update(round(progress.done) - self._bar.n)
+        if progress.total and progress.done >= progress.total:
+            self._close()
+
+    def _open(self, progress: Progress) -> None:
+        label = _SHOWN[progress.stage].format(progress.item)
+        if not self._watched:
+            if progress.stage == "fine-tune":
+                click.echo(f"{label}: some seconds, once", err=True)
+            return
+        from tqdm import tqdm
+
+        tqdm.monitor_interval = 0  # Its thread is of no use here, and decoders are quiet without.
+        bytes_ = progress.stage == "download"
+        shape = {"unit": "B", "unit_scale": True} if bytes_ else {"bar_format": "{l_bar}{bar}|"}
+        self._bar = tqdm(desc=label, total=progress.total or None, leave=bytes_, **shape)
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._stage = None, None

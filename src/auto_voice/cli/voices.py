@@ -64,28 +64,25 @@ def add(
     mock: bool,
     **models: Any,
 ) -> None:
-    """Store the voice heard in REFERENCES as NAME.
+    """Store the voice of the recordings REFERENCES as NAME.
 
-    All recordings must be of one person; 5 to 30 seconds of clean speech are enough. What is wrong
-    with a recording is said, with what to record instead.
+    All recordings must be of one person; 5 to 30 seconds of clean speech are enough. Notes say what
+    is wrong with a recording and what to record instead.
 
     \b
     autovoice voices add ann ann.wav
     autovoice voices add ben ben1.flac ben2.flac --consent "signed form of 3 May"
     """
-    from auto_voice.audio.io import read_audio
     from auto_voice.errors import VoiceError
-    from auto_voice.voices.enrolment import enrol
 
-    shelf = library()
-    if shelf.path(name).exists() and not overwrite:
+    stored = library()
+    if stored.path(name).exists() and not overwrite:
         raise VoiceError(f"there is a voice {name!r} already; add --overwrite or choose another.")
-    # The name alone: the notes travel with the voice, and where files lay is nobody's business.
-    whole = not models.get("allow_truncated")
-    read = [(path.name, read_audio(path, allow_truncated=not whole)) for path in references]
     pipeline = make_pipeline(mock, as_json, **models)
-    voice = enrol(pipeline, read, name, consent=consent, keep_recording=not no_recording)
-    path = shelf.add(name, voice, overwrite=overwrite)
+    voice = pipeline.clone(
+        list(references), name=name, consent=consent, keep_recording=not no_recording
+    )
+    path = stored.add(name, voice, overwrite=overwrite)
     if as_json:
         click.echo(json.dumps({**describe(voice), "file": str(path)}))
         return
@@ -103,19 +100,19 @@ def list_(as_json: bool) -> None:
     autovoice voices list
     autovoice voices list --json
     """
-    shelf = library()
-    found, damaged = shelf.readable()
+    stored = library()
+    found, damaged = stored.readable()
     for text in damaged:
         click.echo(f"autovoice: {text}", err=True)
     if as_json:
         facts = [describe(voice) for voice in found.values()]
-        click.echo(json.dumps({"folder": str(shelf.folder), "voices": facts}, indent=2))
+        click.echo(json.dumps({"folder": str(stored.folder), "voices": facts}, indent=2))
         return
     for voice in found.values():
         click.echo(f"{voice.name:<20} {_line(voice)}")
-    if not shelf.names():
+    if not stored.names():
         click.echo("no voice is stored yet; add one: autovoice voices add NAME RECORDING", err=True)
-    click.echo(f"kept in {shelf.folder}", err=True)
+    click.echo(f"kept in {stored.folder}", err=True)
 
 
 @voices.command()
@@ -127,9 +124,9 @@ def show(name: str, as_json: bool) -> None:
     \b
     autovoice voices show ann
     """
-    shelf = library()
-    voice = shelf.get(name)
-    facts = {**describe(voice), "file": str(shelf.path(name))}
+    stored = library()
+    voice = stored.get(name)
+    facts = {**describe(voice), "file": str(stored.path(name))}
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -152,13 +149,13 @@ def remove(names: tuple[str, ...], yes: bool) -> None:
     \b
     autovoice voices remove ann --yes
     """
-    shelf = library()
+    stored = library()
     for name in names:
-        shelf.require(name)
+        stored.require(name)
     if not yes:
         click.confirm(f"delete {', '.join(names)} for good?", abort=True)
     for name in names:
-        shelf.remove(name)
+        stored.remove(name)
         click.echo(f"removed {name}")
 
 
@@ -230,19 +227,19 @@ def blend(name: str, parts: tuple[str, ...], overwrite: bool, mock: bool, **mode
     autovoice voices blend mix ann=1 stranger.wav=1
     """
     from auto_voice.types import Voice
-    from auto_voice.voices.blending import blend_voices, with_like_fittings
+    from auto_voice.voices.blending import blend_voices, fine_tuned_alike
     from auto_voice.voices.library import resolve_voice
 
-    shelf = library()
+    stored = library()
     pipeline = cache(lambda: make_pipeline(mock, **models))
     pairs = []
     for part in parts:
         label, weight = _weighted(part)
         found = resolve_voice(label)
         pairs.append((found if isinstance(found, Voice) else pipeline().voice(found), weight))
-    pairs = with_like_fittings(pairs, lambda voice: pipeline().voice(voice))
+    pairs = fine_tuned_alike(pairs, lambda voice: pipeline().voice(voice))
     voice = blend_voices(pairs, name=name)
-    shelf.add(name, voice, overwrite=overwrite)
+    stored.add(name, voice, overwrite=overwrite)
     click.echo(f"stored {name}: {_line(voice)}")
     for note in voice.notes:
         click.echo(f"  note       {note}")
@@ -254,7 +251,7 @@ def blend(name: str, parts: tuple[str, ...], overwrite: bool, mock: bool, **mode
 @as_json_option
 @model_options
 def compare(names: tuple[str, ...], as_json: bool, mock: bool, **models: Any) -> None:
-    """Tell how alike voices are: cosines of their embeddings, and pitch.
+    """Compare voices: speaker similarity (cosines of their embeddings) and pitch.
 
     About 0.85 for one person recorded twice, 0.55 for two people.
 
@@ -285,15 +282,15 @@ def compare(names: tuple[str, ...], as_json: bool, mock: bool, **models: Any) ->
             "again from their recordings."
         )
     stacked = np.stack([voice.embedding for voice in found])
-    likeness = stacked @ stacked.T
+    similarity = stacked @ stacked.T
     if as_json:
-        rows = [[round(float(v), 4) for v in row] for row in likeness]
-        click.echo(json.dumps({"voices": list(names), "likeness": rows}))
+        rows = [[round(float(v), 4) for v in row] for row in similarity]
+        click.echo(json.dumps({"voices": list(names), "similarity": rows}))
         return
     titles = [Path(name).name for name in names]
     width = max(8, *(len(title) for title in titles))
     click.echo(" " * width + "".join(f"  {title:>{width}}" for title in titles) + "   pitch")
-    for title, row, voice in zip(titles, likeness, found, strict=True):
+    for title, row, voice in zip(titles, similarity, found, strict=True):
         cells = "".join(f"  {value:{width}.2f}" for value in row)
         click.echo(f"{title:<{width}}{cells}  {_pitch(voice)}")
 

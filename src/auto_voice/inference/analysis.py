@@ -20,7 +20,7 @@ from auto_voice.audio.pitch_octaves import meant
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
 from auto_voice.inference.chunking import hop_energies, hop_size
-from auto_voice.inference.sample_source import Tape
+from auto_voice.inference.inputs import SampleSource
 from auto_voice.types import FloatArray, Pitch
 
 # 10 s, margins included. All blocks are equally long: the detector's runtime keeps memory for
@@ -61,7 +61,7 @@ class Analysis:
     melody: Pitch
 
 
-def analyse(tape: Tape) -> Analysis:
+def analyse(tape: SampleSource) -> Analysis:
     """Level, energies and pitch of ``tape``."""
     hop = hop_size(tape.sample_rate)
     size = ENERGY_BLOCK_HOPS * hop
@@ -121,7 +121,7 @@ def _lowest_around(values: NDArray[np.float64], reach: int) -> NDArray[np.float6
     return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).min(axis=1))
 
 
-def _plain(tape: Tape, start: int, stop: int) -> FloatArray:
+def _plain(tape: SampleSource, start: int, stop: int) -> FloatArray:
     """Samples ``[start, stop)`` without rumble, as the whole would have them."""
     reach = rumble_reach(tape.sample_rate)
     low = max(0, start - reach)
@@ -129,7 +129,7 @@ def _plain(tape: Tape, start: int, stop: int) -> FloatArray:
     return samples[start - low : stop - low]
 
 
-def pitch_of(tape: Tape, gain: float) -> Pitch:
+def pitch_of(tape: SampleSource, gain: float) -> Pitch:
     """:func:`extract_pitch` of ``gain * tape``, in blocks whose margins are thrown away."""
     rate = tape.sample_rate
     samples_per_frame = rate / FRAME_RATE
@@ -191,7 +191,7 @@ def _overlapping(
     yield held, True
 
 
-def speech_bounds(tape: Tape) -> tuple[int, int] | None:
+def speech_bounds(tape: SampleSource) -> tuple[int, int] | None:
     """First and last sample of speech in ``tape``; None if it holds none."""
     size = round(TRIM_BLOCK_SECONDS * tape.sample_rate)
     first = last = None

@@ -1,4 +1,8 @@
-"""The folder beside an output in which a long conversion keeps what it has done."""
+"""What a conversion keeps while it runs: in memory, or in a folder beside the output.
+
+The folder ``<output>.partial`` is a checkpoint: an interrupted conversion goes on from its last
+piece when the same command runs again.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ import base64
 import hashlib
 import json
 import logging
-import os
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +20,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.errors import AudioOutputError, AutoVoiceError
-from auto_voice.filesystem import fsync_file, move_into_place, temporary_beside
+from auto_voice.filesystem import free_bytes, fsync_file, move_into_place, temporary_beside
 from auto_voice.inference.analysis import Analysis
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.sample_source import FileTape
+from auto_voice.inference.inputs import FileSamples, MemorySamples, SampleStore, SourceFacts
 from auto_voice.types import FloatArray, Pitch, Voice
 
 log = logging.getLogger(__name__)
 
 FORMAT = 3
 SUFFIX = ".partial"
+# Of disk for each second of the source: float32 of both, at 16 and 22.05 kHz, and what is known
+# about every hundredth of a second.
+BYTES_PER_SECOND = 4 * (16000 + 22050) + 8000
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
-    """Attributes:
-    edges: mel frames between which the pieces lie.
-    frame: up to which pieces are done.
-    samples: that are on disk.
-    pieces: that are done.
-    pending: ``(samples,)`` that fade into the next piece.
-    mean: of the content of the whole; None where no stage needs it.
+class Position:
+    """Where the rendering of a source stands.
+
+    Attributes:
+        edges: mel frames between which the pieces lie.
+        frame: up to which pieces are done.
+        samples: of the result that are finished and kept.
+        pieces: that are done.
+        pending: ``(samples,)`` that fade into the next piece.
+        mean: of the content of the whole; None where no stage needs it.
     """
 
     edges: list[int]
@@ -47,21 +56,58 @@ class Progress:
     mean: FloatArray | None
 
 
-@dataclass(frozen=True)
-class SourceFacts:
-    """Attributes:
-    complete: whether the source's tape is.
-    source_samples, source_rate: of the recording itself.
-    notes: on the recording.
+class Workspace:
+    """Keeps the source and the result in memory, and nothing for a later run.
+
+    Attributes:
+        facts: of the source, once it is read to its end.
+        position: of the rendering, once it has begun.
     """
 
-    complete: bool = False
-    source_samples: int = 0
-    source_rate: int = 0
-    notes: tuple[str, ...] = field(default=())
+    def __init__(self) -> None:
+        self.facts: SourceFacts | None = None
+        self.position: Position | None = None
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Keep what is done for a later run, or delete it."""
+
+    def finish(self) -> None:
+        """Nothing has to be kept on leaving: the result is where it belongs."""
+
+    def source(self, rate: int) -> SampleStore:
+        """The source at ``rate`` Hz, as far as it is read."""
+        return MemorySamples(np.zeros(0, np.float32), rate)
+
+    def result(self, rate: int, length: int) -> SampleStore:
+        """The result at ``rate`` Hz, of which the first ``length`` samples are finished."""
+        return MemorySamples(np.zeros(0, np.float32), rate)
+
+    def make_room(self, seconds: float | None) -> None:
+        """Called before a source of so many seconds is read.
+
+        Raises:
+            AudioOutputError: there is no room for it.
+        """
+
+    def source_is_complete(self, facts: SourceFacts) -> None:
+        self.facts = facts
+
+    def load_analysis(self) -> Analysis | None:
+        """What an earlier run found out about the source."""
+        return None
+
+    def save_analysis(self, analysis: Analysis) -> None:
+        """Keep it for a later run."""
+
+    def save_position(self, position: Position) -> None:
+        """Make it the state that a later run starts from."""
+        self.position = position
 
 
-class Partial:
+class Checkpoint(Workspace):
     """``<output>.partial``: held by one process at a time, kept when that is interrupted.
 
     Args:
@@ -73,14 +119,12 @@ class Partial:
     """
 
     def __init__(self, output: Path, key: str) -> None:
+        super().__init__()
         self.folder = output.with_name(output.name + SUFFIX)
         self.key = key
-        self.facts = SourceFacts()
-        self.progress: Progress | None = None
-        self.result: FileTape
-        self._removed = False
+        self._finished = False
 
-    def __enter__(self) -> Partial:
+    def __enter__(self) -> Checkpoint:
         from filelock import FileLock, Timeout
 
         try:
@@ -99,9 +143,9 @@ class Partial:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._lock.release()
-        if self._removed:
+        if self._finished or (kind is not None and self.facts is None):
             shutil.rmtree(self.folder, ignore_errors=True)
-        elif kind is not None and self.facts.complete:
+        elif kind is not None:
             # A server stops work whenever others wait, by an exception of its own.
             told = issubclass(kind, (KeyboardInterrupt, AutoVoiceError, OSError, MemoryError))
             log.log(
@@ -109,24 +153,32 @@ class Partial:
                 "stopped; %s holds what is done, and the same command goes on from there",
                 self.folder,
             )
-        elif kind is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
 
-    def remove(self) -> None:
-        """Delete the folder on leaving."""
-        self._removed = True
+    def finish(self) -> None:
+        self._finished = True
 
-    def source_tape(self, rate: int) -> FileTape:
-        return FileTape(self.folder / "source.f32", rate)
+    def source(self, rate: int) -> FileSamples:
+        samples = FileSamples(self.folder / "source.f32", rate)
+        if self.facts is None:
+            samples.truncate(0)
+        return samples
 
-    def result_tape(self, rate: int, length: int) -> FileTape:
-        """The result so far, cut to what is known to be whole."""
-        self.result = FileTape(self.folder / "result.f32", rate)
-        self.result.truncate(length)
-        return self.result
+    def result(self, rate: int, length: int) -> FileSamples:
+        samples = FileSamples(self.folder / "result.f32", rate)
+        samples.truncate(length)
+        return samples
 
-    def source_is_complete(self, samples: int, rate: int, notes: tuple[str, ...]) -> None:
-        self.facts = SourceFacts(True, samples, rate, notes)
+    def make_room(self, seconds: float | None) -> None:
+        needed = BYTES_PER_SECOND * (seconds or 0.0)
+        free = free_bytes(self.folder)
+        if needed > free:
+            raise AudioOutputError(
+                f"converting {seconds or 0:.0f} s of audio needs {needed / 1e6:.0f} MB beside the "
+                f"output, and {self.folder.parent} has {free / 1e6:.0f} MB; write to another disk."
+            )
+
+    def source_is_complete(self, facts: SourceFacts) -> None:
+        super().source_is_complete(facts)
         self._write_state()
 
     def save_analysis(self, analysis: Analysis) -> None:
@@ -155,11 +207,10 @@ class Partial:
             tracks = (Pitch(found[name], voiced, rate) for name in ("f0_hz", "melody_hz"))
             return Analysis(int(found["samples"]), float(found["gain"]), found["energies"], *tracks)
 
-    def save_progress(self, progress: Progress) -> None:
-        """Make it the state that a later run starts from; the samples reach the disk first."""
-        if progress.samples:
+    def save_position(self, position: Position) -> None:
+        if position.samples:  # They reach the disk before the state that counts them.
             fsync_file(self.folder / "result.f32")
-        self.progress = progress
+        super().save_position(position)
         self._write_state()
 
     def _read(self) -> None:
@@ -168,9 +219,9 @@ class Partial:
             if state["format"] != FORMAT or state["key"] != self.key:
                 raise ValueError("made by another command")
             source, done = state["source"], state["progress"]
-            self.facts = SourceFacts(True, source[0], source[1], tuple(source[2]))
+            self.facts = SourceFacts(source[0], source[1], tuple(source[2]))
             if done is not None:
-                self.progress = Progress(
+                self.position = Position(
                     edges=[int(edge) for edge in done["edges"]],
                     frame=int(done["frame"]),
                     samples=int(done["samples"]),
@@ -183,7 +234,7 @@ class Partial:
             self._clear()
         except (ValueError, KeyError, TypeError) as error:
             log.info("starting anew: what is in %s does not fit (%s)", self.folder, error)
-            self.facts, self.progress = SourceFacts(), None
+            self.facts, self.position = None, None
             self._clear()
 
     def _clear(self) -> None:
@@ -191,18 +242,19 @@ class Partial:
             (self.folder / name).unlink(missing_ok=True)
 
     def _write_state(self) -> None:
-        facts, done = self.facts, self.progress
+        facts, at = self.facts, self.position
+        assert facts is not None
         progress: dict[str, Any] | None = None
-        if done is not None:
+        if at is not None:
             progress = {
-                "edges": done.edges,
-                "frame": done.frame,
-                "samples": done.samples,
-                "pieces": done.pieces,
-                "pending": _text(done.pending),
-                "mean": None if done.mean is None else _text(done.mean),
+                "edges": at.edges,
+                "frame": at.frame,
+                "samples": at.samples,
+                "pieces": at.pieces,
+                "pending": _text(at.pending),
+                "mean": None if at.mean is None else _text(at.mean),
             }
-        source = [facts.source_samples, facts.source_rate, list(facts.notes)]
+        source = [facts.samples, facts.sample_rate, list(facts.notes)]
         state = {"format": FORMAT, "key": self.key, "source": source, "progress": progress}
         path = self.folder / "state.json"
         temporary = temporary_beside(path)
@@ -212,18 +264,21 @@ class Partial:
 
 
 def fingerprint(
-    source: Path,
+    source: str,
     voice: Voice,
     controls: Controls,
-    models: dict[str, str],
+    models: Mapping[str, str],
     chunk_seconds: float,
 ) -> str:
-    """A hash of everything that a result depends on; the source by path, size and time."""
-    stat = source.stat()
+    """A hash of everything that a result depends on.
+
+    Args:
+        source: the identity of the recording, see :class:`~auto_voice.inference.inputs.Source`.
+    """
     digest = hashlib.sha256()
     facts = (
-        os.fspath(source.resolve()), stat.st_size, stat.st_mtime_ns, sorted(models.items()),
-        sorted(controls.account().items()), chunk_seconds, voice.log_f0_mean, voice.log_f0_std,
+        source, sorted(models.items()), sorted(controls.account().items()), chunk_seconds,
+        voice.log_f0_mean, voice.log_f0_std,
     )  # fmt: skip
     digest.update(repr(facts).encode())
     arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding, **voice.frames}

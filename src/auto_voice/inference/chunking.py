@@ -8,6 +8,8 @@ starts on a grid on which every stage has a frame boundary, so no stage sees its
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -212,3 +214,26 @@ def join(pieces: Iterable[tuple[Chunk, FloatArray]], hop_samples: int, samples: 
     joiner = Joiner(hop_samples, samples)
     ready = [joiner.push(chunk, audio) for chunk, audio in pieces]
     return np.concatenate(ready) if ready else np.zeros(0, np.float32)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is what numpy or torch raise when memory, of whichever device, is full."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(s in str(error).lower() for s in ("out of memory", "can't allocate memory"))
+    )
+
+
+def release_memory() -> None:
+    """Give back what the C library keeps for later.
+
+    Pieces differ in length, so what one leaves free is not what the next one wants, and over hours
+    the holes would add up.
+    """
+    import ctypes
+
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -1,9 +1,9 @@
-"""What is said in a recording of any length, read by position.
+"""Content features of a recording of any length, read by position.
 
-Networks that attend to all they hear give other features for a piece than for the whole. So a
-recording longer than one window is always heard in windows that lie where its own beginning puts
-them, with a second of overlap on each side that is thrown away. However the later stages cut it,
-they get the same content.
+A network that attends to its whole input gives other features for a piece than for the whole. So a
+recording longer than one window is always encoded in windows whose places depend on the recording
+alone, with a second of overlap on each side that is thrown away. However the later stages cut the
+recording, they get the same features.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.errors import ModelLoadError
-from auto_voice.inference.memory import out_of_memory, release_memory
-from auto_voice.inference.sample_source import Tape
+from auto_voice.inference.chunking import out_of_memory, release_memory
+from auto_voice.inference.inputs import SampleSource
 from auto_voice.models.base import ContentEncoder, PieceEncoder
 from auto_voice.types import Content, FloatArray
 
@@ -26,31 +26,34 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# 28 s at 50 Hz: what Whisper hears at once, and enough for every other encoder.
+# 28 s at 50 Hz: the longest input of Whisper, and enough for every other encoder.
 WINDOW_FRAMES = 1400
+# One second at 50 Hz that is thrown away on each side of a window: the features near its ends lack
+# context.
 MARGIN_FRAMES = 50
+# The shortest window, in frames: half of it is margins.
 LEAST_FRAMES = 4 * MARGIN_FRAMES
-# At least, whatever their size.
+# So many windows are kept whatever their size, because a piece lies across two of them.
 KEPT_WINDOWS = 2
-# Of windows that were heard for the mean and will be read: a quarter of an hour of 176 values a
-# frame, less than four minutes of 768. What goes beyond is heard twice.
+# Bytes of windows that were encoded for the mean and will be read: a quarter of an hour of 176
+# values a frame, less than four minutes of 768. The windows beyond it are encoded twice.
 KEPT_BYTES = 32 << 20
 
 
-class Listener:
-    """The content of ``gain * tape``; its memory is that of two windows and ``KEPT_BYTES``.
+class ContentWindows:
+    """Content features of ``gain * source`` in the memory of two windows and ``KEPT_BYTES``.
 
     Args:
-        encoder: gives the content.
-        tape: the recording, at the encoder's rate.
-        gain: brings it to the level that the networks know.
+        encoder: computes the features.
+        source: the recording, at the encoder's rate.
+        gain: brings it to the level that the networks were trained at.
     """
 
-    def __init__(self, encoder: ContentEncoder, tape: Tape, gain: float) -> None:
-        self.encoder, self.tape, self.gain = encoder, tape, gain
+    def __init__(self, encoder: ContentEncoder, source: SampleSource, gain: float) -> None:
+        self.encoder, self.source, self.gain = encoder, source, gain
         self.window_frames = WINDOW_FRAMES
         self._per_frame = Fraction(encoder.sample_rate) / Fraction(encoder.frame_rate)
-        self._heard: dict[int, FloatArray] = {}
+        self._encoded: dict[int, FloatArray] = {}
         self._reading = 0
         self._mean: FloatArray | None = None
 
@@ -77,8 +80,8 @@ class Listener:
         return self._within_memory(lambda: self._read(start, stop))
 
     def forget(self) -> None:
-        """Lets go of the windows that are kept; those that are read again are heard again."""
-        self._heard.clear()
+        """Drop the windows that are kept; those that are read again are encoded again."""
+        self._encoded.clear()
 
     def _read(self, start: int, stop: int | None) -> Content:
         encoder = self.encoder
@@ -113,7 +116,7 @@ class Listener:
 
     @property
     def _frames(self) -> int:
-        return int(len(self.tape) / self._per_frame)
+        return int(len(self.source) / self._per_frame)
 
     @property
     def _step(self) -> int:
@@ -134,13 +137,13 @@ class Listener:
 
     def _features(self, index: int) -> FloatArray:
         """``(frames, dims)`` of a window's core; with the mean left in where there are several."""
-        if index in self._heard:
-            return self._heard[index]
+        if index in self._encoded:
+            return self._encoded[index]
         start = index * self._step
         low, high = self._core(index)
         stop = None if high is None else start + self.window_frames
-        end = len(self.tape) if stop is None else int(stop * self._per_frame)
-        samples = self.tape.read(int(start * self._per_frame), end)
+        end = len(self.source) if stop is None else int(stop * self._per_frame)
+        samples = self.source.read(int(start * self._per_frame), end)
         samples = (samples * np.float32(self.gain)).astype(np.float32)
         if self._count > 1 and isinstance(self.encoder, PieceEncoder):
             features = self.encoder.encode_piece(samples)
@@ -152,7 +155,7 @@ class Listener:
         return features
 
     def _keep(self, index: int, features: FloatArray) -> None:
-        kept = self._heard
+        kept = self._encoded
         kept[index] = features
         while len(kept) > KEPT_WINDOWS and sum(f.nbytes for f in kept.values()) > KEPT_BYTES:
             # What has been read goes first, then what will be read last.
@@ -170,15 +173,15 @@ class Listener:
                 self._shorten(error)
 
     def _shorten(self, error: BaseException) -> None:
-        heard = min(self.window_frames, self._frames)
-        if heard // 2 < LEAST_FRAMES:
+        window = min(self.window_frames, self._frames)
+        if window // 2 < LEAST_FRAMES:
             raise ModelLoadError(
-                "The memory does not suffice to hear even a few seconds at a time; close other "
+                "The memory does not suffice to encode even a few seconds at a time; close other "
                 "programs or choose --device cpu."
             ) from error
-        self.window_frames = heard // 2
+        self.window_frames = window // 2
         self.forget()
         self._reading = 0
         seconds = self.window_frames / self.encoder.frame_rate
-        log.warning("the memory is full: what is said is heard in windows of %.1f s", seconds)
+        log.warning("the memory is full: the content is encoded in windows of %.1f s", seconds)
         release_memory()

@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from auto_voice.errors import ConfigError
 
-MOST_SEMITONES = 36.0
 SOURCE = "source"
 VOICE = "voice"
+
+
+@dataclass(frozen=True)
+class ControlSpec:
+    """What one control may be; the command line and the server build their options from it.
+
+    Attributes:
+        default: where it is not chosen.
+        help: one line for the user.
+        low, high: of the number; None for a switch.
+        unit: of the number, for messages.
+        word: a text that may stand in place of the number.
+    """
+
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    unit: str = ""
+    word: str = ""
+
+    @property
+    def span(self) -> str:
+        """The range in words."""
+        if self.low is None or self.high is None:
+            return "on or off"
+        also = f" (or {self.word})" if self.word else ""
+        if self.low == -self.high:
+            return f"within ±{self.high:g}{also}"
+        return f"between {self.low:g} and {self.high:g}{self.unit and ' '}{self.unit}{also}"
+
+    def check(self, name: str, value: object) -> None:
+        """Raises ConfigError where ``value`` is not in the range."""
+        if self.low is None or self.high is None:
+            return
+        if value == self.default or (self.word and value == self.word):
+            return
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not self.low <= value <= self.high:  # type: ignore[operator]  # False for NaN
+            raise ConfigError(f"{name} must lie {self.span}, not {value}.")
+
+
+def _control(default: Any, help: str, *limits: Any, **more: Any) -> Any:
+    """A field of ``Controls`` that carries its specification."""
+    return field(default=default, metadata={"spec": ControlSpec(default, help, *limits, **more)})
 
 
 @dataclass(frozen=True)
@@ -33,28 +78,43 @@ class Controls:
         trim: leave out what lies before the first and after the last speech.
     """
 
-    semitones: float = 0.0
-    match_pitch: bool = True
-    singing: bool = False
-    pitch_range: float | str = 1.0
-    formants: float = 0.0
-    strength: float = 1.0
-    energy: float = 1.0
-    breathiness: float = 0.0
-    loudness: float | str | None = None
-    denoise_db: float = 0.0
-    trim: bool = False
+    semitones: float = _control(0.0, "Transpose further, in semitones, e.g. -2.5.", -36, 36)
+    match_pitch: bool = _control(True, "Move the pitch to the voice's.")
+    singing: bool = _control(False, "Keep pitch classes: move the pitch by whole octaves alone.")
+    pitch_range: float | str = _control(
+        1.0,
+        "Factor on the melody: 0 is monotone, 1 keeps it, 2 doubles it; voice: as lively as the "
+        "voice.",
+        0,
+        4,
+        word=VOICE,
+    )
+    formants: float = _control(
+        0.0,
+        "Move the resonances by semitones, not the pitch: -3 sounds larger, +3 smaller.",
+        -12,
+        12,
+    )
+    strength: float = _control(
+        1.0, "How far to go towards the voice, 0 to 1; 0 is the source's own voice.", 0, 1
+    )
+    energy: float = _control(
+        1.0, "How much of the source's loudness contour to keep, 0 to 1.", 0, 1
+    )
+    breathiness: float = _control(
+        0.0, "How much of the source's breath noise to keep, 0 to 1.", 0, 1
+    )
+    loudness: float | str | None = _control(
+        None, "Loudness of the result in LUFS, or source.", -70, -5, "LUFS", SOURCE
+    )
+    denoise_db: float = _control(
+        0.0, "First turn steady noise of the source down by up to so many dB.", 0, 60, "dB"
+    )
+    trim: bool = _control(False, "Leave out silence before and after the speech.")
 
     def __post_init__(self) -> None:
-        _within("semitones", self.semitones, -MOST_SEMITONES, MOST_SEMITONES, "±36")
-        _within("formants", self.formants, -12, 12, "±12")
-        _within("denoise_db", self.denoise_db, 0, 60, "0 and 60 dB")
-        for name in ("strength", "energy", "breathiness"):
-            _within(name, getattr(self, name), 0, 1, "0 and 1")
-        if self.pitch_range != VOICE:
-            _within("pitch_range", self.pitch_range, 0, 4, "0 and 4 (or voice)")
-        if self.loudness not in (None, SOURCE):
-            _within("loudness", self.loudness, -70, -5, "-70 and -5 LUFS (or source)")
+        for name, spec in CONTROLS.items():
+            spec.check(name, getattr(self, name))
 
     @property
     def formant_ratio(self) -> float:
@@ -69,17 +129,21 @@ class Controls:
         }
 
 
-def controls_from(values: dict[str, Any]) -> Controls:
+CONTROLS: Mapping[str, ControlSpec] = {
+    field.name: field.metadata["spec"] for field in fields(Controls)
+}
+
+
+def controls_from(values: Mapping[str, Any]) -> Controls:
     """``Controls`` from names and values as a job file or a request holds them.
 
     Raises:
         ConfigError: an unknown name, or a value that cannot be; numbers may be text.
     """
-    known = {field.name: field for field in fields(Controls)}
-    unknown = sorted(set(values) - set(known))
+    unknown = sorted(set(values) - set(CONTROLS))
     if unknown:
-        raise ConfigError(f"there is no control {unknown[0]}; known: {', '.join(known)}.")
-    return Controls(**{name: _value(known[name].default, name, v) for name, v in values.items()})
+        raise ConfigError(f"there is no control {unknown[0]}; known: {', '.join(CONTROLS)}.")
+    return Controls(**{name: _value(CONTROLS[name].default, name, v) for name, v in values.items()})
 
 
 def _value(default: object, name: str, value: Any) -> Any:
@@ -96,10 +160,3 @@ def _value(default: object, name: str, value: Any) -> Any:
         except ValueError:
             raise ConfigError(f"{name} must be a number, not {value!r}.") from None
     return value.strip() if isinstance(value, str) else value
-
-
-def _within(name: str, value: object, low: float, high: float, shown: str) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high:  # type: ignore[operator]  # False for NaN
-        joint = "within" if shown.startswith("±") else "between"
-        raise ConfigError(f"{name} must lie {joint} {shown}, not {value}.")

@@ -1,10 +1,16 @@
-"""The steps that every conversion shares, whether its source lies in memory or on disk."""
+"""The one way that every conversion takes: prepare, render, and bring to a level.
+
+Short and long sources, files and arrays, the command line, a batch and the server all pass
+:func:`run`; they differ in the :class:`~auto_voice.inference.checkpoint.Workspace` that keeps the
+samples (memory, or a folder on disk) and in where the finished samples go.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +20,18 @@ from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
 from auto_voice.errors import AudioContentError
 from auto_voice.inference.analysis import Analysis, analyse, denoised, speech_bounds
+from auto_voice.inference.checkpoint import Position, Workspace
+from auto_voice.inference.chunking import Joiner
 from auto_voice.inference.controls import SOURCE, Controls
+from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFacts
 from auto_voice.inference.melody import moved, without_creak
 from auto_voice.inference.rendering import Rendering, timed
-from auto_voice.inference.sample_source import Section, Tape
 from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
-from auto_voice.types import FloatArray, Pitch, Voice, Waveform
+from auto_voice.types import FloatArray, Pitch, Progress, ProgressCallback, Voice, Waveform
 from auto_voice.voices.blending import blend_voices
 from auto_voice.voices.cloning import build_voice
+
+log = logging.getLogger(__name__)
 
 # Seconds that are measured at once, and samples that are scaled at once.
 METER_SECONDS = 20.0
@@ -32,7 +42,8 @@ MOST_LIMITING_DB = 6.0
 # these LU is missing; more than the second is worth a note.
 LIMITING_ROUNDS = 4
 NEAR_LU, FAR_LU = 0.1, 0.5
-# Of the source that are searched for speech where its own voice is needed, and of that speech.
+# Seconds of the source that are searched for speech where its own voice is needed, and seconds of
+# that speech that are used.
 OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 30.0
 
 
@@ -47,8 +58,35 @@ class Stages:
 
 
 @dataclass(frozen=True, eq=False)
-class Job:
-    """A conversion that is ready to be rendered.
+class Conversion:
+    """One conversion that is about to begin.
+
+    Attributes:
+        source: the recording.
+        voice: the target.
+        stages: the loaded models.
+        chunk_seconds: longest piece that is rendered at once.
+        models: stage to the exact ``name@version`` that runs, with the reason where it stands in
+            for another.
+        mock: whether any stage is a mock.
+        timings: seconds by step; grows.
+        progress: told how much of the source is rendered.
+    """
+
+    source: Source
+    voice: Voice
+    stages: Stages
+    controls: Controls
+    chunk_seconds: float
+    models: Mapping[str, str]
+    mock: bool = False
+    timings: dict[str, float] = field(default_factory=dict)
+    progress: ProgressCallback | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A source that is ready to be rendered.
 
     Attributes:
         voice: the target, blended with the source's own where that was asked for.
@@ -77,7 +115,7 @@ class OutputLevel:
     limiting: bool = False
     notes: tuple[str, ...] = ()
 
-    def blocks(self, tape: Tape) -> Iterator[FloatArray]:
+    def blocks(self, tape: SampleSource) -> Iterator[FloatArray]:
         """``(samples,)`` blocks of ``tape``, finished."""
         reach = LIMITER_REACH_SAMPLES if self.limiting else 0
         for start in range(0, len(tape), LEVEL_SAMPLES):
@@ -86,6 +124,112 @@ class OutputLevel:
             if self.limiting:
                 block = limited(block, tape.sample_rate, low)
             yield block[start - low : start - low + LEVEL_SAMPLES]
+
+
+@dataclass(frozen=True, eq=False)
+class Rendered:
+    """A result, complete but for its level.
+
+    Attributes:
+        samples: of the result, at the level of the networks.
+        level: brings them to the level that they shall have.
+        account: keyword arguments of :class:`~auto_voice.inference.result.Account`.
+    """
+
+    samples: SampleSource
+    level: OutputLevel
+    account: dict[str, Any]
+
+    def blocks(self) -> Iterator[FloatArray]:
+        """``(samples,)`` blocks of the result, ready to be heard or written."""
+        return self.level.blocks(self.samples)
+
+
+def run(conversion: Conversion, workspace: Workspace) -> Rendered:
+    """Convert into ``workspace``, from where an earlier run with it stopped.
+
+    Raises:
+        AudioError: the source cannot be used.
+        ModelError: a model or the memory fails.
+    """
+    timings, stages = conversion.timings, conversion.stages
+    with timed(timings, "read"):
+        source = _read(conversion, workspace)
+    assert workspace.facts is not None
+    known = workspace.load_analysis()
+    prepared = prepare(
+        source,
+        workspace.facts,
+        conversion.voice,
+        conversion.controls,
+        stages,
+        timings,
+        known,
+    )
+    if known is None:
+        workspace.save_analysis(prepared.rendering.analysis)
+    samples, pieces = _render(conversion, prepared.rendering, workspace)
+    level = output_level(samples, prepared)
+    notes = (
+        *(f"source: {note}" for note in workspace.facts.notes),
+        *(note for note in [getattr(stages.content_encoder, "note", "")] if note),
+        *conversion.voice.notes,
+        *prepared.notes,
+        *level.notes,
+        *(f"{stage}: {text}" for stage, text in conversion.models.items() if "fallback" in text),
+    )
+    for note in notes:
+        log.info(note)
+    account = {
+        "models": conversion.models,
+        "voice": prepared.voice,
+        "semitones": prepared.semitones,
+        "notes": notes,
+        "timings": timings,
+        "mock": conversion.mock,
+        "chunks": pieces,
+        "controls": conversion.controls,
+    }
+    return Rendered(samples, level, account)
+
+
+def _read(conversion: Conversion, workspace: Workspace) -> SampleSource:
+    """The source at the content encoder's rate; taken as it is where an earlier run read it."""
+    rate = conversion.stages.content_encoder.sample_rate
+    source = workspace.source(rate)
+    if workspace.facts is None:
+        workspace.make_room(conversion.source.seconds)
+        for block in cleaned(conversion.source.blocks(rate), rate, conversion.controls):
+            source.append(block)
+        assert conversion.source.facts is not None
+        workspace.source_is_complete(conversion.source.facts)
+    return source
+
+
+def _render(
+    conversion: Conversion, rendering: Rendering, workspace: Workspace
+) -> tuple[SampleSource, int]:
+    """The result, of which the pieces that are missing are rendered, and the count of pieces."""
+    at = workspace.position
+    if at is None:
+        chunks = rendering.plan(conversion.chunk_seconds)
+        edges = [chunks[0].start, *(chunk.stop for chunk in chunks)]
+        at = Position(edges, 0, 0, 0, np.zeros(0, np.float32), rendering.content_mean())
+        workspace.save_position(at)
+    samples = workspace.result(rendering.vocoder.sample_rate, at.samples)
+    joiner = Joiner(rendering.vocoder.hop_samples, rendering.samples, at.samples, at.pending)
+    left = [at.frame, *(edge for edge in at.edges if edge > at.frame)]
+    pieces = at.pieces
+    for chunk, audio in rendering.render(rendering.between(left), at.mean):
+        samples.append(joiner.push(chunk, audio))
+        pieces += 1
+        workspace.save_position(
+            Position(at.edges, chunk.stop, joiner.done, pieces, joiner.pending, at.mean)
+        )
+        if conversion.progress is not None:
+            done = min(chunk.stop, rendering.frames)
+            conversion.progress(Progress("convert", done, rendering.frames))
+    return samples, pieces
 
 
 def cleaned(
@@ -99,26 +243,26 @@ def cleaned(
 
 
 def prepare(
-    tape: Tape,
-    source_length: tuple[int, int],
+    tape: SampleSource,
+    facts: SourceFacts,
     voice: Voice,
     controls: Controls,
     stages: Stages,
     timings: dict[str, float],
     known: Analysis | None = None,
-) -> Job:
+) -> Prepared:
     """Everything that must be known before the first piece is rendered.
 
     Args:
         tape: the source at the content encoder's rate.
-        source_length: samples and rate of the source as it was given.
+        facts: of the source as it was given.
         known: the analysis, where an earlier run made it.
 
     Raises:
         AudioContentError: no speech where the controls need some.
     """
     notes: list[str] = []
-    length = resampled_length(*source_length, stages.vocoder.sample_rate)
+    length = resampled_length(facts.samples, facts.sample_rate, stages.vocoder.sample_rate)
     if controls.trim:
         tape, note = _trimmed(tape)
         length = resampled_length(len(tape), tape.sample_rate, stages.vocoder.sample_rate)
@@ -146,7 +290,7 @@ def prepare(
         samples=length,
         timings=timings,
     )
-    return Job(rendering, voice, semitones, tuple(notes), source_meter)
+    return Prepared(rendering, voice, semitones, tuple(notes), source_meter)
 
 
 def metered(blocks: Iterable[FloatArray], sample_rate: int, peaks: bool = True) -> LoudnessMeter:
@@ -157,7 +301,7 @@ def metered(blocks: Iterable[FloatArray], sample_rate: int, peaks: bool = True) 
     return meter
 
 
-def output_level(tape: Tape, job: Job) -> OutputLevel:
+def output_level(tape: SampleSource, prepared: Prepared) -> OutputLevel:
     """What brings ``tape``, the rendered samples at the networks' level, to its loudness.
 
     It is that of the source's speech, over the same time, or what the controls say. Peaks above
@@ -165,10 +309,10 @@ def output_level(tape: Tape, job: Job) -> OutputLevel:
     """
     rate = tape.sample_rate
     meter = metered(_blocks(tape), rate)
-    wanted, found = _loudness(meter, job)
+    wanted, found = _loudness(meter, prepared)
     if not (math.isfinite(wanted) and math.isfinite(found)):
         note = "The loudness was not matched: the recording is too quiet to have one."
-        return OutputLevel(1 / job.rendering.analysis.gain, notes=(note,))
+        return OutputLevel(1 / prepared.rendering.analysis.gain, notes=(note,))
     room = CEILING_DBTP - meter.true_peak_db
     gain = wanted - found
     if gain <= room:
@@ -176,7 +320,7 @@ def output_level(tape: Tape, job: Job) -> OutputLevel:
     for _ in range(LIMITING_ROUNDS):
         gain = min(gain, room + MOST_LIMITING_DB)
         level = OutputLevel(10 ** (gain / 20), limiting=True)
-        short = wanted - _loudness(metered(level.blocks(tape), rate, peaks=False), job)[1]
+        short = wanted - _loudness(metered(level.blocks(tape), rate, peaks=False), prepared)[1]
         if short < NEAR_LU or gain >= room + MOST_LIMITING_DB:
             break
         gain += short
@@ -185,28 +329,28 @@ def output_level(tape: Tape, job: Job) -> OutputLevel:
         f"and they stay below {CEILING_DBTP:g} dBTP."
     ]
     if short > FAR_LU:
-        goal = "the source" if job.source_meter else f"{wanted:.1f} LUFS"
+        goal = "the source" if prepared.source_meter else f"{wanted:.1f} LUFS"
         notes.append(
             f"The result is {short:.1f} dB quieter than {goal}, because its peaks leave no room."
         )
     return replace(level, notes=tuple(notes))
 
 
-def _loudness(meter: LoudnessMeter, job: Job) -> tuple[float, float]:
+def _loudness(meter: LoudnessMeter, prepared: Prepared) -> tuple[float, float]:
     """LUFS that the result shall have, and that it has."""
-    if job.source_meter is not None:
-        return speech_loudness(job.source_meter, meter)
-    assert job.rendering.controls.loudness is not None
-    return float(job.rendering.controls.loudness), meter.loudness_lufs
+    if prepared.source_meter is not None:
+        return speech_loudness(prepared.source_meter, meter)
+    assert prepared.rendering.controls.loudness is not None
+    return float(prepared.rendering.controls.loudness), meter.loudness_lufs
 
 
-def _blocks(tape: Tape) -> Iterator[FloatArray]:
+def _blocks(tape: SampleSource) -> Iterator[FloatArray]:
     size = round(METER_SECONDS * tape.sample_rate)
     for start in range(0, len(tape), size):
         yield tape.read(start, start + size)
 
 
-def _trimmed(tape: Tape) -> tuple[Tape, str]:
+def _trimmed(tape: SampleSource) -> tuple[SampleSource, str]:
     bounds = speech_bounds(tape)
     if bounds is None:
         raise AudioContentError("the source holds no speech to trim to; leave trimming out.")
@@ -219,7 +363,7 @@ def _trimmed(tape: Tape) -> tuple[Tape, str]:
     return Section(tape, start, stop), note
 
 
-def _towards(voice: Voice, tape: Tape, strength: float, stages: Stages) -> Voice:
+def _towards(voice: Voice, tape: SampleSource, strength: float, stages: Stages) -> Voice:
     """Between the source's own voice and ``voice``."""
     assert stages.speaker_encoder is not None
     head = tape.read(0, round(OWN_VOICE_SECONDS * tape.sample_rate))

@@ -27,14 +27,15 @@ from auto_voice.inference.chunking import (
     common_period,
     halved,
     hop_size,
+    out_of_memory,
     plan_from_energies,
+    release_memory,
     with_context,
 )
-from auto_voice.inference.content_windows import Listener
+from auto_voice.inference.content_windows import ContentWindows
 from auto_voice.inference.controls import Controls
+from auto_voice.inference.inputs import SampleSource
 from auto_voice.inference.melody import cut, filled
-from auto_voice.inference.memory import out_of_memory, release_memory
-from auto_voice.inference.sample_source import Tape
 from auto_voice.inference.shaping import (
     fill_pauses,
     follow_level,
@@ -75,19 +76,19 @@ class Rendering:
     converter: Converter
     vocoder: Vocoder
     voice: Voice
-    tape: Tape
+    tape: SampleSource
     analysis: Analysis
     pitch: Pitch
     controls: Controls
     samples: int
     timings: dict[str, float]
     log_f0: FloatArray | None = field(init=False)
-    listener: Listener = field(init=False)
+    listener: ContentWindows = field(init=False)
     pauses: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_f0", filled(self.pitch))
-        listener = Listener(self.content_encoder, self.tape, self.analysis.gain)
+        listener = ContentWindows(self.content_encoder, self.tape, self.analysis.gain)
         object.__setattr__(self, "listener", listener)
         found = pauses(self.analysis.energies, hop_size(self.tape.sample_rate))
         object.__setattr__(self, "pauses", found)

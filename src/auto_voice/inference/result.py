@@ -1,24 +1,101 @@
-"""What a conversion gives back: audio, and an honest account of how it was made."""
+"""What a conversion gives back, and where it is written: audio, a file, and an honest account."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import DTypeLike, NDArray
 
+from auto_voice.audio.encoding import Encoding, choose_encoding, ensure_writable
+from auto_voice.audio.io import AudioWriter
 from auto_voice.errors import MockAudioError
 from auto_voice.inference.controls import Controls
 from auto_voice.types import FloatArray, Voice, Waveform
 
-# Stages that run over the source each time; reading, loading and cloning are not among them.
+# Stages whose time grows with the source; reading, loading and cloning are not among them.
 REALTIME_STAGES = ("pitch", "content", "convert", "vocode", "breath", "level")
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True)
+class OutputSpec:
+    """Where a result is written, and as what.
+
+    Attributes:
+        path: of the file.
+        format: ``wav``, ``flac``, ``ogg``, ``opus``, ``mp3`` or ``aiff``; None for what the suffix
+            of ``path`` says.
+        subtype: sample coding, such as ``pcm_24`` or bits: ``16``, ``24``, ``32f``; None for the
+            format's own.
+        rate: Hz of the file; None keeps the result's where the format can carry it.
+        overwrite: whether an existing file may be replaced.
+        allow_mock: whether what mock models make, which is noise, may be written.
+    """
+
+    path: str | PathLike[str]
+    format: str | None = None
+    subtype: str | None = None
+    rate: int | None = None
+    overwrite: bool = True
+    allow_mock: bool = False
+
+    def check(self, inputs: Iterable[object] = ()) -> Output:
+        """The output, checked once and before any work; nothing is created.
+
+        Args:
+            inputs: recordings that are read, none of which may be the output.
+
+        Raises:
+            AudioOutputError: the path cannot be written to, or the format cannot be.
+        """
+        path = ensure_writable(self.path, inputs, overwrite=self.overwrite)
+        return Output(path, choose_encoding(path, self.format, self.subtype), self)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A checked output; made by :meth:`OutputSpec.check`."""
+
+    path: Path
+    encoding: Encoding
+    spec: OutputSpec
+
+    def refuse_mock(self, mock: bool) -> None:
+        """Raises MockAudioError where mock models make the audio and nobody asked for that."""
+        if mock and not self.spec.allow_mock:
+            raise MockAudioError(
+                f"{self.path} was not written because mock models make noise and not speech; use "
+                "real models, or ask for mock audio (--mock, allow_mock=True)."
+            )
+
+    def write(self, blocks: Iterable[FloatArray], sample_rate: int) -> tuple[str, ...]:
+        """Write ``(samples,)`` blocks at ``sample_rate``, all or nothing; notes on what changed.
+
+        The file has the rate :meth:`file_rate`.
+
+        Raises:
+            AudioOutputError: the disk is full, or the file cannot be made.
+            AudioContentError: a sample is not finite.
+        """
+        writer = AudioWriter(
+            self.path, sample_rate, encoding=self.encoding, output_rate=self.spec.rate
+        )
+        with writer:
+            for block in blocks:
+                writer.write(block)
+        return writer.notes
+
+    def file_rate(self, sample_rate: int) -> int:
+        """Hz of the file for a result at ``sample_rate``: the nearest that the format carries."""
+        return self.encoding.nearest_rate(self.spec.rate or sample_rate)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Account:
     """How a conversion was made.
 
@@ -62,6 +139,13 @@ class Account:
         spent = sum((self.timings or {}).get(stage, 0.0) for stage in REALTIME_STAGES)
         return spent / self.seconds
 
+    def __repr__(self) -> str:
+        mock = ", mock" if self.mock else ""
+        return (
+            f"{type(self).__name__}({self.seconds:.2f} s at {self.sample_rate} Hz, "
+            f"voice {self.voice.name!r}, {len(self.notes)} notes{mock})"
+        )
+
     def summary(self) -> dict[str, Any]:
         """The account without the samples, ready for JSON."""
         return {
@@ -80,25 +164,30 @@ class Account:
         }
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class FileResult(Account):
     """The account of a conversion that went from file to file.
 
     Attributes:
         output: what was written.
-        length: samples before the output file's own rate, at ``sample_rate``.
+        file_rate: Hz of the file.
+        length: samples before the change to the file's rate, at ``sample_rate``.
         resumed: whether it went on from where an earlier run had stopped.
     """
 
     output: Path
+    file_rate: int
     length: int = 0
     sample_rate: int = 0
     resumed: bool = False
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ConversionResult(Account):
-    """A converted recording; ``numpy.asarray(result)`` gives its samples.
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class ConversionResult(Account, NDArrayOperatorsMixin):
+    """A converted recording that behaves like the array of its samples.
+
+    ``len``, indexing, slicing, iteration, arithmetic and numpy's functions give what they give for
+    ``result.samples``; ``numpy.asarray(result)`` and ``torch.as_tensor(result)`` take it as it is.
 
     Attributes:
         audio: at the vocoder's rate, exactly as long as the source
@@ -109,6 +198,7 @@ class ConversionResult(Account):
 
     @property
     def samples(self) -> FloatArray:
+        """``(samples,)`` float32."""
         return self.audio.samples
 
     @property
@@ -119,6 +209,36 @@ class ConversionResult(Account):
     def sample_rate(self) -> int:
         return self.audio.sample_rate
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.samples.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.samples.dtype
+
+    @property
+    def __array_interface__(self) -> dict[str, Any]:
+        return self.samples.__array_interface__
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.samples[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.samples)
+
+    # Two results are equal where they are the same one, so that they can be kept in sets.
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
+    __hash__ = object.__hash__
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        plain = [x.samples if isinstance(x, ConversionResult) else x for x in inputs]
+        return getattr(ufunc, method)(*plain, **options)
+
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         samples = self.audio.samples
         if dtype is not None and np.dtype(dtype) != samples.dtype:
@@ -127,7 +247,7 @@ class ConversionResult(Account):
 
     def save(
         self,
-        path: str | Path,
+        path: str | PathLike[str],
         *,
         format: str | None = None,
         subtype: str | None = None,
@@ -135,27 +255,14 @@ class ConversionResult(Account):
         overwrite: bool = True,
         allow_mock: bool = False,
     ) -> Path:
-        """Write the audio; the suffix of ``path`` chooses the format unless ``format`` does.
-
-        Args:
-            sample_rate: Hz of the file; None keeps the result's where the format can carry it.
+        """Write the audio; see :class:`OutputSpec`.
 
         Raises:
             MockAudioError: mock models made the audio and ``allow_mock`` is false.
             AudioOutputError: ``path`` cannot be written, or exists and ``overwrite`` is false.
         """
-        if self.mock and not allow_mock:
-            raise MockAudioError(
-                f"{path} was not written because mock models made this audio, which is noise and "
-                "not speech; use real models, or ask for mock audio (--mock, allow_mock=True)."
-            )
-        from auto_voice.audio.io import write_audio
-
-        return write_audio(
-            path,
-            self.audio,
-            format=format,
-            subtype=subtype,
-            sample_rate=sample_rate,
-            overwrite=overwrite,
-        )
+        spec = OutputSpec(path, format, subtype, sample_rate, overwrite, allow_mock)
+        output = spec.check()
+        output.refuse_mock(self.mock)
+        output.write([self.samples], self.sample_rate)
+        return output.path

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from numbers import Number
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from auto_voice.audio.pitch import SAMPLE_RATE
 from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
-from auto_voice.inference.adapting import into_space_of
-from auto_voice.inference.chunking import Chunk, join
+from auto_voice.inference.checkpoint import Workspace
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.conversion import Stages, cleaned, output_level, prepare
-from auto_voice.inference.fitting import FittedVoices
-from auto_voice.inference.inputs import AudioInput, as_waveform
+from auto_voice.inference.conversion import Conversion, Stages, run
+from auto_voice.inference.file_conversion import LONG_SECONDS, convert_into
+from auto_voice.inference.inputs import AudioInput, Source, as_waveform
 from auto_voice.inference.rendering import timed
-from auto_voice.inference.result import ConversionResult, FileResult
-from auto_voice.inference.sample_source import MemoryTape
+from auto_voice.inference.result import ConversionResult, FileResult, Output, OutputSpec
 from auto_voice.models.base import (
     AdaptiveConverter,
     ContentEncoder,
@@ -31,8 +34,17 @@ from auto_voice.models.base import (
     SpeakerEncoderStage,
     Vocoder,
 )
-from auto_voice.types import EMBEDDING_DIMS, FloatArray, Voice, Waveform
-from auto_voice.voices.cloning import SAMPLE_RATE, bare_voice, build_voice
+from auto_voice.models.calibration import into_space_of
+from auto_voice.models.model_registry import PIPELINE_MODELS
+from auto_voice.types import (
+    EMBEDDING_DIMS,
+    Progress,
+    ProgressCallback,
+    Voice,
+    Waveform,
+)
+from auto_voice.voices.cloning import FineTunedVoices, bare_voice, build_voice
+from auto_voice.voices.inspection import check_references
 from auto_voice.voices.voice_file import SUFFIX, load_voice
 
 if TYPE_CHECKING:
@@ -41,11 +53,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A voice, a voice file, one or several recordings, or a bare 256-d embedding.
-Target: TypeAlias = Voice | AudioInput | Sequence[str | PathLike[str] | Waveform]
+Target: TypeAlias = Union[Voice, AudioInput, "Sequence[AudioInput | Voice]"]
 
+# Gradient steps of fine-tuning unless told otherwise: 7 s on two cores.
+FINE_TUNE_STEPS = 40
+# More steps forget words.
+MOST_FINE_TUNE_STEPS = 2000
 
-ADAPTATION_STEPS = 40
-MOST_ADAPTATION_STEPS = 2000
+# Who is told of the progress of the call that this thread is in.
+_LISTENER: ContextVar[ProgressCallback | None] = ContextVar("progress", default=None)
 
 
 @dataclass(frozen=True)
@@ -63,10 +79,10 @@ class PipelineConfig:
         fallback: ``none``, ``compact`` or ``mock``.
         chunk_seconds: longest piece that is processed at once; bounds the memory.
         allow_truncated: take what is there of truncated recordings, with a note.
-        fine_tune: fine-tune the converter to each voice when it is cloned, which needs the extra
-            ``train``. Without it cloning is instant; a voice that was stored fine-tuned is used so
-            either way.
-        adaptation_steps: gradient steps of that, a sixth of a second each on two cores, and up to
+        fine_tune: fine-tune the converter to each voice when it is cloned or converted to, which
+            needs the extra ``train``. Without it cloning is instant; a voice that was stored
+            fine-tuned is used so either way.
+        fine_tune_steps: gradient steps of that, a sixth of a second each on two cores, and up to
             two and a half times as many where the reference holds more than ten seconds.
     """
 
@@ -74,25 +90,25 @@ class PipelineConfig:
     model_dir: str | Path | None = None
     config: str | Path | None = None
     enable_model_warmup: bool = False
-    content_encoder: str = "content_whisper"
-    converter: str = "converter_compact"
-    vocoder: str = "hifigan_universal"
-    speaker_encoder: str = "speaker_encoder"
+    content_encoder: str = PIPELINE_MODELS["content"]
+    converter: str = PIPELINE_MODELS["converter"]
+    vocoder: str = PIPELINE_MODELS["vocoder"]
+    speaker_encoder: str = PIPELINE_MODELS["speaker"]
     device: str | None = None
     offline: bool | None = None
     fallback: str | None = None
     chunk_seconds: float = 30.0
     allow_truncated: bool = False
     fine_tune: bool = False
-    adaptation_steps: int = ADAPTATION_STEPS
+    fine_tune_steps: int = FINE_TUNE_STEPS
 
     def __post_init__(self) -> None:
         if not self.chunk_seconds >= 2.0:
             raise ConfigError(f"chunk_seconds must be at least 2, not {self.chunk_seconds}.")
-        if not 0 <= self.adaptation_steps <= MOST_ADAPTATION_STEPS:
+        if not 0 <= self.fine_tune_steps <= MOST_FINE_TUNE_STEPS:
             raise ConfigError(
-                f"adaptation_steps must lie between 0 and {MOST_ADAPTATION_STEPS}, not "
-                f"{self.adaptation_steps}."
+                f"fine_tune_steps must lie between 0 and {MOST_FINE_TUNE_STEPS}, not "
+                f"{self.fine_tune_steps}."
             )
 
 
@@ -105,6 +121,7 @@ class VoiceConversionPipeline:
     Args:
         config: defaults to ``PipelineConfig()``.
         model_registry: used instead of one that is made from ``config``.
+        progress: told the progress of every stage of each call that has no ``progress`` of its own.
     """
 
     def __init__(
@@ -112,13 +129,13 @@ class VoiceConversionPipeline:
         config: PipelineConfig | None = None,
         *,
         model_registry: ModelRegistry | None = None,
+        progress: ProgressCallback | None = None,
     ) -> None:
         self.config = config or PipelineConfig()
+        self.progress = progress
         self._registry = model_registry
         self._lock = threading.Lock()
-        self._fittings = FittedVoices()
-        self.on_fitting: Callable[[float], None] | None = None
-        """Told the fraction of a fitting that is done, where the call has no ``progress``."""
+        self._fine_tunings = FineTunedVoices()
         if self.config.enable_model_warmup:
             self.warmup()
 
@@ -128,6 +145,9 @@ class VoiceConversionPipeline:
             if self._registry is None:
                 from auto_voice.models.model_registry import ModelRegistry
 
+                def downloaded(label: str, done: int, total: int) -> None:
+                    self._tell(Progress("download", done, total, label))
+
                 self._registry = ModelRegistry(
                     self.config.model_dir,
                     self.config.use_mock_models,
@@ -135,6 +155,7 @@ class VoiceConversionPipeline:
                     offline=self.config.offline,
                     device=self.config.device,
                     fallback=self.config.fallback,
+                    progress=None if self.progress is None else downloaded,
                 )
             return self._registry
 
@@ -161,108 +182,169 @@ class VoiceConversionPipeline:
         references: Target,
         *,
         name: str = "",
-        sample_rate: int = 16000,
-        adapt: bool = True,
-        progress: Callable[[float], None] | None = None,
+        sample_rate: float | None = None,
+        labels: Sequence[str] = (),
+        consent: str = "",
+        keep_recording: bool = True,
+        fine_tune: bool = True,
+        progress: ProgressCallback | None = None,
     ) -> Voice:
-        """The voice heard in one or several recordings.
+        """The voice of one or several recordings, with warnings on what is wrong with them.
 
         Args:
-            references: a file, a waveform, ``(samples,)`` at ``sample_rate``, or a list of files
-                and waveforms of the same person.
+            references: a recording in any form that ``convert`` takes, or a list of files and
+                waveforms of the same person.
             name: what to call the voice; the first file's name if empty.
-            adapt: fine-tune the converter to it, where the configuration says so.
-            progress: called with the fraction of that fitting that is done, from 0 to 1.
+            sample_rate: Hz, of bare arrays.
+            labels: what the notes of the voice call each recording; file names if empty.
+            consent: what the owner of the voice agreed to, in words of your own.
+            keep_recording: keep the speech in the voice, so that it can be encoded again when
+                models change.
+            fine_tune: fine-tune the converter to the voice, where the configuration says so.
+            progress: told of models that are loaded and of the fine-tuning.
 
         Raises:
-            AudioError: a recording cannot be read, or holds less than a second of speech.
+            AudioError: a recording cannot be read, or holds less than half a second of speech.
         """
         if isinstance(references, Voice):
             return references
-        listed = cast(
-            "Sequence[AudioInput]", references if _is_several(references) else [references]
-        )
-        pairs = []
-        for item in listed:
-            path = item if isinstance(item, (str, PathLike)) else None
-            what = f"the reference {path}" if path is not None else "the reference"
-            pairs.append((what, self._waveform(item, sample_rate, "the reference")))
-            name = name or (Path(path).stem if path is not None else "")
-        voice = build_voice(pairs, self.speaker_encoder, self.content_encoder, name)
-        return self._fitted(voice, progress) if adapt else voice
+        listed = _listed(references)
+        paths = [Path(item) if isinstance(item, (str, PathLike)) else None for item in listed]
+        # The notes travel with the voice, and the folder of a file is nobody's business.
+        known = labels or [path.name if path is not None else "the reference" for path in paths]
+        with self._telling(progress):
+            recordings = [
+                (label, self._waveform(item, sample_rate, "the reference"))
+                for label, item in zip(known, listed, strict=True)
+            ]
+            name = name or next((path.stem for path in paths if path is not None), "")
+            voice = build_voice(recordings, self.speaker_encoder, self.content_encoder, name)
+            found = check_references(recordings, self.speaker_encoder)
+            notes = tuple(dict.fromkeys((*voice.notes, *found.notes)))
+            voice = replace(voice, notes=notes, quality=found.figures, consent=consent)
+            voice = self._fine_tuned(voice) if fine_tune else voice
+        return voice if keep_recording else replace(voice, speech=None)
 
     def convert(
         self,
         source_audio: AudioInput,
         target: Target,
         *,
-        sample_rate: int = 16000,
+        sample_rate: float | None = None,
         semitones: float = 0.0,
         match_pitch: bool = True,
         controls: Controls | None = None,
-        progress: Callable[[float], None] | None = None,
+        progress: ProgressCallback | None = None,
     ) -> ConversionResult:
-        """``source_audio`` re-spoken in the voice of ``target``.
+        """``source_audio`` re-spoken in the voice of ``target``, in memory.
 
         Args:
-            source_audio: a file, a waveform, or ``(samples,)`` at ``sample_rate``.
+            source_audio: a file by its path, its bytes or an open binary stream; a waveform; or an
+                array or tensor ``(samples,)``, ``(channels, samples)`` or ``(samples, channels)``
+                at ``sample_rate``.
             target: a voice, a recording or several, a voice file, or an embedding ``(256,)``.
+            sample_rate: Hz, of bare arrays, which carry none of their own.
             semitones: further transposition.
             match_pitch: first move the mean log-F0 of the source to the voice's.
             controls: everything that can be chosen, the two above included; used in their place.
-            progress: called with the fraction done, from 0 to 1.
+            progress: told of models that are loaded, of fine-tuning and of the conversion.
 
         Raises:
             AudioError: a recording that cannot be used.
+            ConfigError: an array without a sample rate, or of a shape that is no recording.
             ModelError: a model that cannot be had or does not fit the others.
         """
         controls = controls or Controls(semitones=semitones, match_pitch=match_pitch)
-        timings: dict[str, float] = {}
-        with timed(timings, "read"):
-            source = self._waveform(source_audio, sample_rate, "the source")
-        with timed(timings, "load"):
-            stages = self.stages(controls)
-        with timed(timings, "voice"):
-            voice = self.voice(target, sample_rate)
-        rate = stages.content_encoder.sample_rate
-        blocks = [resample(source.samples, source.sample_rate, rate)]
-        tape = MemoryTape(np.concatenate(list(cleaned(blocks, rate, controls))), rate)
-        given = (len(source.samples), source.sample_rate)
-        job = prepare(tape, given, voice, controls, stages, timings)
-        chunks = job.rendering.plan(self.config.chunk_seconds)
-        rendered = job.rendering.render(chunks, job.rendering.content_mean())
-        hop, length = stages.vocoder.hop_samples, job.rendering.samples
-        samples = join(_reporting(rendered, job.rendering.frames, progress), hop, length)
-        rendered_tape = MemoryTape(samples, stages.vocoder.sample_rate)
-        level = output_level(rendered_tape, job)
-        finished = np.concatenate(list(level.blocks(rendered_tape)))
-        return ConversionResult(
-            audio=Waveform(finished, stages.vocoder.sample_rate),
-            voice=job.voice,
-            semitones=job.semitones,
-            timings=timings,
-            chunks=len(chunks),
-            controls=controls,
-            **self.account(source.notes, voice, (*job.notes, *level.notes)),
-        )
+        with self._telling(progress):
+            conversion = self._conversion(source_audio, target, sample_rate, controls)
+            rendered = run(conversion, Workspace())
+        samples = np.concatenate(list(rendered.blocks()))
+        audio = Waveform(samples, rendered.samples.sample_rate)
+        return ConversionResult(audio=audio, **rendered.account)
 
     def convert_file(
         self,
-        source: str | PathLike[str],
+        source: AudioInput,
         target: Target,
-        output: str | PathLike[str],
-        **options: Any,
+        output: str | PathLike[str] | OutputSpec,
+        *,
+        sample_rate: float | None = None,
+        controls: Controls | None = None,
+        memory_seconds: float = LONG_SECONDS,
+        progress: ProgressCallback | None = None,
     ) -> FileResult:
-        """From file to file in constant memory, resumable; see :func:`long_audio.convert_file`."""
-        from auto_voice.inference.file_conversion import convert_file
+        """``source`` re-spoken in the voice of ``target`` and written to ``output``.
 
-        return convert_file(self, Path(source), target, Path(output), **options)
+        What is long goes through the disk beside the output: its memory is constant, and a stopped
+        conversion goes on where it was when the same call is made again.
 
-    def similarity(self, audio: AudioInput, voice: Voice, *, sample_rate: int = 16000) -> float:
-        """Cosine between the speaker embeddings of ``audio`` and ``voice``."""
-        heard = self._waveform(audio, sample_rate, "the recording")
+        Args:
+            source, target, sample_rate, controls, progress: as for :meth:`convert`.
+            output: where, and as what.
+            memory_seconds: longer sources go through the disk.
+
+        Raises:
+            AutoVoiceError: as for :meth:`convert`; the output cannot be written; another process
+                is at work on it; mock models would make it and that was not allowed.
+        """
+        spec = output if isinstance(output, OutputSpec) else OutputSpec(output)
+        checked = spec.check([source, *_listed(target)])
+        with self._telling(progress):
+            conversion = self._conversion(
+                source, target, sample_rate, controls or Controls(), memory_seconds, checked
+            )
+            return convert_into(conversion, checked)
+
+    def _conversion(
+        self,
+        source: AudioInput,
+        target: Target,
+        sample_rate: float | None,
+        controls: Controls,
+        memory_seconds: float = float("inf"),
+        output: Output | None = None,
+    ) -> Conversion:
+        """Everything that a conversion needs, loaded and made."""
+        timings: dict[str, float] = {}
+        with timed(timings, "read"):
+            recording = Source(
+                source,
+                sample_rate,
+                allow_truncated=self.config.allow_truncated,
+                memory_seconds=memory_seconds,
+            )
+        with timed(timings, "load"):
+            stages = self.stages(controls)
+        specs = {
+            "content": self.config.content_encoder,
+            "speaker": self.config.speaker_encoder,
+            "converter": self.config.converter,
+            "vocoder": self.config.vocoder,
+        }
+        mock = any(self.registry.is_mock(spec) for spec in specs.values())
+        if output is not None:
+            output.refuse_mock(mock)
+        with timed(timings, "voice"):
+            voice = self.voice(target, sample_rate)
+        return Conversion(
+            source=recording,
+            voice=voice,
+            stages=stages,
+            controls=controls,
+            chunk_seconds=self.config.chunk_seconds,
+            models={stage: self.registry.resolved(spec) for stage, spec in specs.items()},
+            mock=mock,
+            timings=timings,
+            progress=self._tell,
+        )
+
+    def similarity(
+        self, audio: AudioInput, voice: Voice, *, sample_rate: float | None = None
+    ) -> float:
+        """Speaker similarity: the cosine between the embeddings of ``audio`` and ``voice``."""
+        waveform = self._waveform(audio, sample_rate, "the recording")
         encoder = self.speaker_encoder
-        samples = resample(heard.samples, heard.sample_rate, encoder.sample_rate)
+        samples = resample(waveform.samples, waveform.sample_rate, encoder.sample_rate)
         return encoder.similarity(encoder.embed_utterance(samples), voice.embedding)
 
     def warmup(self) -> dict[str, float]:
@@ -278,7 +360,7 @@ class VoiceConversionPipeline:
         result = self.convert(Waveform(noise, 16000), voice)
         return timings | {k: v for k, v in (result.timings or {}).items() if k not in timings}
 
-    def _waveform(self, audio: AudioInput, sample_rate: int, what: str) -> Waveform:
+    def _waveform(self, audio: AudioInput, sample_rate: float | None, what: str) -> Waveform:
         allow = self.config.allow_truncated
         return as_waveform(audio, sample_rate, what, allow_truncated=allow)
 
@@ -291,7 +373,24 @@ class VoiceConversionPipeline:
                 f"{name} is a {version.kind} model, not a {kind} model; choose one of "
                 f"{', '.join(fitting)}."
             )
-        return self.registry.load(name)
+        self._tell(Progress("load", 0, 1, name))
+        model: object = self.registry.load(name)
+        self._tell(Progress("load", 1, 1, name))
+        return model
+
+    def _tell(self, progress: Progress) -> None:
+        told = _LISTENER.get() or self.progress
+        if told is not None:
+            told(progress)
+
+    @contextmanager
+    def _telling(self, progress: ProgressCallback | None) -> Iterator[None]:
+        """Progress of what is done inside, in this thread, is told to ``progress`` if given."""
+        token = _LISTENER.set(progress or _LISTENER.get())
+        try:
+            yield
+        finally:
+            _LISTENER.reset(token)
 
     def stages(self, controls: Controls | None = None) -> Stages:
         """The models that a conversion with ``controls`` needs, loaded.
@@ -311,7 +410,7 @@ class VoiceConversionPipeline:
         speaker = self.speaker_encoder if own_voice else None
         return Stages(self.content_encoder, converter, vocoder, speaker)
 
-    def voice(self, target: Target, sample_rate: int = 16000) -> Voice:
+    def voice(self, target: Target, sample_rate: float | None = None) -> Voice:
         """``target`` as a voice of this pipeline's encoders.
 
         Raises:
@@ -320,24 +419,25 @@ class VoiceConversionPipeline:
         if isinstance(target, (str, PathLike)) and Path(target).suffix == SUFFIX:
             target = load_voice(target)
         if isinstance(target, Voice):
-            return self._fitted(self._of_this_encoder(target))
-        if isinstance(target, (str, PathLike, Waveform)) or _is_several(target):
+            return self._fine_tuned(self._of_this_encoder(target))
+        if isinstance(target, (str, PathLike, bytes, Waveform)) or hasattr(target, "read"):
             return self.clone(target)
-        values = np.asarray(cast(ArrayLike, target))
-        if values.size > EMBEDDING_DIMS:
+        if _is_several(target):
             return self.clone(target, sample_rate=sample_rate)
-        return bare_voice(values)
+        if np.size(cast(ArrayLike, target)) > EMBEDDING_DIMS:
+            return self.clone(target, sample_rate=sample_rate)
+        return bare_voice(np.asarray(target, np.float32))
 
-    def _fitted(self, voice: Voice, progress: Callable[[float], None] | None = None) -> Voice:
-        """``voice`` with the converter fitted to it, where that can be done and is not yet."""
+    def _fine_tuned(self, voice: Voice) -> Voice:
+        """``voice`` with the converter fine-tuned to it, where that was asked for and is not yet."""
         converter = self.converter
-        steps = self.config.adaptation_steps if self.config.fine_tune else 0
+        steps = self.config.fine_tune_steps if self.config.fine_tune else 0
         if voice.adaptation and voice.adapted_to == converter.name:
             return voice
         # A voice without its recording is a blend or was stored so: nothing to learn from.
         if not steps or not isinstance(converter, AdaptiveConverter) or voice.speech is None:
-            return _without_fitting(voice, converter.name)
-        return self._fittings.fitted(converter, voice, steps, progress or self.on_fitting)
+            return _without_fine_tuning(voice, converter.name)
+        return self._fine_tunings.fine_tuned(converter, voice, steps, self._tell)
 
     def _of_this_encoder(self, voice: Voice) -> Voice:
         encoder = self.registry.resolved(self.config.speaker_encoder).partition(" ")[0]
@@ -360,62 +460,91 @@ class VoiceConversionPipeline:
                 f"the voice {voice.name or '(unnamed)'} was made with {made_with}, and this "
                 f"pipeline uses {encoder}; clone it again from its recordings."
             )
-        heard = Waveform(voice.speech.astype(np.float32) / np.float32(32768), SAMPLE_RATE)
-        again = self.clone(heard, name=voice.name, adapt=False)
+        speech = Waveform(voice.speech.astype(np.float32) / np.float32(32768), SAMPLE_RATE)
+        again = build_voice(
+            [("the reference", speech)], self.speaker_encoder, self.content_encoder, voice.name
+        )
         note = f"The voice was made with {made_with} and encoded again with {encoder}."
         log.info(note)
         return replace(
-            again, notes=(*again.notes, note), consent=voice.consent, quality=voice.quality
+            again,
+            notes=(*again.notes, note),
+            consent=voice.consent,
+            quality=voice.quality,
         )
 
-    def account(
-        self, source_notes: Sequence[str], voice: Voice, notes: Sequence[str]
-    ) -> dict[str, Any]:
-        """``models``, ``notes`` and ``mock`` of a result, and the notes in the log."""
-        specs = {
-            "content": self.config.content_encoder,
-            "speaker": self.config.speaker_encoder,
-            "converter": self.config.converter,
-            "vocoder": self.config.vocoder,
-        }
-        models = {stage: self.registry.resolved(spec) for stage, spec in specs.items()}
-        said = (
-            *(f"source: {note}" for note in source_notes),
-            *(note for note in [getattr(self.content_encoder, "note", "")] if note),
-            *voice.notes,
-            *notes,
-            *(f"{stage}: {text}" for stage, text in models.items() if "fallback" in text),
-        )
-        for note in said:
-            log.info(note)
-        mock = any(self.registry.is_mock(spec) for spec in specs.values())
-        return {"models": models, "notes": said, "mock": mock}
+
+def convert(
+    source: AudioInput,
+    voice: Target,
+    out: str | PathLike[str] | OutputSpec | None = None,
+    *,
+    config: PipelineConfig | None = None,
+    **options: Any,
+) -> ConversionResult:
+    """``source`` re-spoken in the voice of ``voice``; also written to ``out`` if given.
+
+    Args:
+        source: see :meth:`VoiceConversionPipeline.convert`.
+        voice: what :func:`clone` returned, a recording or several, a voice file, an embedding.
+        out: a path, whose suffix chooses the format, or an :class:`OutputSpec`.
+        config: which models run, and where.
+        options: see :meth:`VoiceConversionPipeline.convert`.
+
+    Raises:
+        AutoVoiceError: one sentence that says what to do.
+    """
+    config = config or PipelineConfig()
+    output: Output | None = None
+    if out is not None:
+        mock = config.use_mock_models
+        spec = out if isinstance(out, OutputSpec) else OutputSpec(out, allow_mock=mock)
+        output = spec.check([source, *_listed(voice)])
+        output.refuse_mock(mock)
+    result = pipeline(config).convert(source, voice, **options)
+    if output is not None:
+        output.refuse_mock(result.mock)
+        output.write([result.samples], result.sample_rate)
+    return result
 
 
-def _without_fitting(voice: Voice, converter: str) -> Voice:
-    """``voice`` with a note where it holds what another converter learnt of it."""
+def clone(references: Target, *, config: PipelineConfig | None = None, **options: Any) -> Voice:
+    """The voice of one or several recordings; see :meth:`VoiceConversionPipeline.clone`."""
+    return pipeline(config or PipelineConfig()).clone(references, **options)
+
+
+_MAKING = threading.Lock()
+
+
+def pipeline(config: PipelineConfig) -> VoiceConversionPipeline:
+    """The one pipeline of this process with this configuration."""
+    with _MAKING:
+        return _pipeline(config)
+
+
+@lru_cache(maxsize=4)
+def _pipeline(config: PipelineConfig) -> VoiceConversionPipeline:
+    return VoiceConversionPipeline(config)
+
+
+def _without_fine_tuning(voice: Voice, converter: str) -> Voice:
+    """``voice`` with a note where another converter was fine-tuned to it."""
     if not voice.adaptation:
         return voice
     note = (
-        f"The voice was fitted to {voice.adapted_to} and is spoken by {converter} without that; "
-        "clone it again from its recordings to come closer."
+        f"The voice was fine-tuned with {voice.adapted_to} and is spoken by {converter} without "
+        "that; clone it again from its recordings to come closer."
     )
     return replace(voice, adaptation={}, adapted_to="", notes=(*voice.notes, note))
 
 
+def _listed(target: Target) -> list[Any]:
+    """The recordings of ``target``, or what else it is."""
+    return list(cast("Sequence[Any]", target)) if _is_several(target) else [target]
+
+
 def _is_several(target: Target) -> bool:
     """Whether it is a list of recordings rather than one recording or a list of numbers."""
-    return isinstance(target, (list, tuple)) and all(
-        isinstance(item, (str, PathLike, Waveform)) for item in target
+    return isinstance(target, (list, tuple)) and not any(
+        isinstance(item, (list, tuple, Number)) for item in target
     )
-
-
-def _reporting(
-    pieces: Iterator[tuple[Chunk, FloatArray]],
-    frames: int,
-    progress: Callable[[float], None] | None,
-) -> Iterator[tuple[Chunk, FloatArray]]:
-    for chunk, audio in pieces:
-        yield chunk, audio
-        if progress is not None:
-            progress(min(1.0, chunk.stop / frames))

@@ -95,7 +95,7 @@ class ModelRegistry:
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
         memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
         progress: whether downloads draw a bar; None draws it on a terminal; a function is told
-            label, bytes done and bytes in all.
+            label, bytes done and bytes in all, and no bar is drawn.
 
     Raises:
         ConfigError: a setting that cannot be.
@@ -174,7 +174,7 @@ class ModelRegistry:
                 self._loader = ModelLoader(
                     ModelStore(self.model_dir),
                     offline=self.settings.offline,
-                    show_progress=None if callable(self._progress) else self._progress,
+                    show_progress=False if callable(self._progress) else self._progress,
                     progress=self._progress if callable(self._progress) else None,
                 )
             return self._loader

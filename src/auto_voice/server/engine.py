@@ -22,12 +22,10 @@ from auto_voice.errors import (
     VoiceError,
 )
 from auto_voice.inference.controls import controls_from
-from auto_voice.inference.file_conversion import convert_file
-from auto_voice.inference.result import ConversionResult, FileResult
+from auto_voice.inference.result import ConversionResult, FileResult, OutputSpec
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 from auto_voice.models.model_registry import ModelRegistry
-from auto_voice.types import EMBEDDING_DIMS, Voice, Waveform
-from auto_voice.voices.enrolment import enrol
+from auto_voice.types import EMBEDDING_DIMS, Progress, Voice, Waveform
 from auto_voice.voices.inspection import inspect_file
 from auto_voice.voices.library import VoiceLibrary
 from auto_voice.voices.voice_file import load_voice, load_voice_facts
@@ -98,7 +96,7 @@ class Engine:
         progress: Callable[[float], None],
     ) -> ConversionResult:
         return self.pipeline.convert(
-            source, voice, controls=controls_from(dict(controls)), progress=progress
+            source, voice, controls=controls_from(controls), progress=_fraction_of("convert", progress)
         )
 
     def convert_file(
@@ -113,15 +111,14 @@ class Engine:
         allow_truncated: bool,
     ) -> FileResult:
         """From file to file in constant memory; goes on where an earlier call was stopped."""
-        return convert_file(
-            self._lenient if allow_truncated else self.pipeline,
+        pipeline = self._lenient if allow_truncated else self.pipeline
+        return pipeline.convert_file(
             source,
             voice,
-            output,
-            controls=controls_from(dict(controls)),
-            subtype=subtype,
-            allow_mock=True,
-            progress=progress,
+            OutputSpec(output, subtype=subtype, allow_mock=True),
+            controls=controls_from(controls),
+            memory_seconds=0,
+            progress=_fraction_of("convert", progress),
         )
 
     def enrol(
@@ -133,7 +130,13 @@ class Engine:
         progress: Callable[[float], None],
     ) -> dict[str, Any]:
         self.voices.check_name(name, overwrite)
-        voice = enrol(self.pipeline, references, name, consent=consent, progress=progress)
+        voice = self.pipeline.clone(
+            [waveform for _, waveform in references],
+            name=name,
+            labels=[label for label, _ in references],
+            consent=consent,
+            progress=_fraction_of("fine-tune", progress),
+        )
         progress(1.0)  # the last moment at which it can be cancelled
         return about(self.voices.add(name, voice, overwrite))
 
@@ -201,6 +204,16 @@ class Engine:
 
     def unload(self, name: str, version: str | None) -> None:
         self.registry.unload(name, version)
+
+
+def _fraction_of(stage: str, tell: Callable[[float], None]) -> Callable[[Progress], None]:
+    """Tells ``tell`` the fraction of one stage that is done."""
+
+    def hear(progress: Progress) -> None:
+        if progress.stage == stage:
+            tell(progress.fraction)
+
+    return hear
 
 
 def _plain(timing: Mapping[str, Any]) -> dict[str, Any]:

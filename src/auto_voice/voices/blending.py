@@ -14,18 +14,20 @@ from auto_voice.types import FloatArray, Voice
 BLEND_FRAMES = 1600
 
 
-def with_like_fittings(
-    parts: Sequence[tuple[Voice, float]], fitted: Callable[[Voice], Voice]
+def fine_tuned_alike(
+    parts: Sequence[tuple[Voice, float]], fine_tuned: Callable[[Voice], Voice]
 ) -> list[tuple[Voice, float]]:
-    """``parts`` for :func:`blend_voices`. What different converters learnt cannot be added, so
-    where there are several, voices with a recording are fitted again.
+    """``parts`` for :func:`blend_voices`, all fine-tuned with one converter where that can be.
+
+    What different converters learnt cannot be added, so where there are several, voices with a
+    recording are fine-tuned again.
 
     Args:
-        fitted: gives a voice that one converter is fitted to.
+        fine_tuned: gives a voice that one converter is fine-tuned to.
     """
     if len({voice.adapted_to for voice, _ in parts}) < 2:
         return list(parts)
-    return [(v if v.speech is None else fitted(v), weight) for v, weight in parts]
+    return [(v if v.speech is None else fine_tuned(v), weight) for v, weight in parts]
 
 
 def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
@@ -72,7 +74,7 @@ def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
         adapted_to=adapted_to,
         notes=(
             "A blend of " + ", ".join(f"{v.name or '?'} ({w:.2f})" for v, w in parts) + ".",
-            *_unfitted(voices, adapted_to),
+            *_left_out(voices, adapted_to),
         ),
     )
 
@@ -86,7 +88,7 @@ def _mean(pairs: list[tuple[float | None, float]]) -> float | None:
 def _adaptation(
     parts: Sequence[tuple[Voice, float]], adapted_to: str
 ) -> dict[str, NDArray[np.float16]]:
-    """The weighted sum; voices that are not adapted to this converter add nothing."""
+    """The weighted sum; voices that another converter was fine-tuned to add nothing."""
     known = [(v, weight) for v, weight in parts if adapted_to and v.adapted_to == adapted_to]
     names = {name for voice, _ in known for name in voice.adaptation}
     return {
@@ -97,12 +99,12 @@ def _adaptation(
     }
 
 
-def _unfitted(voices: Sequence[Voice], adapted_to: str) -> list[str]:
-    """Said of a voice that was fitted to another converter: what it learnt is left out."""
+def _left_out(voices: Sequence[Voice], adapted_to: str) -> list[str]:
+    """Sentences on voices that another converter was fine-tuned to."""
     others = [v for v in voices if v.adaptation and v.adapted_to != adapted_to]
     return [
-        f"{v.name or '?'} was fitted to {v.adapted_to} and not to {adapted_to}, so the blend is "
-        "less like it; add it again from its recordings."
+        f"{v.name or '?'} was fine-tuned with {v.adapted_to} and not with {adapted_to}, so the "
+        "blend is less like it; add it again from its recordings."
         for v in others
     ]
 

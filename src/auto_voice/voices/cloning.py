@@ -1,28 +1,49 @@
-"""From reference recordings to a voice."""
+"""From reference recordings to a voice, and converters fine-tuned to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
-from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
+from auto_voice.audio.pitch import SAMPLE_RATE, align_pitch, extract_pitch, log_f0_statistics
 from auto_voice.audio.pitch_octaves import repaired
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import trim_silence
 from auto_voice.errors import AudioContentError, VoiceError
-from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage
-from auto_voice.types import EMBEDDING_DIMS, FloatArray, Pitch, Voice, Waveform
+from auto_voice.models.base import AdaptiveConverter, ContentEncoder, SpeakerEncoderStage
+from auto_voice.types import (
+    EMBEDDING_DIMS,
+    FloatArray,
+    Pitch,
+    Progress,
+    ProgressCallback,
+    Voice,
+    Waveform,
+)
 
-SAMPLE_RATE = 16000
-LEAST_SECONDS = 1.0
+log = logging.getLogger(__name__)
+
+# Seconds of speech in a recording; a speaker embedding of less says little about who speaks.
+LEAST_SECONDS = 0.5
+# Seconds of speech in all; less is converted, with a warning that more comes closer.
 GOOD_SECONDS = 4.0
-# Speech that is used; more changes a voice little and costs time.
+# Seconds of speech that are used; more changes a voice little and costs time.
 MOST_SECONDS = 60.0
+# Seconds of a pause that stay in the speech.
 LONGEST_PAUSE_SECONDS = 0.3
+# Fine-tunings that are remembered, 6 MB each.
+KEPT_VOICES = 8
 
 
 def build_voice(
@@ -40,7 +61,7 @@ def build_voice(
     HiFi-GAN's frame rate.
 
     Raises:
-        AudioContentError: a recording holds no speech or less than a second of it.
+        AudioContentError: a recording holds no speech or less than half a second of it.
     """
     if not references:
         raise AudioContentError("no reference was given; pass at least one recording of the voice.")
@@ -49,7 +70,7 @@ def build_voice(
     used = [samples[:share] for samples in speech]
     embedding = np.mean([speaker_encoder.embed_utterance(samples) for samples in used], axis=0)
     seconds = sum(len(samples) for samples in speech) / SAMPLE_RATE
-    notes = [note for what, wave in references for note in (f"{what}: {n}" for n in wave.notes)]
+    notes = [f"{what}: {note}" for what, wave in references for note in wave.notes]
     if seconds < GOOD_SECONDS:
         notes.append(f"The reference holds only {seconds:.1f} s of speech; 5 to 30 s come closer.")
     tracks = [extract_pitch(samples, SAMPLE_RATE) for samples in used]
@@ -83,7 +104,7 @@ def build_voice(
 
 
 def bare_voice(embedding: FloatArray) -> Voice:
-    """A voice of which only the embedding is known: less likeness, and the source's own pitch."""
+    """A voice of which only the embedding is known: less alike, and without a pitch of its own."""
     values = np.asarray(embedding, dtype=np.float32).reshape(-1)
     norm = float(np.linalg.norm(values)) if np.isfinite(values).all() else 0.0
     if len(values) != EMBEDDING_DIMS or norm < 1e-6:
@@ -96,7 +117,7 @@ def bare_voice(embedding: FloatArray) -> Voice:
         )
     note = (
         "The voice is a bare embedding: without a recording of it the pitch stays at the source's "
-        "and the likeness is lower."
+        "and the result is less like the voice."
     )
     return Voice(embedding=values / norm, notes=(note,))
 
@@ -124,3 +145,80 @@ def _joined(tracks: Sequence[Pitch]) -> Pitch:
         np.concatenate([track.voiced for track in tracks]),
         tracks[0].frame_rate,
     )
+
+
+Key: TypeAlias = tuple[str, int, str]
+
+
+class FineTunedVoices:
+    """Fine-tunes converters to voices and remembers the last ones, so that each is done once.
+
+    One object serves many threads.
+
+    Args:
+        most: fine-tunings that are remembered.
+    """
+
+    def __init__(self, most: int = KEPT_VOICES) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._known: OrderedDict[Key, Mapping[str, NDArray[np.float16]]] = OrderedDict()
+        self._running: dict[Key, threading.Lock] = {}
+
+    def fine_tuned(
+        self,
+        converter: AdaptiveConverter,
+        voice: Voice,
+        steps: int,
+        progress: ProgressCallback | None = None,
+    ) -> Voice:
+        """``voice`` with ``converter`` fine-tuned to it in ``steps`` gradient steps.
+
+        Threads that ask for the same voice at once wait for the first of them; where that one is
+        stopped, the next goes on in its place.
+        """
+        key = (converter.name, steps, _fingerprint(voice))
+        with self._lock:
+            turn = self._running.setdefault(key, threading.Lock())
+        try:
+            with turn:
+                learnt = self._remembered(key)
+                if learnt is None:
+                    name = voice.name or "(unnamed)"
+                    log.info("fine-tuning %s to the voice %s", converter.name, name)
+
+                    def tell(done: float) -> None:
+                        if progress is not None:
+                            progress(Progress("fine-tune", done * steps, steps, voice.name))
+
+                    made = converter.adapt(voice, steps, tell)
+                    if made.adapted_to != converter.name:
+                        return voice  # Too little speech to learn from.
+                    learnt = made.adaptation
+                    self._remember(key, learnt)
+        finally:
+            with self._lock:
+                if self._running.get(key) is turn:
+                    del self._running[key]
+        return replace(voice, adaptation=learnt, adapted_to=converter.name)
+
+    def _remembered(self, key: Key) -> Mapping[str, NDArray[np.float16]] | None:
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
+
+    def _remember(self, key: Key, learnt: Mapping[str, NDArray[np.float16]]) -> None:
+        with self._lock:
+            self._known[key] = learnt
+            while len(self._known) > self._most:
+                self._known.popitem(last=False)
+
+
+def _fingerprint(voice: Voice) -> str:
+    """A hash of everything that a converter learns from."""
+    digest = hashlib.sha256(repr((voice.log_f0_mean, voice.log_f0_std)).encode())
+    arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding, **voice.frames}
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
