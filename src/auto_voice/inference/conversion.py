@@ -7,6 +7,7 @@ samples (memory, or a folder on disk) and in where the finished samples go.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
