@@ -75,12 +75,12 @@ def test_a_full_standard_error_does_not_stop_the_work():
 
 
 def test_a_reader_that_leaves_is_no_error():
-    process = subprocess.Popen(
-        [*COMMAND, "talk.wav", "-o", "-", *OPTIONS], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.close()
-    assert process.wait(120) == 141
-    assert b"error" not in process.stderr.read()
+    command = [*COMMAND, "talk.wav", "-o", "-", *OPTIONS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 141
+    assert b"error" not in said
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.errors import AudioOutputError, AutoVoiceError
-from auto_voice.filesystem import free_bytes, fsync_file, move_into_place, temporary_beside
+from auto_voice.filesystem import atomic_write, free_bytes, fsync_file
 from auto_voice.inference.analysis import Analysis
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.inputs import FileSamples, MemorySamples, SampleStore, SourceFacts
@@ -183,8 +183,7 @@ class Checkpoint(Workspace):
 
     def save_analysis(self, analysis: Analysis) -> None:
         path = self.folder / "analysis.npz"
-        temporary = temporary_beside(path)
-        with temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 samples=analysis.samples,
@@ -195,8 +194,6 @@ class Checkpoint(Workspace):
                 voiced=analysis.pitch.voiced,
                 frame_rate=analysis.pitch.frame_rate,
             )
-        fsync_file(temporary)
-        move_into_place(temporary, path)
 
     def load_analysis(self) -> Analysis | None:
         path = self.folder / "analysis.npz"
@@ -256,11 +253,8 @@ class Checkpoint(Workspace):
             }
         source = [facts.samples, facts.sample_rate, list(facts.notes)]
         state = {"format": FORMAT, "key": self.key, "source": source, "progress": progress}
-        path = self.folder / "state.json"
-        temporary = temporary_beside(path)
-        temporary.write_text(json.dumps(state), encoding="utf-8")
-        fsync_file(temporary)
-        move_into_place(temporary, path)
+        with atomic_write(self.folder / "state.json") as temporary:
+            temporary.write_text(json.dumps(state), encoding="utf-8")
 
 
 def fingerprint(

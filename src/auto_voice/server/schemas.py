@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from auto_voice.audio.encoding import choose_encoding
 from auto_voice.errors import ConfigError, ServerError
-from auto_voice.inference.controls import Controls, controls_from
+from auto_voice.inference.controls import CONTROLS, Controls, controls_from
 from auto_voice.server.jobs import JobItem, JobRecord
 
 Format = Literal["wav", "flac", "ogg", "opus", "mp3", "aiff"]
@@ -195,8 +195,10 @@ def _time(seconds: float) -> datetime:
 # Form fields
 
 
-def _number(description: str) -> Any:
-    return Form(allow_inf_nan=False, description=description)
+def _number(control: str) -> Any:
+    """The form field of a control that is a number."""
+    spec = CONTROLS[control]
+    return Form(allow_inf_nan=False, description=f"{spec.help} It lies {spec.span}.")
 
 
 class ConvertFields:
@@ -212,41 +214,21 @@ class ConvertFields:
             str,
             Form(max_length=80, description="A stored voice; or send `reference` instead."),
         ] = "",
-        semitones: Annotated[
-            float, _number("Transposition beyond the move to the voice's pitch, within ±36.")
-        ] = Controls.semitones,
+        semitones: Annotated[float, _number("semitones")] = Controls.semitones,
         keep_pitch: Annotated[
             bool, Form(description="Do not move the pitch to the voice's.")
         ] = False,
-        singing: Annotated[
-            bool, Form(description="Keep pitch classes: move by whole octaves.")
-        ] = Controls.singing,
+        singing: Annotated[bool, Form(description=CONTROLS["singing"].help)] = False,
         pitch_range: Annotated[
-            str,
-            Form(max_length=20, description="Width of the melody: 0 (monotone) to 4, or `voice`."),
-        ] = "1",
-        formants: Annotated[
-            float, _number("Semitones by which the resonances move, within ±12.")
-        ] = Controls.formants,
-        strength: Annotated[
-            float, _number("How far towards the voice, from 0 to 1.")
-        ] = Controls.strength,
-        energy: Annotated[
-            float, _number("How much of the source's loudness contour is kept, from 0 to 1.")
-        ] = Controls.energy,
-        breathiness: Annotated[
-            float, _number("How much of the source's breath noise is kept, from 0 to 1.")
-        ] = Controls.breathiness,
-        loudness: Annotated[
-            str,
-            Form(max_length=20, description="LUFS of the result, -70 to -5, or `source`."),
-        ] = "",
-        denoise_db: Annotated[
-            float, _number("Steady noise of the source is first turned down by 0 to 60 dB.")
-        ] = Controls.denoise_db,
-        trim: Annotated[
-            bool, Form(description="Leave out what lies before and after the speech.")
-        ] = Controls.trim,
+            str, Form(max_length=20, description=CONTROLS["pitch_range"].help)
+        ] = str(Controls.pitch_range),
+        formants: Annotated[float, _number("formants")] = Controls.formants,
+        strength: Annotated[float, _number("strength")] = Controls.strength,
+        energy: Annotated[float, _number("energy")] = Controls.energy,
+        breathiness: Annotated[float, _number("breathiness")] = Controls.breathiness,
+        loudness: Annotated[str, Form(max_length=20, description=CONTROLS["loudness"].help)] = "",
+        denoise_db: Annotated[float, _number("denoise_db")] = Controls.denoise_db,
+        trim: Annotated[bool, Form(description=CONTROLS["trim"].help)] = False,
         format: Annotated[Format, Form(description="File format of the result.")] = "wav",
         subtype: Annotated[
             str, Form(max_length=20, description="Sample coding, e.g. pcm_24; or bits: 16, 24, 32f")

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request, Response
 from auto_voice import __version__
 from auto_voice.audio.encoding import FORMATS
 from auto_voice.errors import NotPermittedError, UnknownJobError
+from auto_voice.inference.controls import CONTROLS
 from auto_voice.server.context import Here
 from auto_voice.server.schemas import ServerInfo, Session
 from auto_voice.server.security import (
@@ -64,7 +65,10 @@ def info(here: Here) -> ServerInfo:
         can_evaluate=here.engine.can_evaluate,
         may_change_models=bool(settings.tokens),
         has_session=bool(settings.tokens),
-        options={"semitones": {"least": -36, "most": 36}, "keep_pitch": False},
+        options={
+            "semitones": {"least": CONTROLS["semitones"].low, "most": CONTROLS["semitones"].high},
+            "keep_pitch": False,
+        },
         limits={
             "direct_seconds": settings.direct_seconds,
             "longest_seconds": settings.longest_seconds,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.errors import AudioOutputError, VoiceError
-from auto_voice.filesystem import fsync_file, move_into_place, temporary_beside
+from auto_voice.filesystem import atomic_write
 from auto_voice.types import EMBEDDING_DIMS, Voice
 
 SUFFIX = ".safetensors"
@@ -51,13 +51,8 @@ def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:
     contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     data = save(contiguous, metadata={"format": FORMAT, "voice": json.dumps(about)})
     try:
-        temporary = temporary_beside(target)
-        try:
+        with atomic_write(target) as temporary:
             temporary.write_bytes(data)
-            fsync_file(temporary)
-            move_into_place(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise AudioOutputError(f"the voice cannot be written to {target}: {error}.") from error
     return target
