@@ -206,10 +206,10 @@ class JobStore:
             return self._get(db, job.id)
 
     def _arrive(self, db: sqlite3.Connection, client: str) -> None:
-        """Put a client with nothing to do at the end of the line.
+        """Put a client with nothing to do behind all who wait, before the one served last.
 
-        Whoever comes first would else overtake all who wait, and a stream of newcomers would keep
-        them waiting for ever.
+        Newcomers would else overtake everybody, and a stream of them would keep the others
+        waiting for ever.
         """
         has_work = db.execute(
             "SELECT 1 FROM items i JOIN jobs j ON j.id = i.job"
@@ -218,7 +218,7 @@ class JobStore:
         ).fetchone()
         if has_work is None:
             db.execute(
-                "INSERT INTO clients SELECT ?, turn FROM turns WHERE true"
+                "INSERT INTO clients SELECT ?, turn - 1 FROM turns WHERE true"
                 " ON CONFLICT (client) DO UPDATE SET served = excluded.served",
                 (client,),
             )
