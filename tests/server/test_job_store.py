@@ -125,7 +125,16 @@ def test_direct_requests_are_not_overtaken_by_newcomers_without_limit(store):
 def test_jobs_are_not_overtaken_by_newcomers_without_limit(store):
     job = add(store, "a", items=3)
     served = services_until(store, job, lambda n: add(store, f"new {n}"))
-    assert served <= 6
+    assert served <= 9
+
+
+def test_a_newcomer_goes_before_the_client_that_was_served_last(store):
+    long = add(store, "a")
+    store.claim(COMPUTE)
+    add(store, "b")
+    assert store.others_wait(long.id)
+    store.release(long.id, 0)
+    assert [store.claim(COMPUTE).job.client for _ in range(2)] == ["b", "a"]
 
 
 def test_direct_requests_do_not_keep_jobs_waiting_for_ever(store):

@@ -434,3 +434,15 @@ def test_logging_out_asks_for_the_token_again(serve, visit):
     ready(page)
     page.click("#leave")
     page.wait_for_selector("#token-dialog[open]")
+
+
+def test_files_beyond_the_limit_are_not_sent(serve, visit, friend, tmp_path):
+    large = tmp_path / "large.wav"
+    large.write_bytes(bytes(2_000_000))
+    page = ready(visit(serve(upload_mb=1).url))
+    page.set_input_files("#source-file", large)
+    page.set_input_files("#reference-file", friend)
+    page.wait_for_selector("#reference-list li")
+    page.click("#convert")
+    page.wait_for_selector("#error:not([hidden])")
+    assert "the server takes 1 MB" in page.inner_text("#error")

@@ -18,6 +18,7 @@ from auto_voice.errors import BusyError, ConfigError, NotPermittedError, UploadE
 from auto_voice.server import ServerSettings
 from auto_voice.server.security import (
     HEADERS,
+    Sessions,
     check_host,
     check_origin,
     client_of,
@@ -108,7 +109,8 @@ def test_sessions_prove_the_token_without_carrying_it(settings):
         session_cookie("a-token-nobody-gave"),
         "",
         "x.y",
-        "٣.y",
+        "1.y",
+        "٣.y.z",
     ):
         with pytest.raises(NotPermittedError):
             token_of(given, {"cookie": f"autovoice_session={wrong}"})
@@ -159,6 +161,17 @@ def test_a_browser_session(serve):
         browser.delete("/v1/session")
         browser.cookies.clear()
         assert browser.get("/v1/server").status_code == 401
+
+
+def test_cookies_of_no_session_leave_no_trace(tmp_path):
+    sessions = Sessions(tmp_path / "sessions.json")
+    for strange in ("", "x", "99999999999.a.b", session_cookie("a-token-nobody-gave")):
+        sessions.end((TOKEN,), strange)
+    assert not (tmp_path / "sessions.json").exists()
+    cookie, other = session_cookie(TOKEN), session_cookie(TOKEN)
+    sessions.end((TOKEN,), cookie)
+    assert Sessions(tmp_path / "sessions.json").is_ended(cookie)
+    assert not sessions.is_ended(other)
 
 
 def test_listed_origins_get_their_preflight(serve):

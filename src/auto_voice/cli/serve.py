@@ -232,7 +232,7 @@ def read_tokens(paths: Sequence[Path]) -> list[str]:
 
 
 def evaluator_of(registry: Any) -> Any:
-    """What measures conversions for the server; None where that is not installed."""
+    """The evaluator of the server; None where the evaluation is not installed."""
     from importlib.util import find_spec
 
     if not registry.use_mock and find_spec("faster_whisper") is None:

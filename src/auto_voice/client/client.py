@@ -227,7 +227,7 @@ class Client:
         return JobStatus.of(self._send_files("/v1/jobs", fields, files, headers).json())
 
     def job(self, job_id: str) -> JobStatus:
-        """How a job stands."""
+        """The state of a job."""
         return JobStatus.of(self._ask("GET", f"/v1/jobs/{quote(job_id, safe='')}").json())
 
     def jobs(self, limit: int = 20) -> list[JobStatus]:
@@ -294,7 +294,7 @@ class Client:
     def enrol(
         self, name: str, references: Sequence[Sound], *, consent: str = "", overwrite: bool = False
     ) -> VoiceInfo:
-        """Keep the voice heard in the recordings."""
+        """Keep the voice of the recordings."""
         fields = {"name": name, "consent": consent, "overwrite": overwrite}
         answer = self._send_files("/v1/voices", fields, _each("reference", references))
         return known(VoiceInfo, answer.json())
@@ -337,7 +337,7 @@ class Client:
         self._model("unload", name, version)
 
     def inspect(self, file: Sound) -> Mapping[str, Any]:
-        """What is in a recording."""
+        """Length, level, noise, speech and pitch of a recording, and similar stored voices."""
         answer: Mapping[str, Any] = self._send_files("/v1/inspect", {}, [("file", file)]).json()
         return answer
 
@@ -352,7 +352,7 @@ class Client:
         return answer
 
     def server(self) -> Mapping[str, Any]:
-        """What the server takes and gives."""
+        """Limits and abilities of the server."""
         answer: Mapping[str, Any] = self._ask("GET", "/v1/server").json()
         return answer
 
@@ -489,7 +489,7 @@ def _voice(name: str) -> str:
 
 
 def _file_name(answer: httpx.Response) -> str:
-    """What Content-Disposition calls the file (RFC 6266), as a bare name."""
+    """The file name of Content-Disposition (RFC 6266), without folders."""
     header = answer.headers.get("content-disposition", "")
     coded = re.search(r"filename\*=utf-8''([^;]+)", header, re.IGNORECASE)
     plain = re.search(r'filename="([^"]*)"', header)

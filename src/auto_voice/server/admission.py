@@ -1,4 +1,4 @@
-"""What clients may send at the same time and how fast, so that no client keeps others out.
+"""Limits on what clients send at the same time and how slowly, so that none keeps others out.
 
 Nothing here counts against a client that waits for the server: only the time in which the server
 waited for the client's bytes does.
@@ -40,7 +40,7 @@ TAIL_BYTES = 1024
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """What one request body may take.
+    """Limits of one request body.
 
     Attributes:
         most_bytes: size.
@@ -164,7 +164,7 @@ def _is_last(message: Message) -> bool:
 
 
 def _closing_delimiter(content_type: str) -> bytes:
-    """What must stand at the end of a form (RFC 2046); nothing for other bodies."""
+    """The bytes that must end a form (RFC 2046); none for other bodies."""
     headers = MimeHeaders()
     headers["content-type"] = content_type
     boundary = headers.get_boundary()
@@ -261,8 +261,8 @@ class PatientProtocol(H11Protocol):
         peer = transport.get_extra_info("peername")
         self._address = str(peer[0]) if peer else ""
         self._connections[self._address] += 1
-        is_known = self._address in self.proxies
-        if self._connections[self._address] > MOST_CONNECTIONS and not is_known:
+        is_proxy = not self.proxies.isdisjoint({self._address, "*"})
+        if self._connections[self._address] > MOST_CONNECTIONS and not is_proxy:
             transport.close()
             return
         self._watch()

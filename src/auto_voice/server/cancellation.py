@@ -1,4 +1,4 @@
-"""How running work learns that it must stop: asked at every piece; networks end at once."""
+"""Cancellation: running work asks at every piece whether it must stop, and networks end at once."""
 
 from __future__ import annotations
 

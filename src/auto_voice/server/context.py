@@ -1,4 +1,4 @@
-"""Everything a request handler may need, made once per app."""
+"""The parts of a server that request handlers use, made once per app."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ class Context:
 
 
 def failure(record: Mapping[str, Any]) -> ServerError:
-    """What a worker noted, as an exception that is answered with its type and status."""
+    """The exception for an error that a worker noted, with its type and status."""
     error = ServerError(str(record["message"]), int(record["status"]))
     error.kind = str(record["type"])  # type: ignore[attr-defined]
     return error

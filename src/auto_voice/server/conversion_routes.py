@@ -211,7 +211,7 @@ def show(here: Here, job_id: JobId) -> JobView:
 
 @router.post("/jobs/{job_id}/cancel", summary="Stop a job")
 def cancel(here: Here, job_id: JobId) -> JobView:
-    """What is finished of it stays; what runs stops within a second."""
+    """Recordings that are finished stay; running work stops within a second."""
     here.store.get(job_id)
     return JobView.of(here.workers.cancel(job_id))
 
@@ -287,7 +287,7 @@ def _archive(here: Context, job: JobRecord) -> Iterator[bytes]:
 
 
 class _Pipe:
-    """What a zip is written to, and read from again."""
+    """A buffer that a zip is written to and read from again."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []

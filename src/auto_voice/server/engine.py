@@ -146,7 +146,7 @@ class Engine:
     # Measuring
 
     def inspect(self, path: Path, name: str) -> dict[str, Any]:
-        """What is in a recording, and which stored voices it resembles."""
+        """Inspect a recording and compare it with the stored voices."""
         found = inspect_file(path, self.pipeline.speaker_encoder, self.voices.all())
         return found.as_dict() | {"file": name}
 
@@ -250,7 +250,7 @@ class StoredVoices:
         self._lock = threading.Lock()
 
     def listed(self) -> list[dict[str, Any]]:
-        """What is told of each voice that can be read; the arrays of none are."""
+        """A description of each voice that can be read; no array of a voice is read."""
         found = []
         for name in self._library.names():
             # Whoever asks for a damaged one by its name is told so.
@@ -265,14 +265,14 @@ class StoredVoices:
             try:
                 found[name] = self._library.get(name)
             except VoiceError:
-                continue  # whoever asks for it by name hears why
+                continue  # who asks for it by name is told why
         return found
 
     def get(self, name: str) -> Voice:
         return self._library.get(name)
 
     def file(self, name: str) -> Path:
-        """Where the voice is stored; raises UnknownVoiceError."""
+        """The path of a stored voice; raises UnknownVoiceError."""
         return self._library.require(name)
 
     def speech(self, name: str) -> Waveform:
@@ -391,7 +391,7 @@ def _check_shapes(voice: Voice) -> None:
 
 
 def about(voice: Voice) -> dict[str, Any]:
-    """What is told of a voice."""
+    """A voice as the API describes it."""
     return _shown(voice.name, vars(voice) | {"has_recording": voice.speech is not None})
 
 

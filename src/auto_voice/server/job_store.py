@@ -122,7 +122,7 @@ class SqliteDatabase:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Everything in it happens, or nothing of it; transactions follow one another.
+        """A transaction: all of it happens or none; transactions follow one another.
 
         Raises:
             JobStoreError: the database says no; ``problem`` tells why until it works again.
@@ -160,7 +160,7 @@ def _damaged(path: Path, how: str) -> str:
 
 
 class JobStore:
-    """Where jobs are kept; every method is one transaction and safe to call from any thread.
+    """The kept jobs; every method is one transaction and safe to call from any thread.
 
     What :meth:`add` returned survives the death of the process.
 
@@ -177,7 +177,7 @@ class JobStore:
 
     @property
     def problem(self) -> str:
-        """Why the last transaction failed; "" if it did not."""
+        """The reason why the last transaction failed; "" if it did not."""
         return self._database.problem
 
     def add(self, job: JobRequest, limits: QueueLimits) -> JobRecord:
@@ -206,10 +206,10 @@ class JobStore:
             return self._get(db, job.id)
 
     def _arrive(self, db: sqlite3.Connection, client: str) -> None:
-        """Put a client with nothing to do at the end of the line.
+        """Put a client with nothing to do behind all who wait, before the one served last.
 
-        Whoever comes first would else overtake all who wait, and a stream of newcomers would keep
-        them waiting for ever.
+        Newcomers would else overtake everybody, and a stream of them would keep the others
+        waiting for ever.
         """
         has_work = db.execute(
             "SELECT 1 FROM items i JOIN jobs j ON j.id = i.job"
@@ -218,7 +218,7 @@ class JobStore:
         ).fetchone()
         if has_work is None:
             db.execute(
-                "INSERT INTO clients SELECT ?, turn FROM turns WHERE true"
+                "INSERT INTO clients SELECT ?, turn - 1 FROM turns WHERE true"
                 " ON CONFLICT (client) DO UPDATE SET served = excluded.served",
                 (client,),
             )
@@ -483,7 +483,7 @@ class JobStore:
             db.execute("DELETE FROM clients WHERE client NOT IN (SELECT client FROM jobs)")
 
     def ids(self) -> set[str]:
-        """Of every job that is kept."""
+        """The ids of all jobs that are kept."""
         with self._database.transaction() as db:
             return {row[0] for row in db.execute("SELECT id FROM jobs")}
 

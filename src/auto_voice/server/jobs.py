@@ -26,7 +26,7 @@ Json: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What a client asks for.
+    """A job as a client asks for it.
 
     Attributes:
         id: unguessable.
@@ -108,7 +108,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """How many items may wait; those of direct jobs and of others are counted apart."""
+    """Numbers of items that may wait; those of direct jobs and of others are counted apart."""
 
     direct: int
     direct_client: int

@@ -1,4 +1,4 @@
-"""What goes over the wire: form fields and answers, with examples for the OpenAPI document."""
+"""Form fields and answers of the API, with examples for the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class ModelList(_Model):
 
 
 class Inspection(_Model):
-    """What is in a recording."""
+    """Properties of a recording: length, level, noise, speech, pitch, similar voices."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -176,7 +176,7 @@ class Session(_Model):
 
 
 class ServerInfo(_Model):
-    """What a client needs to know before it asks."""
+    """Limits and abilities of this server."""
 
     version: str = Field(examples=["0.1.0"])
     mock: bool
@@ -261,7 +261,7 @@ class ConvertFields:
         self.controls = chosen | ({"loudness": loudness} if loudness else {})
 
     def request(self) -> dict[str, Any]:
-        """What a worker needs to know.
+        """The checked fields, as a worker reads them.
 
         Raises:
             AudioOutputError: the format has no such coding.

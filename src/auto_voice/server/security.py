@@ -1,4 +1,4 @@
-"""Who may ask: host names, web sites, tokens, sessions; and the headers of every answer."""
+"""Access: host names, web sites, bearer tokens, sessions; and the headers of every answer."""
 
 from __future__ import annotations
 
@@ -86,12 +86,11 @@ class Sessions:
         known = (read_json(path) or {}).get("ended", {})
         self._ended = {str(mark): float(until) for mark, until in known.items()}
 
-    def end(self, cookie: str) -> None:
-        """Let the session of ``cookie`` open nothing any more."""
-        until = cookie.partition(".")[0]
-        if not until.isascii() or not until.isdigit():
-            return
-        now = time.time()
+    def end(self, tokens: Iterable[str], cookie: str) -> None:
+        """Let the session of ``cookie`` open nothing any more; other cookies are ignored."""
+        if not _by_cookie(tokens, cookie):
+            return  # else anybody could fill the list
+        until, now = cookie.partition(".")[0], time.time()
         with self._lock:
             kept = {mark: t for mark, t in self._ended.items() if t > now}
             kept[_mark(cookie)] = min(float(until[:12]), now + SESSION_SECONDS)
@@ -181,7 +180,7 @@ def _by_cookie(tokens: Iterable[str], cookie: str) -> str:
 
 
 def client_of(token: str, address: str) -> str:
-    """Whom limits and fairness count a request for: token and address (IPv6: its /64)."""
+    """The client that a request counts for: its token and address (of IPv6 the /64)."""
     try:
         ip = ipaddress.ip_address(address)
         if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:

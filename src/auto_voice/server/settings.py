@@ -1,4 +1,4 @@
-"""What a server is started with: where it listens, who may ask, and how much."""
+"""Settings of a server: its address, its tokens and its limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORTEST_TOKEN = 16
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """Everything about a server but its models.
+    """All settings of a server but those of its models.
 
     Attributes:
         host: address to bind; a token is required unless it is loopback.
@@ -136,7 +136,7 @@ class ServerSettings:
 
 
 def default_data_dir() -> Path:
-    """Where each platform keeps what a program made for its user."""
+    """The folder in which the platform keeps what a program made for its user."""
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else Path.home() / "AppData/Local") / "auto_voice/server"

@@ -99,8 +99,7 @@ def open_session(here: Here, request: Request, response: Response, body: Session
 @router.delete("/v1/session", status_code=204, summary="End the browser session")
 def close_session(here: Here, request: Request, response: Response) -> None:
     """The cookie opens nothing from now on, wherever it was copied to."""
-    if cookie := cookie_of(request.headers):
-        here.sessions.end(cookie)
+    here.sessions.end(here.settings.tokens, cookie_of(request.headers))
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
 
 

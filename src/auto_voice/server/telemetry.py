@@ -1,4 +1,4 @@
-"""What the server tells about itself: structured logs, and figures for Prometheus."""
+"""Structured logs, and metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ _STAGES = ("pitch", "content", "convert", "vocode")
 
 
 class Metrics:
-    """What is counted; every method may be called from any thread."""
+    """The counters of one app; every method may be called from any thread."""
 
     def __init__(self) -> None:
         # Times at which each counter began: as many lines again, which nobody asks for.
@@ -174,7 +174,7 @@ class Metrics:
             self._hits.inc(max(0, wanted - len(new)))
 
     def page(self, queue: Mapping[str, int], models: int) -> bytes:
-        """Everything in the text format of Prometheus."""
+        """All metrics in the text format of Prometheus."""
         for state, count in queue.items():
             self._waiting.labels(state).set(count)
         self._loaded.set(models)

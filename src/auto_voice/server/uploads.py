@@ -338,7 +338,7 @@ class JobFiles:
                 raise NoRoomError(wanted)
 
     def problem(self, wanted: int = 0) -> str:
-        """Why no work can be done in the folder now, for whoever runs the server; "" if it can."""
+        """The reason why no work can be done in the folder now; "" if it can."""
         try:
             if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
                 reason = "missing" if not self.root.is_dir() else "not writable"
@@ -353,7 +353,7 @@ class JobFiles:
 
 @contextmanager
 def _storage() -> Iterator[None]:
-    """What the system says about the data folder, as errors of our own."""
+    """Raise our own errors for those of the file system."""
     try:
         yield
     except OSError as error:

@@ -180,7 +180,7 @@ class Workers:
 
     @property
     def problem(self) -> str:
-        """Why accepted work has to wait; "" where none has to."""
+        """The reason why accepted work has to wait; "" where none has to."""
         return self._files.problem(self._wanted) or self._store.problem
 
     def _run(self, lane: str) -> None:
@@ -192,7 +192,6 @@ class Workers:
                     self._warn(f"work waits: {problem}")
                     self._stopping.wait(STORAGE_SECONDS)
                     continue
-                self._warned = ""
                 claim = self._store.claim(lane)
                 if claim is None:
                     with self._wake:
@@ -246,7 +245,7 @@ class Workers:
             with token.watching():
                 token.check()
                 result = self._perform(claim, token)
-            self._wanted = self._full_times = 0
+            self._wanted, self._full_times, self._warned = 0, 0, ""
             how = "done"
             job = self._surely(lambda: self._store.finish(job_id, index, result=result))
         except UnknownJobError:
