@@ -13,7 +13,13 @@ from auto_voice.audio.meter import LoudnessMeter, speech_loudness
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
 from auto_voice.errors import AudioContentError
-from auto_voice.inference.analysis import Analysis, analyse, denoised, speech_bounds
+from auto_voice.inference.analysis import (
+    Analysis,
+    analyse,
+    background_notes,
+    denoised,
+    speech_bounds,
+)
 from auto_voice.inference.controls import SOURCE, Controls
 from auto_voice.inference.melody import moved, without_creak
 from auto_voice.inference.rendering import Rendering, timed
@@ -125,6 +131,7 @@ def prepare(
         notes.append(note)
     with timed(timings, "pitch"):
         analysis = known or analyse(tape)
+    notes += background_notes(tape)
     if controls.strength < 1:
         with timed(timings, "voice"):
             voice = _towards(voice, tape, controls.strength, stages)
