@@ -101,6 +101,22 @@ def test_hum_in_noise_is_no_voice_either():
     assert found.voiced.mean() < 0.05
 
 
+@pytest.mark.parametrize("line", [50.0, 60.0])
+@pytest.mark.parametrize("around", ["silence", "another note", "nothing"])
+def test_a_note_that_is_held_on_a_mains_line_is_a_voice(line, around):
+    rate = 16_000
+    note = voice(np.full(2 * rate, line))
+    beside = {"silence": np.zeros(rate), "another note": voice(np.full(rate, 90.0))}
+    beside["nothing"] = np.zeros(0)
+    parts = [beside[around], note, beside[around]]
+    found = extract_pitch(np.concatenate(parts).astype(np.float32), rate)
+    start = len(parts[0]) / rate
+    inside = np.arange(len(found.voiced)) / FRAME_RATE
+    held = (inside > start + 0.2) & (inside < start + 1.8)
+    assert found.voiced[held].mean() > 0.9
+    assert np.abs(cents(found.f0_hz[held], line)).max() < 30
+
+
 @pytest.mark.parametrize("f0", [52.5, 57.0, 63.0])
 def test_a_low_voice_beside_a_mains_line_is_heard(f0):
     found = extract_pitch(voice(np.full(32_000, f0)), 16_000)

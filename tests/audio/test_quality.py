@@ -12,6 +12,7 @@ from auto_voice.audio.quality import (
     decay_time,
     measure_quality,
     signal_to_noise,
+    tonal_background,
 )
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
@@ -96,6 +97,43 @@ def test_decay_grows_with_the_reverberation_of_the_room():
 def test_decay_needs_decays():
     assert decay_time(np.zeros(100, np.float32), RATE) is None
     assert decay_time(tone(1000, 3.0), RATE) is None
+
+
+def chords(seconds, rms):
+    """A chord of three notes with overtones every half second."""
+    rng = np.random.default_rng(0)
+    t = np.arange(RATE // 2) / RATE
+    beats = []
+    for _ in range(round(2 * seconds)):
+        notes = rng.choice([131, 165, 196, 220, 262, 330, 392, 440], 3, replace=False)
+        beat = sum(np.sin(2 * np.pi * f * k * t) / k for f in notes for k in range(1, 5))
+        beats.append(beat * np.exp(-2 * t))
+    x = np.concatenate(beats)
+    return (rms * x / x.std()).astype(np.float32)
+
+
+def test_music_behind_speech_is_found_and_noise_and_hum_are_not():
+    quiet = np.zeros(3 * RATE)
+    x = np.concatenate([quiet, speech_like(4.0), quiet]).astype(np.float32)
+    spans = [(3 * RATE, 7 * RATE)]
+    level = float(x[3 * RATE : 7 * RATE].std())
+    t = np.arange(len(x)) / RATE
+    hum = sum(np.sin(2 * np.pi * 50 * k * t) / k for k in range(1, 12))
+    backgrounds = {
+        "silence": np.zeros(len(x)),
+        "noise": 0.05 * level * np.random.default_rng(0).standard_normal(len(x)),
+        "hum": 0.1 * level * hum,
+        "music": chords(10.0, 0.05 * level),
+        "inaudible music": chords(10.0, 0.0005 * level),
+    }
+    found = {
+        name: tonal_background((x + other).astype(np.float32), RATE, spans)
+        for name, other in backgrounds.items()
+    }
+    assert found.pop("music") > 0.6
+    assert max(found.values()) < 0.1
+    assert tonal_background(x, RATE, [(0, len(x))]) is None
+    assert tonal_background(x, RATE, []) is None
 
 
 def test_a_good_recording_needs_no_advice_and_each_fault_gets_its_own():

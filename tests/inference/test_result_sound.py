@@ -6,7 +6,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from auto_voice.inference.sample_source import MemoryTape
 
+from audio_signals import speech_like as syllables
 from auto_voice.audio.level import rumble_reach, without_rumble
 from auto_voice.audio.loudness import (
     LIMITER_REACH_SAMPLES,
@@ -18,7 +20,7 @@ from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.meter import LoudnessMeter, speech_loudness
 from auto_voice.audio.resample import resample
 from auto_voice.inference import PipelineConfig
-from auto_voice.inference.analysis import pauses
+from auto_voice.inference.analysis import background_notes, high_notes, pauses
 from auto_voice.inference.chunking import hop_energies
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.shaping import fill_pauses, source_shape
@@ -290,3 +292,39 @@ def test_the_same_time_is_measured_in_both():
     assert made - own < 2
     empty = LoudnessMeter(16000)
     assert speech_loudness(empty, empty) == (-np.inf, -np.inf)
+
+
+def sung(f0_hz, seconds=1.5, rate=16000):
+    """A note with vibrato and overtones."""
+    t = np.arange(int(seconds * rate)) / rate
+    phase = 2 * np.pi * f0_hz * t + f0_hz * 0.01 / 5 * np.sin(2 * np.pi * 5 * t)
+    return (0.2 * sum(np.sin(k * phase) / k**2 for k in (1, 2, 3))).astype(np.float32)
+
+
+def test_notes_above_the_range_are_told_and_speech_and_hiss_are_not():
+    assert high_notes(sung(1400.0), 16000) > 1.2
+    assert high_notes(sung(900.0), 16000) == 0
+    assert high_notes(speech_like(4.0, 300.0), 16000) == 0
+    assert high_notes(noise(2, -20), 16000) == 0
+    hiss = np.diff(noise(2, -20), n=2).astype(np.float32)
+    assert high_notes(hiss, 16000) == 0
+    song = np.concatenate([speech_like(3.0, 220.0), sung(1400.0)])
+    assert any("sings above 1100 Hz" in note for note in background_notes(MemoryTape(song, 16000)))
+
+
+@pytest.mark.parametrize(("semitones", "told"), [(0.0, False), (36.0, True)])
+def test_a_melody_that_leaves_the_range_is_told(hand_made, source, reference, semitones, told):
+    pipeline, _ = hand_made()
+    result = pipeline.convert(source, reference, controls=Controls(semitones=semitones))
+    assert any("beyond the range of the models" in note for note in result.notes) == told
+
+
+def test_reverberation_of_the_source_is_told(hand_made, reference):
+    pipeline, _ = hand_made()
+    speech = syllables(8.0)
+    rng = np.random.default_rng(0)
+    tail = rng.standard_normal(16000) * 10 ** (-3 * np.arange(16000) / 16000 / 1.0)
+    wet = np.convolve(speech, tail)[: len(speech)]
+    for samples, told in ((speech, False), (wet / np.abs(wet).max() / 2, True)):
+        result = pipeline.convert(Waveform(samples.astype(np.float32), 16000), reference)
+        assert any("reverberant" in note for note in result.notes) == told

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from auto_voice.audio.frames import sustained
+from auto_voice.audio.frames import runs, sustained
 from auto_voice.audio.resample import resample
 from auto_voice.types import BoolArray, FloatArray, Pitch
 
@@ -21,11 +21,22 @@ FRAME_RATE = 62.5
 F_MIN_HZ, F_MAX_HZ = 50.0, 1100.0
 VOICED_CONFIDENCE = 0.5
 # What is done to the detector's track; a part of its name as a judge, so change it with that.
-PITCH_RULES = "no-hum"
+PITCH_RULES = "no-lasting-hum"
 MAINS_HZ = (50.0, 60.0)
 MAINS_WIDTH_HZ = 1.25
 # Mains hum stands still: hardly a voice stays so near one of these for 128 ms.
 MAINS_FRAMES = 8
+# Samples at 16 kHz between frames, and frames over which the strength of a line is taken: 272 ms,
+# so that a voice 60 Hz away does not count.
+_HOP_SAMPLES = 256
+LINE_FRAMES = 17
+# Frames beside a note that are looked at for the line, and those next to it that still hold it.
+BESIDE_FRAMES, NEAR_FRAMES = 30, 8
+# Hum is as strong beside a pause as in it, -6 dB at least; a note that is sung has ended there.
+LASTING = 0.5
+# Of a tone that fills a recording: a voice repeats itself in this band, mains hum has died away.
+RICH_HZ = (400.0, 2500.0)
+RICH_CORRELATION = 0.5
 # Log-F0 of speech without any voiced frame.
 NEUTRAL_LOG_F0 = float(np.log(150.0))
 
@@ -35,8 +46,8 @@ _lock = threading.Lock()
 def extract_pitch(samples: FloatArray, sample_rate: int) -> Pitch:
     """F0 of ``(samples,)`` at any rate, 62.5 frames a second; ``i`` is at ``i * 16`` ms.
 
-    Mains hum is no voice: where the detector follows it, in the pauses, the frame is unvoiced. So
-    is a voice that stands still on 50 or 60 Hz, below the range of most.
+    Mains hum is no voice: where the detector follows it, in the pauses, the frame is unvoiced. A
+    note that is held on 50 or 60 Hz is one, as it begins and ends where hum goes on.
     """
     at_16k = resample(samples, sample_rate, SAMPLE_RATE)
     if len(at_16k) == 0:
@@ -44,18 +55,56 @@ def extract_pitch(samples: FloatArray, sample_rate: int) -> Pitch:
     found = _detector().detect(at_16k, SAMPLE_RATE, fmin=F_MIN_HZ, fmax=F_MAX_HZ)
     voiced = np.asarray(found.confidence) >= VOICED_CONFIDENCE
     f0 = np.asarray(found.pitch_hz, dtype=np.float32)
-    return Pitch(f0, voiced & ~_hum(f0), FRAME_RATE)
+    return Pitch(f0, voiced & ~_hum(f0, at_16k), FRAME_RATE)
 
 
-def _hum(f0: FloatArray) -> BoolArray:
-    """``(frames,)``: where ``MAINS_FRAMES`` in a row, or more, lie on a mains line.
+def _hum(f0: FloatArray, at_16k: FloatArray) -> BoolArray:
+    """``(frames,)``: where ``MAINS_FRAMES`` in a row, or more, lie on a mains line that lasts.
 
     Whether the detector trusts them does not count: noise shakes its trust in hum now and then.
     """
     out = np.zeros(len(f0), np.bool_)
     for line in MAINS_HZ:
-        out |= sustained(np.abs(f0 - line) <= MAINS_WIDTH_HZ, MAINS_FRAMES)
+        steady = runs(sustained(np.abs(f0 - line) <= MAINS_WIDTH_HZ, MAINS_FRAMES))
+        if len(steady) == 0:
+            continue
+        strength = _line_strength(at_16k, line, len(f0))
+        for start, stop in steady:
+            before = strength[max(0, start - BESIDE_FRAMES) : max(0, start - NEAR_FRAMES)]
+            after = strength[stop + NEAR_FRAMES : stop + BESIDE_FRAMES]
+            beside = [float(np.median(side)) for side in (before, after) if len(side)]
+            if beside:
+                lasts = min(beside) > LASTING * float(np.median(strength[start:stop]))
+            else:
+                f0_hz = float(np.median(f0[start:stop]))
+                part = at_16k[start * _HOP_SAMPLES : stop * _HOP_SAMPLES]
+                lasts = not _rich(part, f0_hz)
+            out[start:stop] = lasts
     return out
+
+
+def _line_strength(at_16k: FloatArray, line_hz: float, frames: int) -> FloatArray:
+    """``(frames,)`` amplitude at one frequency."""
+    held = at_16k[: frames * _HOP_SAMPLES]
+    held = np.pad(held, (0, frames * _HOP_SAMPLES - len(held)))
+    turned = held * np.exp(-2j * np.pi * line_hz / SAMPLE_RATE * np.arange(len(held)))
+    window = np.hanning(LINE_FRAMES + 2)[1:-1]
+    sums, weight = turned.reshape(frames, -1).mean(axis=1), np.ones(frames)
+    reach = LINE_FRAMES // 2
+    smooth, weight = (np.convolve(x, window)[reach : reach + frames] for x in (sums, weight))
+    return np.asarray(2 * np.abs(smooth) / weight.real, np.float32)
+
+
+def _rich(at_16k: FloatArray, f0_hz: float) -> bool:
+    """Whether one period is like the next above the harmonics that hum has."""
+    spectrum = np.fft.rfft(at_16k)
+    hz = np.fft.rfftfreq(len(at_16k), 1 / SAMPLE_RATE)
+    spectrum[(hz < RICH_HZ[0]) | (hz > RICH_HZ[1])] = 0
+    band = np.fft.irfft(spectrum, len(at_16k))
+    power = float(np.square(band).sum())
+    lag = round(SAMPLE_RATE / f0_hz)
+    best = max(float(band[n:] @ band[:-n]) for n in range(lag - 2, lag + 3))
+    return power > 0 and best > RICH_CORRELATION * power
 
 
 def align_pitch(pitch: Pitch, frame_rate: float, frames: int) -> tuple[FloatArray, BoolArray]:

@@ -214,6 +214,41 @@ def decay_time(samples: FloatArray, sample_rate: int) -> float | None:
     return 60 / steep
 
 
+def tonal_background(
+    samples: FloatArray, sample_rate: int, spans: list[tuple[int, int]]
+) -> float | None:
+    """Share of the time between the speech in ``spans`` in which tones sound that change.
+
+    Music and other voices do; noise has no tones, and the tones of mains hum and machines stay
+    what they are. Frames more than 45 dB below the speech do not count as sound. None where there
+    is less than half a second between the speech, or none of that.
+    """
+    at_16k = resample(samples, sample_rate, 16_000)
+    size, hop, margin = 2048, 512, 3200
+    if not spans or len(at_16k) < size:
+        return None
+    starts = np.arange(0, len(at_16k) - size + 1, hop)
+    outside, inside = np.ones(len(starts), np.bool_), np.zeros(len(starts), np.bool_)
+    for start, end in ((a * 16_000 / sample_rate, b * 16_000 / sample_rate) for a, b in spans):
+        outside &= (starts + size < start - margin) | (starts > end + margin)
+        inside |= (starts >= start) & (starts + size <= end)
+    if outside.sum() * hop < 8000 or not inside.any():
+        return None
+    frames = np.lib.stride_tricks.sliding_window_view(at_16k, size)[::hop]
+    speech = float(np.square(frames[inside]).mean())
+    power = np.square(np.abs(np.fft.rfft(frames[outside] * np.hanning(size))))[:, 20:640]
+    around = np.lib.stride_tricks.sliding_window_view(
+        np.pad(power, ((0, 0), (10, 10)), mode="edge"), 21, axis=1
+    )
+    # 16 dB above its surroundings: one bin of noise in a million is.
+    tones = power > 40 * np.median(around, axis=2)
+    tonal = (power * tones).sum(axis=1) > 0.3 * power.sum(axis=1)
+    sound = np.square(frames[outside]).mean(axis=1) > speech * 10**-4.5
+    lasting = tones[tonal & sound].mean(axis=0) if (tonal & sound).any() else np.zeros(620)
+    changing = (power * tones * (lasting < 0.9)).sum(axis=1) > 0.3 * power.sum(axis=1)
+    return float((changing & sound).mean())
+
+
 def _line_fits(db: NDArray[np.float64], span: int) -> tuple[NDArray[np.float64], BoolArray]:
     """Slope per step of every ``span``-long stretch, and whether a line explains 85 % of it."""
     stretches = np.lib.stride_tricks.sliding_window_view(db, span)

@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.audio.denoise import denoise
+from auto_voice.audio.frames import sustained
 from auto_voice.audio.level import SPEECH_DBFS, active_level, rumble_reach, without_rumble
-from auto_voice.audio.pitch import FRAME_RATE, SAMPLE_RATE, extract_pitch
+from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, SAMPLE_RATE, extract_pitch
 from auto_voice.audio.pitch_octaves import meant
+from auto_voice.audio.quality import LONG_DECAY_SECONDS, decay_time, tonal_background
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
 from auto_voice.inference.chunking import hop_energies, hop_size
@@ -32,6 +34,10 @@ DENOISE_SECONDS = 60.0
 DENOISE_FADE_SECONDS = 1.0
 TRIM_BLOCK_SECONDS = 60.0
 ENERGY_BLOCK_HOPS = 1000
+# Seconds at the start that are searched for what sounds besides the voice; the share of the time
+# between the speech that must hold tones, and the seconds of notes beyond the range.
+BACKGROUND_SECONDS = 60.0
+MUSIC_SHARE, HIGH_NOTES_SECONDS = 0.3, 0.3
 # dB below the speech level: what lies under the first is a pause; what lies under the second may
 # be one, if the recording is nowhere quieter for some seconds.
 PAUSE_DB, NOISY_PAUSE_DB = 36.0, 18.0
@@ -189,6 +195,57 @@ def _overlapping(
             yield held[:size], False
             held = held[size - overlap :]
     yield held, True
+
+
+def background_notes(tape: SampleSource) -> list[str]:
+    """What sounds in the first minute of ``tape`` besides one near voice, a sentence each.
+
+    It comes into the result, where a clean recording would not bring it.
+    """
+    head = tape.read(0, round(BACKGROUND_SECONDS * tape.sample_rate))
+    notes = []
+    spans = speech_segments(head, tape.sample_rate, padding_seconds=0.0)
+    tonal = tonal_background(head, tape.sample_rate, spans)
+    if tonal is not None and tonal > MUSIC_SHARE:
+        notes.append(
+            "Music or other voices sound behind the speech of the source and disturb the result; "
+            "convert the voice alone."
+        )
+    decay = decay_time(head, tape.sample_rate)
+    if decay is not None and decay > LONG_DECAY_SECONDS:
+        notes.append(
+            f"The source is reverberant (the room rings for about {decay:.1f} s), which blurs the "
+            "result; record nearer to the microphone."
+        )
+    if high_notes(head, tape.sample_rate) > HIGH_NOTES_SECONDS:
+        notes.append(
+            f"The source sings above {F_MAX_HZ:.0f} Hz, beyond the range of the models; such notes "
+            "do not come out at their pitch."
+        )
+    return notes
+
+
+def high_notes(samples: FloatArray, sample_rate: int) -> float:
+    """Seconds of ``(samples,)`` that sing above the pitch detector's range.
+
+    Nearly all sound of such a note lies in one narrow peak above the range or in its harmonics,
+    and nothing lies below it, which holds of no vowel that is spoken and of no hiss.
+    """
+    at_16k = resample(samples, sample_rate, SAMPLE_RATE)
+    size, hop = 1024, 512
+    if len(at_16k) < size:
+        return 0.0
+    frames = np.lib.stride_tricks.sliding_window_view(at_16k, size)[::hop]
+    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(size))))
+    total = power.sum(axis=1)
+    bin_hz = SAMPLE_RATE / size
+    first = power[:, : round(0.9 * F_MAX_HZ / bin_hz)].sum(axis=1)
+    low, high = round(F_MAX_HZ / bin_hz) - 1, round(2.5 * F_MAX_HZ / bin_hz)
+    peak = power[:, low:high].argmax(axis=1) + low
+    near = np.stack([power[np.arange(len(peak)), peak + d] for d in range(-3, 4)]).sum(axis=0)
+    loud = total > 1e-3 * np.percentile(total, 99)
+    found = loud & (first < 0.01 * total) & (near > 0.4 * total)
+    return float(sustained(found, 3).sum()) * hop / SAMPLE_RATE
 
 
 def speech_bounds(tape: SampleSource) -> tuple[int, int] | None:

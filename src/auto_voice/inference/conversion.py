@@ -20,7 +20,13 @@ from auto_voice.audio.meter import LoudnessMeter, speech_loudness
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
 from auto_voice.errors import AudioContentError
-from auto_voice.inference.analysis import Analysis, analyse, denoised, speech_bounds
+from auto_voice.inference.analysis import (
+    Analysis,
+    analyse,
+    background_notes,
+    denoised,
+    speech_bounds,
+)
 from auto_voice.inference.checkpoint import Position, Workspace
 from auto_voice.inference.chunking import Joiner
 from auto_voice.inference.controls import SOURCE, Controls
@@ -270,6 +276,7 @@ def prepare(
         notes.append(note)
     with timed(timings, "pitch"):
         analysis = known or analyse(tape)
+    notes += background_notes(tape)
     if controls.strength < 1:
         with timed(timings, "voice"):
             voice = _towards(voice, tape, controls.strength, stages)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from auto_voice.audio.pitch import log_f0_statistics
+from auto_voice.audio.pitch import F_MAX_HZ, F_MIN_HZ, log_f0_statistics
 from auto_voice.audio.pitch_octaves import OCTAVE, repaired
 from auto_voice.inference.controls import VOICE, Controls
 from auto_voice.types import FloatArray, Pitch, Voice
@@ -12,6 +13,8 @@ from auto_voice.types import FloatArray, Pitch, Voice
 FILLED_AT_ONCE = 100_000
 FAR_SEMITONES = 20.0
 LEAST_SPREAD = 0.02
+# Share of the voiced frames beyond the pitch range that is worth a note.
+BEYOND_SHARE = 0.05
 
 
 def moved(pitch: Pitch, voice: Voice, controls: Controls) -> tuple[Pitch, float, list[str]]:
@@ -45,8 +48,24 @@ def moved(pitch: Pitch, voice: Voice, controls: Controls) -> tuple[Pitch, float,
     )
     # A creak lies an octave below the voice however wide that ranges, but not in a monotone.
     leaps = log_f0 - plain if factor else 0.0
-    out = mean + factor * (plain - mean) + leaps + semitones * OCTAVE / 12
-    return Pitch(np.exp(out).astype(np.float32), pitch.voiced, pitch.frame_rate), semitones, notes
+    out = np.exp(mean + factor * (plain - mean) + leaps + semitones * OCTAVE / 12)
+    notes += _beyond(out[pitch.voiced])
+    return Pitch(out.astype(np.float32), pitch.voiced, pitch.frame_rate), semitones, notes
+
+
+def _beyond(f0_hz: NDArray[np.float64]) -> list[str]:
+    """What there is to say of a melody, ``(voiced,)``, that leaves the range of voices."""
+    notes = []
+    for share, where in (
+        (np.mean(f0_hz > F_MAX_HZ), f"above {F_MAX_HZ:.0f} Hz"),
+        (np.mean(f0_hz < F_MIN_HZ), f"below {F_MIN_HZ:.0f} Hz"),
+    ):
+        if share > BEYOND_SHARE:
+            notes.append(
+                f"{100 * share:.0f} % of the melody lie {where}, beyond the range of the models, "
+                "and will not come out at their pitch; transpose less."
+            )
+    return notes
 
 
 def without_creak(pitch: Pitch, controls: Controls) -> Pitch:

@@ -96,7 +96,10 @@ class Engine:
         progress: Callable[[float], None],
     ) -> ConversionResult:
         return self.pipeline.convert(
-            source, voice, controls=controls_from(controls), progress=_fraction_of("convert", progress)
+            source,
+            voice,
+            controls=controls_from(controls),
+            progress=_fraction_of("convert", progress),
         )
 
     def convert_file(
