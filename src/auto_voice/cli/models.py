@@ -170,7 +170,8 @@ def pull_models(registry: ModelRegistry, names: Iterable[str], *, force: bool = 
             registry.pull(version.name, version.version, force=force)
         except ModelError as error:
             failures.append(error)
-            click.echo(f"{version.key}: failed", err=True)
+            if len(wanted) > 1:  # The end tells why.
+                click.echo(f"{version.key}: failed", err=True)
         else:
             click.echo(f"{version.key}: {_whereabouts(registry, version)}")
     _raise_problems(failures, "had")

@@ -33,8 +33,12 @@ def registry_options(command: F) -> F:
 
 def open_registry(**where: Any) -> ModelRegistry:
     """The registry that the options choose."""
-    from auto_voice.models.model_registry import ModelRegistry
+    import warnings
 
+    from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.models.registry.loading import FallbackWarning
+
+    warnings.simplefilter("ignore", FallbackWarning)  # The log tells it in our own words.
     return ModelRegistry(**where)
 
 

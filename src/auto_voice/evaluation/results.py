@@ -15,7 +15,7 @@ from typing import Any
 from auto_voice import __version__
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation.statistics import Estimate, estimate
-from auto_voice.filesystem import move_into_place, temporary_beside
+from auto_voice.filesystem import atomic_write
 
 SCHEMA = 1
 
@@ -300,14 +300,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         EvaluationError: the folder does not exist or cannot be written.
     """
-    temporary = temporary_beside(path)
     try:
-        try:
-            # A file name need not be UTF-8; what is not is written as \\udcXX, in JSON an escape.
+        # A file name need not be UTF-8; what is not is written as \\udcXX, in JSON an escape.
+        with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-            move_into_place(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise EvaluationError(f"{path} cannot be written: {error.strerror}.") from error
 

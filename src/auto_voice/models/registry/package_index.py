@@ -25,7 +25,7 @@ from urllib.request import url2pathname
 
 from auto_voice.errors import DownloadError, DownloadStatusError, MissingDependencyError
 from auto_voice.models.registry.sources import public_url
-from auto_voice.models.registry.transfer import HttpTransfer, Network, RetryPolicy
+from auto_voice.models.registry.transfer import HttpOptions, HttpTransfer, RetryPolicy
 
 # PEP 691 first, since it tells hashes and sizes; every index speaks HTML.
 _ACCEPT = (
@@ -166,8 +166,8 @@ class PackageIndex:
             if settings.timeout_s:
                 policy = replace(policy, read_timeout_s=settings.timeout_s)
             hosts = tuple(host.partition(":")[0] for host in settings.trusted_hosts)
-            network = Network(settings.proxy, settings.cert, settings.client_cert, hosts)
-            self._transfer = HttpTransfer(policy, network=network)
+            options = HttpOptions(settings.proxy, settings.cert, settings.client_cert, hosts)
+            self._transfer = HttpTransfer(policy, options=options)
         return self._transfer
 
     def close(self) -> None:

@@ -73,7 +73,7 @@ class BundledSource:
     path: str
 
 
-Source: TypeAlias = "HubSource | WebSource | PackageIndexSource | FileSource | BundledSource"
+ModelSource: TypeAlias = "HubSource | WebSource | PackageIndexSource | FileSource | BundledSource"
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,10 @@ class Scheme:
     """
 
     shape: str
-    parse: Callable[[str, str], Source | None]
+    parse: Callable[[str, str], ModelSource | None]
 
 
-def parse_source(uri: str) -> Source:
+def parse_source(uri: str) -> ModelSource:
     """The record of a URI.
 
     Raises:
@@ -150,7 +150,7 @@ def bundled_files(version: ModelVersion) -> dict[str, Path] | None:
     return paths or None
 
 
-def _hub(uri: str, rest: str) -> Source | None:
+def _hub(uri: str, rest: str) -> ModelSource | None:
     repo, _, tail = rest.partition("@")
     commit, _, file = tail.partition("/")
     if not (_REPO.fullmatch(repo) and _COMMIT.fullmatch(commit) and _stays_inside(file)):
@@ -158,7 +158,7 @@ def _hub(uri: str, rest: str) -> Source | None:
     return HubSource(repo, commit, file)
 
 
-def _web(uri: str, rest: str) -> Source | None:
+def _web(uri: str, rest: str) -> ModelSource | None:
     try:
         parts = urlsplit(uri)
         usable = bool(parts.hostname) and parts.port != 0  # reading the port checks its range
@@ -167,7 +167,7 @@ def _web(uri: str, rest: str) -> Source | None:
     return WebSource(uri) if usable else None
 
 
-def _index(uri: str, rest: str) -> Source | None:
+def _index(uri: str, rest: str) -> ModelSource | None:
     body, _, fragment = rest.partition("#")
     pin, _, member = body.partition("/")
     match, member = _PIN.fullmatch(pin), unquote(member)
@@ -180,7 +180,7 @@ def _index(uri: str, rest: str) -> Source | None:
     return PackageIndexSource(match[1], match[2], member, wheel_sha256, platform)
 
 
-def _file(uri: str, rest: str) -> Source | None:
+def _file(uri: str, rest: str) -> ModelSource | None:
     from urllib.request import url2pathname  # 30 ms, and few catalogs name a file:// address.
 
     parts = urlsplit(uri)
@@ -189,7 +189,7 @@ def _file(uri: str, rest: str) -> Source | None:
     return FileSource(Path(url2pathname(parts.path)))
 
 
-def _bundled(uri: str, rest: str) -> Source | None:
+def _bundled(uri: str, rest: str) -> ModelSource | None:
     return BundledSource(rest) if _stays_inside(rest) else None
 
 

@@ -92,7 +92,7 @@ class RetryPolicy:
 
 
 @dataclass(frozen=True)
-class Network:
+class HttpOptions:
     """How the network is reached; empty is by the environment (HTTPS_PROXY, SSL_CERT_FILE, …).
 
     Attributes:
@@ -188,7 +188,7 @@ class HttpTransfer:
         transport: an ``httpx2.BaseTransport`` in place of the network.
         clock: time.
         jitter: draws from [0, 1).
-        network: proxy and certificates.
+        options: proxy and certificates.
     """
 
     def __init__(
@@ -198,10 +198,10 @@ class HttpTransfer:
         transport: httpx2.BaseTransport | None = None,
         clock: Clock | None = None,
         jitter: Callable[[], float] = random.random,
-        network: Network | None = None,
+        options: HttpOptions | None = None,
     ) -> None:
         self.policy = policy or RetryPolicy()
-        self.network = network or Network()
+        self.options = options or HttpOptions()
         self.clock = clock or SystemClock()
         self._transport = transport
         self._jitter = jitter
@@ -434,7 +434,7 @@ class HttpTransfer:
         import httpx2
 
         connecting = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
-        proxy = proxy_of(url, self.network.proxy)
+        proxy = proxy_of(url, self.options.proxy)
         if self._transport is not None or not proxy or not isinstance(error, connecting):
             return ""
         return f" through the proxy {public_url(proxy)}: check that it runs, or unset it"
@@ -448,7 +448,7 @@ class HttpTransfer:
                     self.policy.read_timeout_s, connect=self.policy.connect_timeout_s
                 )
                 agent = {"User-Agent": "auto_voice"}
-                given = {} if self._transport is not None else self.network.client_options()
+                given = {} if self._transport is not None else self.options.client_options()
                 self._client = httpx2.Client(
                     transport=self._transport, timeout=timeout, headers=agent, **given
                 )
