@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice.audio.frames import filtered, pieces
 from auto_voice.audio.resample import resample
 from auto_voice.types import FloatArray, Waveform
 
@@ -23,6 +25,9 @@ LIMITER_HOPS = 5
 # Samples to either side that a limiter looks at, with room for the oversampling.
 LIMITER_REACH_SAMPLES = (2 * LIMITER_HOPS + 2) * LIMITER_HOP_SAMPLES + 512
 
+# Samples on either side of a piece that the peaks between its own samples depend on.
+PEAK_MARGIN_SAMPLES = 256
+# Samples of a piece: large enough that its surroundings cost little, small enough for the cache.
 _FFT_SAMPLES = 1 << 18
 
 
@@ -56,10 +61,7 @@ def true_peak(samples: FloatArray, sample_rate: int) -> float:
     x = np.asarray(samples, np.float32)
     factor = _oversampling(sample_rate)
     peak = max(
-        (
-            float(np.max(np.abs(_oversampled(x, at, sample_rate, factor)), initial=0.0))
-            for at in range(0, len(x), _FFT_SAMPLES)
-        ),
+        (float(np.max(np.abs(up), initial=0.0)) for up in _oversampled(x, sample_rate, factor)),
         default=0.0,
     )
     return 20 * math.log10(peak) if peak > 0 else -math.inf
@@ -81,12 +83,7 @@ def limited(
     ahead = first_sample % hop
     padded = np.pad(samples, (ahead, -(len(samples) + ahead) % hop))
     factor = _oversampling(sample_rate)
-    up = np.concatenate(
-        [
-            _oversampled(padded, at, sample_rate, factor)
-            for at in range(0, len(padded), _FFT_SAMPLES)
-        ]
-    )
+    up = np.concatenate(list(_oversampled(padded, sample_rate, factor)))
     peaks = np.abs(up).reshape(-1, hop * factor).max(axis=1)
     needed = np.minimum(1, 10 ** (ceiling_dbtp / 20) / np.maximum(peaks, 1e-9))
     # Held for one hop longer than it is smoothed, no mean and no line between two of them exceeds
@@ -132,14 +129,9 @@ def k_weighted(channel: NDArray[np.float64], sample_rate: int) -> NDArray[np.flo
     and add. One second of padding holds their ringing: the slowest pole, at 38 Hz, has decayed
     by 2000 dB then. This is exact to rounding and needs no compiled recursion.
     """
-    step = _FFT_SAMPLES
-    size = 1 << (step + sample_rate - 1).bit_length()
+    size = 1 << (_FFT_SAMPLES + sample_rate - 1).bit_length()
     response = _k_response(np.fft.rfftfreq(size), sample_rate)
-    out = np.zeros(len(channel) + size)
-    for at in range(0, len(channel), step):
-        spectrum = np.fft.rfft(channel[at : at + step], size)
-        out[at : at + size] += np.fft.irfft(spectrum * response, size)
-    return out[: len(channel)]
+    return filtered(channel, response, size, sample_rate)[: len(channel)]
 
 
 def _k_response(cycles: NDArray[np.floating], sample_rate: int) -> NDArray[np.complex128]:
@@ -195,13 +187,8 @@ def _oversampling(sample_rate: int) -> int:
     return 4 if sample_rate < 96_000 else 2 if sample_rate < 192_000 else 1
 
 
-def _oversampled(x: FloatArray, at: int, sample_rate: int, factor: int) -> FloatArray:
-    """A piece with its surroundings, so that a cut makes no peak of its own."""
-    margin = 256
-    piece = x[max(0, at - margin) : at + _FFT_SAMPLES + margin]
-    if factor == 1:
-        return piece
-    up = resample(piece, sample_rate, factor * sample_rate)
-    start = 0 if at == 0 else factor * margin
-    last = at + _FFT_SAMPLES + margin >= len(x)
-    return up[start:] if last else up[start : start + factor * _FFT_SAMPLES]
+def _oversampled(x: FloatArray, sample_rate: int, factor: int) -> Iterator[FloatArray]:
+    """``x`` at ``factor`` times its rate, in pieces that are seen with their surroundings."""
+    for piece in pieces(len(x), _FFT_SAMPLES, PEAK_MARGIN_SAMPLES):
+        up = resample(x[piece.low : piece.high], sample_rate, factor * sample_rate)
+        yield up[piece.inside(factor)]
