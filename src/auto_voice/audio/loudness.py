@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.audio.frames import filtered, pieces
 from auto_voice.audio.resample import resample
-from auto_voice.types import FloatArray, Waveform
+from auto_voice.types import FloatArray
 
 BLOCK_SECONDS = 0.4
 BLOCK_STEP_SECONDS = 0.1
@@ -95,31 +94,6 @@ def limited(
     at = (np.arange(len(padded)) + 0.5) / hop - 0.5
     gain = np.interp(at, np.arange(len(smooth)), smooth)
     return (padded * gain).astype(np.float32)[ahead : ahead + len(samples)]
-
-
-def match_loudness(
-    waveform: Waveform, target_lufs: float, *, ceiling_dbtp: float = CEILING_DBTP
-) -> Waveform:
-    """The waveform at ``target_lufs``, as far as its true peak may rise to ``ceiling_dbtp``.
-
-    It is turned up or down as a whole, never compressed. What could not be reached, and a
-    recording too quiet to have a loudness, is noted.
-    """
-    loudness = integrated_loudness(waveform.samples, waveform.sample_rate)
-    if not math.isfinite(loudness):
-        return waveform.with_note("loudness not matched: the recording is below -70 LUFS")
-    gain_db = target_lufs - loudness
-    room_db = ceiling_dbtp - true_peak(waveform.samples, waveform.sample_rate)
-    if gain_db > room_db:
-        short = gain_db - room_db
-        # A recording that is already above the ceiling comes down to it.
-        gain_db = room_db
-        waveform = waveform.with_note(
-            f"{short:.1f} dB quieter than {target_lufs:g} LUFS, so that peaks stay below "
-            f"{ceiling_dbtp:g} dBTP"
-        )
-    scaled = waveform.samples * np.float32(10 ** (gain_db / 20))
-    return replace(waveform, samples=scaled.astype(np.float32, copy=False))
 
 
 def k_weighted(channel: NDArray[np.float64], sample_rate: int) -> NDArray[np.float64]:
