@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 
+# Hz at which every network that analyses speech hears it.
+SPEECH_RATE = 16_000
 EMPTY: Mapping[str, FloatArray] = MappingProxyType({})
 # Of a speaker embedding (GE2E).
 EMBEDDING_DIMS = 256

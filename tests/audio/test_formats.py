@@ -391,3 +391,9 @@ def test_every_file_of_a_folder_is_a_recording_or_listed_as_ignored(tmp_path):
     assert [p.name for p in listing.ignored] == ["cover.jpg", "notes.txt"]
     assert [p.name for p in list_folder(tmp_path, deep=False).recordings] == ["a.aifc", "b.M4A"]
     assert {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".mka", ".aifc"} <= AUDIO_SUFFIXES
+
+
+def test_the_documents_name_every_ending():
+    text = (Path(__file__).parents[2] / "docs" / "batch.md").read_text(encoding="utf-8")
+    words = set(text.replace(",", " ").replace(".", " ").split())
+    assert {suffix[1:] for suffix in AUDIO_SUFFIXES} <= words

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio_signals import speech_like, tone
-from auto_voice.audio import mel as mel_module
+from auto_voice.audio import frames as frames_module
 from auto_voice.audio.mel import CONTENT_MEL, GE2E_MEL, HIFIGAN_MEL, MelSpec, log_mel, mel_filters
 
 SPECS = {"hifigan": HIFIGAN_MEL, "ge2e": GE2E_MEL, "content": CONTENT_MEL}
@@ -114,7 +114,7 @@ def test_silence_lies_on_the_floor():
 def test_working_in_pieces_leaves_no_seam(monkeypatch):
     x = speech_like(2.0, 22_050)
     whole = log_mel(x, HIFIGAN_MEL)
-    monkeypatch.setattr(mel_module, "FRAMES_AT_ONCE", 7)
+    monkeypatch.setattr(frames_module, "FRAMES_AT_ONCE", 7)
     np.testing.assert_allclose(log_mel(x, HIFIGAN_MEL), whole, atol=1e-5)
 
 

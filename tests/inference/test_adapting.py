@@ -9,15 +9,9 @@ import yaml
 
 from auto_voice.cli import main
 from auto_voice.errors import ConfigError, ModelLoadError
-<<<<<<< HEAD
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.models import ModelRegistry, calibration
-from auto_voice.models.registry.catalog import builtin_catalog
-=======
-from auto_voice.inference import PipelineConfig, VoiceConversionPipeline, adapting
-from auto_voice.models import ModelRegistry
 from auto_voice.models.registry.catalog_schema import builtin_catalog
->>>>>>> evaluation
 from auto_voice.models.registry.store import ModelStore
 from auto_voice.types import Content, Waveform
 from hand_made_stages import HandMade, LocalContent, speech_like

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice.audio.frames import framed, spectra
 from auto_voice.types import FloatArray
 
 FRAME_SECONDS = 0.032
 OVERLAP = 4
 NOISE_QUANTILE = 0.15
 SMOOTHING = 0.97
-_BLOCK_FRAMES = 4096
 
 
 def denoise(samples: FloatArray, sample_rate: int, *, reduction_db: float = 15.0) -> FloatArray:
@@ -41,18 +41,16 @@ def denoise(samples: FloatArray, sample_rate: int, *, reduction_db: float = 15.0
     hop = size // OVERLAP
     padded = np.pad(x, (size, size + -len(x) % hop))
     window = np.sqrt(np.hanning(size + 1)[:-1])
-    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
+    frames = framed(padded, size, hop)
     noise = _noise_spectrum(frames, window)
     floor = 10 ** (-reduction_db / 20)
     out = np.zeros(len(padded), np.float64)
     prior = np.ones(len(noise))
-    for at in range(0, len(frames), _BLOCK_FRAMES):
-        spectra = np.fft.rfft(frames[at : at + _BLOCK_FRAMES] * window)
-        gains, prior = _wiener_gains(np.square(np.abs(spectra)) / noise, floor, prior)
-        shaped = np.fft.irfft(spectra * gains, size) * window
-        for index, frame in enumerate(shaped):
-            start = (at + index) * hop
-            out[start : start + size] += frame
+    for block, spectrum in spectra(frames, window):
+        gains, prior = _wiener_gains(np.square(np.abs(spectrum)) / noise, floor, prior)
+        shaped = np.fft.irfft(spectrum * gains, size) * window
+        for index, frame in enumerate(shaped, block.start):
+            out[index * hop : index * hop + size] += frame
     # Hann windows a quarter apart add up to OVERLAP / 2.
     out *= 2 / OVERLAP
     return out[size : size + len(x)].astype(np.float32)

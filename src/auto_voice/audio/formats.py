@@ -39,7 +39,7 @@ class AudioFormat:
     slack_samples: int | None = None
 
 
-FORMATS = {
+INPUT_FORMATS = {
     row.name: row
     for row in (
         AudioFormat("wav", "wav", (".wav", ".wave", ".bwf", ".rf64")),
@@ -65,7 +65,7 @@ FORMATS = {
 # For messages.
 READABLE = "wav, flac, mp3, m4a, mp4, mov, aac, ogg, opus, webm, wma, amr or aiff"
 # The one list of endings by which a folder's files are taken as recordings.
-AUDIO_SUFFIXES = frozenset(suffix for row in FORMATS.values() for suffix in row.suffixes)
+AUDIO_SUFFIXES = frozenset(suffix for row in INPUT_FORMATS.values() for suffix in row.suffixes)
 
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"fLaC", "flac"),
@@ -141,7 +141,7 @@ class Sniffed:
     """What the first bytes of a file say.
 
     Attributes:
-        format: a row of ``FORMATS``; None if the file cannot be read.
+        format: a row of ``INPUT_FORMATS``; None if the file cannot be read.
         description: what it is instead, with an article; "" when nothing is known.
         start: byte at which the sound starts, behind tags and padding (MP3 and AAC only).
     """
@@ -159,25 +159,25 @@ def sniff(stream: BinaryIO) -> Sniffed:
     kind = head[8:12]
     if head[:4] in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
         if kind in (b"WAVE", b"AVI "):
-            return Sniffed(FORMATS["wav" if kind == b"WAVE" else "avi"])
+            return Sniffed(INPUT_FORMATS["wav" if kind == b"WAVE" else "avi"])
         return Sniffed(description="a RIFF file without sound")
     if head[:4] == b"FORM" and head[8:11] == b"AIF":
-        return Sniffed(FORMATS["aiff"])
+        return Sniffed(INPUT_FORMATS["aiff"])
     for offset, magic, name in _MAGIC:
         if head[offset : offset + len(magic)] == magic:
             if name == "wma" and any(guid in head for guid in _ASF_ENCRYPTION):
                 return Sniffed(description="encrypted (copy protection)")
-            return Sniffed(FORMATS[name])
+            return Sniffed(INPUT_FORMATS[name])
     for magic, description in _FOREIGN:
         if head.startswith(magic):
             return Sniffed(description=description)
     if _is_transport_stream(head):
-        return Sniffed(FORMATS["mts"])
+        return Sniffed(INPUT_FORMATS["mts"])
     if _looks_like_text(head):
         return Sniffed(description="text")
     found = _sniff_frames(stream, start)
     # An ID3 tag stands before little else, so a damaged MP3 may be behind it.
-    return found or Sniffed(FORMATS["mp3"] if start else None, start=start)
+    return found or Sniffed(INPUT_FORMATS["mp3"] if start else None, start=start)
 
 
 def _after_id3(stream: BinaryIO) -> int:
@@ -203,7 +203,7 @@ def _sniff_frames(stream: BinaryIO, start: int) -> Sniffed | None:
     while 0 <= at < SEARCH_BYTES:
         for name, length_of in (("mp3", mpeg_frame_length), ("aac", _adts_frame_length)):
             if _frames_follow(data, at, length_of, ended):
-                return Sniffed(FORMATS[name], start=start + at)
+                return Sniffed(INPUT_FORMATS[name], start=start + at)
         at = data.find(b"\xff", at + 1)
     return None
 
@@ -269,7 +269,7 @@ def completeness(stream: BinaryIO, sniffed: Sniffed, size: int) -> Completeness:
     check = _CHECKS.get(sniffed.format.name if sniffed.format else "")
     if check is not None:
         return check(stream, size)
-    if sniffed.format is FORMATS["mp3"]:
+    if sniffed.format is INPUT_FORMATS["mp3"]:
         return _mp3_completeness(stream, sniffed.start, size)
     return Completeness(length_known=False)
 

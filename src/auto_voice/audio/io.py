@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from auto_voice.audio.encoding import choose_encoding, ensure_writable
-from auto_voice.audio.output import AudioWriter, fit_to_output, write_audio
 from auto_voice.audio.reading import (
     SILENCE_PEAK,
     AudioInfo,
@@ -22,6 +21,7 @@ from auto_voice.audio.reading import (
     RecordingReader,
     dbfs,
 )
+from auto_voice.audio.writing import AudioWriter, fit_to_output, write_audio
 from auto_voice.errors import AudioContentError
 from auto_voice.types import FloatArray, Waveform
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice.audio.frames import filtered
 from auto_voice.types import FloatArray
 
 # Active speech level that the networks are trained at (RMS over speech frames).
@@ -58,14 +59,8 @@ def without_rumble(samples: FloatArray, sample_rate: int) -> FloatArray:
     kernel = _rumble_kernel(sample_rate)
     reach = len(kernel) // 2
     x = np.asarray(samples, np.float32)
-    step = max(_FFT_SAMPLES, 1 << (8 * reach).bit_length())
-    size = 1 << (step + 2 * reach - 1).bit_length()
-    response = np.fft.rfft(kernel, size)
-    out = np.zeros(len(x) + 2 * reach, np.float32)
-    for at in range(0, len(x), step):
-        block = x[at : at + step]
-        filtered = np.fft.irfft(np.fft.rfft(block, size) * response, size)
-        out[at : at + len(block) + 2 * reach] += filtered[: len(block) + 2 * reach]
+    size = 1 << (max(_FFT_SAMPLES, 8 * reach) + 2 * reach - 1).bit_length()
+    out = filtered(x, np.fft.rfft(kernel, size), size, 2 * reach)
     return out[reach : reach + len(x)]
 
 

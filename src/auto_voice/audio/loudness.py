@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice.audio.frames import filtered, pieces
 from auto_voice.audio.resample import resample
-from auto_voice.types import FloatArray, Waveform
+from auto_voice.types import FloatArray
 
 BLOCK_SECONDS = 0.4
 BLOCK_STEP_SECONDS = 0.1
@@ -23,6 +24,9 @@ LIMITER_HOPS = 5
 # Samples to either side that a limiter looks at, with room for the oversampling.
 LIMITER_REACH_SAMPLES = (2 * LIMITER_HOPS + 2) * LIMITER_HOP_SAMPLES + 512
 
+# Samples on either side of a piece that the peaks between its own samples depend on.
+PEAK_MARGIN_SAMPLES = 256
+# Samples of a piece: large enough that its surroundings cost little, small enough for the cache.
 _FFT_SAMPLES = 1 << 18
 
 
@@ -56,10 +60,7 @@ def true_peak(samples: FloatArray, sample_rate: int) -> float:
     x = np.asarray(samples, np.float32)
     factor = _oversampling(sample_rate)
     peak = max(
-        (
-            float(np.max(np.abs(_oversampled(x, at, sample_rate, factor)), initial=0.0))
-            for at in range(0, len(x), _FFT_SAMPLES)
-        ),
+        (float(np.max(np.abs(up), initial=0.0)) for up in _oversampled(x, sample_rate, factor)),
         default=0.0,
     )
     return 20 * math.log10(peak) if peak > 0 else -math.inf
@@ -81,12 +82,7 @@ def limited(
     ahead = first_sample % hop
     padded = np.pad(samples, (ahead, -(len(samples) + ahead) % hop))
     factor = _oversampling(sample_rate)
-    up = np.concatenate(
-        [
-            _oversampled(padded, at, sample_rate, factor)
-            for at in range(0, len(padded), _FFT_SAMPLES)
-        ]
-    )
+    up = np.concatenate(list(_oversampled(padded, sample_rate, factor)))
     peaks = np.abs(up).reshape(-1, hop * factor).max(axis=1)
     needed = np.minimum(1, 10 ** (ceiling_dbtp / 20) / np.maximum(peaks, 1e-9))
     # Held for one hop longer than it is smoothed, no mean and no line between two of them exceeds
@@ -100,31 +96,6 @@ def limited(
     return (padded * gain).astype(np.float32)[ahead : ahead + len(samples)]
 
 
-def match_loudness(
-    waveform: Waveform, target_lufs: float, *, ceiling_dbtp: float = CEILING_DBTP
-) -> Waveform:
-    """The waveform at ``target_lufs``, as far as its true peak may rise to ``ceiling_dbtp``.
-
-    It is turned up or down as a whole, never compressed. What could not be reached, and a
-    recording too quiet to have a loudness, is noted.
-    """
-    loudness = integrated_loudness(waveform.samples, waveform.sample_rate)
-    if not math.isfinite(loudness):
-        return waveform.with_note("loudness not matched: the recording is below -70 LUFS")
-    gain_db = target_lufs - loudness
-    room_db = ceiling_dbtp - true_peak(waveform.samples, waveform.sample_rate)
-    if gain_db > room_db:
-        short = gain_db - room_db
-        # A recording that is already above the ceiling comes down to it.
-        gain_db = room_db
-        waveform = waveform.with_note(
-            f"{short:.1f} dB quieter than {target_lufs:g} LUFS, so that peaks stay below "
-            f"{ceiling_dbtp:g} dBTP"
-        )
-    scaled = waveform.samples * np.float32(10 ** (gain_db / 20))
-    return replace(waveform, samples=scaled.astype(np.float32, copy=False))
-
-
 def k_weighted(channel: NDArray[np.float64], sample_rate: int) -> NDArray[np.float64]:
     """``(samples,)`` through the two filters of BS.1770 (head shelf, then high-pass).
 
@@ -132,14 +103,9 @@ def k_weighted(channel: NDArray[np.float64], sample_rate: int) -> NDArray[np.flo
     and add. One second of padding holds their ringing: the slowest pole, at 38 Hz, has decayed
     by 2000 dB then. This is exact to rounding and needs no compiled recursion.
     """
-    step = _FFT_SAMPLES
-    size = 1 << (step + sample_rate - 1).bit_length()
+    size = 1 << (_FFT_SAMPLES + sample_rate - 1).bit_length()
     response = _k_response(np.fft.rfftfreq(size), sample_rate)
-    out = np.zeros(len(channel) + size)
-    for at in range(0, len(channel), step):
-        spectrum = np.fft.rfft(channel[at : at + step], size)
-        out[at : at + size] += np.fft.irfft(spectrum * response, size)
-    return out[: len(channel)]
+    return filtered(channel, response, size, sample_rate)[: len(channel)]
 
 
 def _k_response(cycles: NDArray[np.floating], sample_rate: int) -> NDArray[np.complex128]:
@@ -195,13 +161,8 @@ def _oversampling(sample_rate: int) -> int:
     return 4 if sample_rate < 96_000 else 2 if sample_rate < 192_000 else 1
 
 
-def _oversampled(x: FloatArray, at: int, sample_rate: int, factor: int) -> FloatArray:
-    """A piece with its surroundings, so that a cut makes no peak of its own."""
-    margin = 256
-    piece = x[max(0, at - margin) : at + _FFT_SAMPLES + margin]
-    if factor == 1:
-        return piece
-    up = resample(piece, sample_rate, factor * sample_rate)
-    start = 0 if at == 0 else factor * margin
-    last = at + _FFT_SAMPLES + margin >= len(x)
-    return up[start:] if last else up[start : start + factor * _FFT_SAMPLES]
+def _oversampled(x: FloatArray, sample_rate: int, factor: int) -> Iterator[FloatArray]:
+    """``x`` at ``factor`` times its rate, in pieces that are seen with their surroundings."""
+    for piece in pieces(len(x), _FFT_SAMPLES, PEAK_MARGIN_SAMPLES):
+        up = resample(x[piece.low : piece.high], sample_rate, factor * sample_rate)
+        yield up[piece.inside(factor)]

@@ -8,10 +8,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice.audio.frames import framed, spectra
 from auto_voice.types import FloatArray
-
-# Bounds the memory of the short-time Fourier transform: about 35 MB for 1024 points.
-FRAMES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -111,12 +109,10 @@ def log_mel(samples: FloatArray, spec: MelSpec) -> FloatArray:
         x = np.pad(x, spec.pad_samples, mode=spec.pad_mode)  # type: ignore[call-overload]
     if len(x) < spec.n_fft:
         x = np.pad(x, (0, spec.n_fft - len(x)))
-    framed = np.lib.stride_tricks.sliding_window_view(x, spec.n_fft)[:: spec.hop_samples]
-    bank, window = mel_filters(spec), _window(spec)
-    mel = np.empty((spec.bands, len(framed)), dtype=np.float32)
-    for start in range(0, len(framed), FRAMES_AT_ONCE):
-        block = slice(start, start + FRAMES_AT_ONCE)
-        spectrum = np.fft.rfft(framed[block] * window)
+    frames = framed(x, spec.n_fft, spec.hop_samples)
+    bank = mel_filters(spec)
+    mel = np.empty((spec.bands, len(frames)), dtype=np.float32)
+    for block, spectrum in spectra(frames, _window(spec)):
         energy = spectrum.real**2 + spectrum.imag**2 + spec.magnitude_epsilon
         magnitude = energy if spec.power == 2 else np.sqrt(energy)
         mel[:, block] = bank @ magnitude.T.astype(np.float32)

@@ -11,6 +11,7 @@ from auto_voice.audio.loudness import (
     ABSOLUTE_GATE_LUFS,
     BLOCK_SECONDS,
     BLOCK_STEP_SECONDS,
+    PEAK_MARGIN_SAMPLES,
     RELATIVE_GATE_LU,
     k_weighted,
     true_peak,
@@ -19,7 +20,6 @@ from auto_voice.types import FloatArray
 
 # Sound before a block that its filters hear first: their slowest pole has died away by then.
 SETTLE_SECONDS = 1.0
-PEAK_MARGIN_SAMPLES = 256
 
 
 class LoudnessMeter:

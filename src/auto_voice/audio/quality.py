@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.frames import runs
+from auto_voice.audio.frames import framed, runs, spectra
 from auto_voice.audio.loudness import integrated_loudness
 from auto_voice.audio.resample import resample
-from auto_voice.audio.vad import Method, speech_segments
+from auto_voice.audio.vad import speech_segments
 from auto_voice.types import BoolArray, FloatArray
 
 MAX_SNR_DB = 80.0
@@ -87,11 +87,9 @@ class RecordingQuality:
         }
 
 
-def measure_quality(
-    samples: FloatArray, sample_rate: int, *, method: Method = "auto"
-) -> RecordingQuality:
-    """All measures of ``(samples,)``; ``method`` chooses the speech detector (see ``vad``)."""
-    spans = speech_segments(samples, sample_rate, padding_seconds=0.0, method=method)
+def measure_quality(samples: FloatArray, sample_rate: int) -> RecordingQuality:
+    """All measures of ``(samples,)``."""
+    spans = speech_segments(samples, sample_rate, padding_seconds=0.0)
     seconds = len(samples) / sample_rate
     speech = sum(end - start for start, end in spans) / sample_rate
     return RecordingQuality(
@@ -166,7 +164,7 @@ def bandwidth(samples: FloatArray, sample_rate: int) -> float:
     size = 1 << round(math.log2(0.032 * sample_rate))
     if len(samples) < size:
         return 0.0
-    frames = np.lib.stride_tricks.sliding_window_view(samples, size)[:: size // 2]
+    frames = framed(samples, size, size // 2)
     frames = frames[:: max(1, len(frames) // 4000)]
     # Blackman: its side lobes stay below what is looked for.
     power = np.square(np.abs(np.fft.rfft(frames * np.blackman(size))))
@@ -195,11 +193,10 @@ def decay_time(samples: FloatArray, sample_rate: int) -> float | None:
     if len(at_16k) < size * span:
         return None
     window = np.hanning(size)
-    frames = np.lib.stride_tricks.sliding_window_view(at_16k, size)[::hop]
     level = np.concatenate(
         [
-            np.square(np.abs(np.fft.rfft(frames[at : at + 8192] * window)[:, 16:128])).sum(axis=1)
-            for at in range(0, len(frames), 8192)
+            np.square(np.abs(spectrum[:, 16:128])).sum(axis=1)
+            for _, spectrum in spectra(framed(at_16k, size, hop), window)
         ]
     )
     db = 10 * np.log10(level + 1e-12)

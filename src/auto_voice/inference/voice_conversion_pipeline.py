@@ -429,7 +429,7 @@ class VoiceConversionPipeline:
         return bare_voice(np.asarray(target, np.float32))
 
     def _fine_tuned(self, voice: Voice) -> Voice:
-        """``voice`` with the converter fine-tuned to it, where that was asked for and is not yet."""
+        """``voice`` with the converter fine-tuned to it, where that is asked for and not done."""
         converter = self.converter
         steps = self.config.fine_tune_steps if self.config.fine_tune else 0
         if voice.adaptation and voice.adapted_to == converter.name:

@@ -72,7 +72,7 @@ class Adapter:
     @property
     def dims(self) -> int:
         """Features of the target space."""
-        return self.matrix.shape[1] + envelope_size(self.envelope, self.cepstra)
+        return int(self.matrix.shape[1]) + envelope_size(self.envelope, self.cepstra)
 
     def apply_centred(self, features: FloatArray, mean: FloatArray) -> Content:
         """Features that ``AdaptedEncoder.encode_piece`` gave of an utterance with this mean."""

@@ -21,7 +21,7 @@ from auto_voice.audio.io import (
     read_audio,
     write_audio,
 )
-from auto_voice.audio.output import soft_limit
+from auto_voice.audio.writing import soft_limit
 from auto_voice.errors import AudioContentError, AudioOutputError
 from auto_voice.types import Waveform
 
@@ -238,21 +238,6 @@ def test_a_disk_that_fills_while_encoding_prints_nothing(tmp_path, capfd, name):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == []
     assert capfd.readouterr().err == ""
-
-
-def test_a_partial_result_is_kept_on_request(tmp_path):
-    writer = AudioWriter(tmp_path / "o.flac", 16_000, keep_partial=True)
-
-    def work():
-        with writer:
-            writer.write(SPEECH.samples)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert writer.partial_path == tmp_path / "o.partial.flac"
-    assert names(tmp_path) == ["o.partial.flac"]
-    np.testing.assert_allclose(read_audio(writer.partial_path).samples, SPEECH.samples, atol=1e-4)
 
 
 @pytest.mark.parametrize("output_rate", [None, 22_050])

@@ -6,7 +6,6 @@ import errno
 import io
 import logging
 import os
-import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -17,13 +16,17 @@ import soundfile
 from auto_voice.audio.encoding import HOLDS_ANY_PEAK, Encoding, choose_encoding, ensure_writable
 from auto_voice.audio.resample import ResampleStream, resample
 from auto_voice.errors import AudioContentError, AudioOutputError
+from auto_voice.filesystem import move_into_place, temporary_beside
 from auto_voice.types import FloatArray, Waveform
 
 log = logging.getLogger(__name__)
 
+# Full scale is 1: peaks above it are scaled down to here, so that rounding cannot clip.
 CEILING = 0.999
+# Full scale is 1: from here on the limiter bends.
 LIMITER_KNEE = 0.95
-_BLOCK_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overflows its stack on much larger writes
+# libsndfile's Vorbis encoder overflows its stack on much larger writes.
+_BLOCK_FRAMES = 1 << 16
 
 
 def fit_to_output(
@@ -100,8 +103,7 @@ def write_audio(
 class AudioWriter:
     """A file that grows block by block and appears under its name only when complete.
 
-    Use as a context manager. An exception inside it removes what was written, unless
-    ``keep_partial``: then it stays beside the target, and :attr:`partial_path` says where.
+    Use as a context manager; an exception inside it removes what was written.
     Blocks with peaks above full scale are limited softly (their loudest samples are bent below
     1.0), because the level of what comes later is not known yet; :attr:`notes` tells.
 
@@ -124,7 +126,6 @@ class AudioWriter:
         subtype: str | None = None,
         output_rate: int | None = None,
         overwrite: bool = True,
-        keep_partial: bool = False,
         encoding: Encoding | None = None,
     ) -> None:
         checked = encoding is not None
@@ -132,13 +133,10 @@ class AudioWriter:
         self.encoding = encoding or choose_encoding(self.path, format, subtype)
         self.sample_rate = self.encoding.nearest_rate(output_rate or sample_rate)
         self.samples_written = 0
-        self.partial_path: Path | None = None
-        self._keep_partial = keep_partial
         self._resampler = ResampleStream(sample_rate, self.sample_rate)
         self._limited = 0
-        self._temporary = self.path.with_name(
-            f".{self.path.name[:100]}.{secrets.token_hex(6)}.partial"
-        )
+        # A long name with more behind it may be too long for the file system.
+        self._temporary = temporary_beside(self.path.with_name(self.path.name[:100]))
         self._file: IO[bytes] | None = None
         self._sound: Any = None
 
@@ -164,8 +162,6 @@ class AudioWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._finish()
-        elif self._keep_partial and self.samples_written:
-            self._keep()
         else:
             self._discard()
 
@@ -208,8 +204,7 @@ class AudioWriter:
         try:
             self._append(self._resampler.process(np.zeros(0, np.float32), last=True))
             self._close_file()
-            self._temporary.replace(self.path)
-            _sync_folder(self.path.parent)
+            move_into_place(self._temporary, self.path)
         except (OSError, soundfile.LibsndfileError) as error:
             self._discard()
             raise AudioOutputError(
@@ -228,18 +223,6 @@ class AudioWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-
-    def _keep(self) -> None:
-        """Leave the samples so far as ``name.partial.ext``, a playable file."""
-        try:
-            self._close_file()
-            kept = self.path.with_name(f"{self.path.stem}.partial{self.path.suffix}")
-            self._temporary.replace(kept)
-        except (OSError, soundfile.LibsndfileError) as error:
-            log.warning("the partial result could not be kept: %s", error)
-            self._discard()
-            return
-        self.partial_path = kept
 
     def _discard(self) -> None:
         for handle in (self._sound, self._file):
@@ -294,17 +277,3 @@ def _refuse_non_finite(samples: FloatArray) -> None:
             "The audio to write holds values that are not numbers (NaN or infinite); "
             "nothing was written."
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename survive a power cut, where the system can open a folder."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
