@@ -345,7 +345,7 @@ def test_an_unsafe_file_is_no_reason_to_fall_back(tmp_path: Path) -> None:
 def test_wrong_shapes_name_the_file_and_the_key(tmp_path: Path) -> None:
     import torch
 
-    from auto_voice.training.networks.speaker import SpeakerNet
+    from auto_voice.training.networks.encoders import SpeakerNet
 
     state = SpeakerNet().state_dict()
     key = next(iter(state))
@@ -420,7 +420,7 @@ def test_a_missing_dependency_is_named_with_its_command(
 def small_speaker_checkpoint(tmp_path: Path) -> Path:
     import torch
 
-    from auto_voice.training.networks.speaker import SpeakerNet
+    from auto_voice.training.networks.encoders import SpeakerNet
 
     torch.manual_seed(0)
     path = tmp_path / "speaker.pt"

@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 
 import graph_kit  # noqa: E402
 from auto_voice.models import speaker_encoder as ge2e  # noqa: E402
-from auto_voice.training.networks.speaker import SpeakerNet  # noqa: E402
+from auto_voice.training.networks.encoders import SpeakerNet  # noqa: E402
 
 VECTORS = np.load(Path(__file__).parent / "data" / "speaker_vectors.npz")
 EXCERPTS = sorted(

@@ -22,7 +22,7 @@ from auto_voice.models.whisper_encoder import (
     convert_checkpoint,
     whisper_log_mel,
 )
-from auto_voice.training.networks.content import ContentNet
+from auto_voice.training.networks.encoders import ContentNet
 from auto_voice.training.networks.loading import whisper_net
 
 WIDTH = 128

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from auto_voice.training import augmentation as aug
+from auto_voice.training import corpus as aug
 
 
 def _peak(band: int = 40) -> np.ndarray:

@@ -22,9 +22,8 @@ from auto_voice.models.whisper_encoder import (
 )
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.losses import PerceptualLosses, fit_maps, stored_maps
+from auto_voice.training.networks.encoders import SpeakerNet, WhisperNet
 from auto_voice.training.networks.loading import with_weights
-from auto_voice.training.networks.speaker import SpeakerNet
-from auto_voice.training.networks.whisper import WhisperNet
 from auto_voice.training.tasks import ConverterTask, _unlike
 from auto_voice.types import FloatArray
 from graph_kit import network

@@ -36,8 +36,7 @@ from auto_voice.models.whisper_encoder import (
     ContentSpace,
     whisper_log_mel,
 )
-from auto_voice.training.networks.speaker import SpeakerNet
-from auto_voice.training.networks.whisper import WhisperNet
+from auto_voice.training.networks.encoders import SpeakerNet, WhisperNet
 from auto_voice.types import FloatArray
 
 # Frame rate in Hz of the mels that recogniser and speaker encoder read; frame ``i`` is centred at

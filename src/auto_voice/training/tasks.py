@@ -20,13 +20,12 @@ from auto_voice.models.converter_model import (
     pitch_inputs,
     voice_profile,
 )
-from auto_voice.training.augmentation import perturb
-from auto_voice.training.corpus import Corpus, Speech, crop
+from auto_voice.training.corpus import Corpus, Speech, crop, perturb
 from auto_voice.training.features import SPEEDS
 from auto_voice.training.fine_tuning import GUARD_FRAMES
 from auto_voice.training.losses import AdversarialLoss, PerceptualLosses
-from auto_voice.training.networks.content import ContentNet
 from auto_voice.training.networks.converter import ConverterNet, VoiceCondition
+from auto_voice.training.networks.encoders import ContentNet
 from auto_voice.types import FloatArray, Mel
 
 CONTENT_RATE = 50.0

@@ -34,19 +34,22 @@ from auto_voice.training import features, losses
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.data import Utterance, hold_out, scan
 from auto_voice.training.export_graphs import as_network
-from auto_voice.training.networks.content import ContentNet
 from auto_voice.training.networks.converter import ConverterNet
+from auto_voice.training.networks.encoders import ContentNet
 from auto_voice.training.networks.loading import (
+    GROWS,
     content_net,
     converter_net,
+    grow_converter,
     speaker_net,
     whisper_net,
+    widen_content,
+    widen_converter,
 )
 from auto_voice.training.publish import Teacher, publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, plot_curves
-from auto_voice.training.widening import GROWS, grow_converter, widen_content, widen_converter
 from auto_voice.types import FloatArray
 
 # Name of the feature that holds the content encoder's own output.
