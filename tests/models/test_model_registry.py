@@ -27,7 +27,7 @@ from auto_voice.errors import (
 from auto_voice.models import ModelRegistry
 from auto_voice.models.registry import architectures as table
 from auto_voice.models.registry.catalog_schema import load_catalog
-from auto_voice.models.runtime import devices
+from auto_voice.models.runtime import devices, sessions
 from auto_voice.models.runtime.devices import choose_device
 from registry_kit import (
     file_entry,
@@ -497,21 +497,30 @@ def machine(monkeypatch: pytest.MonkeyPatch, *providers: str, gpus_mb: list[int]
 @pytest.mark.parametrize(
     ("device", "why"),
     [
-        ("cuda", "needs onnxruntime-gpu"),
-        ("cuda:1", "needs onnxruntime-gpu"),
-        ("directml", "needs onnxruntime-directml"),
-        ("openvino", "needs onnxruntime-openvino"),
-        ("coreml", "is a Mac's"),
+        ("cuda", "pip install onnxruntime-gpu"),
+        ("cuda:1", "pip install onnxruntime-gpu"),
+        ("directml", "pip install onnxruntime-directml"),
+        ("openvino", "pip install onnxruntime-openvino"),
+        ("coreml", "only a Mac"),
     ],
 )
-def test_a_device_that_is_not_there_gives_way_to_the_cpu_with_a_warning(
-    device: str, why: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_device_that_is_not_there_is_refused_with_what_would_bring_it(
+    device: str, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(monkeypatch, gpus_mb=[])
     version = load_catalog().version("hifigan_universal")
-    assert choose_device(device, version) == "cpu"
-    assert why in caplog.text
-    assert version.key in caplog.text
+    with pytest.raises(ModelLoadError, match=f"device {device} is not available: .*{why}"):
+        choose_device(device, version)
+
+
+def test_a_gpu_that_cannot_run_a_model_leaves_it_to_the_cpu_and_the_result_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(monkeypatch, "CUDAExecutionProvider", gpus_mb=[8000])
+    monkeypatch.setattr(sessions, "available_providers", lambda: ("CUDAExecutionProvider",))
+    registry = ModelRegistry(tmp_path / "m", device="cuda", offline=True)
+    assert registry.load("content_compact").device == "cpu"
+    assert "on the CPU, since cuda:0 cannot run it" in registry.resolved("content_compact")
 
 
 def test_without_an_accelerator_auto_is_the_cpu_and_says_nothing(
@@ -524,16 +533,14 @@ def test_without_an_accelerator_auto_is_the_cpu_and_says_nothing(
     assert not caplog.text
 
 
-def test_a_gpu_is_taken_where_there_is_one_with_room(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_gpu_is_taken_where_there_is_one_with_room(monkeypatch: pytest.MonkeyPatch) -> None:
     version = load_catalog().version("hifigan_universal")
     machine(monkeypatch, "CUDAExecutionProvider", gpus_mb=[8000, 8000])
     assert choose_device("auto", version) == "cuda:0"
     assert choose_device("cuda", version) == "cuda:0"
     assert choose_device("cuda:1", version) == "cuda:1"
-    assert choose_device("cuda:2", version) == "cpu"
-    assert "the driver shows 2 CUDA devices" in caplog.text
+    with pytest.raises(ModelLoadError, match="the driver shows 2 CUDA devices"):
+        choose_device("cuda:2", version)
     assert choose_device("cuda", load_catalog().version("griffin_lim")) == "cpu"
     machine(monkeypatch, "CUDAExecutionProvider", gpus_mb=[1])
     assert choose_device("auto", version) == "cpu", "too little room on the GPU"

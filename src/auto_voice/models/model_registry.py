@@ -432,7 +432,10 @@ class ModelRegistry:
                 f"{version.key} could not be loaded on {device} ({type(error).__name__}: {error})"
             ) from error
         seconds = time.perf_counter() - started
-        log.info("loaded %s on %s in %.3f s", version.key, device, seconds)
+        if (real := getattr(model, "device", device)) != device:
+            with self._lock:
+                self._on_cpu[version.key] = f"on the CPU, since {device} cannot run it"
+        log.info("loaded %s on %s in %.3f s", version.key, real, seconds)
         return model
 
     def _with_safetensors(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import sys
 from functools import cache
@@ -12,8 +11,6 @@ from typing import Any
 from auto_voice.errors import MissingDependencyError, ModelLoadError
 from auto_voice.models.registry.architectures import ARCHITECTURES
 from auto_voice.models.registry.catalog import ModelVersion
-
-log = logging.getLogger(__name__)
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -51,14 +48,13 @@ def onnx_runtime() -> Any:
 def choose_device(wanted: str, version: ModelVersion) -> str:
     """The device for ``version``: ``cpu``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
 
-    A device that is not there gives way to the CPU, which runs the same model, with a warning.
-
     Args:
         wanted: ``auto`` takes a CUDA GPU where there is one with enough memory, else the CPU.
             Architectures that do not run in sessions stay on the CPU.
 
     Raises:
-        ModelLoadError: a model that needs a GPU where there is none.
+        ModelLoadError: a device that is not there, or a model that needs a GPU where there is
+            none.
     """
     if not ARCHITECTURES[version.architecture].devices:
         return "cpu"
@@ -77,13 +73,14 @@ def _accelerator(wanted: str, version: ModelVersion) -> str:
         roomy = gpu_memory_mb() if PROVIDERS["cuda"] in available_providers() else []
         return "cuda:0" if roomy and roomy[0] >= version.needs.vram_mb else "cpu"
     if problem := why_not(kind, int(index or 0)):
-        log.warning("%s runs on the CPU, because %s", version.key, problem)
-        return "cpu"
+        raise ModelLoadError(
+            f"device {wanted} is not available: {problem}; or use device auto or cpu"
+        )
     return f"cuda:{int(index or 0)}" if kind == "cuda" else kind
 
 
 def why_not(kind: str, index: int = 0) -> str:
-    """Why a device cannot be used here, as the end of a sentence; empty where it can.
+    """Why a device cannot be used here, as a part of a sentence; empty where it can.
 
     Args:
         kind: a key of ``PROVIDERS``.
@@ -91,13 +88,13 @@ def why_not(kind: str, index: int = 0) -> str:
     """
     if PROVIDERS[kind] not in available_providers():
         if kind == "coreml":
-            return "device coreml is a Mac's"
+            return "only a Mac has it"
         return (
-            f"device {kind} needs {WHEELS[kind]}; to change the wheel: pip uninstall onnxruntime, "
-            f"then pip install {WHEELS[kind]}"
+            f"it needs another build of the runtime (pip uninstall onnxruntime, then pip install "
+            f"{WHEELS[kind]})"
         )
     if kind == "cuda" and index >= (count := len(gpu_memory_mb())):
-        return f"device cuda:{index} is not there: the driver shows {count} CUDA devices"
+        return f"the driver shows {count} CUDA devices"
     return ""
 
 
