@@ -28,6 +28,10 @@ CODECS = frozenset({
     "pcm_s24le", "pcm_s32be", "pcm_s32le", "pcm_s64be", "pcm_s64le", "pcm_f32be", "pcm_f32le",
     "pcm_f64be", "pcm_f64le",
 })  # fmt: skip
+# Tags need not be UTF-8. PyAV 19 reads any; before, it refused the file unless told otherwise.
+_ANY_TAGS: dict[str, Any] = (
+    {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+)
 # Sample entries of MP4 that say the sound is encrypted (ISO 23001-7; Apple; Audible).
 _ENCRYPTED_TAGS = frozenset({"enca", "drms", "aavd"})
 
@@ -201,7 +205,7 @@ def _open(stream: BinaryIO, format: AudioFormat) -> Any:
         stream,
         format=format.demuxer,
         io_open=_refuse,
-        metadata_errors="replace",
+        **_ANY_TAGS,
         options={
             "protocol_whitelist": "none",
             "format_whitelist": format.demuxer,

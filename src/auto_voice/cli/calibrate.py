@@ -63,7 +63,7 @@ def calibrate(
         return
     click.echo(
         f"fitted {adapter.source} to {adapter.target} on {adapter.seconds:.0f} s of speech: "
-        f"it explains {100 * adapter.r2:.0f} % of what the converter listens to"
+        f"it explains {100 * adapter.r2:.0f} % of the converter's learned content features"
     )
     if adapter.r2 < GOOD_R2:
         click.echo("  note       words may get lost; give more speech, of more speakers")

@@ -164,8 +164,8 @@ class AdaptedEncoder:
 
     def encode(self, samples: FloatArray) -> Content:
         """One utterance ``(samples,)`` to its content in the adapter's target space."""
-        gain = np.float32(gain_to_speech_level(samples, self.sample_rate))
-        features = self.encode_piece(samples * gain)
+        level = np.float32(gain_to_speech_level(samples, self.sample_rate))
+        features = self._with_computed(self.encoder.encode(samples).features, samples * level)
         return self.adapter.apply_centred(features, features.mean(axis=0))
 
     def encode_piece(self, samples: FloatArray) -> FloatArray:
@@ -177,10 +177,12 @@ class AdaptedEncoder:
             features = self.encoder.encode_piece(samples)
         else:
             features = self.encoder.encode(samples).features
+        return self._with_computed(features, samples)
+
+    def _with_computed(self, features: FloatArray, samples: FloatArray) -> FloatArray:
         if not self.adapter.envelope:
             return features
         mel = log_mel(samples, CONTENT_MEL)
-        # Half frames more than the encoder gave have no partner, and fewer need none.
         frames = min(len(features), mel.shape[1] // 2)
         return with_envelope(features[:frames], mel, self.adapter.cepstra)
 
