@@ -29,9 +29,9 @@ def test_each_level_wins_over_the_next_and_says_so(tmp_path, dotenv, monkeypatch
     assert get_settings().device == "auto"
     assert get_settings().origins["device"] == "default"
 
-    mine = config_file(tmp_path, "models: {}\nsettings:\n  device: mps\n")
+    mine = config_file(tmp_path, "models: {}\nsettings:\n  device: coreml\n")
     from_file = get_settings(config=mine)
-    assert (from_file.device, from_file.origins["device"]) == ("mps", f"file {mine}:3")
+    assert (from_file.device, from_file.origins["device"]) == ("coreml", f"file {mine}:3")
 
     dotenv.write_text('AUTOVOICE_DEVICE="cuda:1"\n')
     from_dotenv = get_settings(config=mine)
@@ -82,7 +82,7 @@ def test_a_home_is_expanded(monkeypatch, tmp_path) -> None:
     ("key", "value", "says"),
     [
         ("offline", "perhaps", "offline (environment AUTOVOICE_OFFLINE) must be 1 or 0"),
-        ("device", "gpu", "device (environment AUTOVOICE_DEVICE) must be one of auto, cpu, mps"),
+        ("device", "gpu", "device (environment AUTOVOICE_DEVICE) must be one of auto, cpu, cuda"),
         ("fallback", "big", 'must be one of none, compact, mock, not "big"'),
         ("model_dir", "~nobody_of_this_name/x", "must be a path whose ~ names a user"),
         ("memory_budget_mb", "-5", "must be a whole number of MB"),

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from auto_voice.types import Voice, Waveform
     from auto_voice.voices.voice_file import load_voice, save_voice
 
-# The libraries that we bring report nothing about our users, also where the user forgot to say so.
-# Each reads its variable when it is imported, and every import of them by us comes after this one:
-# ONNX Runtime (from 1.29 on it looks up a host 9 s after the start and writes a device id into the
-# user's cache), the model hub's client, Ray, and what follows the convention of DO_NOT_TRACK.
+# Libraries read these when they are imported, and every import of them by us comes after this one.
+# Threads of OpenMP that wait must not take the core that another process needs. And no library that
+# we bring reports anything about our users: ONNX Runtime (from 1.29 on it looks up a host 9 s after
+# the start and writes a device id into the user's cache), the model hub's client, Ray, and what
+# follows the convention of DO_NOT_TRACK.
 for _name, _value in {
+    "OMP_WAIT_POLICY": "passive",
     "ORT_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -31,12 +33,6 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 __version__ = "0.1.0"
-
-# Read by libraries when they are imported, some of them by libraries of ours. Threads of OpenMP
-# that wait must not take the core that another process needs; onnxruntime looks up a telemetry
-# host unless it is told not to.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "ConversionResult": "inference.result",

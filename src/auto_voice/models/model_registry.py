@@ -29,7 +29,6 @@ from auto_voice.models.registry.loading import (
     RECOVERABLE,
     ModelCache,
     Substitute,
-    announce,
     reason_of,
 )
 from auto_voice.models.registry.pins import Pins
@@ -454,14 +453,13 @@ class ModelRegistry:
         """Where ``version`` runs: on the CPU, with a note, if the device asked for is missing."""
         from auto_voice.models.runtime.devices import choose_device
 
-        try:
-            return choose_device(self.settings.device, version)
-        except ModelLoadError as error:
-            device = choose_device("cpu", version)  # raises where only a GPU will do
+        wanted = self.settings.device
+        device = choose_device(wanted, version)
+        movable = ARCHITECTURES[version.architecture].devices
+        if device == "cpu" and movable and wanted not in ("auto", "cpu"):
             with self._lock:
-                self._on_cpu[version.key] = f"on the CPU, since {self.settings.device} is missing"
-            announce(f"{version.key} runs on the CPU", error)
-            return device
+                self._on_cpu[version.key] = f"on the CPU, since {wanted} is missing"
+        return device
 
     def _substitute(self, wanted: ModelVersion, error: AutoVoiceError) -> Substitute:
         """What the policy allows in place of ``wanted``; raises ``error`` if nothing."""

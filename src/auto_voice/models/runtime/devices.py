@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import logging
 import sys
 from functools import cache
 from typing import Any
@@ -29,13 +30,11 @@ WHEELS = {
 
 @cache
 def onnx_runtime() -> Any:
-    """The module ``onnxruntime``, with its telemetry off.
+    """The module ``onnxruntime``; ``auto_voice`` itself switched its telemetry off.
 
     Raises:
         MissingDependencyError: it is not installed.
     """
-    # Since 1.29 an import looks up a telemetry host and writes a device id, unless told not to.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
