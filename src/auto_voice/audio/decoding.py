@@ -25,7 +25,7 @@ CODECS = frozenset({
     "adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "adpcm_yamaha",
     "g722", "g726", "g726le", "gsm", "gsm_ms",
     "pcm_alaw", "pcm_mulaw", "pcm_s8", "pcm_u8", "pcm_s16be", "pcm_s16le", "pcm_s24be",
-    "pcm_s24le", "pcm_s32be", "pcm_s32le", "pcm_s64be", "pcm_s64le", "pcm_f32be", "pcm_f32le",
+    "pcm_s24le", "pcm_s32be", "pcm_s32le", "pcm_f32be", "pcm_f32le",
     "pcm_f64be", "pcm_f64le",
 })  # fmt: skip
 # Tags need not be UTF-8. PyAV 19 reads any; before, it refused the file unless told otherwise.
