@@ -33,8 +33,13 @@ GOOD_R2 = 0.5
 @click.option(
     "--converter", default=PIPELINE_MODELS["converter"], show_default=True, metavar="MODEL"
 )
-@click.option("--own-encoder", default=PIPELINE_MODELS["content"], show_default=True, metavar="MODEL",
-              help="The content encoder that the converter was trained on.")  # fmt: skip
+@click.option(
+    "--own-encoder",
+    default=PIPELINE_MODELS["content"],
+    show_default=True,
+    metavar="MODEL",
+    help="The content encoder that the converter was trained on.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @registry_options
 def calibrate(
@@ -47,7 +52,8 @@ def calibrate(
 ) -> None:
     """Map the content encoder NAME to a converter that was trained on another.
 
-    A minute of speech is enough to start, ten speakers are better; no transcript is needed. Afterwards `convert --content-encoder NAME` works.
+    A minute of speech is enough to start, ten speakers are better; no transcript is needed.
+    Afterwards `convert --content-encoder NAME` works.
 
     \b
     autovoice models calibrate hubert_base --speech recordings/
