@@ -200,11 +200,17 @@ def test_cloning_warns_of_what_inspect_sees(hand_made, speech, monkeypatch):
     clean = speech(6.0, 140.0)
     seconds = np.arange(len(clean)) / 16000
     chord = sum(np.sin(2 * np.pi * f * seconds) for f in (220, 277, 330)) / 3
+    quiet = np.zeros(3 * 16000)
+    paused = np.concatenate([quiet, clean, quiet])
+    step = np.arange(len(paused)) // 8000 % 4
+    phase = np.cumsum(2 * np.pi * np.array([262, 330, 392, 494])[step] / 16000)
+    melody = 0.01 * (np.sin(phase) + np.sin(1.5 * phase))
     spectrum = np.fft.rfft(clean)
     spectrum[np.fft.rfftfreq(len(clean), 1 / 16000) > 3400] = 0
     cases = {
         "noisy": clean + 0.03 * rng.standard_normal(len(clean)),
         "noisy (": clean + 0.1 * chord,
+        "music or other voices": paused + melody,
         "narrow band": np.fft.irfft(spectrum, len(clean)),
     }
     for word, audio in cases.items():

@@ -141,7 +141,9 @@ def ensure_writable(
                     f"{target} is also an input and would be overwritten; name another output."
                 )
         if exists and not overwrite:
-            raise AudioOutputError(f"{target} exists already; remove it or name another output.")
+            raise AudioOutputError(
+                f"{target} exists already; add --overwrite (overwrite=True) or name another output."
+            )
         if not os.access(target.parent, os.W_OK | os.X_OK):
             raise AudioOutputError(
                 f"The folder {target.parent} is not writable by this user; name another output."

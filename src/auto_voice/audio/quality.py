@@ -19,6 +19,8 @@ MIN_SPEECH_SECONDS = 3.0
 LOW_SNR_DB = 15.0
 HIGH_CLIPPING = 1e-3
 NARROW_BANDWIDTH_HZ = 5000.0
+# Share of the time between the speech in which tones change, from which on it is taken for music.
+MUSIC_SHARE = 0.3
 LONG_DECAY_SECONDS = 0.45
 
 _FRAME_SECONDS = 0.016

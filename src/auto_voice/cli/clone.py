@@ -44,14 +44,12 @@ def clone(
     autovoice clone friend1.wav friend2.wav -o friend.safetensors --name Friend
     """
     from auto_voice.audio.io import ensure_writable
-    from auto_voice.errors import AudioOutputError
     from auto_voice.voices.voice_file import SUFFIX, save_voice
 
-    target = ensure_writable(output or Path(references[0].stem + SUFFIX), references)
+    chosen = output or Path(references[0].stem + SUFFIX)
+    target = ensure_writable(chosen, references, overwrite=overwrite)
     if target.suffix != SUFFIX:
         raise click.UsageError(f"a voice file's name ends in {SUFFIX}, and {target} does not.")
-    if target.exists() and not overwrite:
-        raise AudioOutputError(f"{target} exists already; add --overwrite or name another output.")
     voice = make_pipeline(mock, quiet or as_json, **models).clone(list(references), name=name)
     save_voice(target, voice)
     pitch_hz = None if voice.log_f0_mean is None else 2.718281828459045**voice.log_f0_mean

@@ -83,7 +83,6 @@ def convert(
     autovoice convert talk.wav --voice friend --strength 0.5 --formants -2 --rate 48000 --subtype 24
     sox talk.wav -t wav - | autovoice convert - --voice friend -o - | play -t wav -
     """
-    from auto_voice.errors import AudioOutputError
     from auto_voice.inference.result import OutputSpec
     from auto_voice.voices.library import resolve_voice
 
@@ -92,20 +91,15 @@ def convert(
     chosen = output or Path(f"{stem}_as_{Path(voices[0]).stem}{suffix}")
     to_pipe = chosen == PIPE
     with _pipe_file(suffix, wanted=to_pipe) as file:
-        spec = OutputSpec(file or chosen, format_, subtype, rate, allow_mock=mock)
-        target = spec.check([source, *voices]).path
-        if target.exists() and not overwrite and not to_pipe:
-            raise AudioOutputError(
-                f"{target} exists already; add --overwrite or name another output."
-            )
+        spec = OutputSpec(file or chosen, format_, subtype, rate, overwrite, allow_mock=mock)
         controls = control_values(options)
         found = [resolve_voice(voice) for voice in voices]
         voice = found[0] if len(found) == 1 else _recordings(found)
         pipeline = make_pipeline(mock, quiet or as_json, **options)
         result = pipeline.convert_file(_source(source), voice, spec, controls=controls)
         if to_pipe:
-            _to_stdout(target)
-    shown = "-" if to_pipe else str(target)
+            _to_stdout(result.output)
+    shown = "-" if to_pipe else str(result.output)
     if as_json:
         account = {"output": shown, "source": str(source), **result.summary()}
         click.echo(json.dumps(account), err=to_pipe)

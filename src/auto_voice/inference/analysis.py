@@ -18,7 +18,7 @@ from auto_voice.audio.frames import sustained
 from auto_voice.audio.level import SPEECH_DBFS, active_level, rumble_reach, without_rumble
 from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, SAMPLE_RATE, extract_pitch
 from auto_voice.audio.pitch_octaves import meant
-from auto_voice.audio.quality import LONG_DECAY_SECONDS, decay_time, tonal_background
+from auto_voice.audio.quality import LONG_DECAY_SECONDS, MUSIC_SHARE, decay_time, tonal_background
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
 from auto_voice.inference.chunking import hop_energies, hop_size
@@ -34,10 +34,10 @@ DENOISE_SECONDS = 60.0
 DENOISE_FADE_SECONDS = 1.0
 TRIM_BLOCK_SECONDS = 60.0
 ENERGY_BLOCK_HOPS = 1000
-# Seconds at the start that are searched for what sounds besides the voice; the share of the time
-# between the speech that must hold tones, and the seconds of notes beyond the range.
+# Seconds at the start that are searched for what sounds besides the voice, and the seconds of notes
+# beyond the range that are worth a note.
 BACKGROUND_SECONDS = 60.0
-MUSIC_SHARE, HIGH_NOTES_SECONDS = 0.3, 0.3
+HIGH_NOTES_SECONDS = 0.3
 # dB below the speech level: what lies under the first is a pause; what lies under the second may
 # be one, if the recording is nowhere quieter for some seconds.
 PAUSE_DB, NOISY_PAUSE_DB = 36.0, 18.0

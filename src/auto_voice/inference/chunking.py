@@ -217,7 +217,7 @@ def join(pieces: Iterable[tuple[Chunk, FloatArray]], hop_samples: int, samples: 
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` is what numpy or torch raise when memory, of whichever device, is full."""
+    """Whether ``error`` is what numpy or ONNX Runtime raise where some memory is full."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and any(s in str(error).lower() for s in ("out of memory", "can't allocate memory"))

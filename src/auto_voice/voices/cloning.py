@@ -53,7 +53,7 @@ def build_voice(
     name: str = "",
     most_seconds: float = MOST_SECONDS,
 ) -> Voice:
-    """The voice heard in all of ``references``, pairs of what to call it and the recording.
+    """The voice of all ``references``, pairs of a label and a recording.
 
     Silence is removed, each recording is brought to one level, and at most ``most_seconds`` of
     speech are used, shared evenly. The embedding is the mean over recordings; ``frames`` holds

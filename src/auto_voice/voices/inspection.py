@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from auto_voice.audio.io import AudioInfo, iter_blocks, probe, read_audio
 from auto_voice.audio.pitch import extract_pitch
-from auto_voice.audio.quality import RecordingQuality, measure_quality
+from auto_voice.audio.quality import (
+    MUSIC_SHARE,
+    RecordingQuality,
+    measure_quality,
+    tonal_background,
+)
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments, trim_silence
 from auto_voice.types import FloatArray, Pitch, Voice, Waveform
@@ -102,7 +107,7 @@ def inspect_file(
     pitch = extract_pitch(waveform.samples, waveform.sample_rate)
     quality = measure_quality(waveform.samples, waveform.sample_rate)
     speakers, similarity = None, {}
-    notes = waveform.notes
+    notes = (*waveform.notes, *_music(waveform))
     if encoder is not None and quality.speech_seconds >= 1.0:
         foreign = [n for n, v in (voices or {}).items() if v.encoder not in ("", encoder.name)]
         if foreign:
@@ -143,6 +148,7 @@ def check_references(
         qualities.append(quality)
         # A note of the voice says already that speech is short, summed over the recordings.
         notes += [f"{label}: {text}." for text in quality.advice() if "s of speech" not in text]
+        notes += [f"{label}: {text}." for text in _music(waveform)]
         speakers = count_speakers(waveform, encoder)
         if speakers is not None:
             counts.append(speakers)
@@ -164,6 +170,15 @@ def check_references(
         "speakers": float(max(counts)) if counts else None,
     }
     return ReferenceCheck(tuple(notes), figures)
+
+
+def _music(waveform: Waveform) -> list[str]:
+    """A sentence where something tonal sounds behind the speech."""
+    spans = speech_segments(waveform.samples, waveform.sample_rate, padding_seconds=0.0)
+    share = tonal_background(waveform.samples, waveform.sample_rate, spans)
+    if share is None or share <= MUSIC_SHARE:
+        return []
+    return ["music or other voices sound behind the speech: give a recording of the voice alone"]
 
 
 def _other_speakers(

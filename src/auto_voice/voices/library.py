@@ -1,4 +1,4 @@
-"""Voices that are kept under a name, one file each, in the user's data folder."""
+"""The voice library: voices that are stored under a name, one file each, in the user's folder."""
 
 from __future__ import annotations
 
@@ -157,9 +157,9 @@ def resolve_voice(
     path = Path(target)
     if path.exists() or not _can_name(text):
         return path
-    shelf = library()
-    if text in shelf:
-        return shelf.get(text)
+    stored = library()
+    if text in stored:
+        return stored.get(text)
     if path.suffix:
         return path  # Whoever reads it says that there is no such file.
-    raise VoiceError(f"{text!r} is neither a recording nor a stored voice; {shelf._known()}")
+    raise VoiceError(f"{text!r} is neither a recording nor a stored voice; {stored._known()}")
