@@ -127,6 +127,27 @@ def test_work_stops_within_a_network():
     assert vocoder(mel[..., :9]).shape == (1, 1, 9 * 256)  # nobody else is stopped
 
 
+def test_learning_a_voice_is_a_part_of_the_progress_and_can_be_cancelled(serve, gated, talk):
+    reached = threading.Event()
+
+    def clone(references, name, progress):
+        progress(0.5)
+        reached.set()
+        while True:
+            time.sleep(0.02)
+            progress(0.75)
+
+    gated.clone = clone
+    with Client(serve(gated).url) as client:
+        job = client.submit([talk], references=[talk])
+        until(reached.is_set)
+        until(lambda: client.job(job.id).progress == pytest.approx(0.3))
+        client.cancel(job)
+        gated.open.set()
+        del gated.clone
+        assert client.wait(client.submit([talk], references=[talk])).state == "done"
+
+
 def test_stopping_puts_unfinished_work_back_and_a_new_server_does_it(
     serve, gated, tmp_path, talk, friend
 ):

@@ -123,6 +123,7 @@ class ModelInfo:
     pinned: bool
     installed: bool
     loaded: bool
+    problem: str = ""
 
 
 def known(record: type[R], answer: Mapping[str, Any]) -> R:

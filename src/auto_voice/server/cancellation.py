@@ -35,6 +35,7 @@ class CancellationToken:
         self._report = report
         self._others_wait = others_wait
         self._reported_at = 0.0
+        self.fraction = 0.0
 
     def stop(self) -> None:
         """Make the next :meth:`check` raise, and networks that run; called from any thread."""
@@ -53,10 +54,11 @@ class CancellationToken:
     def progress(self, fraction: float) -> None:
         """Say how far the work is, and check."""
         self.check()
+        self.fraction = min(1.0, max(0.0, fraction))
         now = time.monotonic()
         if self._report is not None and now - self._reported_at >= REPORT_SECONDS:
             self._reported_at = now
-            self._report(min(1.0, max(0.0, fraction)))
+            self._report(self.fraction)
 
     def give_way(self) -> None:
         """Stop if others wait, for work that goes on later from where it is now."""

@@ -85,8 +85,12 @@ class Engine:
 
     # Converting
 
-    def clone(self, references: Sequence[Waveform], name: str) -> Voice:
-        return self.pipeline.clone(list(references), name=name)
+    def clone(
+        self, references: Sequence[Waveform], name: str, progress: Callable[[float], None]
+    ) -> Voice:
+        return self.pipeline.clone(
+            list(references), name=name, progress=_fraction_of("fine-tune", progress)
+        )
 
     def convert(
         self,

@@ -147,6 +147,7 @@ class ModelView(_Model):
     pinned: bool
     installed: bool
     loaded: bool
+    problem: str = Field("", description="Why the model cannot be used, such as a stale pin.")
 
 
 class ModelList(_Model):

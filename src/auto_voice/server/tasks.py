@@ -44,6 +44,8 @@ STAGES = 4
 DECODED_SHARE = 0.05
 CONVERTED_SHARE = 0.75
 ENROLLED_SHARE = 0.95
+# Of a conversion whose voice is first learnt from references.
+LEARNT_SHARE = 0.4
 
 
 class Tasks:
@@ -113,7 +115,7 @@ class Tasks:
         if seconds is not None and seconds <= IN_MEMORY_SECONDS:
             source = self._decode(claim, original.name, name, token)
             made = self._engine.convert(
-                source, voice, request["controls"], lambda done: token.progress(share * done)
+                source, voice, request["controls"], _span(token, token.fraction, share)
             )
             token.check()
             made.save(path, format=request["format"], subtype=request["subtype"], allow_mock=True)
@@ -153,13 +155,15 @@ class Tasks:
                 original.name,
                 claim.item.name,
                 token,
-                progress=lambda done: token.progress(share * DECODED_SHARE * done),
+                progress=_span(token, token.fraction, share * DECODED_SHARE),
             ):
                 pass
             checked.touch()
 
+        tell = _span(token, max(token.fraction, share * DECODED_SHARE), share)
+
         def piece(done: float) -> None:
-            token.progress(share * (DECODED_SHARE + (1 - DECODED_SHARE) * done))
+            tell(done)
             if done < 1.0:
                 token.give_way()
 
@@ -209,7 +213,8 @@ class Tasks:
             voice = replace(load_voice(path), name=request["voice"])
         else:
             waves = [wave for _, wave in self._references(claim, token)]
-            voice = self._engine.clone(waves, Path(request["references"][0]).stem)
+            name = Path(request["references"][0]).stem
+            voice = self._engine.clone(waves, name, _span(token, 0.0, LEARNT_SHARE))
         with self._lock:
             self._voices[job_id] = voice
             while len(self._voices) > KEPT_VOICES:
@@ -270,7 +275,7 @@ class Tasks:
             request["name"],
             request["consent"],
             request["overwrite"],
-            lambda done: token.progress(DECODED_SHARE + (ENROLLED_SHARE - DECODED_SHARE) * done),
+            _span(token, DECODED_SHARE, ENROLLED_SHARE),
         )
 
     def _inspect(self, claim: Claim, token: CancellationToken) -> Json:
@@ -297,3 +302,9 @@ class Tasks:
 
     def _warm(self, claim: Claim, token: CancellationToken) -> Json:
         return self._engine.warm(claim.job.request["model"], claim.job.request["version"])
+
+
+def _span(token: CancellationToken, low: float, high: float) -> Callable[[float], None]:
+    """A callback that maps a fraction done to the part from ``low`` to ``high`` of the progress."""
+    high = max(low, high)
+    return lambda done: token.progress(low + (high - low) * done)

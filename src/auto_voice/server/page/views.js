@@ -196,7 +196,9 @@ export async function showModels(place, problem, mayChange, changed) {
         if (!model.installed) todo.append(button("Fetch", act(model, "pull")));
         todo.append(model.loaded ? button("Unload", act(model, "unload")) : button("Load", act(model, "warm")));
       }
-      return make("li", {}, make("div", { className: "entry" }, what, todo));
+      const row = make("li", {}, make("div", { className: "entry" }, what, todo));
+      if (model.problem) row.append(make("p", { className: "warning", textContent: model.problem }));
+      return row;
     }),
   );
 }
