@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import logging
 import sys
 from functools import cache
 from typing import Any
