@@ -222,6 +222,8 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
     try:
         session = runtime.InferenceSession(graph, options, providers=[PROVIDERS["cpu"]])
     except Exception as error:  # onnxruntime raises classes of its own C++ module
+        if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
+            raise MemoryError(name) from error
         raise ModelLoadError(
             f"{name} cannot be run by onnxruntime ({_first_line(error)}); fetch it again."
         ) from error
