@@ -13,6 +13,8 @@ import pytest
 import soundfile
 
 from auto_voice.cli.errors import run_guarded
+from auto_voice.cli.showing import ProgressDisplay
+from auto_voice.types import Progress
 from hand_made_stages import speech_like
 
 COMMAND = [sys.executable, "-m", "auto_voice.cli", "convert"]
@@ -109,4 +111,38 @@ def test_what_comes_out_of_a_pipe_is_what_a_file_holds():
         piped = run("-", "-o", "-", stdin=file, capture_output=True).stdout
     np.testing.assert_array_equal(
         soundfile.read(io.BytesIO(piped))[0], soundfile.read("out.wav")[0]
+    )
+
+
+class Watched(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_every_stage_is_shown_where_somebody_watches(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Watched())
+    show = ProgressDisplay()
+    for progress in [
+        Progress("download", 0, 1_000_000, "model@1"),
+        Progress("download", 1_000_000, 1_000_000, "model@1"),
+        Progress("load", 0, 1, "model"),
+        Progress("fine-tune", 20, 40, "ann"),
+        Progress("fine-tune", 40, 40, "ann"),
+        Progress("convert", 100, 200),
+        Progress("convert", 200, 200),
+    ]:
+        show(progress)
+    shown = sys.stderr.getvalue()
+    for label in ("fetching model@1", "fine-tuning the converter", "converting:"):
+        assert label in shown
+    assert "1.00M/1.00M" in shown
+
+
+def test_elsewhere_only_the_wait_for_fine_tuning_is_told_once(capsys):
+    show = ProgressDisplay()
+    for step in range(41):
+        show(Progress("fine-tune", step, 40, "ann"))
+    show(Progress("convert", 1, 2))
+    assert capsys.readouterr().err == (
+        "fine-tuning the converter to the voice: some seconds, once\n"
     )

@@ -33,7 +33,7 @@ REFUSED = "refused"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobOutcome:
     """What came of one job.
 
     Attributes:
@@ -153,7 +153,7 @@ def run_batch(
     manifest: Manifest,
     *,
     overwrite: bool = False,
-) -> Iterator[Outcome]:
+) -> Iterator[JobOutcome]:
     """Do ``jobs`` and yield their outcomes as they come; failures do not stop the others.
 
     Args:
@@ -164,11 +164,11 @@ def run_batch(
     left = []
     for job in jobs:
         if not overwrite and manifest.is_done(job):
-            yield Outcome(job, "skipped")
+            yield JobOutcome(job, "skipped")
         elif not overwrite and not manifest.owns(job) and Path(job.target).exists():
             text = f"{job.target} exists already and is not of this batch; add --overwrite."
             manifest.record(job, REFUSED, error=text)
-            yield Outcome(job, "failed", text)
+            yield JobOutcome(job, "failed", text)
         else:
             left.append(job)
 
@@ -181,7 +181,7 @@ def run_batch(
         job = BatchJob.of(record)
         facts = {k: v for k, v in result.items() if k != "status"}
         manifest.record(job, result["status"], **facts)
-        yield Outcome(
+        yield JobOutcome(
             job,
             result["status"],
             result.get("error", ""),

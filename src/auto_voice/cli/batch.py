@@ -20,7 +20,7 @@ from auto_voice.cli.options import (
 
 if TYPE_CHECKING:
     from auto_voice.batch.jobs import BatchJob
-    from auto_voice.batch.manifest import Outcome
+    from auto_voice.batch.manifest import JobOutcome
 
 NOT_ALL_DONE = 2
 
@@ -166,7 +166,7 @@ def _show(jobs: list[BatchJob], as_json: bool) -> None:
     click.echo(f"{len(jobs)} files; nothing was converted", err=True)
 
 
-def _report(outcome: Outcome, place: str, as_json: bool, quiet: bool) -> None:
+def _report(outcome: JobOutcome, place: str, as_json: bool, quiet: bool) -> None:
     job = outcome.job
     if as_json:
         line = {"source": job.source, "output": job.target, "status": outcome.status}

@@ -65,7 +65,7 @@ class Stages:
 
 
 @dataclass(frozen=True, eq=False)
-class Conversion:
+class ConversionSetup:
     """One conversion that is about to begin.
 
     Attributes:
@@ -152,7 +152,7 @@ class Rendered:
         return self.level.blocks(self.samples)
 
 
-def run(conversion: Conversion, workspace: Workspace) -> Rendered:
+def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
     """Convert into ``workspace``, from where an earlier run with it stopped.
 
     Raises:
@@ -200,7 +200,7 @@ def run(conversion: Conversion, workspace: Workspace) -> Rendered:
     return Rendered(samples, level, account)
 
 
-def _read(conversion: Conversion, workspace: Workspace) -> SampleSource:
+def _read(conversion: ConversionSetup, workspace: Workspace) -> SampleSource:
     """The source at the content encoder's rate; taken as it is where an earlier run read it."""
     rate = conversion.stages.content_encoder.sample_rate
     source = workspace.source(rate)
@@ -214,7 +214,7 @@ def _read(conversion: Conversion, workspace: Workspace) -> SampleSource:
 
 
 def _render(
-    conversion: Conversion, rendering: Rendering, workspace: Workspace
+    conversion: ConversionSetup, rendering: Rendering, workspace: Workspace
 ) -> tuple[SampleSource, int]:
     """The result, of which the pieces that are missing are rendered, and the count of pieces."""
     at = workspace.position

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from auto_voice.errors import AudioOutputError, AutoVoiceError
 from auto_voice.inference.checkpoint import Checkpoint, Workspace, fingerprint
-from auto_voice.inference.conversion import Conversion, run
+from auto_voice.inference.conversion import ConversionSetup, run
 from auto_voice.inference.result import FileResult, Output
 
 # Seconds; longer recordings go through the disk.
 LONG_SECONDS = 300.0
 
 
-def convert_into(conversion: Conversion, output: Output) -> FileResult:
+def convert_into(conversion: ConversionSetup, output: Output) -> FileResult:
     """Write the result of ``conversion`` to ``output``.
 
     Raises:
@@ -44,7 +44,7 @@ def convert_into(conversion: Conversion, output: Output) -> FileResult:
     )
 
 
-def _workspace(conversion: Conversion, output: Path) -> Workspace:
+def _workspace(conversion: ConversionSetup, output: Path) -> Workspace:
     """Memory for a source that is decoded already, else a checkpoint beside the output."""
     if conversion.source.in_memory:
         return Workspace()

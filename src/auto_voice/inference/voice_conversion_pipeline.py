@@ -22,7 +22,7 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.checkpoint import Workspace
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.conversion import Conversion, Stages, run
+from auto_voice.inference.conversion import ConversionSetup, Stages, run
 from auto_voice.inference.file_conversion import LONG_SECONDS, convert_into
 from auto_voice.inference.inputs import AudioInput, Source, as_waveform
 from auto_voice.inference.rendering import timed
@@ -303,7 +303,7 @@ class VoiceConversionPipeline:
         controls: Controls,
         memory_seconds: float = float("inf"),
         output: Output | None = None,
-    ) -> Conversion:
+    ) -> ConversionSetup:
         """Everything that a conversion needs, loaded and made."""
         timings: dict[str, float] = {}
         with timed(timings, "read"):
@@ -326,7 +326,7 @@ class VoiceConversionPipeline:
             output.refuse_mock(mock)
         with timed(timings, "voice"):
             voice = self.voice(target, sample_rate)
-        return Conversion(
+        return ConversionSetup(
             source=recording,
             voice=voice,
             stages=stages,
