@@ -11,6 +11,7 @@ import click
 
 from auto_voice.cli.registry import registry_options
 from auto_voice.errors import AudioError, AudioNotFoundError
+from auto_voice.models.model_registry import PIPELINE_MODELS
 
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
@@ -29,9 +30,16 @@ GOOD_R2 = 0.5
     help="A folder of recordings, or one of them; repeat for more "
     "[default: the samples of the catalog].",
 )
-@click.option("--converter", default="converter_compact", show_default=True, metavar="MODEL")
-@click.option("--own-encoder", default="content_whisper", show_default=True, metavar="MODEL",
-              help="The content encoder that the converter was trained on.")  # fmt: skip
+@click.option(
+    "--converter", default=PIPELINE_MODELS["converter"], show_default=True, metavar="MODEL"
+)
+@click.option(
+    "--own-encoder",
+    default=PIPELINE_MODELS["content"],
+    show_default=True,
+    metavar="MODEL",
+    help="The content encoder that the converter was trained on.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @registry_options
 def calibrate(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from auto_voice.cli.options import fine_tune_options
+from auto_voice.cli.registry import REGISTRY_OPTIONS
 from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ def judge_options(command: F) -> F:
     """Which models judge, and where models are kept."""
     options = (
         click.option("--recogniser", metavar="MODEL", help="NAME[@VERSION] [recogniser_base]."),
-        click.option("--config", type=FILE, help="YAML of settings and models."),
-        click.option("--model-dir", type=FILE, help="Where models are kept."),
-        click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
-        click.option("--offline", is_flag=True, default=None, help="Open no connection."),
+        *REGISTRY_OPTIONS,
+        click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or another device."),
     )
     for option in reversed(options):
         command = option(command)
