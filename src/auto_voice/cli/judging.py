@@ -38,7 +38,7 @@ def judge_options(command: F) -> F:
     options = (
         click.option("--recogniser", metavar="MODEL", help="NAME[@VERSION] [recogniser_base]."),
         *REGISTRY_OPTIONS,
-        click.option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N or mps."),
+        click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or another device."),
     )
     for option in reversed(options):
         command = option(command)
