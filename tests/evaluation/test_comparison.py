@@ -15,7 +15,7 @@ from evaluation_kit import PINS
 
 
 def results(name: str, secs: np.ndarray, edits: np.ndarray | None = None) -> Evaluation:
-    """An evaluation with the given likeness and word edits (of ten) by pair."""
+    """An evaluation with the given similarity and word edits (of ten) by pair."""
     pairs = tuple(
         PairScore(
             id=f"p{i}",

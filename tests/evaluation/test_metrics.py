@@ -129,7 +129,7 @@ def test_an_empty_track_is_refused() -> None:
         metrics.pitch_agreement(empty, track(melody))
 
 
-def test_cepstral_distance_ignores_level_and_falls_with_likeness() -> None:
+def test_cepstral_distance_ignores_level_and_falls_with_similarity() -> None:
     voice = sing()
     louder = Waveform((voice.samples * 2).astype(np.float32), voice.sample_rate)
     near, far = sing(formant_hz=800), sing(formant_hz=1900)
@@ -170,15 +170,15 @@ def test_warping_undoes_repeated_frames_and_finds_the_cheapest_path() -> None:
     assert (rows[0], columns[0], rows[-1], columns[-1]) == (0, 0, 6, 8)
 
 
-def test_more_noise_means_less_likeness_and_more_distance() -> None:
+def test_more_noise_means_less_similarity_and_more_distance() -> None:
     voice = sing()
     noise = np.random.default_rng(2).normal(size=len(voice.samples)) * voice.samples.std()
-    likeness, distance = [], []
+    found, distance = [], []
     for snr_db in (40, 20, 0):
         noisy = (voice.samples + noise * 10 ** (-snr_db / 20)).astype(np.float32)
-        likeness.append(similarity(voice, Waveform(noisy, 16000)))
+        found.append(similarity(voice, Waveform(noisy, 16000)))
         distance.append(metrics.mel_cepstral_distance(voice, Waveform(noisy, 16000)))
-    assert likeness == sorted(likeness, reverse=True)
+    assert found == sorted(found, reverse=True)
     assert distance == sorted(distance)
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auto_voice.errors import MissingDependencyError
-from auto_voice.evaluation import text as text_module
-from auto_voice.evaluation.text import (
+from auto_voice.evaluation import metrics
+from auto_voice.evaluation.metrics import (
     aligned_words,
     character_errors,
     normalise_text,
@@ -110,6 +110,6 @@ def test_a_missing_extra_is_named_with_its_install_command(
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    text_module._whisper_normaliser.cache_clear()
+    metrics._whisper_normaliser.cache_clear()
     with pytest.raises(MissingDependencyError, match=r"auto-voice\[eval\]"):
         word_errors("a", "b")

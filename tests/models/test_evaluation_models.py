@@ -198,7 +198,7 @@ def test_quality_agrees_with_speechmos(weights_registry: ModelRegistry) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_recogniser_hears_the_tale_of_two_cities(weights_registry: ModelRegistry) -> None:
     pytest.importorskip("faster_whisper")
-    from auto_voice.evaluation.text import word_errors
+    from auto_voice.evaluation.metrics import word_errors
 
     model = weights_registry.load("recogniser_base")
     heard = model.transcribe(speech(weights_registry, "sample_two_cities")[: 12 * RATE])

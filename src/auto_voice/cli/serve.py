@@ -254,8 +254,8 @@ class PairJudge:
 
     def words_kept(self, source: Path, converted: Path) -> float:
         """1 - word error rate of what is recognised in ``converted``, not below 0."""
+        from auto_voice.evaluation.metrics import word_errors
         from auto_voice.evaluation.scoring import JudgedRecording
-        from auto_voice.evaluation.text import word_errors
 
         judges = self._loaded(("similarity", "quality", "pitch", "signal"))
         counts = word_errors(

@@ -36,9 +36,10 @@ SPEAKERS: Mapping[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "sample_clone_test": ((0.0, 4.2), (0.0, 4.2)),
     "sample_beckett": ((0.0, 10.0), (0.0, 10.0)),
 }
-# How much worse a figure may be than the stored one before the gate fails, in the metric's own unit
-# (rates as fractions). Where the sources begin 50 ms later, which is no other sound, SECS moves by
-# 0.0003, SECS2 by 0.012, WER by two of 112 words, DNSMOS by 0.01, the F0 correlation by 0.004.
+# How much worse a figure may be than the stored one before the gate fails, in the metric's own
+# unit (rates as fractions). Where the sources begin 50 ms later, which is no other sound, SECS
+# moves by 0.0003, SECS2 by 0.012, WER by two of 112 words, DNSMOS by 0.01 and the F0 correlation
+# by 0.004.
 MARGINS: Mapping[str, float] = {
     "secs": 0.02,
     "secs2": 0.03,

@@ -17,6 +17,7 @@ from auto_voice.audio.pitch import extract_pitch
 from auto_voice.errors import AudioError, MissingDependencyError
 from auto_voice.evaluation.comparison import COMPARISON_HEADER, Comparison, comparison_rows
 from auto_voice.evaluation.history import LogEntry, Shortfall
+from auto_voice.evaluation.metrics import aligned_words
 from auto_voice.evaluation.plots import (
     pitch_plot,
     player_audio,
@@ -28,7 +29,6 @@ from auto_voice.evaluation.plots import (
 from auto_voice.evaluation.results import METRICS, Evaluation, PairScore, metric_columns
 from auto_voice.evaluation.statistics import Estimate
 from auto_voice.evaluation.tables import ROLES, figure, interval, title, verification_lines
-from auto_voice.evaluation.text import aligned_words
 from auto_voice.types import Waveform
 
 # Longer recordings are cut in the players: MP3 takes about 8 kB a second.

@@ -49,23 +49,23 @@ METRICS: Mapping[str, Metric] = {
     m.key: m
     for m in (
         Metric("secs", "SECS", "", "up", 3, ("speaker",),
-               "likeness to the target, cosine of GE2E embeddings; converters see such an "
-               "embedding, so it flatters them"),
+               "speaker similarity to the target, cosine of GE2E embeddings; converters see "
+               "such an embedding, so it flatters them"),
         Metric("secs2", "SECS2", "", "up", 3, ("speaker2",),
-               "likeness to the target by an independent encoder"),
-        Metric("source_similarity", "Likeness to source", "", "down", 3, ("speaker",),
+               "speaker similarity to the target by an independent d-vector encoder"),
+        Metric("source_similarity", "Similarity to source", "", "down", 3, ("speaker",),
                "how much of the source's voice is left (GE2E)"),
-        Metric("source_similarity2", "Likeness to source 2", "", "down", 3, ("speaker2",),
+        Metric("source_similarity2", "Similarity to source 2", "", "down", 3, ("speaker2",),
                "the same by the independent encoder"),
         Metric("unconverted_secs", "Unconverted SECS", "", "", 3, ("speaker",),
-               "source against target: what doing nothing scores"),
+               "source against target: the score of doing nothing"),
         Metric("unconverted_secs2", "Unconverted SECS2", "", "", 3, ("speaker2",),
                "the same by the independent encoder"),
         Metric("wer", "WER", "%", "down", 1, ("recogniser",),
                "words lost, added or changed, of all words", ("word_edits", "words")),
         Metric("unconverted_wer", "Unconverted WER", "%", "", 1, ("recogniser",),
-               "the source itself against the same words, heard a tenth of a second later where "
-               "they are its own: what the recogniser is unsure of",
+               "the source itself against the same words, played a tenth of a second later where "
+               "they are its own transcript: how unsure the recogniser is",
                ("unconverted_edits", "words")),
         Metric("cer", "CER", "%", "down", 1, ("recogniser",),
                "characters lost, added or changed", ("character_edits", "characters")),

@@ -18,10 +18,10 @@ from auto_voice.audio.pitch_octaves import without_leaps
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
 from auto_voice.evaluation.judges import Judges
+from auto_voice.evaluation.metrics import character_errors, normalise_text, word_errors
 from auto_voice.evaluation.pairs import Pair
 from auto_voice.evaluation.results import Evaluation, PairScore, estimate_all, machine
 from auto_voice.evaluation.statistics import RESAMPLES, SEED
-from auto_voice.evaluation.text import character_errors, normalise_text, word_errors
 from auto_voice.models.quality_model import Quality
 from auto_voice.types import FloatArray, Pitch, Waveform
 
