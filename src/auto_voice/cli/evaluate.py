@@ -188,6 +188,61 @@ def trials(path: Path, as_json: bool, **options: Any) -> None:
         )
 
 
+@evaluate.command("leakage")
+@click.argument("folder", type=FILE)
+@click.option("--pairs", type=click.IntRange(min=1), default=24, show_default=True)
+@click.option("--content-encoder", metavar="MODEL", help="NAME[@VERSION].")
+@click.option("--converter", metavar="MODEL", help="NAME[@VERSION].")
+@click.option("--vocoder", metavar="MODEL", help="NAME[@VERSION].")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Draw no progress.")
+@judge_options
+def leakage(folder: Path, pairs: int, as_json: bool, quiet: bool, **options: Any) -> None:
+    """What of a source's throat comes through: FOLDER holds aligned parallel speech that
+    `autovoice train corpus` made, of sentences and timbres that nothing was trained on.
+
+    The same sentence is converted to a voice from the voice's own recording and from another
+    timbre's; durations and F0 are equal, so the difference in speaker similarity is the content's.
+
+    \b
+    autovoice evaluate leakage parallel/ --pairs 24
+    """
+    import tempfile
+    from dataclasses import asdict
+
+    from auto_voice.evaluation.leakage import measure, pipeline_parts, read_trials
+    from auto_voice.evaluation.tables import ROLES
+    from auto_voice.inference.voice_conversion_pipeline import (
+        PipelineConfig,
+        VoiceConversionPipeline,
+    )
+
+    listed = read_trials(folder, pairs)
+    registry = _registry(options)
+    chosen = ("content_encoder", "converter", "vocoder")
+    config = PipelineConfig(
+        adaptation_steps=0, **{k: options[k] for k in chosen if options[k] is not None}
+    )
+    made_by = VoiceConversionPipeline(config, model_registry=registry)
+    options["without"] = ("words", "quality", "pitch", "signal")
+    judges = judges_for(options, registry)
+    with (
+        tempfile.TemporaryDirectory(prefix="autovoice-") as scratch,
+        quiet_progress("converting", hidden=quiet or as_json) as progress,
+    ):
+        convert, encoders = pipeline_parts(made_by, judges, Path(scratch))
+        found = measure(listed, convert, encoders, progress)
+    if as_json:
+        figures = {r: {k: asdict(v) for k, v in row.items()} for r, row in found.items()}
+        click.echo(json.dumps({"models": dict(judges.pins), "leakage": figures}))
+        return
+    for role, row in found.items():
+        cells = "  ".join(
+            f"{k} {v.value:.3f} ({v.low:.3f} to {v.high:.3f})" for k, v in row.items()
+        )
+        click.echo(f"{ROLES[role]}: {cells}")
+
+
 @evaluate.command("history")
 @click.argument("log", type=FILE)
 @click.option("--html", type=FILE, help="Write the trends as a page.")
