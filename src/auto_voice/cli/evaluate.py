@@ -17,6 +17,7 @@ from auto_voice.cli.judging import (
     convert_and_score,
     judge_options,
     judges_for,
+    registry_for,
     resample_option,
     stage_options,
 )
@@ -191,9 +192,7 @@ def trials(path: Path, as_json: bool, **options: Any) -> None:
 @evaluate.command("leakage")
 @click.argument("folder", type=FILE)
 @click.option("--pairs", type=click.IntRange(min=1), default=24, show_default=True)
-@click.option("--content-encoder", metavar="MODEL", help="NAME[@VERSION].")
-@click.option("--converter", metavar="MODEL", help="NAME[@VERSION].")
-@click.option("--vocoder", metavar="MODEL", help="NAME[@VERSION].")
+@stage_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Draw no progress.")
 @judge_options
@@ -218,11 +217,9 @@ def leakage(folder: Path, pairs: int, as_json: bool, quiet: bool, **options: Any
     )
 
     listed = read_trials(folder, pairs)
-    registry = _registry(options)
-    chosen = ("content_encoder", "converter", "vocoder")
-    config = PipelineConfig(
-        adaptation_steps=0, **{k: options[k] for k in chosen if options[k] is not None}
-    )
+    registry = registry_for(options)
+    chosen = ("content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps")
+    config = PipelineConfig(**{k: options[k] for k in chosen if options[k] is not None})
     made_by = VoiceConversionPipeline(config, model_registry=registry)
     options["without"] = ("words", "quality", "pitch", "signal")
     judges = judges_for(options, registry)
