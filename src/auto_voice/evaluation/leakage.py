@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from auto_voice.audio.io import read_audio
-from auto_voice.audio.output import write_audio
+from auto_voice.audio.io import read_audio, write_audio
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation.statistics import Estimate, estimate
 from auto_voice.types import FloatArray, Voice

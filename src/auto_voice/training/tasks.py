@@ -437,7 +437,7 @@ class ConverterTask:
         """
         crops = []
         for _ in range(count):
-            target, source = groups[rng.integers(len(groups))].draw(rng)
+            target, source = groups[int(rng.integers(len(groups)))].draw(rng)
             part = crop(rng, min(target.frames, source.frames), self.frames)
             feature = self.content[rng.integers(len(self.content))]
             voice, log_f0_mean = self._voice(corpus, target, part, rng, feature)
