@@ -17,6 +17,7 @@ from auto_voice.cli.judging import (
     convert_and_score,
     judge_options,
     judges_for,
+    registry_for,
     resample_option,
     stage_options,
 )
@@ -186,6 +187,57 @@ def trials(path: Path, as_json: bool, **options: Any) -> None:
             f"{ROLES[role]} {judges.pins[role]}: equal error rate {100 * v['eer']:.2f} % at "
             f"{v['threshold']:.3f} ({v['same']:.0f} same, {v['different']:.0f} different)"
         )
+
+
+@evaluate.command("leakage")
+@click.argument("folder", type=FILE)
+@click.option("--pairs", type=click.IntRange(min=1), default=24, show_default=True)
+@stage_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Draw no progress.")
+@judge_options
+def leakage(folder: Path, pairs: int, as_json: bool, quiet: bool, **options: Any) -> None:
+    """What of a source's throat comes through: FOLDER holds aligned parallel speech that
+    `autovoice train corpus` made, of sentences and timbres that nothing was trained on.
+
+    The same sentence is converted to a voice from the voice's own recording and from another
+    timbre's; durations and F0 are equal, so the difference in speaker similarity is the content's.
+
+    \b
+    autovoice evaluate leakage parallel/ --pairs 24
+    """
+    import tempfile
+    from dataclasses import asdict
+
+    from auto_voice.evaluation.leakage import measure, pipeline_parts, read_trials
+    from auto_voice.evaluation.tables import ROLES
+    from auto_voice.inference.voice_conversion_pipeline import (
+        PipelineConfig,
+        VoiceConversionPipeline,
+    )
+
+    listed = read_trials(folder, pairs)
+    registry = registry_for(options)
+    chosen = ("content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps")
+    config = PipelineConfig(**{k: options[k] for k in chosen if options[k] is not None})
+    made_by = VoiceConversionPipeline(config, model_registry=registry)
+    options["without"] = ("words", "quality", "pitch", "signal")
+    judges = judges_for(options, registry)
+    with (
+        tempfile.TemporaryDirectory(prefix="autovoice-") as scratch,
+        quiet_progress("converting", hidden=quiet or as_json) as progress,
+    ):
+        convert, encoders = pipeline_parts(made_by, judges, Path(scratch))
+        found = measure(listed, convert, encoders, progress)
+    if as_json:
+        figures = {r: {k: asdict(v) for k, v in row.items()} for r, row in found.items()}
+        click.echo(json.dumps({"models": dict(judges.pins), "leakage": figures}))
+        return
+    for role, row in found.items():
+        cells = "  ".join(
+            f"{k} {v.value:.3f} ({v.low:.3f} to {v.high:.3f})" for k, v in row.items()
+        )
+        click.echo(f"{ROLES[role]}: {cells}")
 
 
 @evaluate.command("history")

@@ -7,7 +7,27 @@ from pathlib import Path
 import click
 
 
-@click.command()
+class _RecipeGroup(click.Group):
+    """``train RECIPE`` means ``train recipe RECIPE``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["recipe", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_RecipeGroup)
+def train() -> None:
+    """Train models by a recipe, and make speech to train them on.
+
+    \b
+    autovoice train recipes/own-speech.yaml --data speech/ --out runs/mine
+    autovoice train corpus sentences.txt --synthesiser kokoro.onnx --vocabulary vocab.json
+      --voices voices/ --out parallel/ --hours 10
+    """
+
+
+@train.command("recipe")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
     "--data", "sources", type=click.Path(path_type=Path), multiple=True, required=True,
@@ -19,7 +39,7 @@ import click
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that compute features.")
 @click.option("--model-dir", type=click.Path(path_type=Path), help="Folder of the models.")
-def train(
+def recipe_(
     recipe: Path,
     sources: tuple[Path, ...],
     name: str | None,
@@ -62,3 +82,48 @@ def train(
         f"Use it: AUTOVOICE_CONFIG={outcome.catalog} autovoice convert SOURCE --voice REFERENCE "
         f"--converter converter_compact@{loaded.name}"
     )
+
+
+@train.command("corpus")
+@click.argument("sentences", type=click.Path(path_type=Path))
+@click.option(
+    "--synthesiser", type=click.Path(path_type=Path), required=True,
+    help="Kokoro as an ONNX graph with the inputs tokens, style and speed.",
+)  # fmt: skip
+@click.option(
+    "--vocabulary", type=click.Path(path_type=Path), required=True,
+    help="JSON of its phoneme symbols.",
+)  # fmt: skip
+@click.option(
+    "--voices", type=click.Path(path_type=Path), required=True,
+    help="Folder of its voices (*.bin).",
+)  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
+@click.option("--hours", type=click.FloatRange(0), default=10.0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=11, show_default=True)
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
+@click.option("-q", "--quiet", is_flag=True, help="Draw no progress.")
+def corpus(
+    sentences: Path,
+    synthesiser: Path,
+    vocabulary: Path,
+    voices: Path,
+    out: Path,
+    hours: float,
+    seed: int,
+    workers: int,
+    quiet: bool,
+) -> None:
+    """Speak SENTENCES (a text file, one a line) in many timbres, aligned frame by frame.
+
+    Each sentence is said in six timbres with the same timing and melody. The folder gets a
+    manifest for each sentence and speech.csv, which --data of a training reads. It is the same
+    whatever the number of workers, and goes on where it stopped. Needs espeak-ng.
+    """
+    from auto_voice.cli.showing import quiet_progress
+    from auto_voice.training.speech_synthesis import Sources, make
+
+    sources = Sources(synthesiser, vocabulary, voices, sentences)
+    with quiet_progress("speaking", hidden=quiet) as progress:
+        recordings, made = make(sources, out, hours, seed=seed, workers=workers, progress=progress)
+    click.echo(f"{recordings} recordings, {made:.2f} h: {out / 'speech.csv'}")

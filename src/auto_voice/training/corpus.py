@@ -16,6 +16,9 @@ from auto_voice.types import FloatArray
 
 # Draws until it is taken that there is no other speaker.
 OTHER_SPEAKER_DRAWS = 100
+# Share of draws that take the speaker's utterance of nearest mean pitch: a timbre of synthetic
+# speech speaks with several prosodies, a person with one.
+NEAREST_PITCH = 0.7
 
 
 @dataclass(eq=False)
@@ -46,12 +49,33 @@ class Speech:
 
 
 @dataclass(eq=False)
+class Aligned:
+    """Recordings that say the same frame for frame.
+
+    Attributes:
+        targets: whose mel may be learnt, from the content of any other.
+        sources: of which only the content is used.
+    """
+
+    targets: list[Speech] = field(default_factory=list)
+    sources: list[Speech] = field(default_factory=list)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Speech, Speech]:
+        """A random target, and another recording to take its content from."""
+        target = self.targets[rng.integers(len(self.targets))]
+        others = [item for item in (*self.targets, *self.sources) if item is not target]
+        return target, others[rng.integers(len(others))]
+
+
+@dataclass(eq=False)
 class Corpus:
     """Utterances with features, grouped by speaker.
 
     Attributes:
         items: those that had features.
         weights: how often a corpus is drawn, relative to its share of frames; missing: 1.
+        parallel: aligned recordings of several speakers.
+        converted: real recordings with what a converter made of them.
     """
 
     items: Sequence[Speech]
@@ -64,8 +88,17 @@ class Corpus:
                 "failures.csv in the output folder says why."
             )
         self.by_speaker: dict[str, list[int]] = defaultdict(list)
+        aligned: defaultdict[str, Aligned] = defaultdict(Aligned)
         for index, item in enumerate(self.items):
-            self.by_speaker[item.utterance.speaker].append(index)
+            utterance = item.utterance
+            if not utterance.source_only:
+                self.by_speaker[utterance.speaker].append(index)
+            if utterance.parallel:
+                group = aligned[utterance.parallel]
+                (group.sources if utterance.source_only else group.targets).append(item)
+        whole = [g for _, g in sorted(aligned.items()) if len(g.targets) + len(g.sources) > 1]
+        self.parallel = [g for g in whole if g.targets and not g.sources]
+        self.converted = [g for g in whole if g.targets and g.sources]
         # A speaker with an hour of speech must not drown one with ten seconds: share by sqrt.
         spoken = {
             speaker: sum(self.items[i].frames for i in indices)
@@ -73,7 +106,9 @@ class Corpus:
         }
         chance = np.array(
             [
-                item.frames
+                0.0
+                if item.utterance.source_only
+                else item.frames
                 / np.sqrt(spoken[item.utterance.speaker])
                 * self.weights.get(item.utterance.corpus, 1.0)
                 for item in self.items
@@ -103,6 +138,15 @@ class Corpus:
         """Another utterance of the same speaker, or the same one where there is no other."""
         others = [i for i in self.by_speaker[item.utterance.speaker] if self.items[i] is not item]
         return self.items[others[rng.integers(len(others))]] if others else item
+
+    def of_like_pitch(self, rng: np.random.Generator, item: Speech) -> Speech:
+        """The same, mostly the one whose mean pitch is nearest: what a voice is like depends on
+        how high it speaks."""
+        others = [i for i in self.by_speaker[item.utterance.speaker] if self.items[i] is not item]
+        if not others or rng.random() >= NEAREST_PITCH:
+            return self.same_speaker(rng, item)
+        found = min(others, key=lambda i: abs(self.items[i].log_f0_mean - item.log_f0_mean))
+        return self.items[found]
 
 
 def crop(rng: np.random.Generator, total: int, length: int) -> slice:

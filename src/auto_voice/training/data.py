@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from auto_voice.audio.formats import READABLE, list_folder
 from auto_voice.errors import TrainingError
+
+SOURCE = "source"
+ROLES = ("", SOURCE)
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,16 @@ class Utterance:
         path: of the recording.
         speaker: unique among all corpora.
         corpus: where it comes from; sampling weights are set by corpus.
+        parallel: recordings of one name say the same with the same timing and F0, frame for frame;
+            empty: there is no such other.
+        source_only: its content may be learnt from, its sound not: it is what a converter made.
     """
 
     path: Path
     speaker: str
     corpus: str
+    parallel: str = ""
+    source_only: bool = False
 
 
 def scan(sources: Sequence[Path]) -> list[Utterance]:
@@ -32,7 +41,8 @@ def scan(sources: Sequence[Path]) -> list[Utterance]:
 
     A folder's direct subfolders name speakers, and recordings right inside it are one speaker
     each, named by their file. A CSV has the columns ``path`` (relative to the CSV or absolute),
-    ``speaker`` (empty: the file is its own speaker) and, if wanted, ``corpus``.
+    ``speaker`` (empty: the file is its own speaker) and, if wanted, ``corpus``, ``parallel`` (a
+    name that aligned recordings share) and ``role`` (``source``: only content is learnt from it).
 
     Raises:
         TrainingError: a source is missing, empty, or a CSV without these columns.
@@ -55,13 +65,18 @@ def hold_out(
     """Training and held-out utterances, chosen by a hash of a name.
 
     The choice depends on nothing but the name, so adding data never moves what is held out into
-    training. Only where the hash would leave one side empty does one name change sides.
+    training. Only where the hash would leave one side empty does one name change sides. Aligned
+    recordings of several speakers are held out by sentence, so that none is on both sides.
 
     Args:
         by: ``speaker``: whole speakers, as every figure of unseen voices needs; ``recording``:
             single recordings, where a network is fitted to a speaker and judged on the same.
     """
-    names = [u.speaker if by == "speaker" else u.path.name for u in utterances]
+    several = _said_by_several(utterances)
+    names = [
+        u.parallel if u.parallel in several else u.speaker if by == "speaker" else u.path.name
+        for u in utterances
+    ]
     rank = {name: _rank(name) for name in names}
     ordered = sorted(rank, key=lambda name: rank[name])
     held = {name for name in ordered if rank[name] < share}
@@ -69,6 +84,15 @@ def hold_out(
         held = (held | {ordered[0]}) - {ordered[-1]}
     pairs = list(zip(utterances, names, strict=True))
     return [u for u, name in pairs if name not in held], [u for u, name in pairs if name in held]
+
+
+def _said_by_several(utterances: Sequence[Utterance]) -> set[str]:
+    """Names of aligned recordings that more than one speaker made."""
+    speakers: defaultdict[str, set[str]] = defaultdict(set)
+    for utterance in utterances:
+        if utterance.parallel:
+            speakers[utterance.parallel].add(utterance.speaker)
+    return {name for name, known in speakers.items() if len(known) > 1}
 
 
 def _rank(name: str) -> float:
@@ -88,9 +112,20 @@ def _from_csv(path: Path) -> list[Utterance]:
     for row in rows:
         recording = path.parent / row["path"]
         corpus = row.get("corpus") or path.stem
+        role = row.get("role") or ""
+        if role not in ROLES:
+            raise TrainingError(
+                f"{path}: the role of {row['path']} is {role!r}; leave it empty, or write "
+                f"{' or '.join(r for r in ROLES if r)}."
+            )
+        parallel = row.get("parallel") or ""
         utterances.append(
-            Utterance(recording, row["speaker"] or f"{corpus}/{recording.stem}", corpus)
-        )
+            Utterance(
+                recording, row["speaker"] or f"{corpus}/{recording.stem}", corpus,
+                # Sentences of two corpora may have one number.
+                f"{path.resolve().parent}/{parallel}" if parallel else "", role == SOURCE,
+            )
+        )  # fmt: skip
     return utterances
 
 

@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from auto_voice.audio.envelope import with_envelope
+from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.io import read_audio
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel
@@ -38,6 +39,7 @@ from auto_voice.models.whisper_encoder import (
     WhisperShape,
 )
 from auto_voice.training.data import Utterance
+from auto_voice.training.perturbation import Pauses, perturbed_copy
 from auto_voice.types import FloatArray
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ VERSION = 2
 # Playback speeds of the content encoder's training input: pitch and formants move together.
 SPEEDS = (0.86, 1.0, 1.16)
 MIN_SECONDS, MAX_SECONDS = 0.8, 29.5
+# Names of the features that hold the content of perturbed copies begin so.
+PERTURBED = "perturbed_"
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Models:
         content_space: file that ``fit_content_space`` wrote.
         layers: of the teacher.
         envelope, cepstra: whether the content ends with those.
+        pauses: share of recordings that get silence around them and a noise floor.
+        perturbed: copies with other formants whose content is computed, too.
     """
 
     model_dir: Path
@@ -66,6 +72,8 @@ class Models:
     layers: int = 4
     envelope: bool = False
     cepstra: bool = False
+    pauses: float = 0.0
+    perturbed: int = 0
 
 
 def feature_path(folder: Path, utterance: Utterance) -> Path:
@@ -102,9 +110,13 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
         ``mel`` ``(80, frames)`` float16 as the vocoder takes it; ``log_f0`` and ``voiced``
         ``(frames,)`` at its frame rate; ``teacher`` ``(time, dims)`` float16 at 50 Hz;
         ``embedding`` ``(256,)`` of the whole utterance; ``content_mel_<speed>`` ``(80, 2 time)``
-        float16 at 100 Hz for each of ``SPEEDS``.
+        float16 at 100 Hz for each of ``SPEEDS``; ``perturbed_<n>`` ``(time, dims)`` float16, the
+        content of copies with other formants.
     """
-    audio = prepare(utterance)
+    speech = prepare(utterance)
+    # Aligned recordings get the same pauses, or they were aligned no more.
+    pauses = Pauses.draw(_generator(utterance.parallel or utterance.path.name), models.pauses)
+    audio = pauses.insert(speech)
     mel = log_mel(resample(audio, 16000, HIFIGAN_MEL.sample_rate), HIFIGAN_MEL)
     pitch = extract_pitch(audio, 16000)
     log_f0, voiced = align_pitch(pitch, HIFIGAN_MEL.frame_rate, mel.shape[1])
@@ -113,17 +125,36 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
         "mel": mel.astype(np.float16),
         "log_f0": log_f0,
         "voiced": voiced.astype(np.float16),
-        "embedding": speaker.embed_utterance(audio),
+        "embedding": speaker.embed_utterance(speech),
     }
     for speed in SPEEDS:
         # Reading n samples as if they were n / speed plays them faster and higher.
         played = audio if speed == 1.0 else resample(audio, round(16000 * speed), 16000)
         features[f"content_mel_{speed}"] = log_mel(played, CONTENT_MEL).astype(np.float16)
+    features["teacher"] = _content(audio, teacher, space, models).astype(np.float16)
+    rng = _generator(utterance.path.name)
+    for index in range(models.perturbed):
+        played, speed = perturbed_copy(audio, rng)
+        content = interpolate_frames(
+            _content(played, teacher, space, models), 50.0 / speed, 50.0, len(features["teacher"])
+        )
+        features[f"{PERTURBED}{index}"] = content.astype(np.float16)
+    return features
+
+
+def _content(
+    audio: FloatArray, teacher: WhisperEncoder, space: ContentSpace, models: Models
+) -> FloatArray:
+    """``(time, dims)`` at 50 Hz, without the utterance's mean."""
     content = space.project(teacher.features(audio))
     if models.envelope:
-        content = with_envelope(content, features["content_mel_1.0"], models.cepstra)
-    features["teacher"] = _centred(content).astype(np.float16)
-    return features
+        content = with_envelope(content, log_mel(audio, CONTENT_MEL), models.cepstra)
+    return _centred(content)
+
+
+def _generator(name: str) -> np.random.Generator:
+    """Random numbers that a name always has."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
 
 
 def _centred(content: FloatArray) -> FloatArray:

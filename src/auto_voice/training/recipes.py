@@ -33,13 +33,22 @@ class DataRecipe:
         hold_out: share that is validated on and never trained on.
         hold_out_by: ``speaker``, or ``recording`` where one speaker is learnt.
         weights: how often a corpus is drawn, relative to its size; missing: 1.
+        pauses: share of recordings that get silence around them and a noise floor under them.
+        perturbed: copies with other formants whose content is computed, too; see
+            ``ConverterTask``.
     """
 
     hold_out: float = 0.04
     hold_out_by: str = "speaker"
     weights: Mapping[str, float] = field(default_factory=dict)
+    pauses: float = 0.0
+    perturbed: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.pauses <= 1:
+            raise TrainingError(f"data.pauses is a share from 0 to 1, not {self.pauses!r}.")
+        if isinstance(self.perturbed, bool) or not isinstance(self.perturbed, int):
+            raise TrainingError(f"data.perturbed is a whole number, not {self.perturbed!r}.")
         if self.hold_out_by not in ("speaker", "recording"):
             raise TrainingError(
                 f"data.hold_out_by is speaker or recording, not {self.hold_out_by!r}."
@@ -249,7 +258,7 @@ _OLD_KEYS = {
 # Arguments of tasks that the workflow gives.
 _GIVEN = {"corpus", "held_out", "net", "content", "perceptual"}
 # Arguments of tasks that are no larger than 1.
-_SHARES = {"embedding_only", "vtlp", "dropout"}
+_SHARES = {"embedding_only", "vtlp", "dropout", "perturbed"}
 
 
 def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> None:

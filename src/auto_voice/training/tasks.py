@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.mel import HIFIGAN_MEL
+from auto_voice.errors import TrainingError
 from auto_voice.inference.shaping import warp_formants
 from auto_voice.models.converter_model import (
     MEL_MEAN,
@@ -20,8 +21,8 @@ from auto_voice.models.converter_model import (
     pitch_inputs,
     voice_profile,
 )
-from auto_voice.training.corpus import Corpus, Speech, crop, perturb
-from auto_voice.training.features import SPEEDS
+from auto_voice.training.corpus import Aligned, Corpus, Speech, crop, perturb
+from auto_voice.training.features import PERTURBED, SPEEDS
 from auto_voice.training.fine_tuning import GUARD_FRAMES
 from auto_voice.training.losses import AdversarialLoss, PerceptualLosses
 from auto_voice.training.networks.converter import ConverterNet, VoiceCondition
@@ -38,6 +39,8 @@ VTLP_SPREAD = 0.1
 SILENCE = float(np.log(HIFIGAN_MEL.log_floor or 1e-5))
 
 NetT = TypeVar("NetT", bound=nn.Module)
+# Content, pitch inputs and standardised mel of a crop, each ``(frames, …)``, and its voice.
+Crop: TypeAlias = "tuple[FloatArray, FloatArray, FloatArray, tuple[FloatArray, ...]]"
 
 
 class Task(Protocol[NetT]):
@@ -153,6 +156,13 @@ class ConverterTask:
             nearer to the source they are than the target is.
         perceptual: losses by a frozen recogniser and speaker encoder, where ``content_loss`` or
             ``speaker_loss`` is set.
+        parallel: crops in a step, besides ``batch``, whose content comes from one timbre of aligned
+            parallel speech and whose target is the mel of another: nothing in the content tells
+            whose mel is wanted.
+        back_translated: crops in a step, besides those, whose content comes from what a converter
+            made of a real recording and whose target is that recording.
+        perturbed: share of the crops in their own voice whose content is that of a copy with other
+            formants, where there is one.
     """
 
     def __init__(
@@ -175,8 +185,21 @@ class ConverterTask:
         content_loss: float = 0.0,
         speaker_loss: float = 0.0,
         perceptual: PerceptualLosses | None = None,
+        parallel: int = 0,
+        back_translated: int = 0,
+        perturbed: float = 0.0,
     ) -> None:
         self.model = ConverterNet(**net)
+        self.parallel, self.back_translated, self.perturbed = parallel, back_translated, perturbed
+        for count, groups, what in (
+            (parallel, corpus.parallel, "parallel"),
+            (back_translated, corpus.converted, "back_translated"),
+        ):
+            if count and not groups:
+                raise TrainingError(
+                    f"The recipe asks for {what} crops and the speech has none; list aligned "
+                    "recordings with the column parallel, or leave it out."
+                )
         self.cross_speaker = cross_speaker
         self.content_loss, self.speaker_loss = content_loss, speaker_loss
         self.perceptual = perceptual if cross_speaker and (content_loss or speaker_loss) else None
@@ -191,9 +214,17 @@ class ConverterTask:
         self.vtlp, self.noise, self.cepstral_vtlp = vtlp, noise, cepstral_vtlp
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        predicted, target, mask = self.forward(self.corpus, rng, self.batch)
-        error = (predicted - target).abs().mean(-1)[mask].mean()
+        crops = self._crops(self.corpus, rng, self.batch)
+        crops += self._aligned_crops(self.corpus, self.corpus.parallel, rng, self.parallel)
+        crops += self._aligned_crops(self.corpus, self.corpus.converted, rng, self.back_translated)
+        predicted, target, mask = self._predict(crops)
+        distance = (predicted - target).abs().mean(-1)
+        error = distance[mask].mean()
         terms = {"loss": error, "l1": error.detach() * MEL_SCALE}
+        if len(crops) > self.batch:
+            aligned = slice(self.batch, None)
+            across = distance.detach()[aligned][mask[aligned]].mean()
+            terms["l1_across_throats"] = across * MEL_SCALE
         if self.adversary is not None:
             self.adversary.to(predicted.device)
             made = torch.where(mask[..., None], predicted, target)
@@ -242,6 +273,16 @@ class ConverterTask:
             detail = _detail(predicted)[mask].mean() / _detail(target)[mask].mean()
             figures[f"l1_{name}"] = float(error) * MEL_SCALE
             figures[f"detail_{name}"] = float(detail)
+        if self.parallel and self.held_out.parallel:
+            # The difference of the two is what the source's throat costs.
+            for name, across in (("same_throat", False), ("across_throats", True)):
+                crops = self._aligned_crops(
+                    self.held_out, self.held_out.parallel, np.random.default_rng(0),
+                    4 * self.batch, across, training=False,
+                )  # fmt: skip
+                predicted, target, mask = self._predict(crops)
+                error = (predicted - target).abs().mean(-1)[mask].mean()
+                figures[f"l1_{name}"] = float(error) * MEL_SCALE
         if self.perceptual is not None:
             _, missed, unlike = self._cross_speaker_crops(
                 self.held_out, np.random.default_rng(0), 4 * self.cross_speaker, plainly=True
@@ -348,9 +389,17 @@ class ConverterTask:
         Args:
             plainly: the one content feature to use, without noise and without VTLP.
         """
+        return self._predict(self._crops(corpus, rng, count, plainly))
+
+    def _crops(
+        self, corpus: Corpus, rng: np.random.Generator, count: int, plainly: str | None = None
+    ) -> list[Crop]:
+        """Random crops of speech in its own voice; ``plainly`` as for :meth:`forward`."""
         features_used = self.content if plainly is None else (plainly,)
-        vtlp, noise = (self.vtlp, self.noise) if plainly is None else (0.0, 0.0)
-        content, pitch, target, voices = [], [], [], []
+        vtlp, noise, perturbed = (
+            (self.vtlp, self.noise, self.perturbed) if plainly is None else (0.0, 0.0, 0.0)
+        )
+        crops = []
         for item in corpus.draw(rng, count):
             part = crop(rng, item.frames, self.frames)
             feature = features_used[rng.integers(len(features_used))]
@@ -360,10 +409,48 @@ class ConverterTask:
             features = item.features
             log_f0 = features["log_f0"][part] + np.float32(np.log(factor))
             voiced = features["voiced"][part].astype(np.float32)
-            content.append(self._content_input(item, part, rng, feature, noise))
-            pitch.append(pitch_inputs(log_f0, voiced, log_f0_mean))
-            target.append(standardise(_warped(features["mel"][:, part], factor)))
-            voices.append(voice)
+            source = feature
+            copies = [
+                n for n in features if n.startswith(PERTURBED) and n[len(PERTURBED) :].isdigit()
+            ]
+            if perturbed and copies and rng.random() < perturbed:
+                source = copies[rng.integers(len(copies))]
+            content = self._content_input(item, part, rng, source, noise)
+            mel = standardise(_warped(features["mel"][:, part], factor))
+            crops.append((content, pitch_inputs(log_f0, voiced, log_f0_mean), mel, voice))
+        return crops
+
+    def _aligned_crops(
+        self,
+        corpus: Corpus,
+        groups: Sequence[Aligned],
+        rng: np.random.Generator,
+        count: int,
+        across: bool = True,
+        training: bool = True,
+    ) -> list[Crop]:
+        """Random crops of aligned recordings.
+
+        Args:
+            across: whether the content is that of another recording than the mel.
+        """
+        crops = []
+        for _ in range(count):
+            target, source = groups[int(rng.integers(len(groups)))].draw(rng)
+            part = crop(rng, min(target.frames, source.frames), self.frames)
+            feature = self.content[rng.integers(len(self.content))]
+            voice, log_f0_mean = self._voice(corpus, target, part, rng, feature)
+            noise = self.noise if training else 0.0
+            content = self._content_input(source if across else target, part, rng, feature, noise)
+            log_f0 = target.features["log_f0"][part]
+            voiced = target.features["voiced"][part].astype(np.float32)
+            mel = standardise(target.features["mel"][:, part].T)
+            crops.append((content, pitch_inputs(log_f0, voiced, log_f0_mean), mel, voice))
+        return crops
+
+    def _predict(self, crops: Sequence[Crop]) -> tuple[Tensor, Tensor, Tensor]:
+        """Mels ``(batch, frames, bands)``, predicted and true, and which frames count."""
+        content, pitch, target, voices = zip(*crops, strict=True)
         device = _device(self.model)
         condition = _stack_voices(voices, device)
         predicted = self.model(_pad(content, device), _pad(pitch, device), condition).float()
@@ -383,7 +470,10 @@ class ConverterTask:
         Args:
             factor: that every frequency of the voice is moved by.
         """
-        other = corpus.same_speaker(rng, item)
+        # Where timbres speak in several prosodies, the reference should mostly be of a like one.
+        aligned = bool(item.utterance.parallel)
+        draw = corpus.of_like_pitch if aligned else corpus.same_speaker
+        other = draw(rng, item)
         frames = np.arange(other.frames)
         if other is item:
             hidden = (frames >= part.start - GUARD_FRAMES) & (frames < part.stop + GUARD_FRAMES)

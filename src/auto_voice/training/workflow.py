@@ -209,8 +209,9 @@ class Workflow:
             )  # fmt: skip
         self.say(f"Features of {len(utterances)} recordings")
         models = features.Models(
-            self.registry.model_dir, target, wanted.layers, shape.envelope, shape.cepstra
-        )
+            self.registry.model_dir, target, wanted.layers, shape.envelope, shape.cepstra,
+            self.recipe.data.pauses, self.recipe.data.perturbed,
+        )  # fmt: skip
         self.registry.pull("speaker_encoder")
         failures = features.extract(utterances, self.folder / "features", models, self.workers)
         if failures:

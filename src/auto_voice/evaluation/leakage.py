@@ -1,0 +1,159 @@
+"""Content leakage: what of the speaker similarity is lost because the content comes from another
+throat, all else equal.
+
+On aligned parallel speech one sentence is said in several timbres with the same durations and F0.
+It is converted to one of these voices twice, from that voice's own recording and from another's;
+both results should be equally like the voice. What the second is less is what the content features
+bring along of the source's vocal tract.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from auto_voice.audio.io import read_audio, write_audio
+from auto_voice.errors import EvaluationError
+from auto_voice.evaluation.statistics import Estimate, estimate
+from auto_voice.types import FloatArray, Voice
+
+if TYPE_CHECKING:
+    from auto_voice.evaluation.judges import Judges
+    from auto_voice.evaluation.metrics import Embedder
+    from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
+
+Embed = Callable[[Path], FloatArray]
+"""A recording to a unit vector of its speaker."""
+Convert = Callable[[Path, Path], Path]
+"""Source and reference to the recording of the conversion."""
+COLUMNS = ("real", "own", "other", "leakage", "unconverted")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One sentence in one voice.
+
+    Attributes:
+        own: the voice saying the sentence.
+        other: another timbre saying it, aligned with ``own``.
+        reference: the voice saying another sentence.
+    """
+
+    own: Path
+    other: Path
+    reference: Path
+
+
+def read_trials(folder: Path, count: int, seed: int = 1) -> list[Trial]:
+    """``count`` random trials of a corpus of aligned parallel speech, each of another voice as
+    long as there are such.
+
+    Args:
+        folder: holds ``speech.csv`` with the columns path, speaker and parallel.
+
+    Raises:
+        EvaluationError: no such list, or no voice with two sentences.
+    """
+    listed = folder / "speech.csv"
+    try:
+        with listed.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise EvaluationError(
+            f"{listed} cannot be read ({error.strerror}); name a folder that "
+            "`autovoice train corpus` made."
+        ) from error
+    spoken: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
+    aligned: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
+    for row in rows:
+        if not row.get("parallel"):
+            continue
+        spoken[row["speaker"]].append(row)
+        aligned[row["parallel"]].append(row)
+    rng = np.random.default_rng(seed)
+    voices = [
+        name
+        for name, own in sorted(spoken.items())
+        if len({r["parallel"] for r in own}) > 1
+        and any(len(aligned[r["parallel"]]) > 1 for r in own)
+    ]
+    if not voices:
+        raise EvaluationError(f"{listed} names no voice with two sentences that others say, too.")
+    order = [voices[i] for i in rng.permutation(len(voices))]
+    trials = []
+    for turn in range(count):
+        own = spoken[order[turn % len(order)]]
+        candidates = [r for r in own if len(aligned[r["parallel"]]) > 1]
+        chosen = candidates[rng.integers(len(candidates))]
+        others = [r for r in aligned[chosen["parallel"]] if r is not chosen]
+        references = [r for r in own if r["parallel"] != chosen["parallel"]]
+        picks = (
+            chosen,
+            others[rng.integers(len(others))],
+            references[rng.integers(len(references))],
+        )
+        trials.append(Trial(*(folder / row["path"] for row in picks)))
+    return trials
+
+
+def measure(
+    trials: Sequence[Trial],
+    convert: Convert,
+    encoders: Mapping[str, Embed],
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, dict[str, Estimate]]:
+    """Speaker similarity to the reference, by encoder.
+
+    Returns:
+        For each encoder ``real`` (the voice's own recording), ``own`` (converted from it),
+        ``other`` (converted from another timbre), ``leakage`` (their difference) and
+        ``unconverted`` (the other timbre itself), each with its interval.
+    """
+    scores: dict[str, list[tuple[float, ...]]] = {name: [] for name in encoders}
+    for number, trial in enumerate(trials):
+        made = [convert(source, trial.reference) for source in (trial.own, trial.other)]
+        for name, embed in encoders.items():
+            target = embed(trial.reference)
+            real, own, other, source = (
+                float(embed(path) @ target) for path in (trial.own, *made, trial.other)
+            )
+            scores[name].append((real, own, other, own - other, source))
+        if progress:
+            progress(number + 1, len(trials))
+    return {
+        name: {column: estimate([row[i] for row in rows]) for i, column in enumerate(COLUMNS)}
+        for name, rows in scores.items()
+    }
+
+
+def pipeline_parts(
+    pipeline: VoiceConversionPipeline, judges: Judges, scratch: Path
+) -> tuple[Convert, dict[str, Embed]]:
+    """How a pipeline converts, each voice cloned once, and how the judges embed a recording.
+
+    Args:
+        scratch: folder for the conversions.
+    """
+    voices: dict[Path, Voice] = {}
+
+    def convert(source: Path, reference: Path) -> Path:
+        if reference not in voices:
+            voices[reference] = pipeline.clone([read_audio(reference)])
+        made = pipeline.convert(read_audio(source), voices[reference]).audio
+        out = scratch / f"{len(list(scratch.iterdir())):05d}.wav"
+        write_audio(out, made)
+        return out
+
+    def embed_with(encoder: Embedder) -> Embed:
+        return lambda path: encoder.embed_utterance(
+            read_audio(path, sample_rate=encoder.sample_rate).samples
+        )
+
+    roles = {"speaker": judges.speaker, "speaker2": judges.speaker2}
+    return convert, {name: embed_with(e) for name, e in roles.items() if e is not None}
