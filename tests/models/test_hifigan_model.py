@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 
 import graph_kit  # noqa: E402
 from auto_voice.models import hifigan_model as hifigan  # noqa: E402
-from auto_voice.training.networks.hifigan import HiFiGANNet  # noqa: E402
+from auto_voice.training.networks.generators import HiFiGANNet  # noqa: E402
 
 SMALL = hifigan.HiFiGANShape(channels=32)
 

@@ -105,7 +105,7 @@ def test_one_busy_client_does_not_starve_another(serve, gated, talk, friend):
 
 def test_work_stops_within_a_network():
     graph_kit = pytest.importorskip("graph_kit")
-    from auto_voice.training.networks.hifigan import HiFiGANNet
+    from auto_voice.training.networks.generators import HiFiGANNet
 
     control = CancellationToken()
     shape = HiFiGANShape(channels=64)

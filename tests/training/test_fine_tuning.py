@@ -25,7 +25,7 @@ from auto_voice.training.fine_tuning import (
     _leave_out,
     fine_tune,
 )
-from auto_voice.training.networks.converter import ConverterNet
+from auto_voice.training.networks.generators import ConverterNet
 from auto_voice.types import Content, Pitch, Voice
 from auto_voice.voices.blending import blend_voices
 from graph_kit import converter as stage

@@ -16,8 +16,8 @@ from auto_voice.models.content_model import ContentShape  # noqa: E402
 from auto_voice.models.converter_model import ConverterShape  # noqa: E402
 from auto_voice.models.runtime import graphs  # noqa: E402
 from auto_voice.training import export_graphs  # noqa: E402
-from auto_voice.training.networks.converter import ConverterNet, VoiceCondition  # noqa: E402
 from auto_voice.training.networks.encoders import ContentNet  # noqa: E402
+from auto_voice.training.networks.generators import ConverterNet, VoiceCondition  # noqa: E402
 
 NEEDED = {graphs.graph_name(*pair): pair for pair in export_graphs.needed(
     export_graphs.catalog_versions()

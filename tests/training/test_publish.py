@@ -12,8 +12,8 @@ import torch
 from auto_voice.errors import ModelLoadError, VoiceError
 from auto_voice.models import ModelRegistry
 from auto_voice.models.converter_model import REFERENCE_FRAMES, thin
-from auto_voice.training.networks.converter import ConverterNet
 from auto_voice.training.networks.encoders import ContentNet
+from auto_voice.training.networks.generators import ConverterNet
 from auto_voice.training.publish import publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.trainer import Schedule

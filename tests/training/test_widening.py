@@ -9,8 +9,8 @@ import torch
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.models.converter_model import PITCH_SIZE, PROFILE_SIZE
 from auto_voice.models.whisper_encoder import ContentSpace
-from auto_voice.training.networks.converter import ConverterNet, VoiceCondition
 from auto_voice.training.networks.encoders import ContentNet
+from auto_voice.training.networks.generators import ConverterNet, VoiceCondition
 from auto_voice.training.networks.loading import grow_converter, widen_content, widen_converter
 
 NARROW, WIDE, FRAMES, REFERENCE = 6, 10, 40, 30

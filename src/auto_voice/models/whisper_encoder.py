@@ -20,7 +20,7 @@ from auto_voice.audio.mel import CONTENT_MEL, MelSpec, log_mel
 from auto_voice.errors import ModelLoadError
 from auto_voice.models.content_model import CentredEncoder
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.runtime.ctranslate2_file import read_ctranslate2
+from auto_voice.models.runtime.checkpoints import read_ctranslate2
 from auto_voice.models.runtime.graphs import SUFFIX, bound_network, read_graph
 from auto_voice.models.runtime.sessions import Network
 from auto_voice.models.runtime.weights import Array, is_safetensors, map_safetensors

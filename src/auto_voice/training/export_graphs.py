@@ -40,9 +40,8 @@ from auto_voice.models.runtime.graphs import (
 from auto_voice.models.runtime.sessions import Network
 from auto_voice.models.speaker_encoder import SpeakerShape
 from auto_voice.models.whisper_encoder import WhisperShape
-from auto_voice.training.networks.converter import ConverterNet, VoiceCondition
 from auto_voice.training.networks.encoders import ContentNet, HuBERTNet, SpeakerNet, WhisperNet
-from auto_voice.training.networks.hifigan import HiFiGANNet
+from auto_voice.training.networks.generators import ConverterNet, HiFiGANNet, VoiceCondition
 
 # LayerNormalization is one operation from here on, and every provider knows so much.
 OPSET = 17

@@ -26,8 +26,8 @@ from torch.nn import Module
 
 from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
 from auto_voice.models.converter_model import CompactConverter, pitch_inputs
-from auto_voice.training.networks.converter import ConverterNet, VoiceCondition
-from auto_voice.training.networks.convnext import ConvNeXtBlock, Dropout
+from auto_voice.training.networks.encoders import ConvNeXtBlock, Dropout
+from auto_voice.training.networks.generators import ConverterNet, VoiceCondition
 from auto_voice.training.networks.loading import with_weights
 from auto_voice.types import Voice
 

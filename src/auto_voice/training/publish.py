@@ -21,8 +21,8 @@ from auto_voice.models.runtime.graphs import SUFFIX
 from auto_voice.models.whisper_encoder import WhisperShape
 from auto_voice.training.export_graphs import export
 from auto_voice.training.features import teacher_graph
-from auto_voice.training.networks.converter import ConverterNet
 from auto_voice.training.networks.encoders import ContentNet
+from auto_voice.training.networks.generators import ConverterNet
 from auto_voice.training.recipes import Recipe
 
 LICENCE = "MIT"

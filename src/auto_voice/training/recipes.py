@@ -15,8 +15,8 @@ import yaml
 
 from auto_voice.errors import TrainingError
 from auto_voice.models.registry.catalog_schema import version_problem
-from auto_voice.training.networks.converter import ConverterNet
 from auto_voice.training.networks.encoders import ContentNet
+from auto_voice.training.networks.generators import ConverterNet
 from auto_voice.training.networks.loading import GROWS
 from auto_voice.training.tasks import ContentTask, ConverterTask
 from auto_voice.training.trainer import Schedule

@@ -25,8 +25,8 @@ from auto_voice.training.corpus import Aligned, Corpus, Speech, crop, perturb
 from auto_voice.training.features import PERTURBED, SPEEDS
 from auto_voice.training.fine_tuning import GUARD_FRAMES
 from auto_voice.training.losses import AdversarialLoss, PerceptualLosses
-from auto_voice.training.networks.converter import ConverterNet, VoiceCondition
 from auto_voice.training.networks.encoders import ContentNet
+from auto_voice.training.networks.generators import ConverterNet, VoiceCondition
 from auto_voice.types import FloatArray, Mel
 
 CONTENT_RATE = 50.0

@@ -34,8 +34,8 @@ from auto_voice.training import features, losses
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.data import Utterance, hold_out, scan
 from auto_voice.training.export_graphs import as_network
-from auto_voice.training.networks.converter import ConverterNet
 from auto_voice.training.networks.encoders import ContentNet
+from auto_voice.training.networks.generators import ConverterNet
 from auto_voice.training.networks.loading import (
     GROWS,
     content_net,

@@ -1,10 +1,4 @@
-"""Files of ``torch.save``, read without torch and without running anything in them.
-
-A checkpoint is a pickle beside raw numbers. The pickle may name a handful of things that describe
-tensors and containers; every other name refuses the file. What it describes is checked against the
-numbers that are there: a tensor lies within its storage and is no larger, and storages are as long
-as they say and do not share bytes.
-"""
+"""Checkpoints of torch and CTranslate2 as arrays; nothing of them is executed."""
 
 from __future__ import annotations
 
@@ -15,7 +9,7 @@ import struct
 import tarfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
@@ -24,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.errors import ModelLoadError, UnsafeFileError
+from auto_voice.types import FloatArray
 
 Array: TypeAlias = NDArray[Any]
 
@@ -323,3 +318,40 @@ class _Resolver:
             )
             self._tensors[tensor] = np.array(view, order="C")
         return self._tensors[tensor]
+
+
+_DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+
+
+def read_ctranslate2(path: Path) -> Iterator[tuple[str, FloatArray]]:
+    """Named float arrays of a CTranslate2 model file (format version 6), halves widened."""
+    data = memoryview(path.read_bytes())
+    at = 0
+
+    def take(layout: str) -> int:
+        nonlocal at
+        (value,) = struct.unpack_from(layout, data, at)
+        at += struct.calcsize(layout)
+        return int(value)
+
+    def text() -> str:
+        nonlocal at
+        length = take("<H")
+        value = bytes(data[at : at + length]).rstrip(b"\0").decode()
+        at += length
+        return value
+
+    try:
+        take("<I")
+        text()
+        take("<I")
+        for _ in range(take("<I")):
+            name, rank = text(), take("<B")
+            shape = tuple(take("<I") for _ in range(rank))
+            dtype, size = _DTYPES[take("<B")], take("<I")
+            array = np.frombuffer(data[at : at + size], dtype=dtype).reshape(shape)
+            at += size
+            if array.dtype.kind == "f":
+                yield name, array.astype(np.float32)
+    except (struct.error, KeyError, UnicodeDecodeError, ValueError) as error:
+        raise ModelLoadError(f"{path} is not a CTranslate2 model file: {error}.") from error

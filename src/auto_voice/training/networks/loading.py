@@ -17,8 +17,8 @@ from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import check_fit, weight_file
 from auto_voice.models.runtime.weights import Array, read_weights
 from auto_voice.models.whisper_encoder import WhisperShape, encoder_arrays, read_arrays
-from auto_voice.training.networks.converter import ConverterNet
 from auto_voice.training.networks.encoders import ContentNet, SpeakerNet, WhisperNet
+from auto_voice.training.networks.generators import ConverterNet
 
 NetT = TypeVar("NetT", bound=nn.Module)
 
