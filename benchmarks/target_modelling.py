@@ -21,7 +21,7 @@ import numpy as np
 
 from auto_voice import PipelineConfig, VoiceConversionPipeline
 from auto_voice.audio.io import read_audio, write_audio
-from auto_voice.audio.level import gain_to_speech_level
+from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.evaluation.judges import load_judges
 from auto_voice.evaluation.pairs import Pair, read_test_set

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auto_voice.audio.denoise import denoise
-from auto_voice.audio.loudness import integrated_loudness, true_peak
+from auto_voice.audio.loudness import LoudnessMeter, integrated_loudness, true_peak
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
-from auto_voice.audio.meter import LoudnessMeter
 from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
 from auto_voice.audio.pitch_octaves import repaired
 from auto_voice.errors import AudioContentError, ConfigError

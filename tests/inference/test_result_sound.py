@@ -9,15 +9,17 @@ import pytest
 from auto_voice.inference.sample_source import MemoryTape
 
 from audio_signals import speech_like as syllables
-from auto_voice.audio.level import rumble_reach, without_rumble
 from auto_voice.audio.loudness import (
     LIMITER_REACH_SAMPLES,
+    LoudnessMeter,
     integrated_loudness,
     limited,
+    rumble_reach,
+    speech_loudness,
     true_peak,
+    without_rumble,
 )
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
-from auto_voice.audio.meter import LoudnessMeter, speech_loudness
 from auto_voice.audio.resample import resample
 from auto_voice.inference import PipelineConfig
 from auto_voice.inference.analysis import background_notes, high_notes, pauses

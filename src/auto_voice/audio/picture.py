@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from auto_voice.audio.level import gain_to_speech_level
+from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.audio.resample import resample

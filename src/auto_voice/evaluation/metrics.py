@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from auto_voice.audio.level import gain_to_speech_level
+from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.errors import EvaluationError, MissingDependencyError

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from auto_voice.audio.denoise import denoise
 from auto_voice.audio.frames import sustained
-from auto_voice.audio.level import SPEECH_DBFS, active_level, rumble_reach, without_rumble
+from auto_voice.audio.loudness import SPEECH_DBFS, active_level, rumble_reach, without_rumble
 from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, SAMPLE_RATE, extract_pitch
 from auto_voice.audio.pitch_octaves import meant
 from auto_voice.audio.quality import LONG_DECAY_SECONDS, MUSIC_SHARE, decay_time, tonal_background

@@ -15,8 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from auto_voice.audio.loudness import CEILING_DBTP, LIMITER_REACH_SAMPLES, limited
-from auto_voice.audio.meter import LoudnessMeter, speech_loudness
+from auto_voice.audio.loudness import (
+    CEILING_DBTP,
+    LIMITER_REACH_SAMPLES,
+    LoudnessMeter,
+    limited,
+    speech_loudness,
+)
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
 from auto_voice.errors import AudioContentError

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from auto_voice.audio.level import without_rumble
+from auto_voice.audio.loudness import without_rumble
 from auto_voice.errors import ModelLoadError
 from auto_voice.inference.analysis import Analysis, pauses
 from auto_voice.inference.breath import aperiodicity, scatter

@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.level import without_rumble
+from auto_voice.audio.loudness import without_rumble
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.audio.resample import resample
 from auto_voice.types import FloatArray, Mel

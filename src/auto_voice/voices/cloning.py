@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.audio.frames import interpolate_frames
-from auto_voice.audio.level import gain_to_speech_level
+from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import SAMPLE_RATE, align_pitch, extract_pitch, log_f0_statistics
 from auto_voice.audio.pitch_octaves import repaired
