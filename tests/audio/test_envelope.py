@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from scipy.fft import dct
 
-from auto_voice.audio.envelope import (
+from auto_voice.audio.mel import (
     BANDS,
     CEPSTRA,
     CEPSTRA_SIZE,
+    CONTENT_MEL,
     ENVELOPE_SIZE,
     FLOOR,
     SCALE,
@@ -17,9 +18,9 @@ from auto_voice.audio.envelope import (
     band_envelope,
     cepstra,
     cepstral_warp,
+    log_mel,
     with_envelope,
 )
-from auto_voice.audio.mel import CONTENT_MEL, log_mel
 
 RATE = CONTENT_MEL.sample_rate
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from auto_voice.audio.harmonics import harmonic_template
-from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
+from auto_voice.audio.mel import HIFIGAN_MEL, harmonic_template, log_mel
 
 RATE = HIFIGAN_MEL.sample_rate
 

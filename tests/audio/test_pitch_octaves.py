@@ -10,7 +10,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from auto_voice.audio.pitch_octaves import meant, repaired, without_leaps
+from auto_voice.audio.pitch_octaves import (
+    corrected,
+    corrected_by_sound,
+    without_octave_errors,
+)
 from auto_voice.evaluation.metrics import pitch_agreement
 from auto_voice.types import FloatArray, Pitch
 
@@ -24,20 +28,22 @@ def _melody(slips: slice = slice(0, 0), octaves: float = -1.0) -> Pitch:
 
 def test_slipped_frames_are_left_out_and_no_others() -> None:
     slipped = _melody(slice(200, 215))
-    kept = without_leaps(slipped)
+    kept = without_octave_errors(slipped)
     expected = slipped.voiced.copy()
     expected[200:215] = False
     np.testing.assert_array_equal(kept.voiced, expected)
     np.testing.assert_array_equal(kept.f0_hz, slipped.f0_hz)
     clean = _melody()
-    np.testing.assert_array_equal(without_leaps(clean).voiced, clean.voiced)
+    np.testing.assert_array_equal(without_octave_errors(clean).voiced, clean.voiced)
 
 
 def test_a_slip_on_the_source_does_not_count_and_one_in_the_conversion_does() -> None:
     right, slipped = _melody(), _melody(slice(200, 215))
     assert pitch_agreement(slipped, right).correlation < 0.9
-    assert pitch_agreement(without_leaps(slipped), right).correlation == pytest.approx(1, abs=1e-6)
-    assert pitch_agreement(without_leaps(right), slipped).correlation < 0.9
+    assert pitch_agreement(without_octave_errors(slipped), right).correlation == pytest.approx(
+        1, abs=1e-6
+    )
+    assert pitch_agreement(without_octave_errors(right), slipped).correlation < 0.9
 
 
 RATE = 16000
@@ -72,28 +78,34 @@ def test_creak_is_left_and_a_slip_is_folded_back(
 ) -> None:
     level, leapt = _melody(), _melody(stretch)
     creaky, plain = beside(_pulses(leapt)), beside(_pulses(level))
-    np.testing.assert_array_equal(meant(leapt, _reader(creaky), RATE).f0_hz, leapt.f0_hz)
-    np.testing.assert_allclose(meant(leapt, _reader(plain), RATE).f0_hz, level.f0_hz, rtol=1e-5)
+    np.testing.assert_array_equal(
+        corrected_by_sound(leapt, _reader(creaky), RATE).f0_hz, leapt.f0_hz
+    )
+    np.testing.assert_allclose(
+        corrected_by_sound(leapt, _reader(plain), RATE).f0_hz, level.f0_hz, rtol=1e-5
+    )
     doubled = _melody(stretch, 1.0)
-    np.testing.assert_allclose(meant(doubled, _reader(plain), RATE).f0_hz, level.f0_hz, rtol=1e-5)
+    np.testing.assert_allclose(
+        corrected_by_sound(doubled, _reader(plain), RATE).f0_hz, level.f0_hz, rtol=1e-5
+    )
 
 
 def test_a_slip_beside_a_creak_is_folded_alone() -> None:
     creaky, heard = _melody(STRETCH), _melody(STRETCH)
     heard.f0_hz[215:225] *= 2
-    fixed = meant(heard, _reader(_pulses(creaky)), RATE)
+    fixed = corrected_by_sound(heard, _reader(_pulses(creaky)), RATE)
     np.testing.assert_allclose(fixed.f0_hz, creaky.f0_hz, rtol=1e-5)
 
 
 def test_where_the_sound_tells_nothing_its_neighbours_do() -> None:
     level, leapt = _melody(), _melody(STRETCH)
     for sound in (np.zeros(8 * RATE), np.zeros(10), np.full(8 * RATE, 0.1)):
-        fixed = meant(leapt, _reader(sound.astype(np.float32)), RATE)
+        fixed = corrected_by_sound(leapt, _reader(sound.astype(np.float32)), RATE)
         np.testing.assert_allclose(fixed.f0_hz, level.f0_hz, rtol=1e-5)
 
 
 def test_a_track_without_voice_stays_without() -> None:
     silent = Pitch(np.zeros(10, np.float32), np.zeros(10, bool), 62.5)
-    assert repaired(silent) is silent
-    assert not meant(silent, _reader(np.zeros(0, np.float32)), RATE).voiced.any()
-    assert not without_leaps(silent).voiced.any()
+    assert corrected(silent) is silent
+    assert not corrected_by_sound(silent, _reader(np.zeros(0, np.float32)), RATE).voiced.any()
+    assert not without_octave_errors(silent).voiced.any()

@@ -9,7 +9,7 @@ from auto_voice.audio.denoise import denoise
 from auto_voice.audio.loudness import LoudnessMeter, integrated_loudness, true_peak
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
-from auto_voice.audio.pitch_octaves import repaired
+from auto_voice.audio.pitch_octaves import corrected
 from auto_voice.errors import AudioContentError, ConfigError
 from auto_voice.inference.analysis import denoised
 from auto_voice.inference.breath import aperiodicity, scatter
@@ -82,7 +82,7 @@ def test_pitch_range_scales_the_melody_and_keeps_its_height(heard):
 
 
 @pytest.mark.parametrize("singing", [False, True])
-def test_slips_are_mended_in_speech_and_songs_are_left_as_they_were_found(
+def test_octave_errors_are_corrected_in_speech_and_songs_are_left_as_they_were_found(
     heard, monkeypatch, singing
 ):
     def flat(pitch, read, sample_rate):
@@ -90,7 +90,7 @@ def test_slips_are_mended_in_speech_and_songs_are_left_as_they_were_found(
         assert sample_rate == 16000
         return Pitch(np.full_like(pitch.f0_hz, 120.0), pitch.voiced, pitch.frame_rate)
 
-    monkeypatch.setattr("auto_voice.inference.analysis.meant", flat)
+    monkeypatch.setattr("auto_voice.inference.analysis.corrected_by_sound", flat)
     _, spread, _ = heard(singing=singing)
     assert (spread > 0.02) == singing
 
@@ -125,7 +125,7 @@ def test_octave_errors_are_folded_back(factor, share):
     rng = np.random.default_rng(1)
     wrong = rng.random(len(true.f0_hz)) < share
     slipped = Pitch(np.where(wrong, factor * true.f0_hz, true.f0_hz), true.voiced, 62.5)
-    fixed = repaired(slipped)
+    fixed = corrected(slipped)
     off = np.abs(np.log(fixed.f0_hz / true.f0_hz))[true.voiced] > 0.1
     assert off.mean() < 0.01
     target = Voice(np.ones(256, np.float32) / 16, log_f0_mean=np.log(200.0), log_f0_std=0.2)
@@ -136,13 +136,13 @@ def test_octave_errors_are_folded_back(factor, share):
 
 def test_a_melody_without_errors_is_left_alone():
     true = melody(3)
-    np.testing.assert_array_equal(repaired(true).f0_hz[true.voiced], true.f0_hz[true.voiced])
+    np.testing.assert_array_equal(corrected(true).f0_hz[true.voiced], true.f0_hz[true.voiced])
     silent = Pitch(true.f0_hz, np.zeros_like(true.voiced), 62.5)
-    assert repaired(silent) is silent
+    assert corrected(silent) is silent
 
 
 def test_the_range_of_the_voice_can_be_taken():
-    pitch = repaired(melody())
+    pitch = corrected(melody())
     target = Voice(np.ones(256, np.float32) / 16, log_f0_mean=5.0, log_f0_std=0.05)
     out, _, _ = moved(pitch, target, Controls(pitch_range="voice"))
     mean, spread = log_f0_statistics(out)
@@ -392,14 +392,14 @@ def test_hand_made_converter_is_untouched_by_default(hand_made, source, referenc
     assert result.summary()["controls"] == {}
 
 
-def test_a_wide_glide_is_no_slip():
+def test_a_wide_glide_is_no_octave_error():
     """From 150 Hz up by 14 semitones and back: nothing leaps, so nothing is folded."""
     rise = np.concatenate([np.zeros(60), np.linspace(0, 14, 40), np.linspace(14, 0, 40)])
     f0 = (150 * 2 ** (rise / 12)).astype(np.float32)
     track = Pitch(f0, np.ones(len(f0), bool), 62.5)
-    np.testing.assert_allclose(repaired(track).f0_hz, f0, rtol=1e-5)
+    np.testing.assert_allclose(corrected(track).f0_hz, f0, rtol=1e-5)
     # The same height reached by a leap for some frames is one.
     slipped = np.full(140, 150.0, np.float32)
     slipped[60:66] = 300.0
     track = Pitch(slipped, np.ones(140, bool), 62.5)
-    np.testing.assert_allclose(repaired(track).f0_hz, 150.0, rtol=1e-5)
+    np.testing.assert_allclose(corrected(track).f0_hz, 150.0, rtol=1e-5)

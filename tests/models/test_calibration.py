@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from auto_voice.audio.envelope import envelope_size, with_envelope
 from auto_voice.audio.level import gain_to_speech_level
-from auto_voice.audio.mel import CONTENT_MEL, log_mel
+
+from auto_voice.audio.mel import CONTENT_MEL, envelope_size, log_mel, with_envelope
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
 from auto_voice.models.base import ContentEncoder
 from auto_voice.models.calibration import AdaptedEncoder, Adapter, fit_adapter

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 import graph_kit
-from auto_voice.audio.envelope import CEPSTRA_SIZE, ENVELOPE_SIZE, band_envelope
-from auto_voice.audio.mel import CONTENT_MEL, log_mel
+from auto_voice.audio.mel import CEPSTRA_SIZE, CONTENT_MEL, ENVELOPE_SIZE, band_envelope, log_mel
 from auto_voice.errors import ModelLoadError
 from auto_voice.models.runtime.checkpoints import read_ctranslate2
 from auto_voice.models.whisper_encoder import (

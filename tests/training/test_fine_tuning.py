@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from auto_voice import load_voice, save_voice
-from auto_voice.audio.envelope import CEPSTRA_SIZE
+from auto_voice.audio.mel import CEPSTRA_SIZE
 from auto_voice.errors import MissingDependencyError, VoiceError
 from auto_voice.models import converter_model
 from auto_voice.training import fine_tuning

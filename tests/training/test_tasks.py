@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from auto_voice.audio.envelope import CEPSTRA_SIZE, cepstral_warp
+from auto_voice.audio.mel import CEPSTRA_SIZE, cepstral_warp
 from auto_voice.errors import TrainingError
 from auto_voice.inference.shaping import band_centres
 from auto_voice.training.corpus import Corpus, crop

@@ -1,4 +1,10 @@
-"""Mel spectrograms: the one definition of each that training and inference share."""
+"""Mel spectrograms and features of them: one definition of each for training and inference.
+
+Content encoders see the envelopes of four bands beside their own features: listeners follow speech
+from those alone (Shannon et al. 1995), and so wide a band tells little of the speaker. Cepstra
+(Davis & Mermelstein 1980) tell more of both, so they are warped at random in training, as if the
+vocal tract had another length.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.audio.frames import framed, spectra
+from auto_voice.audio.pitch import F_MAX_HZ, F_MIN_HZ
 from auto_voice.types import FloatArray
+
+# Equal shares of the bands of ``CONTENT_MEL``: up to about 0.7, 1.9, 4 and 8 kHz.
+BANDS = 4
+# Values a frame of 20 ms: each band in its first and in its second 10 ms.
+ENVELOPE_SIZE = 2 * BANDS
+# Log power that counts as silence at the networks' level; middle and spread of speech above it.
+FLOOR, CENTRE, SCALE = -14.0, -10.0, 3.0
+# Cosines over ``CONTENT_MEL``: the harmonics of a voice lie beyond, up to an F0 of 300 Hz.
+CEPSTRA = 20
+# Values a frame of 20 ms, as for the envelope.
+CEPSTRA_SIZE = 2 * CEPSTRA
+# Standard deviation of each cepstrum in speech.
+SPREADS = np.array(
+    [20, 10.5, 5.5, 4.9, 3.9, 3, 2.8, 2.7, 2.3, 2.2, 2, 2, 1.8, 1.8, 1.7, 1.6, 1.5, 1.4, 1.4, 1.3],
+    np.float32,
+)
+# Resolution of the table of harmonic templates: a fifth of a semitone.
+STEPS_PER_OCTAVE = 60
+# Linear: the side lobes of a real window and the noise of real voices lie about here, -40 dB,
+# between two harmonics.
+HARMONIC_FLOOR = 1e-2
 
 
 @dataclass(frozen=True)
@@ -158,3 +186,125 @@ def _window(spec: MelSpec) -> FloatArray:
     window = np.pad(hann, (before, spec.n_fft - spec.win_samples - before))
     window.flags.writeable = False
     return window
+
+
+def band_envelope(mel: FloatArray) -> FloatArray:
+    """``CONTENT_MEL`` ``(80, 2 * frames)`` at 100 Hz to ``(frames, ENVELOPE_SIZE)`` at 50 Hz.
+
+    A frame holds the bands of its first 10 ms, then of its second.
+    """
+    frames = mel.shape[1] // 2
+    power = np.exp(mel[:, : 2 * frames].astype(np.float32))
+    level = np.log(power.reshape(BANDS, -1, 2 * frames).mean(1) + 1e-12)
+    scaled = (np.maximum(level, FLOOR) - CENTRE) / SCALE
+    return np.ascontiguousarray(scaled.T.reshape(frames, ENVELOPE_SIZE), np.float32)
+
+
+def cepstra(mel: FloatArray) -> FloatArray:
+    """``CONTENT_MEL`` ``(80, 2 * frames)`` at 100 Hz to ``(frames, CEPSTRA_SIZE)`` at 50 Hz.
+
+    A frame holds those of its first 10 ms, then of its second, each over its spread.
+    """
+    frames = mel.shape[1] // 2
+    heard = np.maximum(mel[:, : 2 * frames].astype(np.float32), FLOOR)
+    scaled = _cosines(len(mel)) @ heard / SPREADS[:, None]
+    return np.ascontiguousarray(scaled.T.reshape(frames, CEPSTRA_SIZE), np.float32)
+
+
+def cepstral_warp(factor: float) -> FloatArray:
+    """``(CEPSTRA_SIZE, CEPSTRA_SIZE)``, by which cepstra are multiplied from the right.
+
+    They become those of bands read at ``factor`` times their index, of a shorter vocal tract where
+    it is below one: the same factor in Hz below 1 kHz, a growing one above, as bands lie on the mel
+    scale.
+    """
+    bands = CONTENT_MEL.bands
+    position = np.clip(np.arange(bands) * factor, 0, bands - 1)
+    reading = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(bands)))
+    cosines = _cosines(bands) / SPREADS[:, None]
+    back = (_cosines(bands) * SPREADS[:, None]).T
+    once = (cosines @ reading @ back).T
+    out: FloatArray = np.kron(np.eye(2), once).astype(np.float32)
+    return out
+
+
+def random_warp(rng: np.random.Generator, spread: float) -> FloatArray:
+    """``cepstral_warp`` by a factor whose log has this spread."""
+    return cepstral_warp(float(np.exp(rng.normal(0, spread))))
+
+
+def envelope_size(envelope: bool, cepstra: bool) -> int:
+    """Features that ``with_envelope`` adds."""
+    return ENVELOPE_SIZE * envelope + CEPSTRA_SIZE * cepstra
+
+
+def with_envelope(features: FloatArray, mel: FloatArray, with_cepstra: bool = False) -> FloatArray:
+    """``(frames, dims)`` followed by the envelope, and by the cepstra where they are wanted.
+
+    Args:
+        mel: ``CONTENT_MEL`` of the same sound, ``(80, at least 2 * frames)``.
+    """
+    mel = mel[:, : 2 * len(features)]
+    parts = [features, band_envelope(mel)]
+    return np.concatenate([*parts, cepstra(mel)] if with_cepstra else parts, axis=1)
+
+
+@lru_cache(maxsize=2)
+def _cosines(bands: int) -> FloatArray:
+    """``(CEPSTRA, bands)`` orthonormal: the first rows of a DCT-II."""
+    out = np.cos(np.pi / bands * np.arange(CEPSTRA)[:, None] * (np.arange(bands) + 0.5))
+    out *= np.sqrt(2 / bands)
+    out[0] /= np.sqrt(2)
+    return np.asarray(out, np.float32)
+
+
+def harmonic_template(log_f0: FloatArray, voiced: FloatArray) -> FloatArray:
+    """Log-mel of a harmonic series over that of white noise of the same power, per frame.
+
+    Each harmonic is a line seen through the Hann window of ``HIFIGAN_MEL``; equal amplitudes.
+    Networks add an envelope to it instead of drawing every harmonic by themselves.
+
+    Args:
+        log_f0: ``(frames,)`` ln(Hz).
+        voiced: ``(frames,)`` in [0, 1]; the template is scaled by it.
+
+    Returns:
+        ``(frames, 80)`` float32, natural log.
+    """
+    table = _template_table()
+    position = (np.asarray(log_f0, np.float64) / np.log(2.0) - np.log2(F_MIN_HZ)) * STEPS_PER_OCTAVE
+    position = np.clip(position, 0, len(table) - 1)
+    before = position.astype(np.int64)
+    after = np.minimum(before + 1, len(table) - 1)
+    share = (position - before)[:, None].astype(np.float32)
+    mixed = table[before] * (1 - share) + table[after] * share
+    return np.asarray(mixed * np.asarray(voiced, np.float32)[:, None], np.float32)
+
+
+@lru_cache(maxsize=1)
+def _template_table() -> FloatArray:
+    """``(steps, 80)``: the template at every sixtieth of an octave."""
+    spec = HIFIGAN_MEL
+    bank = mel_filters(spec).astype(np.float64)
+    bins = np.arange(spec.n_fft // 2 + 1) * spec.sample_rate / spec.n_fft
+    steps = int(np.ceil(np.log2(F_MAX_HZ / F_MIN_HZ) * STEPS_PER_OCTAVE)) + 1
+    rows = np.empty((steps, spec.bands), np.float32)
+    for index in range(steps):
+        f0 = F_MIN_HZ * 2 ** (index / STEPS_PER_OCTAVE)
+        harmonics = np.arange(1, int(spec.f_max_hz / f0) + 2) * f0
+        offset = (bins[:, None] - harmonics) * spec.n_fft / spec.sample_rate
+        magnitude = np.sqrt(np.square(_hann_lobe(offset)).sum(1))
+        # A line carries the power that white noise spreads over f0: the comb's mean square is 1.
+        magnitude /= np.sqrt(np.mean(np.square(magnitude[bins < spec.f_max_hz])))
+        level = (bank @ magnitude) / bank.sum(1)
+        rows[index] = np.log(np.maximum(level, HARMONIC_FLOOR))
+    rows.flags.writeable = False
+    return rows
+
+
+def _hann_lobe(bins: np.ndarray) -> np.ndarray:
+    """Magnitude of the Hann window's transform, in bins from its centre, 1 at the centre."""
+    # sin(pi x) / (pi x) / (1 - x^2), whose limit at |x| = 1 is one half.
+    near_one = np.isclose(np.abs(bins), 1.0)
+    safe = np.where(near_one, 0.0, bins)
+    return np.abs(np.where(near_one, 0.5, np.sinc(safe) / (1 - safe**2)))

@@ -14,14 +14,17 @@ import numpy as np
 
 from auto_voice.audio.frames import runs, sustained
 from auto_voice.audio.resample import resample
-from auto_voice.types import BoolArray, FloatArray, Pitch
+from auto_voice.types import SPEECH_RATE, BoolArray, FloatArray, Pitch
 
-SAMPLE_RATE = 16000
+# Frames a second of SwiftF0, which hops 256 samples at 16 kHz.
 FRAME_RATE = 62.5
+# From a low bass to a soprano's high C; the network reaches from 46.875 to 2093.75 Hz.
 F_MIN_HZ, F_MAX_HZ = 50.0, 1100.0
+# Of the network, from 0 to 1; higher ones lose the ends of voiced stretches.
 VOICED_CONFIDENCE = 0.5
 # What is done to the detector's track; a part of its name as a judge, so change it with that.
 PITCH_RULES = "no-lasting-hum"
+# Mains hum of the two grids of the world, and how far the detector strays from a line.
 MAINS_HZ = (50.0, 60.0)
 MAINS_WIDTH_HZ = 1.25
 # Mains hum stands still: hardly a voice stays so near one of these for 128 ms.
@@ -49,10 +52,10 @@ def extract_pitch(samples: FloatArray, sample_rate: int) -> Pitch:
     Mains hum is no voice: where the detector follows it, in the pauses, the frame is unvoiced. A
     note that is held on 50 or 60 Hz is one, as it begins and ends where hum goes on.
     """
-    at_16k = resample(samples, sample_rate, SAMPLE_RATE)
+    at_16k = resample(samples, sample_rate, SPEECH_RATE)
     if len(at_16k) == 0:
         return Pitch(np.zeros(0, np.float32), np.zeros(0, np.bool_), FRAME_RATE)
-    found = _detector().detect(at_16k, SAMPLE_RATE, fmin=F_MIN_HZ, fmax=F_MAX_HZ)
+    found = _detector().detect(at_16k, SPEECH_RATE, fmin=F_MIN_HZ, fmax=F_MAX_HZ)
     voiced = np.asarray(found.confidence) >= VOICED_CONFIDENCE
     f0 = np.asarray(found.pitch_hz, dtype=np.float32)
     return Pitch(f0, voiced & ~_hum(f0, at_16k), FRAME_RATE)
@@ -87,7 +90,7 @@ def _line_strength(at_16k: FloatArray, line_hz: float, frames: int) -> FloatArra
     """``(frames,)`` amplitude at one frequency."""
     held = at_16k[: frames * _HOP_SAMPLES]
     held = np.pad(held, (0, frames * _HOP_SAMPLES - len(held)))
-    turned = held * np.exp(-2j * np.pi * line_hz / SAMPLE_RATE * np.arange(len(held)))
+    turned = held * np.exp(-2j * np.pi * line_hz / SPEECH_RATE * np.arange(len(held)))
     window = np.hanning(LINE_FRAMES + 2)[1:-1]
     sums, weight = turned.reshape(frames, -1).mean(axis=1), np.ones(frames)
     reach = LINE_FRAMES // 2
@@ -98,11 +101,11 @@ def _line_strength(at_16k: FloatArray, line_hz: float, frames: int) -> FloatArra
 def _rich(at_16k: FloatArray, f0_hz: float) -> bool:
     """Whether one period is like the next above the harmonics that hum has."""
     spectrum = np.fft.rfft(at_16k)
-    hz = np.fft.rfftfreq(len(at_16k), 1 / SAMPLE_RATE)
+    hz = np.fft.rfftfreq(len(at_16k), 1 / SPEECH_RATE)
     spectrum[(hz < RICH_HZ[0]) | (hz > RICH_HZ[1])] = 0
     band = np.fft.irfft(spectrum, len(at_16k))
     power = float(np.square(band).sum())
-    lag = round(SAMPLE_RATE / f0_hz)
+    lag = round(SPEECH_RATE / f0_hz)
     best = max(float(band[n:] @ band[:-n]) for n in range(lag - 2, lag + 3))
     return power > 0 and best > RICH_CORRELATION * power
 

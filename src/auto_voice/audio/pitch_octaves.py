@@ -1,8 +1,9 @@
-"""Frames of a pitch track that lie an octave from the voice: creak, and slips of the detector.
+"""Octave errors of a pitch track: frames that lie an octave from the voice.
 
-In creak the vocal folds open at every other beat or more seldom, so the sound repeats at half the
-pitch of the voice around it (Gerratt & Kreiman 2001). That is how it was spoken. Where the detector
-slips, the sound repeats as well, or better, at the pitch that was meant.
+Two things put them there. In creak the vocal folds open at every other beat or more seldom, so that
+the sound repeats at half the pitch of the voice around it (Gerratt & Kreiman 2001); that is how it
+was spoken. Or the detector is wrong, and the sound repeats as well, or better, at the octave of the
+voice.
 """
 
 from __future__ import annotations
@@ -15,81 +16,89 @@ from numpy.typing import NDArray
 
 from auto_voice.types import FloatArray, Pitch
 
-SLIP_GAP_FRAMES = 2
-# Around each frame, whose median says in which octave the voice is.
+# Frames of 16 ms without pitch that may lie inside one stretch of errors.
+GAP_FRAMES = 2
+# Around each frame; the median says in which octave the voice is.
 LOCAL_SECONDS = 0.5
+# Of a natural logarithm.
 OCTAVE = float(np.log(2.0))
-# That are listened to, of the lower of two pitches.
+# Octaves from a whole octave within which a frame counts as an error: against the whole recording,
+# whose melody moves, and against the half second around it: two semitones.
+WIDE_SLACK, LOCAL_SLACK = 0.45, 0.17
+# Periods of the lower of two pitches that are compared.
 PERIODS = 4
-# Within which a period may lie.
+# Share of a period by which the best lag may lie beside it.
 TOLERANCE = 0.06
-# That is listened to: below lie hum and offset, above a sample is too long a step of the lag.
+# Hz that are compared: below lie hum and offset, above a sample is too long a step of the lag.
 BAND_HZ = (70.0, 1500.0)
-# By how much the sound must repeat better at the one period than at the other, 1 being exactly.
+# By how much the correlation at the one period must exceed that at the other.
 CLEARLY = 0.1
-# Power of a sample below which there is nothing to hear.
+# Power of a sample below which there is only silence.
 SILENCE = 1e-12
 # Frames whose median decides for the one in their middle.
 VOTERS = 5
 
 
-def meant(pitch: Pitch, read: Callable[[int, int], FloatArray], sample_rate: int) -> Pitch:
-    """The track with slips of the detector folded back and creak left as it was spoken.
+def corrected_by_sound(
+    pitch: Pitch, read: Callable[[int, int], FloatArray], sample_rate: int
+) -> Pitch:
+    """The track with errors of the detector corrected and creak left as it was spoken.
 
-    What :func:`repaired` would fold is folded unless the sound itself repeats clearly better at the
-    pitch that was found. Of 330 frames that lay too low in 160 recordings of many corpora 92 % did,
-    and 1 % of 1 898 frames of plain voice tried at half their pitch. A sound that repeats at one
-    period does so at two of them, so what lies an octave too high is nearly always folded.
+    Each frame that :func:`corrected` would move is moved unless the sound itself repeats clearly
+    better at the pitch that was found. Of 330 frames that lay too low in 160 recordings of many
+    corpora 92 % did, and 1 % of 1 898 frames of plain voice tried at half their pitch. A sound that
+    repeats at one period does so at two of them, so that frames an octave too high are nearly
+    always moved.
 
     Args:
         read: gives samples ``[start, stop)`` of the sound, with no start below 0; less where it has
             no more.
         sample_rate: of these, Hz.
     """
-    folded = repaired(pitch)
-    off = np.flatnonzero(pitch.voiced & (folded.f0_hz != pitch.f0_hz))
-    upwards = folded.f0_hz[off] > pitch.f0_hz[off]
+    target = corrected(pitch)
+    off = np.flatnonzero(pitch.voiced & (target.f0_hz != pitch.f0_hz))
+    upwards = target.f0_hz[off] > pitch.f0_hz[off]
     f0 = pitch.f0_hz.copy()
-    ends = (np.diff(off) > SLIP_GAP_FRAMES) | (np.diff(upwards.astype(np.int8)) != 0)
+    ends = (np.diff(off) > GAP_FRAMES) | (np.diff(upwards.astype(np.int8)) != 0)
     for stretch in np.split(off, np.flatnonzero(ends) + 1):
         votes = np.array([
             _preference(
-                float(pitch.f0_hz[frame]), float(folded.f0_hz[frame]),
+                float(pitch.f0_hz[frame]), float(target.f0_hz[frame]),
                 frame / pitch.frame_rate, read, sample_rate,
             )
             for frame in stretch
         ])  # fmt: skip
         reach = VOTERS // 2
         medians = [np.median(votes[max(0, i - reach) : i + reach + 1]) for i in range(len(votes))]
-        slipped = stretch[np.array(medians, np.float64) <= CLEARLY]
-        f0[slipped] = folded.f0_hz[slipped]
+        wrong = stretch[np.array(medians, np.float64) <= CLEARLY]
+        f0[wrong] = target.f0_hz[wrong]
     return Pitch(f0, pitch.voiced, pitch.frame_rate)
 
 
-def repaired(pitch: Pitch) -> Pitch:
-    """The track with frames that lie an octave from the voice folded back.
+def corrected(pitch: Pitch) -> Pitch:
+    """The track with frames that lie an octave from the voice brought to its octave.
 
-    A frame is folded where it lies an octave, give or take two semitones, from the median of the
+    A frame is moved where it lies an octave, give or take two semitones, from the median of the
     half second around it, itself pulled towards the median of the whole, and where the track leapt
-    to get there: the detector slips for a few frames, a voice creaks for some or for a whole word,
+    to get there: the detector errs for a few frames, a voice creaks for some or for a whole word,
     but one that rises an octave glides.
     """
     known = np.flatnonzero(pitch.voiced)
     if len(known) == 0:
         return pitch
-    heard = np.log(pitch.f0_hz[known].astype(np.float64))
-    log_f0 = _folded(heard, np.full(len(heard), _centre(heard)), slack=0.45)
+    found = np.log(pitch.f0_hz[known].astype(np.float64))
+    log_f0 = _in_octave_of(found, np.full(len(found), _centre(found)), slack=WIDE_SLACK)
     reach = round(LOCAL_SECONDS / 2 * pitch.frame_rate)
-    log_f0 = _folded(log_f0, _running_median(log_f0, known, reach), slack=0.17)
+    log_f0 = _in_octave_of(log_f0, _running_median(log_f0, known, reach), slack=LOCAL_SLACK)
     f0 = pitch.f0_hz.copy()
-    f0[known] = np.exp(_only_leaps(heard, log_f0, known))
+    f0[known] = np.exp(_only_leaps(found, log_f0, known))
     return Pitch(f0, pitch.voiced, pitch.frame_rate)
 
 
-def without_leaps(pitch: Pitch) -> Pitch:
-    """The track with frames that :func:`repaired` would fold counted as unvoiced."""
-    leapt = pitch.voiced & (repaired(pitch).f0_hz != pitch.f0_hz)
-    return Pitch(pitch.f0_hz, pitch.voiced & ~leapt, pitch.frame_rate)
+def without_octave_errors(pitch: Pitch) -> Pitch:
+    """The track with frames that :func:`corrected` would move counted as unvoiced."""
+    wrong = pitch.voiced & (corrected(pitch).f0_hz != pitch.f0_hz)
+    return Pitch(pitch.f0_hz, pitch.voiced & ~wrong, pitch.frame_rate)
 
 
 def _preference(
@@ -101,8 +110,8 @@ def _preference(
     sound = read(start, start + size)
     if len(sound) < size:
         sound = read(max(0, start - (size - len(sound))), start + size)
-    heard = _in_band(sound.astype(np.float64), rate)
-    return _repetition(heard, rate / found) - _repetition(heard, rate / other)
+    band = _in_band(sound.astype(np.float64), rate)
+    return _repetition(band, rate / found) - _repetition(band, rate / other)
 
 
 def _in_band(sound: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
@@ -129,17 +138,17 @@ def _repetition(sound: NDArray[np.float64], period: float) -> float:
 
 
 def _only_leaps(
-    heard: NDArray[np.float64], folded: NDArray[np.float64], frames: NDArray[np.int64]
+    found: NDArray[np.float64], target: NDArray[np.float64], frames: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """``folded`` where the track leapt, ``heard`` where a voice just rose or fell far.
+    """``target`` where the track leapt, ``found`` where a voice just rose or fell far.
 
-    A slip or a creak begins or ends with a leap; a melody glides. A stretch between two pauses
+    An error or a creak begins or ends with a leap; a melody glides. A stretch between two pauses
     shows neither, and there only what lies too low is moved: creak halves a pitch, little doubles
     it.
     """
-    out: NDArray[np.float64] = heard.copy()
-    moved = np.abs(folded - heard) > OCTAVE / 2
-    together = np.diff(frames, prepend=frames[0] - SLIP_GAP_FRAMES - 1) <= SLIP_GAP_FRAMES
+    out: NDArray[np.float64] = found.copy()
+    moved = np.abs(target - found) > OCTAVE / 2
+    together = np.diff(frames, prepend=frames[0] - GAP_FRAMES - 1) <= GAP_FRAMES
     edges = np.flatnonzero(
         np.diff(moved, prepend=False, append=False) | ~np.append(together, False)
     )
@@ -147,12 +156,12 @@ def _only_leaps(
         if not moved[start]:
             continue
         leaps = [
-            abs(heard[a] - heard[a - 1]) > OCTAVE / 2
+            abs(found[a] - found[a - 1]) > OCTAVE / 2
             for a in (start, stop)
-            if 0 < a < len(heard) and together[a]
+            if 0 < a < len(found) and together[a]
         ]
-        if any(leaps) if leaps else folded[start] > heard[start]:
-            out[start:stop] = folded[start:stop]
+        if any(leaps) if leaps else target[start] > found[start]:
+            out[start:stop] = target[start:stop]
     return out
 
 
@@ -166,7 +175,7 @@ def _centre(log_f0: NDArray[np.float64]) -> float:
     return float((low + np.argmax(smooth) / 2) * OCTAVE / 12)
 
 
-def _folded(
+def _in_octave_of(
     log_f0: NDArray[np.float64], around: NDArray[np.float64], slack: float
 ) -> NDArray[np.float64]:
     """Values within ``slack`` octaves of a whole octave from ``around``, brought to its octave."""

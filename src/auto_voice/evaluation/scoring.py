@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from auto_voice.audio.io import read_audio
 from auto_voice.audio.pitch import extract_pitch
-from auto_voice.audio.pitch_octaves import without_leaps
+from auto_voice.audio.pitch_octaves import without_octave_errors
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
 from auto_voice.evaluation.judges import Judges
@@ -91,8 +91,8 @@ class JudgedRecording:
 
     @cached_property
     def melody(self) -> Pitch:
-        """``pitch`` without creak and the detector's slips."""
-        return without_leaps(self.pitch)
+        """``pitch`` without creak and octave errors of the detector."""
+        return without_octave_errors(self.pitch)
 
     @cached_property
     def loudness(self) -> float:

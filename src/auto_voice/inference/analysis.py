@@ -17,7 +17,7 @@ from auto_voice.audio.denoise import denoise
 from auto_voice.audio.frames import sustained
 from auto_voice.audio.loudness import SPEECH_DBFS, active_level, rumble_reach, without_rumble
 from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, SAMPLE_RATE, extract_pitch
-from auto_voice.audio.pitch_octaves import meant
+from auto_voice.audio.pitch_octaves import corrected_by_sound
 from auto_voice.audio.quality import LONG_DECAY_SECONDS, MUSIC_SHARE, decay_time, tonal_background
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
@@ -57,7 +57,8 @@ class Analysis:
     gain: factor that brings it to the level that the networks know.
     energies: ``(hops,)``, see :func:`auto_voice.inference.chunking.hop_energies`.
     pitch: of the levelled source, as the detector found it.
-    melody: the same without the detector's slips, see :func:`auto_voice.audio.pitch_octaves.meant`.
+    melody: the same without octave errors of the detector, see
+        :func:`auto_voice.audio.pitch_octaves.corrected_by_sound`.
     """
 
     samples: int
@@ -78,7 +79,8 @@ def analyse(tape: SampleSource) -> Analysis:
     joined = np.concatenate(energies) if energies else np.zeros(0)
     gain = gain_of_energies(joined, hop)
     pitch = pitch_of(tape, gain)
-    return Analysis(len(tape), gain, joined, pitch, meant(pitch, tape.read, tape.sample_rate))
+    melody = corrected_by_sound(pitch, tape.read, tape.sample_rate)
+    return Analysis(len(tape), gain, joined, pitch, melody)
 
 
 def gain_of_energies(energies: NDArray[np.float64], hop_samples: int) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.audio.pitch import F_MAX_HZ, F_MIN_HZ, log_f0_statistics
-from auto_voice.audio.pitch_octaves import OCTAVE, repaired
+from auto_voice.audio.pitch_octaves import OCTAVE, corrected
 from auto_voice.inference.controls import VOICE, Controls
 from auto_voice.types import FloatArray, Pitch, Voice
 
@@ -70,7 +70,7 @@ def _beyond(f0_hz: NDArray[np.float64]) -> list[str]:
 
 def without_creak(pitch: Pitch, controls: Controls) -> Pitch:
     """The track whose mean and spread are a voice's own; a song's leaps are a part of it."""
-    return pitch if controls.singing else repaired(pitch)
+    return pitch if controls.singing else corrected(pitch)
 
 
 def _range_factor(controls: Controls, voice: Voice, spread: float) -> float:

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from auto_voice.audio.envelope import envelope_size, with_envelope
 from auto_voice.audio.loudness import gain_to_speech_level
-from auto_voice.audio.mel import CONTENT_MEL, log_mel
+from auto_voice.audio.mel import CONTENT_MEL, envelope_size, log_mel, with_envelope
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
 from auto_voice.filesystem import atomic_write
 from auto_voice.models.base import ContentEncoder, Converter, PieceEncoder

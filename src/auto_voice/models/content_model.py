@@ -15,9 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from auto_voice.audio.envelope import envelope_size, with_envelope
 from auto_voice.audio.loudness import gain_to_speech_level
-from auto_voice.audio.mel import CONTENT_MEL, log_mel
+from auto_voice.audio.mel import CONTENT_MEL, envelope_size, log_mel, with_envelope
 from auto_voice.errors import ModelLoadError
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import load_network, shape_from

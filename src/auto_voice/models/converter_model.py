@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.audio.frames import interpolate_frames
-from auto_voice.audio.harmonics import harmonic_template
-from auto_voice.audio.mel import HIFIGAN_MEL
+from auto_voice.audio.mel import HIFIGAN_MEL, harmonic_template
 from auto_voice.audio.pitch import NEUTRAL_LOG_F0, align_pitch
 from auto_voice.errors import MissingDependencyError, ModelLoadError, VoiceError
 from auto_voice.models.registry.catalog import ModelVersion

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.envelope import with_envelope
-from auto_voice.audio.mel import CONTENT_MEL, MelSpec, log_mel
+from auto_voice.audio.mel import CONTENT_MEL, MelSpec, log_mel, with_envelope
 from auto_voice.errors import ModelLoadError
 from auto_voice.models.content_model import CentredEncoder
 from auto_voice.models.registry.catalog import ModelVersion

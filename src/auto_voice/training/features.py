@@ -20,11 +20,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from auto_voice.audio.envelope import with_envelope
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.io import read_audio
 from auto_voice.audio.loudness import gain_to_speech_level
-from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel
+from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel, with_envelope
 from auto_voice.audio.pitch import align_pitch, extract_pitch
 from auto_voice.audio.resample import resample
 from auto_voice.errors import AutoVoiceError, TrainingError

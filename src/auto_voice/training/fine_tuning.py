@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module
 
-from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
+from auto_voice.audio.mel import CEPSTRA_SIZE, random_warp
 from auto_voice.models.converter_model import CompactConverter, pitch_inputs
 from auto_voice.training.networks.encoders import ConvNeXtBlock, Dropout
 from auto_voice.training.networks.generators import ConverterNet, VoiceCondition

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from auto_voice.audio.envelope import CEPSTRA_SIZE, random_warp
 from auto_voice.audio.frames import interpolate_frames
-from auto_voice.audio.mel import HIFIGAN_MEL
+from auto_voice.audio.mel import CEPSTRA_SIZE, HIFIGAN_MEL, random_warp
 from auto_voice.errors import TrainingError
 from auto_voice.inference.shaping import warp_formants
 from auto_voice.models.converter_model import (

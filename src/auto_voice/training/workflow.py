@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from auto_voice.audio.envelope import envelope_size
+from auto_voice.audio.mel import envelope_size
 from auto_voice.errors import TrainingError
 from auto_voice.filesystem import read_json, write_json
 from auto_voice.models.content_model import CompactContentEncoder, ContentShape

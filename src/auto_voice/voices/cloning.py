@@ -17,7 +17,7 @@ from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import SAMPLE_RATE, align_pitch, extract_pitch, log_f0_statistics
-from auto_voice.audio.pitch_octaves import repaired
+from auto_voice.audio.pitch_octaves import corrected
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import trim_silence
 from auto_voice.errors import AudioContentError, VoiceError
@@ -74,7 +74,7 @@ def build_voice(
     if seconds < GOOD_SECONDS:
         notes.append(f"The reference holds only {seconds:.1f} s of speech; 5 to 30 s come closer.")
     tracks = [extract_pitch(samples, SAMPLE_RATE) for samples in used]
-    statistics = log_f0_statistics(repaired(_joined(tracks)))
+    statistics = log_f0_statistics(corrected(_joined(tracks)))
     if statistics is None:
         notes.append("No pitch was found in the reference, so the source keeps its own pitch.")
     mean, std = statistics or (None, None)
