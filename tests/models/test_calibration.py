@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from auto_voice.audio.level import gain_to_speech_level
 
+from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, envelope_size, log_mel, with_envelope
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
 from auto_voice.models.base import ContentEncoder

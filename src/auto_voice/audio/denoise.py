@@ -8,9 +8,13 @@ from numpy.typing import NDArray
 from auto_voice.audio.frames import framed, spectra
 from auto_voice.types import FloatArray
 
+# Long enough to part the harmonics of a low voice, short enough for consonants.
 FRAME_SECONDS = 0.032
+# Frames that cover each sample.
 OVERLAP = 4
+# Of the power over time: speech leaves at least so much of the frames to the noise.
 NOISE_QUANTILE = 0.15
+# Share of the estimate that comes from the frame before (Ephraim and Malah use 0.98).
 SMOOTHING = 0.97
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+# Bytes in which every magic number and the text header of NIST files lie.
 HEAD_BYTES = 4096
 # Bytes of a header or of empty padding before the first frame of MP3 and AAC that are searched.
 SEARCH_BYTES = 1 << 16
@@ -258,6 +259,7 @@ _NO_LENGTH = Completeness(0.0, False, "the header does not say how long the reco
 _UNKNOWN_SIZE = 0x7F00_0000
 # A size that is off by some bytes is a slip of the program that wrote it, and below 4 ms of sound.
 _SLACK_BYTES = 64
+# An Ogg page is shorter than this (RFC 3533, section 6: 65 307 bytes).
 _OGG_PAGE_BYTES = 65_536 + 64
 
 

@@ -35,6 +35,7 @@ LOWEST_RATE, HIGHEST_RATE, MOST_CHANNELS = 1000, 1_000_000, 64
 # Share of packets that may fail to decode before a recording counts as damaged. Joined MP3 files
 # have tags between them that are no sound.
 DAMAGED_SHARE = 0.02
+# Decoded at once where channels are judged: 1.5 s at 44.1 kHz.
 _BLOCK_FRAMES = 1 << 16
 # The first ten minutes decide how channels are mixed.
 _SCAN_SECONDS = 600.0

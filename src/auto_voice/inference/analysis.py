@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from auto_voice.audio.denoise import denoise
 from auto_voice.audio.frames import sustained
 from auto_voice.audio.loudness import SPEECH_DBFS, active_level, rumble_reach, without_rumble
-from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, SAMPLE_RATE, extract_pitch
+from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, extract_pitch
 from auto_voice.audio.pitch_octaves import corrected_by_sound
 from auto_voice.audio.quality import LONG_DECAY_SECONDS, MUSIC_SHARE, decay_time, tonal_background
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
 from auto_voice.inference.chunking import hop_energies, hop_size
 from auto_voice.inference.inputs import SampleSource
-from auto_voice.types import FloatArray, Pitch
+from auto_voice.types import SPEECH_RATE, FloatArray, Pitch
 
 # 10 s, margins included. All blocks are equally long: the detector's runtime keeps memory for
 # each length that it meets.
@@ -156,7 +156,7 @@ def pitch_of(tape: SampleSource, gain: float) -> Pitch:
             high = min(math.floor(frames_in_all), PITCH_BLOCK_FRAMES)
         stop = len(tape) if last else round(high * samples_per_frame)
         block = tape.read(round(low * samples_per_frame), stop) * np.float32(gain)
-        found = extract_pitch(resample(block, rate, SAMPLE_RATE), SAMPLE_RATE)
+        found = extract_pitch(resample(block, rate, SPEECH_RATE), SPEECH_RATE)
         kept = slice(start - low, None if last else start + core - low)
         f0.append(found.f0_hz[kept])
         voiced.append(found.voiced[kept])
@@ -233,21 +233,21 @@ def high_notes(samples: FloatArray, sample_rate: int) -> float:
     Nearly all sound of such a note lies in one narrow peak above the range or in its harmonics,
     and nothing lies below it, which holds of no vowel that is spoken and of no hiss.
     """
-    at_16k = resample(samples, sample_rate, SAMPLE_RATE)
+    at_16k = resample(samples, sample_rate, SPEECH_RATE)
     size, hop = 1024, 512
     if len(at_16k) < size:
         return 0.0
     frames = np.lib.stride_tricks.sliding_window_view(at_16k, size)[::hop]
     power = np.square(np.abs(np.fft.rfft(frames * np.hanning(size))))
     total = power.sum(axis=1)
-    bin_hz = SAMPLE_RATE / size
+    bin_hz = SPEECH_RATE / size
     first = power[:, : round(0.9 * F_MAX_HZ / bin_hz)].sum(axis=1)
     low, high = round(F_MAX_HZ / bin_hz) - 1, round(2.5 * F_MAX_HZ / bin_hz)
     peak = power[:, low:high].argmax(axis=1) + low
     near = np.stack([power[np.arange(len(peak)), peak + d] for d in range(-3, 4)]).sum(axis=0)
     loud = total > 1e-3 * np.percentile(total, 99)
     found = loud & (first < 0.01 * total) & (near > 0.4 * total)
-    return float(sustained(found, 3).sum()) * hop / SAMPLE_RATE
+    return float(sustained(found, 3).sum()) * hop / SPEECH_RATE
 
 
 def speech_bounds(tape: SampleSource) -> tuple[int, int] | None:
