@@ -27,6 +27,7 @@ from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import align_pitch, extract_pitch
 from auto_voice.audio.resample import resample
 from auto_voice.errors import AutoVoiceError, TrainingError
+from auto_voice.filesystem import atomic_write
 from auto_voice.models.base import SpeakerEncoderStage
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.runtime.graphs import FOLDER, SUFFIX, graph_name
@@ -171,9 +172,9 @@ def _store(
             failed[utterance.path] = str(error)
             continue
         target = feature_path(folder, utterance)
-        partial = target.with_suffix(f".{os.getpid()}.part")
-        save_file({k: np.ascontiguousarray(v) for k, v in features.items()}, partial)
-        partial.replace(target)
+        # What is lost in a power cut is computed again.
+        with atomic_write(target, durable=False) as temporary:
+            save_file({k: np.ascontiguousarray(v) for k, v in features.items()}, temporary)
     return len(utterances), failed
 
 
@@ -235,6 +236,5 @@ def fit_content_space(
             "check them with: autovoice inspect FILE"
         )
     space = begins.widened(features, dims) if begins else ContentSpace.fit(features, dims)
-    partial = target.with_suffix(f".{os.getpid()}.part")
-    save_file(vars(space), partial)
-    partial.replace(target)
+    with atomic_write(target) as temporary:
+        save_file(vars(space), temporary)

@@ -13,7 +13,6 @@ there from the vocoder's.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 from auto_voice.audio.mel import GE2E_MEL, HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
 from auto_voice.errors import TrainingError
+from auto_voice.filesystem import atomic_write
 from auto_voice.models.whisper_encoder import (
     OUTLIER,
     SHIFT_SAMPLES,
@@ -252,9 +252,8 @@ def stored_maps(path: Path, recordings: Iterable[FloatArray]) -> dict[str, Float
     """Those that ``path`` holds; fitted and stored there where it is missing or damaged."""
     with suppress(FileNotFoundError, SafetensorError):
         return load_file(path)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    save_file(fit_maps(recordings), partial)
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        save_file(fit_maps(recordings), temporary)
     return load_file(path)
 
 

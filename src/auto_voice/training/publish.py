@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 from torch import nn
 
+from auto_voice.filesystem import atomic_write
 from auto_voice.models.content_model import CompactContentEncoder, ContentShape
 from auto_voice.models.converter_model import ConverterShape
 from auto_voice.models.registry.catalog import ModelVersion
@@ -154,10 +155,9 @@ def _record(path: Path) -> dict[str, Any]:
 
 def _write(net: nn.Module, path: Path, version: str) -> None:
     halves = {key: value.detach().half().contiguous() for key, value in net.state_dict().items()}
-    partial = path.with_suffix(".part")
-    # One key only: safetensors writes several in random order, which would change the hash.
-    save_file(halves, partial, metadata={"version": version})
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        # One key only: safetensors writes several in random order, which would change the hash.
+        save_file(halves, temporary, metadata={"version": version})
 
 
 def _card(recipe: Recipe, figures: Mapping[str, float], speakers: int, hours: float) -> str:

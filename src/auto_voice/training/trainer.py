@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from auto_voice.errors import MissingDependencyError, TrainingError
+from auto_voice.filesystem import atomic_write
 from auto_voice.training.tasks import NetT, Task
 
 log = logging.getLogger(__name__)
@@ -180,9 +180,9 @@ class Trainer(Generic[NetT]):
             )  # fmt: skip
 
     def _store(self, path: Path) -> None:
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        save_file({name: values.contiguous() for name, values in self.average.items()}, partial)
-        partial.replace(path)
+        with atomic_write(path) as temporary:
+            arrays = {name: values.contiguous() for name, values in self.average.items()}
+            save_file(arrays, temporary)
 
     def validate(self) -> dict[str, float]:
         """Held-out figures of the averaged network."""
@@ -202,9 +202,8 @@ class Trainer(Generic[NetT]):
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
             "extra": self._extra_state(), "best": self.best, "stale": self.stale,
         }  # fmt: skip
-        partial = self.folder / f"checkpoint.{os.getpid()}.part"
-        torch.save(state, partial)
-        partial.replace(self.folder / "checkpoint.pt")
+        with atomic_write(self.folder / "checkpoint.pt") as temporary:
+            torch.save(state, temporary)
 
     def _step(self) -> dict[str, float]:
         # Each step has its own generator, so a resumed run draws what the whole one would have.
