@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 
 # Read and written at a time, in bytes.
 CHUNK_BYTES = 1 << 20
+# What every file system takes as one name; 120 characters leave room for a temporary name's ending.
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,119}")
+# Names that Windows opens as devices, whatever ending follows.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # Longest wait for another process, in seconds: it may be fetching a large model over a slow line.
@@ -38,13 +40,18 @@ LOCK_TIMEOUT_S = 3600.0
 _SAY_AFTER_S = 2.0
 
 
+def is_device_name(name: str) -> bool:
+    """Whether Windows would open a device by this name."""
+    return _RESERVED.fullmatch(name) is not None
+
+
 def check_name(name: str, what: str) -> str:
     """``name`` unchanged if it is a plain file name on every platform.
 
     Raises:
         UnsafeFileError: a separator, ``..``, a hidden or reserved name, a trailing dot.
     """
-    if not SAFE_NAME.fullmatch(name) or name.endswith(".") or _RESERVED.fullmatch(name):
+    if not SAFE_NAME.fullmatch(name) or name.endswith(".") or is_device_name(name):
         raise UnsafeFileError(
             f"{what} {name!r} is not a safe file name: use letters, digits and . _ + - "
             "(at most 120 characters, no leading or trailing dot, no Windows device name)."
@@ -66,7 +73,7 @@ def check_sha256(text: str) -> str:
 
 
 def sha256_file(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """Hex sha256 of a file; ``on_bytes`` hears how many bytes each step read."""
+    """Hex sha256 of a file; ``on_bytes`` is told how many bytes each step read."""
     digest = hashlib.sha256()
     buffer = bytearray(CHUNK_BYTES)
     view = memoryview(buffer)

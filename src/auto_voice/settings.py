@@ -204,37 +204,34 @@ def _megabytes(raw: Any) -> int:
     return int(raw)
 
 
-def _user_cache() -> Path:
-    """Where each platform keeps what can be fetched again."""
-    # Three lines of platformdirs, whose import alone would take as long as creating a registry.
+def user_folder(name: str, *, cache: bool = False) -> Path:
+    """Where the platform keeps what a program made for its user and the user would miss.
+
+    Args:
+        name: of the folder inside ours.
+        cache: it can be fetched again, so it belongs where caches are.
+    """
+    # A few lines of platformdirs, whose import alone would take as long as creating a registry.
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData/Local") / "auto_voice/Cache/models"
+        base = (Path(local) if local else Path.home() / "AppData/Local") / "auto_voice"
+        return base / "Cache" / name if cache else base / name
     if sys.platform == "darwin":
-        return Path.home() / "Library/Caches/auto_voice/models"
-    cache = os.environ.get("XDG_CACHE_HOME", "")
+        library = Path.home() / "Library"
+        return library / ("Caches" if cache else "Application Support") / "auto_voice" / name
+    given = Path(os.environ.get("XDG_CACHE_HOME" if cache else "XDG_DATA_HOME", ""))
     # A relative XDG path is invalid by its specification and must be ignored.
-    base = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
-    return base / "auto_voice" / "models"
-
-
-def _user_voices() -> Path:
-    """Where each platform keeps what a user made and would miss."""
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData/Local") / "auto_voice/voices"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Application Support/auto_voice/voices"
-    data = os.environ.get("XDG_DATA_HOME", "")
-    base = Path(data) if Path(data).is_absolute() else Path.home() / ".local/share"
-    return base / "auto_voice" / "voices"
+    base = given if given.is_absolute() else Path.home() / (".cache" if cache else ".local/share")
+    return base / "auto_voice" / name
 
 
 SETTINGS: Mapping[str, Setting] = {
     setting.key: setting
     for setting in (
         Setting("config", _optional_path, lambda: None, "your YAML: settings and further models"),
-        Setting("model_dir", _path, _user_cache, "where models are kept"),
+        Setting(
+            "model_dir", _path, lambda: user_folder("models", cache=True), "where models are kept"
+        ),
         Setting("offline", _boolean, lambda: False, "1: never open a connection", "HF_HUB_OFFLINE"),
         Setting(
             "device",
@@ -251,6 +248,6 @@ SETTINGS: Mapping[str, Setting] = {
         Setting(
             "memory_budget_mb", _megabytes, lambda: 0, "limit for loaded models in MB, 0 for none"
         ),
-        Setting("voice_dir", _path, _user_voices, "where stored voices are"),
+        Setting("voice_dir", _path, lambda: user_folder("voices"), "where stored voices are"),
     )
 }

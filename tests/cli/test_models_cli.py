@@ -196,6 +196,29 @@ def test_a_custom_model_its_pin_and_a_bundled_one_arrive_on_a_machine_that_knows
     assert run("models", "verify", "--model-dir", other)[0] == 0
 
 
+def test_ones_own_files_become_a_model(folder: Path, run, tmp_path: Path) -> None:
+    own = tmp_path / "one" / "tone.wav"
+    given = ("--architecture", "sample", "--licence", "MIT", "--param", "speaker=3")
+    code, out, err = run("models", "add", "mine@2.0", str(own), *given)
+    assert (code, err) == (0, "")
+    assert out == f"mine@2.0: {folder / 'mine' / '2.0'}\n"
+    facts = json.loads(run("models", "show", "mine", "--json")[1])
+    assert (facts["kind"], facts["installed"], facts["params"]) == ("sample", True, {"speaker": 3})
+    assert run("models", "verify", "mine")[0] == 0
+    code, _, err = run("models", "add", "mine@2.0", str(own), *given)
+    assert (code, "there is a mine@2.0 already" in err) == (2, True)
+    for words, sentence in (
+        (("mine", str(own), "--architecture", "x", "--licence", "MIT"), "no architecture x; known"),
+        (("mine", str(tmp_path / "no.wav"), *given), "no.wav cannot be read"),
+        (("mine", str(own), *given[:4], "--param", "x"), "is no KEY=VALUE"),
+        (("Mine!", str(own), *given), "is no model name"),
+        (("hifigan_universal@9", str(own), *given), "is a vocoder, and sample makes a sample"),
+    ):
+        code, _, err = run("models", "add", *words)
+        assert (code, sentence in err) == (2, True), err
+    assert run("models", "list")[0] == 0
+
+
 def test_what_is_damaged_is_left_out_of_an_export_and_said(
     folder: Path, run, tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 # Room that must be left after a download, in bytes: metadata, locks and converted headers.
 _SPACE_MARGIN_BYTES = 16 << 20
 
-# Hears a label, the bytes done and the bytes in all (0 where the total is unknown).
+# Is told a label, the bytes done and the bytes in all (0 where the total is unknown).
 ProgressCallback = Callable[[str, int, int], None]
 
 

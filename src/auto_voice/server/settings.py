@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from auto_voice.errors import ConfigError
+from auto_voice.settings import user_folder
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 # Characters of a token.
@@ -136,13 +135,5 @@ class ServerSettings:
 
 
 def default_data_dir() -> Path:
-    """The folder in which the platform keeps what a program made for its user."""
-    if sys.platform == "win32":
-        local = os.environ.get("LOCALAPPDATA")
-        return (Path(local) if local else Path.home() / "AppData/Local") / "auto_voice/server"
-    if sys.platform == "darwin":
-        return Path.home() / "Library/Application Support/auto_voice/server"
-    data = os.environ.get("XDG_DATA_HOME", "")
-    # A relative XDG path is invalid by its specification and must be ignored.
-    base = Path(data) if Path(data).is_absolute() else Path.home() / ".local/share"
-    return base / "auto_voice" / "server"
+    """The server's folder among what the platform keeps for this user."""
+    return user_folder("server")

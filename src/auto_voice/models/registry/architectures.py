@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from auto_voice.models.registry.catalog import ModelVersion
 
+# What a model can be in a conversion, in its training or in its evaluation.
 KINDS = ("content", "converter", "vocoder", "speaker", "sample", "recogniser", "quality")
 
 # Files that carry nothing but numbers as they are; the other checkpoints of an architecture that

@@ -39,7 +39,6 @@ from auto_voice.filesystem import (
     CHUNK_BYTES,
     atomic_write,
     check_name,
-    file_lock,
     free_bytes,
     fsync_file,
     make_folder,
@@ -48,7 +47,11 @@ from auto_voice.filesystem import (
     storage_errors,
 )
 from auto_voice.models.registry.catalog import ModelEntry, ModelFile, ModelVersion
-from auto_voice.models.registry.catalog_schema import FOLDER_CATALOG, fields_of, read_catalog
+from auto_voice.models.registry.catalog_schema import (
+    extend_folder_catalog,
+    fields_of,
+    read_catalog,
+)
 from auto_voice.models.registry.pins import PinRecords
 from auto_voice.models.registry.sources import bundled_files, needs_network
 from auto_voice.models.registry.store import METADATA, Fetched, ModelStore
@@ -257,7 +260,8 @@ def _import(
             about = _about(find, theirs()[version.name]) if is_new else {}
             _install(store, path, archive, version, members)
             if is_new:
-                _add_to_catalog(store, version, about)
+                fields = fields_of(version, _portable_sources(version))
+                extend_folder_catalog(store.root, version.name, version.version, about, fields)
                 new.append(version)
             done.append(version)
         except DiskSpaceError:
@@ -385,26 +389,6 @@ def _about(find: FindVersion, entry: ModelEntry) -> dict[str, Any]:
             f"{known.kind}: it was not imported."
         )
     return {"kind": entry.kind}
-
-
-def _add_to_catalog(store: ModelStore, version: ModelVersion, about: Mapping[str, Any]) -> None:
-    """Makes the model folder's own catalog describe a version that no other one does."""
-    import yaml
-
-    path = store.root / FOLDER_CATALOG
-    make_folder(store.root, store.root)
-    with (
-        file_lock(store.root / ".catalog.lock", store.root, "the folder's catalog"),
-        storage_errors(store.root, "describing an imported model"),
-    ):
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        models = (yaml.safe_load(text) or {}).get("models", {}) if text else {}
-        model = models.setdefault(version.name, {**about, "versions": {}})
-        model["versions"][version.version] = fields_of(version, _portable_sources(version))
-        with atomic_write(path) as temporary:
-            written = yaml.safe_dump({"schema": 1, "models": models}, sort_keys=False)
-            temporary.write_text(str(written), encoding="utf-8")
-            read_catalog([temporary])  # What is not sound must not stop the next start.
 
 
 def _install(

@@ -16,6 +16,13 @@ from typing import Any
 
 from auto_voice import yaml_nodes
 from auto_voice.errors import ConfigError
+from auto_voice.filesystem import (
+    atomic_write,
+    file_lock,
+    is_device_name,
+    make_folder,
+    storage_errors,
+)
 from auto_voice.models.registry.architectures import ARCHITECTURES, KINDS
 from auto_voice.models.registry.catalog import (
     Catalog,
@@ -28,17 +35,17 @@ from auto_voice.models.registry.catalog import (
 from auto_voice.models.registry.sources import SCHEMES, parse_source
 from auto_voice.yaml_nodes import Node
 
+# Whole names; they become folders, and lower-case ones are the same on every file system.
 NAME = r"[a-z0-9][a-z0-9_.-]*"
 VERSION = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 FILE = r"[A-Za-z0-9][A-Za-z0-9_.+-]*"
 SHA256 = r"[0-9a-f]{64}"
-# Names that Windows opens as devices, whatever ending follows.
-DEVICES = frozenset(
-    {"con", "nul", "aux", "prn", *(f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10))}
-)
+# Files that the store writes itself.
 RESERVED = frozenset({"metadata.json"})
+# Aliases that every model has: its highest and its default version.
 ALIASES = ("latest", "stable")
 
+# The keys of each level.
 _ROOT = ("schema", "settings", "models")
 _MODEL = ("kind", "description", "default", "aliases", "compact", "versions")
 _FILE = ("file", "sha256", "bytes", "sources")
@@ -89,7 +96,7 @@ def read_catalog(paths: Iterable[Path]) -> dict[str, ModelEntry]:
         for name, node in section.mapping().items():
             if not re.fullmatch(NAME, name):
                 raise node.error("is no model name; use lower-case letters, digits, _ . and -")
-            if _is_device(name):
+            if is_device_name(name):
                 raise node.error("is the name of a device on Windows; choose another")
             fields = node.mapping(_MODEL)
             owners[name] = node
@@ -130,11 +137,41 @@ def fields_of(
     return fields
 
 
+def extend_folder_catalog(
+    folder: Path, name: str, number: str, about: Mapping[str, Any], fields: Mapping[str, Any]
+) -> None:
+    """Makes the model folder's own catalog describe a version that no other one does.
+
+    Args:
+        about: kind, description, … of the model, where the folder does not know it yet.
+        fields: of the version, as ``fields_of`` gives them.
+
+    Raises:
+        CatalogError: what would be written breaks the rules; nothing was written.
+        StoreError: the folder cannot be written.
+    """
+    import yaml
+
+    path = make_folder(folder, folder) / FOLDER_CATALOG
+    with (
+        file_lock(folder / ".catalog.lock", folder, "the folder's catalog"),
+        storage_errors(folder, "describing a model"),
+    ):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        models = (yaml.safe_load(text) or {}).get("models", {}) if text else {}
+        model = models.setdefault(name, {**about, "versions": {}})
+        model["versions"][number] = dict(fields)
+        with atomic_write(path) as temporary:
+            written = yaml.safe_dump({"schema": 1, "models": models}, sort_keys=False)
+            temporary.write_text(str(written), encoding="utf-8")
+            read_catalog([temporary])  # What is not sound must not stop the next start.
+
+
 def version_problem(number: str) -> str | None:
     """What keeps ``number`` from being a version, said of it; None where nothing does."""
     if not re.fullmatch(VERSION, number):
         return "is no version; begin with a letter or digit and go on with those, . _ + and -"
-    if _is_device(number):
+    if is_device_name(number):
         return "is the name of a device on Windows; choose another"
     if number in ALIASES:
         return "is an alias; give the version a number"
@@ -234,7 +271,7 @@ def _files(owner: Node, fields: Fields) -> tuple[ModelFile, ...]:
 def _file(owner: Node, fields: Fields) -> ModelFile:
     yaml_nodes.require(fields, owner, "file", "sources")
     file = fields["file"].matching(FILE, "a bare file name of letters, digits, . _ + and -")
-    if file.lower() in RESERVED or _is_device(file):
+    if file.lower() in RESERVED or is_device_name(file):
         raise fields["file"].error(f"is {file}, a name the store keeps for itself; choose another")
     sources = fields["sources"].items()
     if not sources:
@@ -249,10 +286,6 @@ def _file(owner: Node, fields: Fields) -> ModelFile:
         sha256=fields["sha256"].matching(SHA256, "64 hexadecimal digits in lower case"),
         bytes=fields["bytes"].integer(at_least=1),
     )
-
-
-def _is_device(name: str) -> bool:
-    return name.partition(".")[0].lower() in DEVICES
 
 
 def _source(node: Node) -> tuple[str, ...]:

@@ -62,8 +62,8 @@ class FetchJob:
     Attributes:
         partial: where to.
         limit: bytes the file has (``exact``) or may have.
-        on_position: hears how many bytes have arrived.
-        on_total: hears how many bytes have to arrive, where they are not those of the file: a
+        on_position: is told how many bytes have arrived.
+        on_total: is told how many bytes have to arrive, where they are not those of the file: a
             wheel is fetched whole.
     """
 

@@ -20,6 +20,7 @@ from auto_voice.models.registry.store import METADATA, ModelStore
 
 log = logging.getLogger(__name__)
 
+# Seconds without a byte after which an interrupted transfer counts as forgotten: a week.
 PRUNE_AFTER_S = 7 * 86400.0
 
 

@@ -14,7 +14,9 @@ from types import TracebackType
 from auto_voice.errors import IntegrityError
 from auto_voice.filesystem import CHUNK_BYTES, read_json, write_json
 
+# Bytes that are hashed at a time: handing less to another thread costs more than the hash.
 _HASH_BATCH = 1 << 19
+# Batches that may wait for the hash, so that a slow processor bounds the memory: 8 MB.
 _HASH_AHEAD = 16
 
 

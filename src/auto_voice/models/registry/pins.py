@@ -11,6 +11,7 @@ from typing import Any
 from auto_voice.errors import IntegrityError, ModelError, StoreError, UnknownModelError
 from auto_voice.models.registry.catalog import Catalog, ModelVersion
 
+# In the model folder; named like other lock files, since it belongs into version control as well.
 LOCK_FILE = "models.lock.json"
 _writing = threading.Lock()
 

@@ -42,6 +42,7 @@ from auto_voice.models.registry.partials import Partial
 
 log = logging.getLogger(__name__)
 
+# The completion record of a version, and the layout of what stands in it.
 METADATA = "metadata.json"
 FORMAT = 1
 

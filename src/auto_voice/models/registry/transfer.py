@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+# A longer chain of redirects is a loop.
 _MAX_REDIRECTS = 10
 # Of a page that lists the files of a project: the longest known lists take some megabytes.
 _PAGE_BYTES = 64 << 20
@@ -230,8 +231,8 @@ class HttpTransfer:
         Args:
             limit: bytes the file has (``exact``) or may have.
             headers: sent to the origin of ``url`` alone, e.g. Authorization.
-            on_position: hears how many bytes the partial holds.
-            on_total: hears how many bytes the whole file has, once the server said so.
+            on_position: is told how many bytes the partial holds.
+            on_total: is told how many bytes the whole file has, once the server said so.
 
         Raises:
             DownloadStatusError: a status that no retry would change.
