@@ -656,6 +656,15 @@ def test_a_full_disk_is_foreseen_with_the_wheel_beside_its_member(
         pull(loader, member_uri(index, "w.bin"))
 
 
+def test_a_wheel_that_holds_much_else_is_refused_before_its_body_where_the_disk_is_small(
+    loader: ModelLoader, server: FaultServer, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetchers, "free_bytes", lambda folder: index.stat().st_size)
+    with pytest.raises(DiskSpaceError, match=r"toy_weights.*and the file in it need 0\.6 MB more"):
+        pull(loader, member_uri(index, "w.bin"))
+    assert not (loader.store.root / ".downloads" / f"{sha256_file(index)}.part").stat().st_size
+
+
 def test_an_archive_that_is_none_is_refused(
     loader: ModelLoader, server: FaultServer, index: Path
 ) -> None:

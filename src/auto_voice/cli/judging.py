@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from auto_voice.cli.options import fine_tune_options
-from auto_voice.cli.registry import REGISTRY_OPTIONS
+from auto_voice.cli.registry import REGISTRY_OPTIONS, device_option
 from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def judge_options(command: F) -> F:
     options = (
         click.option("--recogniser", metavar="MODEL", help="NAME[@VERSION] [recogniser_base]."),
         *REGISTRY_OPTIONS,
-        click.option("--device", metavar="DEVICE", help="auto, cpu, cuda or another device."),
+        device_option,
     )
     for option in reversed(options):
         command = option(command)

