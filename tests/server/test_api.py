@@ -199,7 +199,7 @@ def test_the_same_idempotency_key_queues_once(client, talk, friend):
 
 
 def test_openapi_has_examples_and_every_route(live):
-    document = httpx2.get(f"{live.url}/openapi.json").json()
+    document = httpx2.get(f"{live.url}/openapi.json", timeout=60).json()
     assert {
         "/v1/convert",
         "/v1/jobs",
