@@ -4,7 +4,8 @@
 
 Random weights of the published sizes are written to a temporary folder first (they cost what the
 published ones cost), so nothing is fetched. Every figure is the median of fresh processes; the
-first, which fills the page cache, is left out. Rows with ``transformers`` need it installed.
+first, which fills the page cache, is left out. It needs the extra ``train``, and rows with
+``transformers`` need that, too.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ def done(start, *after):
 PREPARE = """
 import torch
 from safetensors.torch import save_file
-from auto_voice.models import hubert_model, hifigan_model, speaker_encoder
+from auto_voice.training.networks.hifigan import HiFiGANNet, HiFiGANShape
+from auto_voice.training.networks.hubert import HuBERTNet, HuBERTShape
+from auto_voice.training.networks.speaker import SpeakerNet
 torch.manual_seed(0)
 nets = {
-    'hubert': hubert_model.HuBERTNet(hubert_model.HuBERTShape()),
-    'hifigan': hifigan_model.HiFiGANNet(hifigan_model.HiFiGANShape()),
-    'ge2e': speaker_encoder.SpeakerNet(),
+    'hubert': HuBERTNet(HuBERTShape()),
+    'hifigan': HiFiGANNet(HiFiGANShape()),
+    'ge2e': SpeakerNet(),
 }
 for name, net in nets.items():
     save_file(net.state_dict(), folder / f'{name}.safetensors')
@@ -67,8 +70,8 @@ start = time.perf_counter()
 with open(folder / 'hubert.safetensors', 'rb') as file: hashlib.file_digest(file, 'sha256')
 t = time.perf_counter(); done(start, t, t)
 """,
-    "import torch": """
-start = time.perf_counter(); import torch
+    "import onnxruntime": """
+start = time.perf_counter(); import onnxruntime
 t = time.perf_counter(); done(start, t, t)
 """,
     "auto_voice": """
@@ -95,7 +98,7 @@ done(start, start + loaded - before, time.perf_counter())
 }
 
 WARM = """
-import numpy, torch
+import numpy, onnxruntime
 start = time.perf_counter()
 from auto_voice.models import hubert_model, hifigan_model, speaker_encoder
 hubert = hubert_model.build({'f': folder / 'hubert.safetensors'}, version('hubert'), 'cpu')
@@ -120,25 +123,19 @@ def timed(call):
 """
 VOCODER = """
 from auto_voice.models import hifigan_model
-params = version('hifigan', precision={precision!r})
-model = hifigan_model.build({{'f': folder / 'hifigan.safetensors'}}, params, 'cpu')
+model = hifigan_model.build({'f': folder / 'hifigan.safetensors'}, version('hifigan'), 'cpu')
 timed(lambda: model.synthesize(mel))
 """
 RUNS = {
-    "HiFi-GAN, float32": VOCODER.format(precision="float32"),
-    "HiFi-GAN, weight norm computed at every call, as published": """
-import torch, warnings
-warnings.simplefilter('ignore')
-from auto_voice.models import hifigan_model
-net = hifigan_model.HiFiGANNet(hifigan_model.HiFiGANShape()).eval()
-for layer in net.modules():
-    if isinstance(layer, (torch.nn.Conv1d, torch.nn.ConvTranspose1d)):
-        torch.nn.utils.weight_norm(layer)
+    "HiFi-GAN": VOCODER,
+    "HiFi-GAN, the same network in torch": """
+import torch
+from auto_voice.training.networks.hifigan import HiFiGANNet, HiFiGANShape
+net = HiFiGANNet(HiFiGANShape()).eval()
 def call():
-    with torch.no_grad(): net(torch.from_numpy(mel)[None])
+    with torch.inference_mode(): net(torch.from_numpy(mel)[None])
 timed(call)
 """,
-    "HiFi-GAN, bfloat16": VOCODER.format(precision="bfloat16"),
     "Griffin-Lim": """
 from auto_voice.models.griffin_lim_model import GriffinLimModel
 timed(lambda: GriffinLimModel().synthesize(mel))
@@ -160,10 +157,10 @@ def call():
     with torch.inference_mode(): model(torch.from_numpy(audio)[None])
 timed(call)
 """,
-    "GE2E, window by window": """
+    "GE2E in torch, window by window": """
 import torch
-from auto_voice.models import speaker_encoder
-net = speaker_encoder.SpeakerNet().eval()
+from auto_voice.training.networks.speaker import SpeakerNet
+net = SpeakerNet().eval()
 windows = torch.randn(max(1, round(seconds / 0.77)), 160, 40)
 def call():
     with torch.no_grad():
@@ -269,7 +266,8 @@ def show(figures: list[Figure], seconds: float) -> None:
             )
     for row in tables.get("warm", []):
         print(
-            f"\nAll three after `import torch`: loaded in {row.values[0]:.0f} ms, first results "
+            "\nAll three after `import onnxruntime`: loaded in "
+            f"{row.values[0]:.0f} ms, first results "
             f"after {row.values[1]:.0f} ms, peak {row.peak_mb:.0f} MB"
         )
     for name, what in (("run", "s of audio"), ("batch", "s of audio for each recording")):

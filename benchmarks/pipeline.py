@@ -19,8 +19,6 @@ import sys
 CHILD = """
 import json, resource, sys, time
 seconds, threads, steps = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-import torch
-torch.set_num_threads(threads)
 from auto_voice import PipelineConfig, VoiceConversionPipeline
 from auto_voice.models.mock_models import mock_sample
 from auto_voice.types import Waveform

@@ -168,3 +168,39 @@ def test_the_telemetry_of_the_runtime_is_off_before_its_import() -> None:
         [sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True
     )
     assert answer.stdout.strip() == "1"
+
+
+def test_arrays_of_half_precision_are_widened_by_the_session_to_the_same_numbers() -> None:
+    halves = {name: values.astype(np.float16) for name, values in weights().items()}
+    graph = GE2E.read_bytes()
+    one = graphs.bound_network(graph, halves, "weights", "ge2e")
+    other = {name: values.astype(np.float32) for name, values in halves.items()}
+    np.testing.assert_array_equal(
+        one(mels()), graphs.bound_network(graph, other, "weights", "ge2e")(mels())
+    )
+    mixed = other | {"linear.weight": halves["linear.weight"]}
+    np.testing.assert_array_equal(
+        one(mels()), graphs.bound_network(graph, mixed, "weights", "ge2e")(mels())
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's memory map list")
+def test_a_mapped_file_takes_no_memory_once_its_session_is_made(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    from auto_voice.models.runtime.weights import map_safetensors
+
+    path = tmp_path / "weights.safetensors"
+    save_file(weights(), path)
+
+    def resident_kb() -> int:
+        parts = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+        return sum(int(part.split("Rss:")[1].split()[0]) for part in parts)
+
+    arrays = map_safetensors(path)
+    assert sum(float(values.sum()) for values in arrays.values())
+    assert resident_kb() > 4000
+    made = graphs.bound_network(GE2E.read_bytes(), arrays, str(path), "ge2e")
+    assert resident_kb() < 500
+    expected = graphs.bound_network(GE2E.read_bytes(), weights(), "weights", "ge2e")
+    np.testing.assert_array_equal(made(mels()), expected(mels()))

@@ -6,7 +6,7 @@ of other sizes brings its graph as one of its files, as published trainings do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,10 @@ FOLDER = Path(__file__).parents[2] / "graphs"
 SUFFIX = ".onnx"
 # Note of an array that a network has and no operation of its graph reads.
 UNUSED = "unused"
+# What follows the name of an array that is handed over in half precision.
+HALF = ":half"
+# ``TensorProto.DataType``.
+FLOAT, FLOAT16 = 1, 10
 # Names that an error message lists before it says how many more there are.
 NAMES_SHOWN = 3
 
@@ -112,8 +116,14 @@ def bound_network(
         ModelLoadError: they are not.
     """
     check_fit(initialisers(graph), arrays, source)
-    used = float32({name: arrays[name] for name in initialisers(graph, used=True)})
-    return open_network(graph, used, device, name)
+    used = {name: arrays[name] for name in initialisers(graph, used=True)}
+    halves = {name for name, values in used.items() if values.dtype == np.float16}
+    if not halves:
+        return open_network(graph, float32(used), device, name)
+    # The session widens them itself, so that no copy in float32 outlives its making.
+    renamed = {f"{key}{HALF}" if key in halves else key: v for key, v in used.items()}
+    ready = {k: v if k.endswith(HALF) else float32({k: v})[k] for k, v in renamed.items()}
+    return open_network(with_halves(graph, halves), ready, device, name)
 
 
 def read_graph(architecture: str, shape: Any, files: Mapping[str, Path], name: str) -> bytes:
@@ -183,6 +193,57 @@ def initialisers(graph: bytes, *, used: bool = False) -> dict[str, tuple[int, ..
     tensors = (_outside(value) for number, value in _messages(model_graph) if number == 5)
     found = (tensor for tensor in tensors if tensor is not None)
     return {name: shape for name, shape, note in found if not (used and note == UNUSED)}
+
+
+def with_halves(graph: bytes, names: Collection[str]) -> bytes:
+    """``graph`` with the arrays ``names`` expected in half precision, as ``<name>:half``.
+
+    A Cast gives each its name back; the session computes it once, when it is made.
+    """
+    parts = []
+    for number, value in _fields(graph):
+        if number != 7 or isinstance(value, int):
+            parts.append(_field(number, value))
+            continue
+        casts, rest = [], []
+        for inner, content in _fields(value):
+            known = _outside(content) if inner == 5 and not isinstance(content, int) else None
+            if known is None or known[0] not in names:
+                rest.append(_field(inner, content))
+                continue
+            name, shape, _ = known
+            rest.append(_field(5, _half_tensor(name, shape)))
+            casts.append(_field(1, _cast(name)))
+        parts.append(_field(7, b"".join(casts + rest)))
+    return b"".join(parts)
+
+
+def _half_tensor(name: str, shape: tuple[int, ...]) -> bytes:
+    place = _field(1, b"location") + _field(2, b"weights")
+    dims = b"".join(_field(1, size) for size in shape)
+    about = _field(2, FLOAT16) + _field(8, f"{name}{HALF}".encode())
+    return dims + about + _field(13, place) + _field(14, 1)
+
+
+def _cast(name: str) -> bytes:
+    """A NodeProto that makes the float32 array ``name`` of its half."""
+    to = _field(1, b"to") + _field(3, FLOAT) + _field(20, 2)
+    ends = _field(1, f"{name}{HALF}".encode()) + _field(2, name.encode())
+    return ends + _field(4, b"Cast") + _field(5, to)
+
+
+def _field(number: int, value: int | bytes | memoryview) -> bytes:
+    if isinstance(value, int):
+        return _encoded(number << 3) + _encoded(value)
+    return _encoded(number << 3 | 2) + _encoded(len(value)) + bytes(value)
+
+
+def _encoded(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
 
 
 def _outside(tensor: memoryview) -> tuple[str, tuple[int, ...], str] | None:

@@ -7,9 +7,10 @@ made, so the same graph serves every weight file and every provider, and nothing
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -153,7 +154,25 @@ def open_network(
     if values:
         options.add_external_initializers(list(weights), values)
     session, device = _session(graph, options, device, name)
+    release_pages(weights.values())
     return Network(session, device, weights)
+
+
+def release_pages(arrays: Iterable[Array]) -> None:
+    """Lets go of the memory of files that are mapped; what is touched again is read again.
+
+    A session has packed most weights for its kernels and reads few of the originals any more.
+    """
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    for mapping in {id(m): m for m in map(_mapping_of, arrays) if m is not None}.values():
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping_of(array: Any) -> mmap.mmap | None:
+    while array is not None and not isinstance(array, mmap.mmap):
+        array = getattr(array, "base", None)
+    return array
 
 
 def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "cpu") -> Network:
