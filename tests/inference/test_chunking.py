@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auto_voice.inference.chunking import Chunk, common_period, join, plan_chunks, quiet_cuts
+from auto_voice.inference.chunking import (
+    Chunk,
+    common_period,
+    hop_energies,
+    join,
+    plan_chunks,
+    quiet_hops,
+)
 from auto_voice.inference.voice_conversion_pipeline import PipelineConfig
 from auto_voice.types import Waveform
 
@@ -50,8 +57,8 @@ def test_cuts_fall_into_the_pause():
     rng = np.random.default_rng(0)
     samples = rng.standard_normal(16000 * 14).astype(np.float32)
     samples[int(7.9 * 16000) : int(8.3 * 16000)] *= 0.01
-    (cut,) = quiet_cuts(samples, 16000, 10.0)
-    assert 7.9 < cut / 16000 < 8.3
+    (cut,) = quiet_hops(hop_energies(samples, 16000), 14.0, 10.0)
+    assert 7.9 < cut / 100 < 8.3
 
 
 def test_a_short_recording_is_one_piece():

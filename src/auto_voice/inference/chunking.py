@@ -137,13 +137,6 @@ def hop_size(sample_rate: int) -> int:
     return max(1, round(LEVEL_HOP_SECONDS * sample_rate))
 
 
-def quiet_cuts(samples: FloatArray, sample_rate: int, longest_seconds: float) -> list[int]:
-    """Sample positions that cut ``(samples,)`` into pieces of at most ``longest_seconds``."""
-    energies = hop_energies(samples, sample_rate)
-    hops = quiet_hops(energies, len(samples) / sample_rate, longest_seconds)
-    return [at * hop_size(sample_rate) for at in hops]
-
-
 def quiet_hops(energies: NDArray[np.float64], seconds: float, longest_seconds: float) -> list[int]:
     """Positions, in hops, that cut a recording into pieces of at most ``longest_seconds``.
 

@@ -126,10 +126,3 @@ class Vocoder(Protocol):
     def synthesize(self, mel: ArrayLike) -> FloatArray:
         """``([batch,] bands, frames)`` to ``(batch, frames * hop_samples)``."""
         ...
-
-
-@runtime_checkable
-class Closeable(Protocol):
-    """A model that holds more than memory."""
-
-    def close(self) -> None: ...
