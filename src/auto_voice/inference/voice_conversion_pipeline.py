@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
-from auto_voice.audio.pitch import SAMPLE_RATE
 from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.checkpoint import Workspace
@@ -38,6 +37,7 @@ from auto_voice.models.calibration import into_space_of
 from auto_voice.models.model_registry import PIPELINE_MODELS
 from auto_voice.types import (
     EMBEDDING_DIMS,
+    SPEECH_RATE,
     Progress,
     ProgressCallback,
     Voice,
@@ -460,7 +460,7 @@ class VoiceConversionPipeline:
                 f"the voice {voice.name or '(unnamed)'} was made with {made_with}, and this "
                 f"pipeline uses {encoder}; clone it again from its recordings."
             )
-        speech = Waveform(voice.speech.astype(np.float32) / np.float32(32768), SAMPLE_RATE)
+        speech = Waveform(voice.speech.astype(np.float32) / np.float32(32768), SPEECH_RATE)
         again = build_voice(
             [("the reference", speech)], self.speaker_encoder, self.content_encoder, voice.name
         )

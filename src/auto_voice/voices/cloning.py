@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.level import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
-from auto_voice.audio.pitch import SAMPLE_RATE, align_pitch, extract_pitch, log_f0_statistics
+from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
 from auto_voice.audio.pitch_octaves import repaired
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import trim_silence
@@ -24,6 +24,7 @@ from auto_voice.errors import AudioContentError, VoiceError
 from auto_voice.models.base import AdaptiveConverter, ContentEncoder, SpeakerEncoderStage
 from auto_voice.types import (
     EMBEDDING_DIMS,
+    SPEECH_RATE,
     FloatArray,
     Pitch,
     Progress,
@@ -65,21 +66,21 @@ def build_voice(
     """
     if not references:
         raise AudioContentError("no reference was given; pass at least one recording of the voice.")
-    share = round(most_seconds * SAMPLE_RATE / len(references))
+    share = round(most_seconds * SPEECH_RATE / len(references))
     speech = [_speech(what, waveform) for what, waveform in references]
     used = [samples[:share] for samples in speech]
     embedding = np.mean([speaker_encoder.embed_utterance(samples) for samples in used], axis=0)
-    seconds = sum(len(samples) for samples in speech) / SAMPLE_RATE
+    seconds = sum(len(samples) for samples in speech) / SPEECH_RATE
     notes = [f"{what}: {note}" for what, wave in references for note in wave.notes]
     if seconds < GOOD_SECONDS:
         notes.append(f"The reference holds only {seconds:.1f} s of speech; 5 to 30 s come closer.")
-    tracks = [extract_pitch(samples, SAMPLE_RATE) for samples in used]
+    tracks = [extract_pitch(samples, SPEECH_RATE) for samples in used]
     statistics = log_f0_statistics(repaired(_joined(tracks)))
     if statistics is None:
         notes.append("No pitch was found in the reference, so the source keeps its own pitch.")
     mean, std = statistics or (None, None)
     contents = [content_encoder.encode(samples) for samples in used]
-    mels = [log_mel(resample(s, SAMPLE_RATE, HIFIGAN_MEL.sample_rate), HIFIGAN_MEL).T for s in used]
+    mels = [log_mel(resample(s, SPEECH_RATE, HIFIGAN_MEL.sample_rate), HIFIGAN_MEL).T for s in used]
     pitches = [_aligned(track, len(mel)) for track, mel in zip(tracks, mels, strict=True)]
     aligned = [
         interpolate_frames(content.features, content.frame_rate, HIFIGAN_MEL.frame_rate, len(mel))
@@ -123,15 +124,15 @@ def bare_voice(embedding: FloatArray) -> Voice:
 
 
 def _speech(what: str, waveform: Waveform) -> FloatArray:
-    samples = resample(waveform.samples, waveform.sample_rate, SAMPLE_RATE)
-    speech = trim_silence(samples, SAMPLE_RATE, max_pause_seconds=LONGEST_PAUSE_SECONDS)
-    seconds = len(speech) / SAMPLE_RATE
+    samples = resample(waveform.samples, waveform.sample_rate, SPEECH_RATE)
+    speech = trim_silence(samples, SPEECH_RATE, max_pause_seconds=LONGEST_PAUSE_SECONDS)
+    seconds = len(speech) / SPEECH_RATE
     if seconds < LEAST_SECONDS:
         found = f"only {seconds:.1f} s of speech" if len(speech) else "no speech"
         raise AudioContentError(
             f"{what} holds {found}; give 5 to 30 s in which only the wanted person speaks."
         )
-    return (speech * gain_to_speech_level(speech, SAMPLE_RATE)).astype(np.float32)
+    return (speech * gain_to_speech_level(speech, SPEECH_RATE)).astype(np.float32)
 
 
 def _aligned(pitch: Pitch, frames: int) -> FloatArray:
