@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from auto_voice.inference.sample_source import MemoryTape
 
 from audio_signals import speech_like as syllables
 from auto_voice.audio.level import rumble_reach, without_rumble
@@ -23,6 +22,7 @@ from auto_voice.inference import PipelineConfig
 from auto_voice.inference.analysis import background_notes, high_notes, pauses
 from auto_voice.inference.chunking import hop_energies
 from auto_voice.inference.controls import Controls
+from auto_voice.inference.inputs import MemorySamples
 from auto_voice.inference.shaping import fill_pauses, source_shape
 from auto_voice.types import Mel, Waveform
 from hand_made_stages import LocalConverter, speech_like
@@ -309,7 +309,9 @@ def test_notes_above_the_range_are_told_and_speech_and_hiss_are_not():
     hiss = np.diff(noise(2, -20), n=2).astype(np.float32)
     assert high_notes(hiss, 16000) == 0
     song = np.concatenate([speech_like(3.0, 220.0), sung(1400.0)])
-    assert any("sings above 1100 Hz" in note for note in background_notes(MemoryTape(song, 16000)))
+    assert any(
+        "sings above 1100 Hz" in note for note in background_notes(MemorySamples(song, 16000))
+    )
 
 
 @pytest.mark.parametrize(("semitones", "told"), [(0.0, False), (36.0, True)])
