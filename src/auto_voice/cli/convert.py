@@ -79,7 +79,7 @@ def convert(
     \b
     autovoice convert talk.wav --voice friend.wav
     autovoice convert talk.mp3 --voice a.wav --voice b.wav -o talk.flac
-    autovoice convert song.wav --voice friend --singing --energy 1 --loudness source
+    autovoice convert song.wav --voice friend --singing --breathiness 1
     autovoice convert talk.wav --voice friend --strength 0.5 --formants -2 --rate 48000 --subtype 24
     sox talk.wav -t wav - | autovoice convert - --voice friend -o - | play -t wav -
     """

@@ -40,7 +40,7 @@ BACKGROUND_SECONDS = 60.0
 HIGH_NOTES_SECONDS = 0.3
 # dB below the speech level: what lies under the first is a pause; what lies under the second may
 # be one, if the recording is nowhere quieter for some seconds.
-PAUSE_DB, NOISY_PAUSE_DB = 36.0, 18.0
+PAUSE_DB, NOISY_PAUSE_DB = 36.0, 12.0
 # dB above the quietest of the seconds around, up to where a frame counts as no louder.
 FLOOR_MARGIN_DB = 5.0
 # dB between what is wholly a pause and what is wholly speech.

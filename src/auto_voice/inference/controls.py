@@ -72,8 +72,7 @@ class Controls:
         strength: how far towards the voice, from 0 (the source's own) to 1.
         energy: how much of the source's loudness from syllable to syllable is kept, 0 to 1.
         breathiness: how much of the source's breath noise is kept, 0 to 1.
-        loudness: LUFS of the result, ``"source"`` for the source's; None for the source's
-            speech level.
+        loudness: LUFS of the result; ``"source"`` or None for that of the source's speech.
         denoise_db: steady noise of the source is first turned down by up to this much.
         trim: leave out what lies before the first and after the last speech.
     """
