@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from auto_voice.audio.level import without_rumble
-from auto_voice.audio.meter import LoudnessMeter, speech_loudness
+from auto_voice.audio.loudness import LoudnessMeter, speech_loudness, without_rumble
 from auto_voice.audio.resample import resample
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.types import Waveform
