@@ -12,10 +12,18 @@ from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
 from auto_voice.audio.pitch_octaves import corrected
 from auto_voice.errors import AudioContentError, ConfigError
 from auto_voice.inference.analysis import denoised
-from auto_voice.inference.breath import aperiodicity, scatter
 from auto_voice.inference.controls import Controls, controls_from
-from auto_voice.inference.melody import cut, filled, moved
-from auto_voice.inference.shaping import follow_level, frame_levels, source_shape, warp_formants
+from auto_voice.inference.effects import (
+    aperiodicity,
+    cut,
+    filled,
+    follow_level,
+    frame_levels,
+    moved,
+    scatter,
+    source_shape,
+    warp_formants,
+)
 from auto_voice.types import Mel, Pitch, Voice, Waveform
 from hand_made_stages import LocalConverter, LocalVocoder
 

@@ -24,8 +24,8 @@ from auto_voice.inference import PipelineConfig
 from auto_voice.inference.analysis import background_notes, high_notes, pauses
 from auto_voice.inference.chunking import hop_energies
 from auto_voice.inference.controls import Controls
+from auto_voice.inference.effects import fill_pauses, source_shape
 from auto_voice.inference.inputs import MemorySamples
-from auto_voice.inference.shaping import fill_pauses, source_shape
 from auto_voice.types import Mel, Waveform
 from hand_made_stages import LocalConverter, speech_like
 

@@ -46,7 +46,7 @@ def _toy_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     toy.build = build  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "toy_architecture", toy)
     table = {**ARCHITECTURES, "sample": Architecture("toy_architecture", "sample", converts=True)}
-    for module in ("registry.derived", "model_registry"):
+    for module in ("registry.architectures", "model_registry"):
         monkeypatch.setattr(f"auto_voice.models.{module}.ARCHITECTURES", table)
 
 

@@ -13,7 +13,7 @@ from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.errors import TrainingError
 from auto_voice.training.corpus import Corpus, Speech
 from auto_voice.training.data import Utterance, hold_out, scan
-from auto_voice.training.perturbation import Pauses, perturbed_copy
+from auto_voice.training.features import Pauses, perturbed_copy
 from auto_voice.training.tasks import ConverterTask, standardise
 from speech_kit import DIMS, item
 

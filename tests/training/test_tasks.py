@@ -8,7 +8,7 @@ import torch
 
 from auto_voice.audio.mel import CEPSTRA_SIZE, cepstral_warp
 from auto_voice.errors import TrainingError
-from auto_voice.inference.shaping import band_centres
+from auto_voice.inference.effects import band_centres
 from auto_voice.training.corpus import Corpus, crop
 from auto_voice.training.tasks import GUARD_FRAMES, ContentTask, ConverterTask
 from speech_kit import DIMS, corpus, item

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.registry import registry_options
+from auto_voice.cli.options import registry_options
 from auto_voice.errors import AudioError, AudioNotFoundError
 from auto_voice.models.model_registry import PIPELINE_MODELS
 

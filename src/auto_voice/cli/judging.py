@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from auto_voice.cli.options import fine_tune_options
-from auto_voice.cli.registry import REGISTRY_OPTIONS, device_option
+from auto_voice.cli.options import REGISTRY_OPTIONS, device_option, fine_tune_options
 from auto_voice.cli.showing import quiet_progress
 
 if TYPE_CHECKING:

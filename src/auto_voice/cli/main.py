@@ -26,7 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "serve": ("auto_voice.cli.serve:serve", "Answer an HTTP API and show a web page."),
     "models": ("auto_voice.cli.models:models", "List, fetch, verify and manage models."),
     "config": ("auto_voice.cli.doctor:config", "Show the settings and where each comes from."),
-    "completion": ("auto_voice.cli.completion:completion", "Complete commands in the shell."),
+    "completion": ("auto_voice.cli.main:completion", "Complete commands in the shell."),
     "doctor": ("auto_voice.cli.doctor:doctor", "Check that everything needed is in place."),
 }
 
@@ -78,6 +78,37 @@ def cli(debug: bool, verbose: bool) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+# Shell to the file where its completion goes, and the line to put there.
+SHELLS = {
+    "bash": ("~/.bashrc", 'eval "$(autovoice completion bash)"'),
+    "zsh": ("~/.zshrc", 'eval "$(autovoice completion zsh)"'),
+    "fish": ("~/.config/fish/completions/autovoice.fish", "autovoice completion fish | source"),
+}
+# The variable by which a shell asks for completions.
+COMPLETE_VARIABLE = "_AUTOVOICE_COMPLETE"
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(list(SHELLS)))
+@click.option("--how", is_flag=True, help="Say which line to put where.")
+def completion(shell: str, how: bool) -> None:
+    """Print the script that completes autovoice in SHELL.
+
+    \b
+    autovoice completion bash --how
+    eval "$(autovoice completion bash)"
+    """
+    if how:
+        file, line = SHELLS[shell]
+        click.echo(f"add this line to {file} and open a new shell:\n{line}")
+        return
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    click.echo(found(cli, {}, "autovoice", COMPLETE_VARIABLE).source())
 
 
 class _EchoHandler(logging.Handler):

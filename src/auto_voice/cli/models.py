@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from auto_voice.cli.calibrate import calibrate
-from auto_voice.cli.registry import chosen, name_and_version, open_registry, registry_options
+from auto_voice.cli.options import chosen, name_and_version, open_registry, registry_options
 from auto_voice.cli.showing import print_json, print_table, sized
 from auto_voice.errors import AutoVoiceError, ConfigError, ModelError
 

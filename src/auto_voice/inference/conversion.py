@@ -2,7 +2,9 @@
 
 Short and long sources, files and arrays, the command line, a batch and the server all pass
 :func:`run`; they differ in the :class:`~auto_voice.inference.checkpoint.Workspace` that keeps the
-samples (memory, or a folder on disk) and in where the finished samples go.
+samples (memory, or a folder on disk) and in where the finished samples go. From file to file, hours
+take the memory of half a minute, and an interrupted conversion goes on; the output itself appears
+only when it is complete.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +28,7 @@ from auto_voice.audio.loudness import (
 )
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
-from auto_voice.errors import AudioContentError
+from auto_voice.errors import AudioContentError, AudioOutputError, AutoVoiceError
 from auto_voice.inference.analysis import (
     Analysis,
     analyse,
@@ -32,12 +36,13 @@ from auto_voice.inference.analysis import (
     denoised,
     speech_bounds,
 )
-from auto_voice.inference.checkpoint import Position, Workspace
+from auto_voice.inference.checkpoint import Checkpoint, Position, Workspace, fingerprint
 from auto_voice.inference.chunking import Joiner
 from auto_voice.inference.controls import SOURCE, Controls
+from auto_voice.inference.effects import moved, without_creak
 from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFacts
-from auto_voice.inference.melody import moved, without_creak
 from auto_voice.inference.rendering import Rendering, timed
+from auto_voice.inference.result import FileResult, Output
 from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
 from auto_voice.types import FloatArray, Pitch, Progress, ProgressCallback, Voice, Waveform
 from auto_voice.voices.blending import blend_voices
@@ -402,3 +407,59 @@ def _with_pitch(voice: Voice, pitch: Pitch, controls: Controls) -> Voice:
     if statistics is None:
         return voice
     return replace(voice, log_f0_mean=statistics[0], log_f0_std=statistics[1])
+
+
+# Seconds; longer recordings go through the disk.
+LONG_SECONDS = 300.0
+
+
+def convert_into(conversion: ConversionSetup, output: Output) -> FileResult:
+    """Write the result of ``conversion`` to ``output``.
+
+    Raises:
+        AutoVoiceError: the source cannot be used, or another process is at work on the same
+            output, or there is too little room on the disk.
+    """
+    with _disk_errors(output.path), _workspace(conversion, output.path) as workspace:
+        resumed = workspace.position is not None
+        rendered = run(conversion, workspace)
+        rate = rendered.samples.sample_rate
+        notes = output.write(rendered.blocks(), rate)
+        workspace.finish()
+    account = rendered.account
+    account["notes"] = (*account["notes"], *notes)
+    return FileResult(
+        output=output.path,
+        file_rate=output.file_rate(rate),
+        length=len(rendered.samples),
+        sample_rate=rate,
+        resumed=resumed,
+        **account,
+    )
+
+
+def _workspace(conversion: ConversionSetup, output: Path) -> Workspace:
+    """Memory for a source that is decoded already, else a checkpoint beside the output."""
+    if conversion.source.in_memory:
+        return Workspace()
+    key = fingerprint(
+        conversion.source.identity,
+        conversion.voice,
+        conversion.controls,
+        conversion.models,
+        conversion.chunk_seconds,
+    )
+    return Checkpoint(output, key)
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except AutoVoiceError:
+        raise
+    except OSError as error:
+        raise AudioOutputError(
+            f"{output} cannot be written ({error.strerror or error}); what is done is kept where "
+            "there was room for it, and the same command goes on from there."
+        ) from error

@@ -19,7 +19,6 @@ import numpy as np
 from auto_voice.audio.loudness import without_rumble
 from auto_voice.errors import ModelLoadError
 from auto_voice.inference.analysis import Analysis, pauses
-from auto_voice.inference.breath import aperiodicity, scatter
 from auto_voice.inference.chunking import (
     CONTEXT_SECONDS,
     HOP,
@@ -34,14 +33,17 @@ from auto_voice.inference.chunking import (
 )
 from auto_voice.inference.content_windows import ContentWindows
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.inputs import SampleSource
-from auto_voice.inference.melody import cut, filled
-from auto_voice.inference.shaping import (
+from auto_voice.inference.effects import (
+    aperiodicity,
+    cut,
     fill_pauses,
+    filled,
     follow_level,
+    scatter,
     source_shape,
     warp_formants,
 )
+from auto_voice.inference.inputs import SampleSource
 from auto_voice.models.base import ContentEncoder, Converter, Vocoder
 from auto_voice.types import Content, FloatArray, Pitch, Voice
 

@@ -21,8 +21,7 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.checkpoint import Workspace
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.conversion import ConversionSetup, Stages, run
-from auto_voice.inference.file_conversion import LONG_SECONDS, convert_into
+from auto_voice.inference.conversion import LONG_SECONDS, ConversionSetup, Stages, convert_into, run
 from auto_voice.inference.inputs import AudioInput, Source, as_waveform
 from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import ConversionResult, FileResult, Output, OutputSpec

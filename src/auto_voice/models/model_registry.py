@@ -440,7 +440,7 @@ class ModelRegistry:
     def _with_safetensors(
         self, version: ModelVersion, files: Mapping[str, Path]
     ) -> Mapping[str, Path]:
-        from auto_voice.models.registry.derived import with_safetensors
+        from auto_voice.models.registry.architectures import with_safetensors
 
         try:
             return with_safetensors(version, files, self.store)

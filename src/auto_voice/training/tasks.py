@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.mel import CEPSTRA_SIZE, HIFIGAN_MEL, random_warp
 from auto_voice.errors import TrainingError
-from auto_voice.inference.shaping import warp_formants
+from auto_voice.inference.effects import warp_formants
 from auto_voice.models.converter_model import (
     MEL_MEAN,
     MEL_SCALE,

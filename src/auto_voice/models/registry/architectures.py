@@ -1,17 +1,16 @@
-"""The closed table of architectures: which module builds which kind of stage from files.
-
-Naming an architecture in a YAML file never imports anything that is not listed here.
-"""
+"""The closed table of architectures, and published checkpoints converted to safetensors once."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auto_voice.errors import MissingDependencyError
+from auto_voice.errors import MissingDependencyError, StoreError
+from auto_voice.models.registry.catalog import ModelVersion
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from auto_voice.models.registry.catalog import ModelVersion
+    from auto_voice.models.registry.store import ModelStore
 
 # What a model can be in a conversion, in its training or in its evaluation.
 KINDS = ("content", "converter", "vocoder", "speaker", "sample", "recogniser", "quality")
@@ -111,3 +111,46 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "recogniser": Architecture("auto_voice.models.recogniser", "recogniser", "eval"),
     "quality": Architecture("auto_voice.models.quality_model", "quality"),
 }
+
+
+log = logging.getLogger(__name__)
+
+
+def with_safetensors(
+    version: ModelVersion, files: Mapping[str, Path], store: ModelStore
+) -> Mapping[str, Path]:
+    """``files`` with each foreign checkpoint replaced by its converted form, under the same key.
+
+    In a store that cannot be written the original stays; its architecture then converts it in
+    memory at each load.
+
+    Raises:
+        IntegrityError: the checkpoint's bytes changed since it was installed.
+        UnsafeFileError: the checkpoint would run code.
+        ModelLoadError: it is damaged or another model's.
+    """
+    ready = dict(files)
+    for file, path in files.items():
+        if not ARCHITECTURES[version.architecture].is_foreign(file):
+            continue
+        name = f"{file}.safetensors"
+        ready[file] = store.derived(version, name) or _converted(version, file, path, name, store)
+    return ready
+
+
+def _converted(version: ModelVersion, file: str, path: Path, name: str, store: ModelStore) -> Path:
+    convert = ARCHITECTURES[version.architecture].checkpoint_converter()
+
+    def write(target: Path) -> None:
+        from safetensors.numpy import save_file
+
+        save_file(convert(path), target)
+
+    try:
+        made = store.add_derived(version, name, file, write)
+    except StoreError as error:
+        log.info("%s is converted in memory at each load: %s", file, error)
+        store.checked(version, file)
+        return path
+    log.info("converted %s of %s to safetensors", file, version.key)
+    return made
