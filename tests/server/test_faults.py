@@ -223,7 +223,7 @@ def test_a_disk_that_is_full_for_a_moment_delays_accepted_work(serve, gated, tal
         assert client.job(job.id).state == "queued"
         live.context.files.has_room = room
         assert [item.state for item in client.wait(job, within_seconds=60).items] == ["done"] * 2
-        until(lambda: httpx2.get(f"{live.url}/readyz").status_code == 200)
+        until(lambda: httpx2.get(f"{live.url}/readyz", timeout=60).status_code == 200)
 
 
 def test_work_that_fills_the_disk_is_done_again_when_there_is_room(serve, tmp_path, talk, friend):
@@ -245,7 +245,7 @@ def test_work_that_fills_the_disk_is_done_again_when_there_is_room(serve, tmp_pa
 
 
 def _unready(live):
-    answer = httpx2.get(f"{live.url}/readyz")
+    answer = httpx2.get(f"{live.url}/readyz", timeout=60)
     return answer.json() if answer.status_code == 503 else None
 
 
@@ -333,7 +333,7 @@ def test_a_voice_kept_with_endless_notes_is_listed_in_a_few(live, client, tmp_pa
     folder.mkdir(exist_ok=True)
     data = voice_bytes(tmp_path, notes=tuple(990 * "x" for _ in range(5000)))
     (folder / "old.safetensors").write_bytes(data)
-    answer = httpx2.get(f"{live.url}/v1/voices")
+    answer = httpx2.get(f"{live.url}/v1/voices", timeout=60)
     assert len(answer.content) < 20_000
     assert [voice["name"] for voice in answer.json()["voices"]] == ["old"]
 
@@ -428,15 +428,15 @@ def test_a_missing_file_is_a_sentence(live, parts):
 
 def test_an_unknown_voice_is_not_found(live, parts):
     for answer in (
-        httpx2.get(f"{live.url}/v1/voices/nobody"),
-        httpx2.delete(f"{live.url}/v1/voices/nobody"),
+        httpx2.get(f"{live.url}/v1/voices/nobody", timeout=60),
+        httpx2.delete(f"{live.url}/v1/voices/nobody", timeout=60),
         post(live, "/v1/convert", {"voice": "nobody"}, parts[:1]),
     ):
         assert "there is no voice 'nobody'" in sentence(answer, 404)
 
 
 def test_a_small_limit_is_told_in_kilobytes(live):
-    answer = httpx2.patch(f"{live.url}/v1/voices/x", content=bytes(100_000))
+    answer = httpx2.patch(f"{live.url}/v1/voices/x", content=bytes(100_000), timeout=60)
     told = sentence(answer, 413)
     assert " kB" in told
     assert "0.0" not in told
@@ -445,15 +445,15 @@ def test_a_small_limit_is_told_in_kilobytes(live):
 
 def test_leaving_ends_the_session_and_not_only_the_browsers_memory_of_it(serve):
     live = serve(tokens=(TOKEN,))
-    with httpx2.Client(base_url=live.url) as browser:
+    with httpx2.Client(base_url=live.url, timeout=60) as browser:
         browser.post("/v1/session", json={"token": TOKEN})
         cookie = {"cookie": f"autovoice_session={browser.cookies['autovoice_session']}"}
-        assert httpx2.get(f"{live.url}/v1/server", headers=cookie).status_code == 200
+        assert httpx2.get(f"{live.url}/v1/server", headers=cookie, timeout=60).status_code == 200
         assert browser.delete("/v1/session").status_code == 204
-    assert httpx2.get(f"{live.url}/v1/server", headers=cookie).status_code == 401
+    assert httpx2.get(f"{live.url}/v1/server", headers=cookie, timeout=60).status_code == 401
     live.stop()
     again = serve(tokens=(TOKEN,))
-    assert httpx2.get(f"{again.url}/v1/server", headers=cookie).status_code == 401
+    assert httpx2.get(f"{again.url}/v1/server", headers=cookie, timeout=60).status_code == 401
 
 
 def test_the_client_says_that_an_upload_is_too_large(serve, friend):

@@ -148,6 +148,32 @@ def test_learning_a_voice_is_a_part_of_the_progress_and_can_be_cancelled(serve, 
         assert client.wait(client.submit([talk], references=[talk])).state == "done"
 
 
+@pytest.mark.parametrize("way", ["cancel", "delete"])
+def test_a_voice_whose_learning_is_cancelled_at_its_last_moment_is_not_kept(
+    serve, gated, friend, way
+):
+    done, tried = gated.enrol, []
+    live = serve(gated)
+
+    def enrol(*given):
+        found = done(*given)
+        (running,) = live.context.store.listed("127.0.0.1", 10)
+        live.context.workers.cancel(running.id)
+        if way == "delete":
+            live.context.workers.remove(running.id)
+        tried.append(found)
+        return found
+
+    gated.enrol = enrol
+    files = {"reference": ("friend.wav", friend.read_bytes())}
+    fields = {"name": "late", "wait": "false"}
+    answer = httpx2.post(f"{live.url}/v1/voices", data=fields, files=files, timeout=60)
+    assert answer.status_code == 202
+    until(lambda: tried and not live.context.engine.voices.listed())
+    if way == "cancel":
+        assert live.context.store.get(answer.json()["id"]).state == "cancelled"
+
+
 def test_stopping_puts_unfinished_work_back_and_a_new_server_does_it(
     serve, gated, tmp_path, talk, friend
 ):

@@ -98,13 +98,15 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
             extra={"job": claim.job.id, "item": claim.item.index, "seconds": round(seconds, 3)},
         )
 
+    tasks = Tasks(engine, files, settings, metrics)
     workers = Workers(
         store,
         files,
-        Tasks(engine, files, settings, metrics),
+        tasks,
         count=settings.workers,
         keep_bytes=settings.keep_mb * 1_000_000,
         observe=observe,
+        undo=tasks.undo,
     )
     sessions = Sessions(settings.data_dir / "sessions.json")
     return Context(settings, engine, store, files, workers, metrics, sessions, lock)

@@ -406,7 +406,7 @@ def _shown(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
     pitch = facts["log_f0_mean"]
     said = [str(note)[:LONGEST_NOTE] for note in facts["notes"][:MOST_NOTES]]
     if len(facts["notes"]) > MOST_NOTES:
-        said[MOST_NOTES - 1 :] = [f"{len(facts['notes']) - MOST_NOTES + 1} more notes."]
+        said[MOST_NOTES - 1 :] = ["There are more notes; clone the voice again."]
     return {
         "name": name,
         "speech_seconds": round(facts["speech_seconds"], 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from auto_voice.audio.io import read_audio
-from auto_voice.errors import AutoVoiceError
+from auto_voice.errors import AutoVoiceError, VoiceError
 from auto_voice.inference.result import FileResult
 from auto_voice.server.cancellation import CancellationToken
 from auto_voice.server.engine import Engine
@@ -84,6 +85,13 @@ class Tasks:
         stages = STAGES if claim.job.kind == "convert" else 1
         self._metrics.models_used(before, self._engine.registry.loaded(), stages)
         return result
+
+    def undo(self, claim: Claim) -> None:
+        """Forget the voice of a cancelled enrolment; one that replaced another stays."""
+        request = claim.job.request
+        if claim.job.kind == "enrol" and not request["overwrite"]:
+            with contextlib.suppress(VoiceError):
+                self._engine.voices.remove(request["name"])
 
     def _rename(self, claim: Claim, error: AutoVoiceError) -> None:
         """Say the client's name of a file where the error says ours."""
@@ -269,7 +277,7 @@ class Tasks:
     def _enrol(self, claim: Claim, token: CancellationToken) -> Json:
         request = claim.job.request
         waves = self._references(claim, token)
-        token.progress(DECODED_SHARE)
+        token.check()
         return self._engine.enrol(
             waves,
             request["name"],

@@ -14,7 +14,16 @@ from typing import Protocol, TypeVar
 from auto_voice.errors import AutoVoiceError, ServerError, UnknownJobError
 from auto_voice.server.cancellation import CancellationToken, Stopped
 from auto_voice.server.job_store import JobStore, JobStoreError
-from auto_voice.server.jobs import COMPUTE, DONE, FINISHED, MAINTENANCE, Claim, JobRecord, Json
+from auto_voice.server.jobs import (
+    CANCELLED,
+    COMPUTE,
+    DONE,
+    FINISHED,
+    MAINTENANCE,
+    Claim,
+    JobRecord,
+    Json,
+)
 from auto_voice.server.telemetry import request_id
 from auto_voice.server.uploads import JobFiles, NoRoomError, is_disk_full
 
@@ -59,6 +68,8 @@ class Workers:
         count: threads for work; one more serves the upkeep of models.
         keep_bytes: results that are kept together.
         observe: told each claim, how it ended and the seconds it took.
+        undo: takes back what an item did outside its job, where it was cancelled in the moment in
+            which it was done.
     """
 
     def __init__(
@@ -70,10 +81,11 @@ class Workers:
         count: int,
         keep_bytes: int,
         observe: Callable[[Claim, str, float], None] | None = None,
+        undo: Callable[[Claim], None] | None = None,
     ) -> None:
         self._store, self._files, self._perform = store, files, perform
         self._keep_bytes = keep_bytes
-        self._observe = observe
+        self._observe, self._undo = observe, undo
         self._wake = threading.Condition()
         self._news = 0
         self._stopping = threading.Event()
@@ -238,16 +250,17 @@ class Workers:
             self._running[job_id, index] = _Running(token, threading.current_thread(), lane)
         asked_by = request_id.set(str(claim.job.request.get("request_id", "")))
         started = time.monotonic()
-        how, job = "failed", None
+        how, job, performed = "failed", None, False
         try:
             if self._store.get(job_id).is_finished:
                 token.stop()  # cancelled between the claim and the line above
             with token.watching():
                 token.check()
                 result = self._perform(claim, token)
+            performed = True
             self._wanted, self._full_times, self._warned = 0, 0, ""
-            how = "done"
             job = self._surely(lambda: self._store.finish(job_id, index, result=result))
+            how = CANCELLED if job.items[index].state == CANCELLED else DONE
         except UnknownJobError:
             how = "cancelled"  # deleted meanwhile
         except Stopped:
@@ -257,6 +270,8 @@ class Workers:
         finally:
             with self._wake:
                 self._running.pop((job_id, index), None)
+        if how == CANCELLED and performed and self._undo is not None:
+            self._undo(claim)
         if self._observe is not None:
             self._observe(claim, how, time.monotonic() - started)
         request_id.reset(asked_by)

@@ -22,6 +22,8 @@ MOST_BYTES = 64 << 20
 LARGEST_VALUE = 1e4
 # Of a weight; a thousand steps do not move one by 1, and far larger ones make no sound but NaN.
 LARGEST_CHANGE = 100.0
+# Notes of a voice that are told without loading it; enrolment writes a few for each recording.
+MOST_LISTED_NOTES = 100
 MOST_CHANGES, LONGEST_NAME = 1000, 200
 MEL_BANDS = 80
 
@@ -145,7 +147,7 @@ def load_voice_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
             "speech_seconds": seconds,
             "encoder": _line(about["encoder"]),
             "quality": {_line(k): _number(v) for k, v in about.get("quality", {}).items()},
-            "notes": [_line(note) for note in about["notes"]],
+            "notes": [_line(note) for note in about["notes"][:MOST_LISTED_NOTES]],
             "consent": _line(about.get("consent", "")),
             "has_recording": "speech" in arrays,
         }
@@ -179,7 +181,7 @@ LOWEST_LOG_F0, HIGHEST_LOG_F0 = math.log(10.0), math.log(10_000.0)
 
 def _line(value: Any) -> str:
     """Text of a file from elsewhere, without what could steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in str(value))[:1000]
+    return "".join(c if c.isprintable() else " " for c in str(value)[:1000])
 
 
 def _half(values: NDArray[Any]) -> NDArray[np.float16]:
