@@ -15,8 +15,8 @@ from auto_voice.audio.formats import AudioFormat
 from auto_voice.errors import AudioFormatError
 from auto_voice.types import FloatArray
 
-# What speech is stored as. FFmpeg knows a thousand more codings, most of them of games and of
-# pictures; what is not named here is never started, not even to find out what a file holds.
+# Codings in which speech is stored. FFmpeg knows a thousand more, most of them of games and of
+# pictures; one that is not named here is never started, not even to find out what a file holds.
 CODECS = frozenset({
     "aac", "aac_latm", "ac3", "eac3", "alac", "flac", "opus", "libopus", "speex", "vorbis",
     "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float",
@@ -177,7 +177,7 @@ class Decoder:
             self.failure = error
 
     def _converter(self, frame: Any) -> Any:
-        """What brings such frames to the shape of the first; None where nothing is to be done.
+        """A converter of such frames to the shape of the first; None where none is needed.
 
         From eight separate channels on PyAV cannot tell how many there are and reads past their
         end, so FFmpeg lays those side by side. It does so by a filter with threads of its own,
@@ -193,7 +193,7 @@ class Decoder:
         return av.AudioResampler("flt", self._first.layout, self.sample_rate)
 
     def _converted(self, converter: Any, frame: Any) -> Iterator[FloatArray]:
-        """What ``converter`` gives for ``frame``, or at its end for None."""
+        """The blocks that ``converter`` gives for ``frame``; None ends its input."""
         for made in () if converter is None else converter.resample(frame):
             if made is not None:
                 yield made.to_ndarray().reshape(-1, self.channels)

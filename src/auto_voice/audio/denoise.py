@@ -12,7 +12,7 @@ from auto_voice.types import FloatArray
 FRAME_SECONDS = 0.032
 # Frames that cover each sample.
 OVERLAP = 4
-# Of the power over time: speech leaves at least so much of the frames to the noise.
+# Quantile of the power over time: speech leaves at least so many of the frames to the noise.
 NOISE_QUANTILE = 0.15
 # Share of the estimate that comes from the frame before (Ephraim and Malah use 0.98).
 SMOOTHING = 0.97

@@ -1,4 +1,4 @@
-"""Where a recording may be written and as what."""
+"""The paths to which a recording may be written, and the formats in which."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def ensure_writable(
             may be the output.
         overwrite: whether an existing file may be replaced.
         create_parents: make missing folders; otherwise a missing folder is an error, because it
-            is more often a typing slip than a wish.
+            is more often a typing error than a wish.
 
     Raises:
         AudioOutputError: a folder, a missing folder, no permission, one of the inputs, an

@@ -18,7 +18,7 @@ HEAD_BYTES = 4096
 # Bytes of a header or of empty padding before the first frame of MP3 and AAC that are searched.
 SEARCH_BYTES = 1 << 16
 # Consecutive frames that make a stream without a magic number MP3 or AAC: random bytes hold two
-# matching headers by chance once in some megabytes, three practically never.
+# matching headers by chance once in thirty megabytes, three practically never.
 FRAMES_TO_TRUST = 3
 
 
@@ -139,7 +139,7 @@ def list_folder(folder: Path, *, deep: bool = True) -> FolderListing:
 
 @dataclass(frozen=True)
 class Sniffed:
-    """What the first bytes of a file say.
+    """The format that the first bytes of a file show.
 
     Attributes:
         format: a row of ``INPUT_FORMATS``; None if the file cannot be read.
@@ -182,7 +182,7 @@ def sniff(stream: BinaryIO) -> Sniffed:
 
 
 def _after_id3(stream: BinaryIO) -> int:
-    """Where the ID3v2 tags at the start end (id3.org, ID3v2.4, section 3.1)."""
+    """The byte behind the ID3v2 tags at the start (id3.org, ID3v2.4, section 3.1)."""
     start = 0
     while True:
         stream.seek(start)
@@ -234,7 +234,7 @@ def _is_transport_stream(head: bytes) -> bool:
 
 @dataclass(frozen=True)
 class Completeness:
-    """What the header promises against the bytes that are there.
+    """The length that a header promises, compared with the bytes that are there.
 
     Attributes:
         missing: share of the promised audio bytes that the file lacks; 0.0 if it is whole, NaN if
@@ -257,14 +257,14 @@ class Completeness:
 _NO_LENGTH = Completeness(0.0, False, "the header does not say how long the recording is")
 # Programs that write to a pipe put this or more as "size not known".
 _UNKNOWN_SIZE = 0x7F00_0000
-# A size that is off by some bytes is a slip of the program that wrote it, and below 4 ms of sound.
+# A size that is off by some bytes is an error of the program that wrote it, below 4 ms of sound.
 _SLACK_BYTES = 64
 # An Ogg page is shorter than this (RFC 3533, section 6: 65 307 bytes).
 _OGG_PAGE_BYTES = 65_536 + 64
 
 
 def completeness(stream: BinaryIO, sniffed: Sniffed, size: int) -> Completeness:
-    """What the header promises against what is there, without decoding.
+    """Compare the length that the header promises with the bytes that are there, without decoding.
 
     ``size`` is that of ``stream``, which must be seekable and is left at an undefined place.
     """
@@ -475,7 +475,7 @@ def _ogg_completeness(stream: BinaryIO, size: int) -> Completeness:
 
 
 def _last_page(tail: bytes) -> int:
-    """Where the last page begins; -1 without any."""
+    """The byte at which the last page begins; -1 without any."""
     at = tail.rfind(b"OggS")
     while at >= 0 and at + 5 <= len(tail) and tail[at + 4] != 0:
         at = tail.rfind(b"OggS", 0, at)

@@ -38,7 +38,7 @@ __all__ = [
     "write_audio",
 ]
 
-# What is read whole stays in memory: three hours are 2 GB at 48 kHz.
+# A recording that is read whole stays in memory: three hours are 2 GB at 48 kHz.
 MAX_SECONDS = 3 * 3600.0
 # Decoded at once: 1.5 s at 44.1 kHz.
 _BLOCK_FRAMES = 1 << 16

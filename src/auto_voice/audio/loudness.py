@@ -115,7 +115,7 @@ class LoudnessMeter:
 
     @property
     def loudness_lufs(self) -> float:
-        """Of what came so far; -inf if nothing passes the gates."""
+        """Loudness of the blocks so far; -inf if nothing passes the gates."""
         return _gated_loudness(self.block_powers())
 
     def block_powers(self) -> NDArray[np.float64]:

@@ -206,8 +206,8 @@ def cepstra(mel: FloatArray) -> FloatArray:
     A frame holds those of its first 10 ms, then of its second, each over its spread.
     """
     frames = mel.shape[1] // 2
-    heard = np.maximum(mel[:, : 2 * frames].astype(np.float32), FLOOR)
-    scaled = _cosines(len(mel)) @ heard / SPREADS[:, None]
+    audible = np.maximum(mel[:, : 2 * frames].astype(np.float32), FLOOR)
+    scaled = _cosines(len(mel)) @ audible / SPREADS[:, None]
     return np.ascontiguousarray(scaled.T.reshape(frames, CEPSTRA_SIZE), np.float32)
 
 

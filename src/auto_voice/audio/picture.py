@@ -98,7 +98,7 @@ def _draw(panel: Any, title: str, recording: Waveform) -> None:
 
 
 def _mel_band(hz: ArrayLike) -> NDArray[np.float64]:
-    """Where a frequency lies on the axis of bands."""
+    """The place of a frequency on the axis of bands."""
     bank = mel_filters(HIFIGAN_MEL)
     bins_hz = np.linspace(0, HIFIGAN_MEL.sample_rate / 2, bank.shape[1])
     centres_hz = (bank @ bins_hz) / bank.sum(axis=1)

@@ -20,9 +20,10 @@ from auto_voice.types import SPEECH_RATE, BoolArray, FloatArray, Pitch
 FRAME_RATE = 62.5
 # From a low bass to a soprano's high C; the network reaches from 46.875 to 2093.75 Hz.
 F_MIN_HZ, F_MAX_HZ = 50.0, 1100.0
-# Of the network, from 0 to 1; higher ones lose the ends of voiced stretches.
+# Confidence of the network, 0 to 1, from which on a frame counts as voiced.
 VOICED_CONFIDENCE = 0.5
-# What is done to the detector's track; a part of its name as a judge, so change it with that.
+# The rules by which the detector's track is changed; a part of its name as a judge, so that
+# figures under other rules are not compared.
 PITCH_RULES = "no-lasting-hum"
 # Mains hum of the two grids of the world, and how far the detector strays from a line.
 MAINS_HZ = (50.0, 60.0)
@@ -37,7 +38,8 @@ LINE_FRAMES = 17
 BESIDE_FRAMES, NEAR_FRAMES = 30, 8
 # Hum is as strong beside a pause as in it, -6 dB at least; a note that is sung has ended there.
 LASTING = 0.5
-# Of a tone that fills a recording: a voice repeats itself in this band, mains hum has died away.
+# A tone that fills a recording is a voice if it repeats itself in this band, where mains hum has
+# died away.
 RICH_HZ = (400.0, 2500.0)
 RICH_CORRELATION = 0.5
 # Log-F0 of speech without any voiced frame.

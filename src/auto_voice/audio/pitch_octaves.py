@@ -18,9 +18,9 @@ from auto_voice.types import FloatArray, Pitch
 
 # Frames of 16 ms without pitch that may lie inside one stretch of errors.
 GAP_FRAMES = 2
-# Around each frame; the median says in which octave the voice is.
+# Length of the stretch around each frame whose median says in which octave the voice is.
 LOCAL_SECONDS = 0.5
-# Of a natural logarithm.
+# Natural logarithm of the ratio.
 OCTAVE = float(np.log(2.0))
 # Octaves from a whole octave within which a frame counts as an error: against the whole recording,
 # whose melody moves, and against the half second around it: two semitones.
@@ -31,7 +31,7 @@ PERIODS = 4
 TOLERANCE = 0.06
 # Hz that are compared: below lie hum and offset, above a sample is too long a step of the lag.
 BAND_HZ = (70.0, 1500.0)
-# By how much the correlation at the one period must exceed that at the other.
+# Difference of the correlations at two periods from which on one counts as better.
 CLEARLY = 0.1
 # Power of a sample below which there is only silence.
 SILENCE = 1e-12

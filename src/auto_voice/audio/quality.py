@@ -43,7 +43,7 @@ class RecordingQuality:
     clipping_ratio: share of samples on a flat top.
     bandwidth_hz: up to where there is sound.
     decay_seconds: how fast sound dies away at best, as seconds for 60 dB; see
-        :func:`decay_time`. None if no decay was heard.
+        :func:`decay_time`. None if there are too few decays.
     """
 
     seconds: float
@@ -57,7 +57,7 @@ class RecordingQuality:
     decay_seconds: float | None
 
     def advice(self) -> tuple[str, ...]:
-        """What is wrong with it as a reference and what to do, one sentence each."""
+        """The faults it has as a reference and what to do about each, one sentence each."""
         found = []
         if self.speech_seconds == 0:
             found.append("no speech was found: record someone talking")

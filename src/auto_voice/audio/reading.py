@@ -46,7 +46,7 @@ _TAKE_WHAT_IS_THERE = (
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file's header says.
+    """The facts in the header of a file.
 
     Attributes:
         name: of the file, for messages.
@@ -131,7 +131,7 @@ class RecordingReader:
         return self._decoder.declared_frames
 
     def info(self) -> AudioInfo:
-        """What the header says."""
+        """The facts in the header."""
         assert self._decoder is not None
         doubts = [self._completeness.note] if self._completeness.note else []
         if self._completeness.truncated:
@@ -321,8 +321,8 @@ class RecordingReader:
             if left <= 0:
                 break
         self._open_decoder()
-        heard = power > 1e-5 * power.max()
-        kept = int(heard.sum())
+        audible = power > 1e-5 * power.max()
+        kept = int(audible.sum())
         if kept and mixed < 1e-2 * power.sum() / self.channels**2:
             best = int(np.argmax(power))
             self._remarks.append(
@@ -333,7 +333,7 @@ class RecordingReader:
             self._remarks.append(
                 f"mixed {kept} of {self.channels} channels down to one, the others are silent"
             )
-            return np.asarray(heard / kept, np.float32)
+            return np.asarray(audible / kept, np.float32)
         self._remarks.append(f"mixed {self.channels} channels down to one")
         return weights
 

