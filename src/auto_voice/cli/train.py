@@ -6,17 +6,10 @@ from pathlib import Path
 
 import click
 
-
-class _RecipeGroup(click.Group):
-    """``train RECIPE`` means ``train recipe RECIPE``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["recipe", *args]
-        return super().parse_args(ctx, args)
+from auto_voice.cli.showing import DefaultGroup
 
 
-@click.group(cls=_RecipeGroup)
+@click.group(cls=DefaultGroup, default="recipe")
 def train() -> None:
     """Train models by a recipe, and make speech to train them on.
 
