@@ -112,6 +112,10 @@ def corpus(
     Each sentence is said in six timbres with the same timing and melody. The folder gets a
     manifest for each sentence and speech.csv, which --data of a training reads. It is the same
     whatever the number of workers, and goes on where it stopped. Needs espeak-ng.
+
+    \b
+    autovoice train corpus sentences.txt --synthesiser kokoro.onnx --vocabulary vocab.json
+      --voices voices/ --out parallel/ --hours 10
     """
     from auto_voice.cli.showing import quiet_progress
     from auto_voice.training.speech_synthesis import Sources, make
