@@ -48,7 +48,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, weights_dir):
 def commands(text: str) -> list[list[str]]:
     """Every ``autovoice …`` line of shell blocks and every inline one, as words."""
     shells = [*fences("sh", text), *fences("console", text)]
-    lines = [line for body in shells for line in body.splitlines()]
+    lines = [line for body in shells for line in body.replace("\\\n", " ").splitlines()]
     lines += re.findall(r"`(autovoice [^`]+)`", re.sub(FENCE, "", text))
     calls = [line.split("#")[0].strip() for line in lines]
     calls = [re.sub(r"^\S*/autovoice", "autovoice", call) for call in calls]

@@ -21,24 +21,13 @@ from auto_voice.cli.judging import (
     resample_option,
     stage_options,
 )
-from auto_voice.cli.showing import quiet_progress
+from auto_voice.cli.showing import DefaultGroup, quiet_progress
 
 if TYPE_CHECKING:
     from auto_voice.evaluation.results import Evaluation
 
 
-class _DefaultGroup(click.Group):
-    """``evaluate PATH`` means ``evaluate files PATH``."""
-
-    default = "files"
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = [self.default, *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group(cls=_DefaultGroup)
+@click.group(cls=DefaultGroup, default="files")
 def evaluate() -> None:
     """Measure how good conversions are, of any system.
 

@@ -1,4 +1,4 @@
-"""How several commands show sizes, tables, JSON and progress."""
+"""How several commands are called and show sizes, tables, JSON and progress."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ _SHOWN = {
     "fine-tune": "fine-tuning the converter to the voice",
     "convert": "converting",
 }
+
+
+class DefaultGroup(click.Group):
+    """A group whose command may be left out: ``evaluate PATH`` means ``evaluate files PATH``.
+
+    Args:
+        default: name of the command that is meant then.
+    """
+
+    def __init__(self, *args: Any, default: str, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
 
 
 def sized(count: int) -> str:

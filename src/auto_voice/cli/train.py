@@ -6,17 +6,10 @@ from pathlib import Path
 
 import click
 
-
-class _RecipeGroup(click.Group):
-    """``train RECIPE`` means ``train recipe RECIPE``."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
-            args = ["recipe", *args]
-        return super().parse_args(ctx, args)
+from auto_voice.cli.showing import DefaultGroup
 
 
-@click.group(cls=_RecipeGroup)
+@click.group(cls=DefaultGroup, default="recipe")
 def train() -> None:
     """Train models by a recipe, and make speech to train them on.
 
@@ -119,6 +112,10 @@ def corpus(
     Each sentence is said in six timbres with the same timing and melody. The folder gets a
     manifest for each sentence and speech.csv, which --data of a training reads. It is the same
     whatever the number of workers, and goes on where it stopped. Needs espeak-ng.
+
+    \b
+    autovoice train corpus sentences.txt --synthesiser kokoro.onnx --vocabulary vocab.json
+      --voices voices/ --out parallel/ --hours 10
     """
     from auto_voice.cli.showing import quiet_progress
     from auto_voice.training.speech_synthesis import Sources, make
