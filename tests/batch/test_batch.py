@@ -69,9 +69,9 @@ def test_tables_have_their_own_voices_and_options():
         "source,voice,output,semitones,trim\na.wav,,x.mp3,-2,yes\nsub/b.flac,../v.wav|a.wav,,,\n"
     )
     Path("jobs.jsonl").write_text('{"source": "in/a.wav", "strength": 0.5, "rate": 48000}\n\n')
-    first, second = collect(["in/jobs.csv"], made(controls={"energy": 1.0}))
+    first, second = collect(["in/jobs.csv"], made(controls={"energy": 0.5}))
     assert (first.source, first.target) == ("in/a.wav", "converted/x.mp3")
-    assert first.controls == {"semitones": -2.0, "trim": True, "energy": 1.0}
+    assert first.controls == {"semitones": -2.0, "trim": True, "energy": 0.5}
     assert second.voice == ("in/../v.wav", "in/a.wav")
     (third,) = collect(["jobs.jsonl"], made())
     assert (third.controls, third.output.rate, third.voice) == ({"strength": 0.5}, 48000, VOICE)

@@ -252,18 +252,18 @@ def test_pitch_in_blocks_is_the_pitch_of_the_whole(speech, monkeypatch):
 
 def test_what_is_known_of_a_tape_does_not_depend_on_where_it_lies(tmp_path, speech):
     samples = speech(6.0)
-    tape = FileSamples(tmp_path / "x.f32", 16000)
+    stored = FileSamples(tmp_path / "x.f32", 16000)
     for start in range(0, len(samples), 7777):
-        tape.append(samples[start : start + 7777])
-    a, b = analyse(MemorySamples(samples, 16000)), analyse(tape)
+        stored.append(samples[start : start + 7777])
+    a, b = analyse(MemorySamples(samples, 16000)), analyse(stored)
     assert a.gain == b.gain
     np.testing.assert_array_equal(a.energies, b.energies)
     np.testing.assert_array_equal(a.pitch.f0_hz, b.pitch.f0_hz)
     np.testing.assert_array_equal(a.melody.f0_hz, b.melody.f0_hz)
-    part = Section(tape, 1000, 5000)
+    part = Section(stored, 1000, 5000)
     np.testing.assert_array_equal(part.read(-5, 9999), samples[1000:5000])
-    tape.truncate(10)
-    assert len(FileSamples(tmp_path / "x.f32", 16000)) == len(tape) == 10
+    stored.truncate(10)
+    assert len(FileSamples(tmp_path / "x.f32", 16000)) == len(stored) == 10
 
 
 def test_an_analysis_comes_back_as_it_was_kept(tmp_path):

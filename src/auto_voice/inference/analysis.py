@@ -68,19 +68,19 @@ class Analysis:
     melody: Pitch
 
 
-def analyse(tape: SampleSource) -> Analysis:
-    """Level, energies and pitch of ``tape``."""
-    hop = hop_size(tape.sample_rate)
+def analyse(recording: SampleSource) -> Analysis:
+    """Level, energies and pitch of ``recording``."""
+    hop = hop_size(recording.sample_rate)
     size = ENERGY_BLOCK_HOPS * hop
     energies = [
-        hop_energies(_plain(tape, start, start + size), tape.sample_rate)
-        for start in range(0, len(tape), size)
+        hop_energies(_plain(recording, start, start + size), recording.sample_rate)
+        for start in range(0, len(recording), size)
     ]
     joined = np.concatenate(energies) if energies else np.zeros(0)
     gain = gain_of_energies(joined, hop)
-    pitch = pitch_of(tape, gain)
-    melody = corrected_by_sound(pitch, tape.read, tape.sample_rate)
-    return Analysis(len(tape), gain, joined, pitch, melody)
+    pitch = pitch_of(recording, gain)
+    melody = corrected_by_sound(pitch, recording.read, recording.sample_rate)
+    return Analysis(len(recording), gain, joined, pitch, melody)
 
 
 def gain_of_energies(energies: NDArray[np.float64], hop_samples: int) -> float:
@@ -129,19 +129,19 @@ def _lowest_around(values: NDArray[np.float64], reach: int) -> NDArray[np.float6
     return np.asarray(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1).min(axis=1))
 
 
-def _plain(tape: SampleSource, start: int, stop: int) -> FloatArray:
+def _plain(recording: SampleSource, start: int, stop: int) -> FloatArray:
     """Samples ``[start, stop)`` without rumble, as the whole would have them."""
-    reach = rumble_reach(tape.sample_rate)
+    reach = rumble_reach(recording.sample_rate)
     low = max(0, start - reach)
-    samples = without_rumble(tape.read(low, stop + reach), tape.sample_rate)
+    samples = without_rumble(recording.read(low, stop + reach), recording.sample_rate)
     return samples[start - low : stop - low]
 
 
-def pitch_of(tape: SampleSource, gain: float) -> Pitch:
-    """:func:`extract_pitch` of ``gain * tape``, in blocks whose margins are thrown away."""
-    rate = tape.sample_rate
+def pitch_of(recording: SampleSource, gain: float) -> Pitch:
+    """:func:`extract_pitch` of ``gain * recording``, in blocks whose margins are thrown away."""
+    rate = recording.sample_rate
     samples_per_frame = rate / FRAME_RATE
-    frames_in_all = len(tape) / samples_per_frame
+    frames_in_all = len(recording) / samples_per_frame
     f0: list[FloatArray] = []
     voiced: list[NDArray[np.bool_]] = []
     core = max(1, PITCH_BLOCK_FRAMES - 2 * PITCH_MARGIN_FRAMES)
@@ -154,8 +154,8 @@ def pitch_of(tape: SampleSource, gain: float) -> Pitch:
         low = max(0, min(start - PITCH_MARGIN_FRAMES, high - PITCH_BLOCK_FRAMES))
         if low == 0 and not last:
             high = min(math.floor(frames_in_all), PITCH_BLOCK_FRAMES)
-        stop = len(tape) if last else round(high * samples_per_frame)
-        block = tape.read(round(low * samples_per_frame), stop) * np.float32(gain)
+        stop = len(recording) if last else round(high * samples_per_frame)
+        block = recording.read(round(low * samples_per_frame), stop) * np.float32(gain)
         found = extract_pitch(resample(block, rate, SPEECH_RATE), SPEECH_RATE)
         kept = slice(start - low, None if last else start + core - low)
         f0.append(found.f0_hz[kept])
@@ -199,27 +199,27 @@ def _overlapping(
     yield held, True
 
 
-def background_notes(tape: SampleSource) -> list[str]:
-    """What sounds in the first minute of ``tape`` besides one near voice, a sentence each.
+def background_notes(recording: SampleSource) -> list[str]:
+    """What sounds in the first minute of ``recording`` besides one near voice, a sentence each.
 
     It comes into the result, where a clean recording would not bring it.
     """
-    head = tape.read(0, round(BACKGROUND_SECONDS * tape.sample_rate))
+    head = recording.read(0, round(BACKGROUND_SECONDS * recording.sample_rate))
     notes = []
-    spans = speech_segments(head, tape.sample_rate, padding_seconds=0.0)
-    tonal = tonal_background(head, tape.sample_rate, spans)
+    spans = speech_segments(head, recording.sample_rate, padding_seconds=0.0)
+    tonal = tonal_background(head, recording.sample_rate, spans)
     if tonal is not None and tonal > MUSIC_SHARE:
         notes.append(
             "Music or other voices sound behind the speech of the source and disturb the result; "
             "convert the voice alone."
         )
-    decay = decay_time(head, tape.sample_rate)
+    decay = decay_time(head, recording.sample_rate)
     if decay is not None and decay > LONG_DECAY_SECONDS:
         notes.append(
             f"The source is reverberant (the room rings for about {decay:.1f} s), which blurs the "
             "result; record nearer to the microphone."
         )
-    if high_notes(head, tape.sample_rate) > HIGH_NOTES_SECONDS:
+    if high_notes(head, recording.sample_rate) > HIGH_NOTES_SECONDS:
         notes.append(
             f"The source sings above {F_MAX_HZ:.0f} Hz, beyond the range of the models; such notes "
             "do not come out at their pitch."
@@ -250,12 +250,14 @@ def high_notes(samples: FloatArray, sample_rate: int) -> float:
     return float(sustained(found, 3).sum()) * hop / SPEECH_RATE
 
 
-def speech_bounds(tape: SampleSource) -> tuple[int, int] | None:
-    """First and last sample of speech in ``tape``; None if it holds none."""
-    size = round(TRIM_BLOCK_SECONDS * tape.sample_rate)
+def speech_bounds(recording: SampleSource) -> tuple[int, int] | None:
+    """First and last sample of speech in ``recording``; None if it holds none."""
+    size = round(TRIM_BLOCK_SECONDS * recording.sample_rate)
     first = last = None
-    for start in range(0, len(tape), size):
-        for low, high in speech_segments(tape.read(start, start + size), tape.sample_rate):
+    for start in range(0, len(recording), size):
+        for low, high in speech_segments(
+            recording.read(start, start + size), recording.sample_rate
+        ):
             first = start + low if first is None else first
             last = start + high
     return None if first is None or last is None else (first, last)

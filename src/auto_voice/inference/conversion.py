@@ -132,14 +132,14 @@ class OutputLevel:
     limiting: bool = False
     notes: tuple[str, ...] = ()
 
-    def blocks(self, tape: SampleSource) -> Iterator[FloatArray]:
-        """``(samples,)`` blocks of ``tape``, finished."""
+    def blocks(self, recording: SampleSource) -> Iterator[FloatArray]:
+        """``(samples,)`` blocks of ``recording``, finished."""
         reach = LIMITER_REACH_SAMPLES if self.limiting else 0
-        for start in range(0, len(tape), LEVEL_SAMPLES):
+        for start in range(0, len(recording), LEVEL_SAMPLES):
             low = max(0, start - reach)
-            block = tape.read(low, start + LEVEL_SAMPLES + reach) * np.float32(self.factor)
+            block = recording.read(low, start + LEVEL_SAMPLES + reach) * np.float32(self.factor)
             if self.limiting:
-                block = limited(block, tape.sample_rate, low)
+                block = limited(block, recording.sample_rate, low)
             yield block[start - low : start - low + LEVEL_SAMPLES]
 
 
@@ -260,7 +260,7 @@ def cleaned(
 
 
 def prepare(
-    tape: SampleSource,
+    recording: SampleSource,
     facts: SourceFacts,
     voice: Voice,
     controls: Controls,
@@ -271,7 +271,7 @@ def prepare(
     """Everything that must be known before the first piece is rendered.
 
     Args:
-        tape: the source at the content encoder's rate.
+        recording: the source at the content encoder's rate.
         facts: of the source as it was given.
         known: the analysis, where an earlier run made it.
 
@@ -281,27 +281,27 @@ def prepare(
     notes: list[str] = []
     length = resampled_length(facts.samples, facts.sample_rate, stages.vocoder.sample_rate)
     if controls.trim:
-        tape, note = _trimmed(tape)
-        length = resampled_length(len(tape), tape.sample_rate, stages.vocoder.sample_rate)
+        recording, note = _trimmed(recording)
+        length = resampled_length(len(recording), recording.sample_rate, stages.vocoder.sample_rate)
         notes.append(note)
     with timed(timings, "pitch"):
-        analysis = known or analyse(tape)
-    notes += background_notes(tape)
+        analysis = known or analyse(recording)
+    notes += background_notes(recording)
     if controls.strength < 1:
         with timed(timings, "voice"):
-            voice = _towards(voice, tape, controls.strength, stages)
+            voice = _towards(voice, recording, controls.strength, stages)
     melody = analysis.pitch if controls.singing else analysis.melody
     pitch, semitones, pitch_notes = moved(melody, voice, controls)
     notes += pitch_notes
     source_meter = None
     if controls.loudness in (None, SOURCE):
-        source_meter = metered(_blocks(tape), tape.sample_rate, peaks=False)
+        source_meter = metered(_blocks(recording), recording.sample_rate, peaks=False)
     rendering = Rendering(
         content_encoder=stages.content_encoder,
         converter=stages.converter,
         vocoder=stages.vocoder,
         voice=_with_pitch(voice, pitch, controls),
-        tape=tape,
+        recording=recording,
         analysis=analysis,
         pitch=pitch,
         controls=controls,
@@ -319,14 +319,14 @@ def metered(blocks: Iterable[FloatArray], sample_rate: int, peaks: bool = True) 
     return meter
 
 
-def output_level(tape: SampleSource, prepared: Prepared) -> OutputLevel:
-    """What brings ``tape``, the rendered samples at the networks' level, to its loudness.
+def output_level(recording: SampleSource, prepared: Prepared) -> OutputLevel:
+    """What brings ``recording``, the rendered samples at the networks' level, to its loudness.
 
     It is that of the source's speech, over the same time, or what the controls say. Peaks above
     the ceiling are turned down by some decibels; where that does not suffice, the whole is.
     """
-    rate = tape.sample_rate
-    meter = metered(_blocks(tape), rate)
+    rate = recording.sample_rate
+    meter = metered(_blocks(recording), rate)
     wanted, found = _loudness(meter, prepared)
     if not (math.isfinite(wanted) and math.isfinite(found)):
         note = "The loudness was not matched: the recording is too quiet to have one."
@@ -338,7 +338,7 @@ def output_level(tape: SampleSource, prepared: Prepared) -> OutputLevel:
     for _ in range(LIMITING_ROUNDS):
         gain = min(gain, room + MOST_LIMITING_DB)
         level = OutputLevel(10 ** (gain / 20), limiting=True)
-        short = wanted - _loudness(metered(level.blocks(tape), rate, peaks=False), prepared)[1]
+        short = wanted - _loudness(metered(level.blocks(recording), rate, peaks=False), prepared)[1]
         if short < NEAR_LU or gain >= room + MOST_LIMITING_DB:
             break
         gain += short
@@ -362,31 +362,31 @@ def _loudness(meter: LoudnessMeter, prepared: Prepared) -> tuple[float, float]:
     return float(prepared.rendering.controls.loudness), meter.loudness_lufs
 
 
-def _blocks(tape: SampleSource) -> Iterator[FloatArray]:
-    size = round(METER_SECONDS * tape.sample_rate)
-    for start in range(0, len(tape), size):
-        yield tape.read(start, start + size)
+def _blocks(recording: SampleSource) -> Iterator[FloatArray]:
+    size = round(METER_SECONDS * recording.sample_rate)
+    for start in range(0, len(recording), size):
+        yield recording.read(start, start + size)
 
 
-def _trimmed(tape: SampleSource) -> tuple[SampleSource, str]:
-    bounds = speech_bounds(tape)
+def _trimmed(recording: SampleSource) -> tuple[SampleSource, str]:
+    bounds = speech_bounds(recording)
     if bounds is None:
         raise AudioContentError("the source holds no speech to trim to; leave trimming out.")
     start, stop = bounds
-    rate = tape.sample_rate
+    rate = recording.sample_rate
     note = (
         f"Trimmed: {start / rate:.2f} s before the first speech and "
-        f"{(len(tape) - stop) / rate:.2f} s after the last were left out."
+        f"{(len(recording) - stop) / rate:.2f} s after the last were left out."
     )
-    return Section(tape, start, stop), note
+    return Section(recording, start, stop), note
 
 
-def _towards(voice: Voice, tape: SampleSource, strength: float, stages: Stages) -> Voice:
+def _towards(voice: Voice, recording: SampleSource, strength: float, stages: Stages) -> Voice:
     """Between the source's own voice and ``voice``."""
     assert stages.speaker_encoder is not None
-    head = tape.read(0, round(OWN_VOICE_SECONDS * tape.sample_rate))
+    head = recording.read(0, round(OWN_VOICE_SECONDS * recording.sample_rate))
     own = build_voice(
-        [("the source", Waveform(head, tape.sample_rate))],
+        [("the source", Waveform(head, recording.sample_rate))],
         stages.speaker_encoder,
         stages.content_encoder,
         "the source",

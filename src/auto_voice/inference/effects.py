@@ -1,4 +1,11 @@
-"""What changes a conversion on its way: melody, resonances, pauses, loudness contour and breath."""
+"""What the controls change on the way from the source to the result: melody, shape and breath.
+
+*Melody*: the pitch is moved to the voice, widened or narrowed. *Shape*: resonances move, pauses
+keep the source's own spectrum, and the loudness contour follows the source's. *Breath*: how noisy a
+voiced sound is shows in how little one period is like the next. That share of noise is measured in
+the source and in the result, and what the result lacks is made by scattering the phases of its
+upper spectrum: the envelope stays, the harmonics lose energy to the noise between them.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +23,31 @@ from auto_voice.audio.resample import resample
 from auto_voice.inference.controls import VOICE, Controls
 from auto_voice.types import FloatArray, Mel, Pitch, Voice
 
+# Frames that are interpolated at once.
 FILLED_AT_ONCE = 100_000
+# Semitones between source and voice from which on a note says that it may sound wrong.
 FAR_SEMITONES = 20.0
+# Of ln(F0): a narrower melody is a monotone, whose width says nothing.
 LEAST_SPREAD = 0.02
 # Share of the voiced frames beyond the pitch range that is worth a note.
 BEYOND_SHARE = 0.05
+# Mel frames of the window over which a level is taken: half as wide in effect, 52 ms, so that
+# syllables count and the beat of single periods does not.
+CONTOUR_FRAMES = 9
+# dB by which a frame is turned up or down at most: a phrase far from the microphone is up to 40 dB
+# softer, while little that is turned up further than this was meant to sound.
+MOST_DOWN_DB, MOST_UP_DB = 60.0, 12.0
+MOST_UP_IN_PAUSES_DB = 3.0
+# Power that counts as silence, -130 dBFS at the level of the networks.
+SILENCE_POWER = 1e-13
+# Hz; below it the voice drowns its breath.
+BREATH_HZ = 1500.0
+# Samples of a frame of the short-time spectrum in which phases are scattered.
+BREATH_FRAME = 1024
+# Hz over which its envelope is smoothed, so that harmonics leave no trace.
+SMOOTH_HZ = 400.0
+# Periods that are compared with those after them.
+PERIODS = 3
 
 
 def moved(pitch: Pitch, voice: Voice, controls: Controls) -> tuple[Pitch, float, list[str]]:
@@ -116,17 +143,6 @@ def filled(pitch: Pitch) -> FloatArray | None:
         frames = np.arange(start, min(start + FILLED_AT_ONCE, len(out)))
         out[frames] = np.interp(frames, known, log_f0)
     return out
-
-
-# Mel frames of the window over which a level is taken: half as wide in effect, 52 ms, so that
-# syllables count and the beat of single periods does not.
-CONTOUR_FRAMES = 9
-# dB by which a frame is turned up or down at most: a phrase far from the microphone is up to 40 dB
-# softer, while little that is turned up further than this was meant to sound.
-MOST_DOWN_DB, MOST_UP_DB = 60.0, 12.0
-MOST_UP_IN_PAUSES_DB = 3.0
-# Power that counts as silence, -130 dBFS at the level of the networks.
-SILENCE_POWER = 1e-13
 
 
 def warp_formants(mel: Mel, ratio: float) -> Mel:
@@ -244,13 +260,6 @@ def _smoothed(values: NDArray[np.float64], window: NDArray[np.float64]) -> NDArr
     return np.convolve(values, window)[reach : reach + len(values)]
 
 
-# Below it breath is drowned by the voice.
-LOWEST_HZ = 1500.0
-SIZE = 1024
-SMOOTH_HZ = 400.0
-PERIODS = 3
-
-
 def aperiodicity(samples: FloatArray, sample_rate: int, pitch: Pitch, frame_rate: float,
                  frames: int) -> FloatArray:  # fmt: skip
     """``(frames,)`` share of noise, 0 to 1, in the sound above 1.5 kHz; 0 where unvoiced.
@@ -272,8 +281,8 @@ def aperiodicity(samples: FloatArray, sample_rate: int, pitch: Pitch, frame_rate
             high[start + lags[0] : start + lags[-1] + length], length
         )
         power = float(here @ here) * np.einsum("ij,ij->i", later, later)
-        likeness = float(np.max(later @ here / np.sqrt(power + 1e-20)))
-        out[frame] = 1 - np.clip(likeness, 0, 1)
+        similarity = float(np.max(later @ here / np.sqrt(power + 1e-20)))
+        out[frame] = 1 - np.clip(similarity, 0, 1)
     return out
 
 
@@ -287,16 +296,16 @@ def scatter(samples: FloatArray, share: FloatArray, sample_rate: int, hop_sample
     """
     if not np.any(share > 0):
         return samples
-    half = SIZE // 2
+    half = BREATH_FRAME // 2
     padded = np.pad(samples, half)
-    window = np.sqrt(np.hanning(SIZE + 1)[:-1]).astype(np.float32)
-    low = int(LOWEST_HZ * SIZE / sample_rate)
-    out = np.zeros(len(padded) + SIZE, np.float32)
+    window = np.sqrt(np.hanning(BREATH_FRAME + 1)[:-1]).astype(np.float32)
+    low = int(BREATH_HZ * BREATH_FRAME / sample_rate)
+    out = np.zeros(len(padded) + BREATH_FRAME, np.float32)
     for frame in range(len(share) + 1):
         at = frame * hop_samples
-        piece = padded[at : at + SIZE]
-        if len(piece) < SIZE:
-            piece = np.pad(piece, (0, SIZE - len(piece)))
+        piece = padded[at : at + BREATH_FRAME]
+        if len(piece) < BREATH_FRAME:
+            piece = np.pad(piece, (0, BREATH_FRAME - len(piece)))
         spectrum = np.fft.rfft(piece * window)
         amount = float(share[min(frame, len(share) - 1)])
         if amount > 0:
@@ -306,15 +315,15 @@ def scatter(samples: FloatArray, share: FloatArray, sample_rate: int, hop_sample
             # Frames of noise add up in power, not in amplitude: with four of them overlapping, a
             # Hann window in all leaves a quarter of it.
             spectrum[low:] = np.sqrt(1 - amount) * spectrum[low:] + 2 * np.sqrt(amount) * noise
-        out[at : at + SIZE] += np.fft.irfft(spectrum, SIZE) * window
-    scale = np.float32(2 * hop_samples / SIZE)
+        out[at : at + BREATH_FRAME] += np.fft.irfft(spectrum, BREATH_FRAME) * window
+    scale = np.float32(2 * hop_samples / BREATH_FRAME)
     scaled: FloatArray = (out[half : half + len(samples)] * scale).astype(np.float32)
     return scaled
 
 
 def envelope(spectrum: NDArray[np.complexfloating], sample_rate: int) -> NDArray[np.float64]:
     """``(bins,)`` magnitudes smoothed in power over 400 Hz, so that harmonics leave no trace."""
-    width = max(1, round(SMOOTH_HZ * SIZE / sample_rate)) // 2 * 2 + 1
+    width = max(1, round(SMOOTH_HZ * BREATH_FRAME / sample_rate)) // 2 * 2 + 1
     power = np.pad(np.square(np.abs(spectrum)), width // 2, mode="edge")
     total = np.concatenate(([0.0], np.cumsum(power)))
     mean = np.maximum(total[width:] - total[:-width], 0) / width
@@ -325,7 +334,7 @@ def _high_passed(samples: FloatArray, sample_rate: int) -> FloatArray:
     """What lies above 1.5 kHz, by a symmetric filter of 8 ms: no delay, no ringing beyond it."""
     reach = round(0.004 * sample_rate)
     n = np.arange(-reach, reach + 1)
-    cutoff = 2 * LOWEST_HZ / sample_rate
+    cutoff = 2 * BREATH_HZ / sample_rate
     low = cutoff * np.sinc(cutoff * n) * np.hanning(len(n) + 2)[1:-1]
     low /= low.sum()
     kernel = -low

@@ -64,35 +64,35 @@ class Rendering:
 
     Attributes:
         voice: with the pitch that it will speak at.
-        tape: the source at the content encoder's rate, at its own level.
-        analysis: of ``tape``.
+        recording: the source at the content encoder's rate, at its own level.
+        analysis: of ``recording``.
         pitch: the melody that is to be spoken.
         samples: of the result, at the vocoder's rate.
         timings: seconds by step; grows.
         log_f0: of ``pitch``, filled.
-        listener: gives the content of any part.
-        pauses: of ``tape``, see :func:`auto_voice.inference.analysis.pauses`.
+        content: the content features of any part.
+        pauses: of ``recording``, see :func:`auto_voice.inference.analysis.pauses`.
     """
 
     content_encoder: ContentEncoder
     converter: Converter
     vocoder: Vocoder
     voice: Voice
-    tape: SampleSource
+    recording: SampleSource
     analysis: Analysis
     pitch: Pitch
     controls: Controls
     samples: int
     timings: dict[str, float]
     log_f0: FloatArray | None = field(init=False)
-    listener: ContentWindows = field(init=False)
+    content: ContentWindows = field(init=False)
     pauses: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_f0", filled(self.pitch))
-        listener = ContentWindows(self.content_encoder, self.tape, self.analysis.gain)
-        object.__setattr__(self, "listener", listener)
-        found = pauses(self.analysis.energies, hop_size(self.tape.sample_rate))
+        content = ContentWindows(self.content_encoder, self.recording, self.analysis.gain)
+        object.__setattr__(self, "content", content)
+        found = pauses(self.analysis.energies, hop_size(self.recording.sample_rate))
         object.__setattr__(self, "pauses", found)
 
     @property
@@ -106,7 +106,7 @@ class Rendering:
         So the memory for hours is that for one recording of this length.
         """
         context = 2 * CONTEXT_SECONDS + float(self._grid_frames / self._frame_rate)
-        seconds = len(self.tape) / self.tape.sample_rate
+        seconds = len(self.recording) / self.recording.sample_rate
         core_seconds = max(longest_seconds / 2, SMALLER * longest_seconds - context)
         if seconds <= longest_seconds:
             core_seconds = longest_seconds
@@ -128,7 +128,7 @@ class Rendering:
     def content_mean(self) -> FloatArray | None:
         """``(dims,)`` mean of the content over the whole; None where no stage needs it."""
         with timed(self.timings, "content"):
-            return self.listener.mean()
+            return self.content.mean()
 
     def render(
         self, chunks: Sequence[Chunk], mean: FloatArray | None = None
@@ -170,7 +170,7 @@ class Rendering:
             mel = self.converter.convert(content, lower, self.voice, frames)
             mel = warp_formants(mel, ratio)
         with timed(self.timings, "level"):
-            source = source_shape(speech, self.tape.sample_rate, self._pauses(chunk))
+            source = source_shape(speech, self.recording.sample_rate, self._pauses(chunk))
             mel = fill_pauses(mel, source)
         low = max(chunk.context_start, chunk.start - VOCODER_CONTEXT_FRAMES)
         high = min(chunk.context_stop, chunk.stop + VOCODER_CONTEXT_FRAMES)
@@ -205,7 +205,7 @@ class Rendering:
         rate = float(self._frame_rate)
         frames = chunk.context_stop - chunk.context_start
         own_pitch = self._cut(self.analysis.pitch, chunk)
-        wanted = aperiodicity(speech, self.tape.sample_rate, own_pitch, rate, frames)
+        wanted = aperiodicity(speech, self.recording.sample_rate, own_pitch, rate, frames)
         wanted = wanted[low - chunk.context_start : high - chunk.context_start]
         skipped = round((low - chunk.context_start) / rate * pitch.frame_rate)
         spoken = Pitch(pitch.f0_hz[skipped:], pitch.voiced[skipped:], pitch.frame_rate)
@@ -217,17 +217,17 @@ class Rendering:
     def _content(self, chunk: Chunk, mean: FloatArray | None) -> Content:
         rate = Fraction(self.content_encoder.frame_rate) / self._frame_rate
         stop = None if chunk.context_stop >= self.frames else int(chunk.context_stop * rate)
-        return self.listener.read(int(chunk.context_start * rate), stop, mean)
+        return self.content.read(int(chunk.context_start * rate), stop, mean)
 
     def _speech(self, chunk: Chunk) -> FloatArray:
         """The chunk's context at the networks' level."""
-        rate = self.tape.sample_rate
+        rate = self.recording.sample_rate
         start, stop = (
             Fraction(edge) / self._frame_rate * rate
             for edge in (chunk.context_start, chunk.context_stop)
         )
-        end = len(self.tape) if chunk.context_stop >= self.frames else -int(-stop // 1)
-        samples = self.tape.read(int(start), end)
+        end = len(self.recording) if chunk.context_stop >= self.frames else -int(-stop // 1)
+        samples = self.recording.read(int(start), end)
         leveled: FloatArray = (samples * np.float32(self.analysis.gain)).astype(np.float32)
         return leveled
 
@@ -253,7 +253,7 @@ class Rendering:
             ) from error
         seconds = longest / float(self._frame_rate)
         log.warning("the memory is full: going on in pieces of at most %.1f s", seconds)
-        self.listener.forget()
+        self.content.forget()
         release_memory()
         return self.between(edges)
 
@@ -265,7 +265,7 @@ class Rendering:
     def _grid_frames(self) -> int:
         grid = common_period(
             self._frame_rate,
-            Fraction(self.tape.sample_rate),
+            Fraction(self.recording.sample_rate),
             Fraction(self.content_encoder.frame_rate),
             Fraction(self.pitch.frame_rate),
         )
