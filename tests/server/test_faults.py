@@ -158,6 +158,10 @@ def test_what_is_there_of_a_cut_recording_is_taken_when_asked(client, cut, frien
     made = client.convert(cut, references=[friend], allow_truncated=True)
     assert any("truncated" in note for note in made.account["notes"])
     assert client.convert(friend, references=[cut], allow_truncated=True).content
+    with pytest.raises(AudioFormatError, match="truncated"):
+        client.enrol("cut", [cut])
+    voice = client.enrol("cut", [cut], allow_truncated=True)
+    assert any("truncated" in note for note in voice.notes)
     monkeypatch.setattr("auto_voice.server.tasks.IN_MEMORY_SECONDS", 1.0)
     job = client.wait(client.submit([cut], references=[friend], allow_truncated=True))
     assert job.state == "done", job.items[0].error

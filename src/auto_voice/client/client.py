@@ -293,10 +293,21 @@ class Client:
         return known(VoiceInfo, self._ask("GET", _voice(name)).json())
 
     def enrol(
-        self, name: str, references: Sequence[Sound], *, consent: str = "", overwrite: bool = False
+        self,
+        name: str,
+        references: Sequence[Sound],
+        *,
+        consent: str = "",
+        overwrite: bool = False,
+        allow_truncated: bool = False,
     ) -> VoiceInfo:
         """Keep the voice of the recordings."""
-        fields = {"name": name, "consent": consent, "overwrite": overwrite}
+        fields = {
+            "name": name,
+            "consent": consent,
+            "overwrite": overwrite,
+            "allow_truncated": allow_truncated,
+        }
         answer = self._send_files("/v1/voices", fields, _each("reference", references))
         return known(VoiceInfo, answer.json())
 

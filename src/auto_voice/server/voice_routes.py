@@ -39,6 +39,9 @@ async def enrol(
         str, Form(max_length=500, description="Who allowed it, kept with the voice.")
     ] = "",
     overwrite: Annotated[bool, Form(description="Replace a voice of this name.")] = False,
+    allow_truncated: Annotated[
+        bool, Form(description="Take what is there of recordings that end early.")
+    ] = False,
     wait: Annotated[
         bool, Form(description="False: answer 202 with a job, which has progress and a cancel.")
     ] = True,
@@ -52,7 +55,12 @@ async def enrol(
         "enrol",
         [],
         reference,
-        {"name": name, "consent": consent, "overwrite": overwrite},
+        {
+            "name": name,
+            "consent": consent,
+            "overwrite": overwrite,
+            "allow_truncated": allow_truncated,
+        },
         direct=wait,
         most_seconds=here.settings.reference_seconds,
         one_item=True,
