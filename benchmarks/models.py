@@ -40,9 +40,10 @@ def done(start, *after):
 PREPARE = """
 import torch
 from safetensors.torch import save_file
-from auto_voice.training.networks.hifigan import HiFiGANNet, HiFiGANShape
-from auto_voice.training.networks.hubert import HuBERTNet, HuBERTShape
-from auto_voice.training.networks.speaker import SpeakerNet
+from auto_voice.models.hifigan_model import HiFiGANShape
+from auto_voice.models.hubert_model import HuBERTShape
+from auto_voice.training.networks.encoders import HuBERTNet, SpeakerNet
+from auto_voice.training.networks.generators import HiFiGANNet
 torch.manual_seed(0)
 nets = {
     'hubert': HuBERTNet(HuBERTShape()),
@@ -130,7 +131,8 @@ RUNS = {
     "HiFi-GAN": VOCODER,
     "HiFi-GAN, the same network in torch": """
 import torch
-from auto_voice.training.networks.hifigan import HiFiGANNet, HiFiGANShape
+from auto_voice.models.hifigan_model import HiFiGANShape
+from auto_voice.training.networks.generators import HiFiGANNet
 net = HiFiGANNet(HiFiGANShape()).eval()
 def call():
     with torch.inference_mode(): net(torch.from_numpy(mel)[None])
@@ -159,7 +161,7 @@ timed(call)
 """,
     "GE2E in torch, window by window": """
 import torch
-from auto_voice.training.networks.speaker import SpeakerNet
+from auto_voice.training.networks.encoders import SpeakerNet
 net = SpeakerNet().eval()
 windows = torch.randn(max(1, round(seconds / 0.77)), 160, 40)
 def call():

@@ -184,10 +184,22 @@ def test_torch_and_numpy_inputs_give_the_same(model: hubert.HuBERTModel) -> None
     assert ours.dtype == np.float32
 
 
-def test_the_level_hardly_matters(model: hubert.HuBERTModel) -> None:
+@pytest.mark.parametrize("dbfs", [-30.0, -42.0, -52.0, -65.0])
+def test_the_level_hardly_matters(dbfs: float, model: hubert.HuBERTModel) -> None:
     audio = speech(0.6)
-    loud, soft = model.extract_features(audio), model.extract_features(0.5 * audio)
+    audio *= 10 ** (-20 / 20) / np.sqrt(np.mean(audio**2))
+    loud, soft = (model.extract_features(audio * 10 ** (d / 20)) for d in (0.0, dbfs + 20))
     assert np.abs(loud - soft).max() < 0.02 * np.abs(loud).max()
+
+
+def test_rows_are_levelled_by_what_is_in_them_and_never_beyond_forty_decibels() -> None:
+    row = np.zeros(1000, np.float32)
+    row[:500] = 0.001
+    raised = hubert._raised(row, 500)
+    assert 20 * np.log10(raised[0]) == pytest.approx(-30)
+    assert hubert._raised(1e-6 * row, 500)[0] == pytest.approx(1e-9 * 100)
+    assert hubert._raised(100 * row, 500) is not None
+    np.testing.assert_array_equal(hubert._raised(100 * row, 500), 100 * row)
 
 
 def test_normalisation_makes_it_exactly_immaterial(

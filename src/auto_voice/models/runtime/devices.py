@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import sys
 from functools import cache
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from auto_voice.errors import MissingDependencyError, ModelLoadError
 from auto_voice.models.registry.architectures import ARCHITECTURES
 from auto_voice.models.registry.catalog import ModelVersion
+
+log = logging.getLogger(__name__)
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -45,13 +48,14 @@ def onnx_runtime() -> Any:
 def choose_device(wanted: str, version: ModelVersion) -> str:
     """The device for ``version``: ``cpu``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
 
+    A device that is not there gives way to the CPU, which runs the same model, with a warning.
+
     Args:
         wanted: ``auto`` takes a CUDA GPU where there is one with enough memory, else the CPU.
             Architectures that do not run in sessions stay on the CPU.
 
     Raises:
-        ModelLoadError: a device that is not there, or a model that needs a GPU where there is
-            none.
+        ModelLoadError: a model that needs a GPU where there is none.
     """
     if not ARCHITECTURES[version.architecture].devices:
         return "cpu"
@@ -70,9 +74,11 @@ def _accelerator(wanted: str, version: ModelVersion) -> str:
         roomy = gpu_memory_mb() if PROVIDERS["cuda"] in available_providers() else []
         return "cuda:0" if roomy and roomy[0] >= version.needs.vram_mb else "cpu"
     if problem := why_not(kind, int(index or 0)):
-        raise ModelLoadError(
-            f"device {wanted} is not available: {problem}; or use device auto or cpu"
-        )
+        log.warning(
+            "%s runs on the CPU, because device %s is not available: %s",
+            version.key, wanted, problem,
+        )  # fmt: skip
+        return "cpu"
     return f"cuda:{int(index or 0)}" if kind == "cuda" else kind
 
 

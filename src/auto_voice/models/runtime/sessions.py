@@ -101,6 +101,8 @@ class Network:
         self._session = session
         self._weights = weights
         self.device = device
+        gpu = f";gpu:{device.partition(':')[2]}" if device.startswith("cuda") else ""
+        self._arenas = f"cpu:0{gpu}"
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
 
@@ -119,6 +121,8 @@ class Network:
 
         options = RunOptions()
         options.only_execute_path_to_fetches = True
+        # Each session would keep what its longest input needed, beside all the others.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas)
         wanted = [output or self.outputs[0]]
         named = dict(zip(self.inputs, inputs, strict=True))
         interruption: Interruption | None = getattr(_covering, "interruption", None)

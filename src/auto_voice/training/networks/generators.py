@@ -56,10 +56,12 @@ class ReferenceAttention(nn.Module):
         k = F.normalize(torch.matmul(voice.keys[:, None], self.project), dim=-1)
         scale = torch.exp(self.sharpness + 5.0).view(1, -1, 1, 1)
         score = torch.matmul(q * scale, k.transpose(-1, -2))
-        score = score.masked_fill(~voice.mask[:, None, None, :], -1e4)
+        # Added, because a sum needs no second array of the largest size that there is here.
+        score = score - 1e4 * (~voice.mask[:, None, None, :]).to(score.dtype)
         empty = self.empty.view(1, -1, 1, 1).expand(batch, -1, frames, 1)
         weight = torch.softmax(torch.cat([score, empty], dim=-1), dim=-1)
-        found = torch.matmul(weight[..., :-1], voice.values[:, None])
+        # The empty slot's value is nothing, which spares a copy of the other weights.
+        found = torch.matmul(weight, F.pad(voice.values, (0, 0, 0, 1))[:, None])
         heads = torch.cat([found, 1 - weight[..., -1:]], dim=-1)
         out: Tensor = self.out(heads.permute(0, 2, 1, 3).reshape(batch, frames, -1))
         return out
