@@ -260,6 +260,7 @@ def test_doctor_finds_everything_in_place(run, monkeypatch):
     assert "MISSING no-such-package: not installed; run: pip install no-such-package" in out
 
 
+@pytest.mark.slow
 def test_demo_with_mock_models(run):
     code, out, err = run("demo", "--mock", "-o", "here")
     assert (code, err) == (0, "")

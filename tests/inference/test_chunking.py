@@ -86,6 +86,7 @@ def test_a_level_jump_between_pieces_becomes_a_fade():
     assert out[21 * 256] == 1
 
 
+@pytest.mark.slow
 def test_pieces_give_what_the_whole_gives(hand_made, speech, reference):
     source = Waveform(speech(60.0, 130.0), 16000)
     whole_pipeline, _ = hand_made(PipelineConfig(chunk_seconds=1000))

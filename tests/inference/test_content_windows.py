@@ -145,6 +145,7 @@ def test_memory_that_suffices_for_nothing_is_said(rising):
         listener(Tight(100, RuntimeError("a defect")), rising).read(0, 10)
 
 
+@pytest.mark.slow
 def test_pieces_equal_the_whole_with_an_encoder_that_attends_to_all_it_hears(
     hand_made, rising, reference
 ):

@@ -159,6 +159,7 @@ def test_another_command_does_not_go_on_with_foreign_pieces(
     [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")],
     ids=["numpy", "gpu"],
 )
+@pytest.mark.slow
 def test_where_memory_does_not_suffice_pieces_are_halved(
     hand_made, talk, voice, tmp_path, error, caplog, monkeypatch
 ):

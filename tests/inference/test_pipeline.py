@@ -178,6 +178,7 @@ def test_progress_rises_to_one(hand_made, speech, reference):
     assert seen[-1] == 1
 
 
+@pytest.mark.slow
 def test_threads_share_one_pipeline(mock_pipeline, source, reference):
     with ThreadPoolExecutor(8) as pool:
         results = list(pool.map(lambda _: mock_pipeline.convert(source, reference), range(16)))

@@ -94,6 +94,7 @@ def test_threads_share_one_transfer_and_one_load(
     assert len(requests) == 1
 
 
+@pytest.mark.slow
 def test_processes_share_one_transfer(served: tuple[Path, list[str]], tmp_path: Path) -> None:
     config, requests = served
     code = (

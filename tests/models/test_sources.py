@@ -611,8 +611,9 @@ def test_pip_itself_reads_the_same_settings(
     theirs.load()
     flat: dict[str, str] = {}
     for section in ("global", "download", ":env:"):
-        for values in dict(theirs.items()).values():
-            pairs = values.items() if isinstance(values, dict) else []
+        for key, values in dict(theirs.items()).items():
+            # By file from pip 25 on, before that flat.
+            pairs = values.items() if isinstance(values, dict) else [(key, values)]
             flat.update(
                 {k.removeprefix(f"{section}."): v for k, v in pairs if k.startswith(section)}
             )

@@ -273,6 +273,7 @@ def torn(path):
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_torn_database_and_a_second_server_are_one_sentence(serve, tmp_path, talk, friend):
     live = serve()
     with Client(live.url) as client:

@@ -103,6 +103,7 @@ def pieces(serve, tmp_path, monkeypatch):
     return serve(engine), engine
 
 
+@pytest.mark.slow
 def test_a_long_recording_lets_others_go_first_and_goes_on_where_it_was(pieces, talk, friend):
     live, engine = pieces
     with Client(live.url) as client, other_client(live) as modest:

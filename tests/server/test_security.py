@@ -274,6 +274,7 @@ def hostile(tmp_path_factory):
     }
 
 
+@pytest.mark.slow
 def test_hostile_uploads_give_4xx_and_leave_nothing(live, hostile, friend):
     root = live.context.files.root
     answers = {}

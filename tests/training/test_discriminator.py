@@ -46,6 +46,7 @@ def test_the_discriminator_learns_to_tell_rough_from_smooth_and_says_how() -> No
     assert all(p.requires_grad for p in adversary.discriminator.parameters())
 
 
+@pytest.mark.slow
 def test_a_discriminator_makes_the_mels_of_a_converter_sharper(tmp_path: Path) -> None:
     """Where content does not tell the fine structure, the mean is smooth; this loss is not."""
     speech = corpus()

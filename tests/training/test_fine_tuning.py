@@ -277,6 +277,7 @@ def test_a_fitting_draws_from_no_generator_but_its_own(converter):
         np.testing.assert_array_equal(values, amid[name])
 
 
+@pytest.mark.slow
 def test_words_that_were_said_once_are_not_learnt_by_heart(converter):
     """Noise on the content: less of what only the reference's few words have, so others fit."""
     rng = np.random.default_rng(1)

@@ -46,6 +46,7 @@ def test_level_and_rate_of_the_recording_do_not_change_the_voice(speech):
     assert np.median(difference) < 0.02
 
 
+@pytest.mark.slow
 def test_several_recordings_share_what_is_listened_to(speech):
     voice = build(*(Waveform(speech(25.0, seed=seed), 16000) for seed in range(3)))
     assert (MOST_SECONDS - 1) * 86.1 <= len(voice.frames["mel"]) <= MOST_SECONDS * 86.2

@@ -144,6 +144,12 @@ class Decoder:
             except av.FFmpegError:
                 self.damaged += 1
                 continue
+            except ValueError as error:
+                # PyAV 19, where the header is so absurd that no decoder opens; what else could be
+                # asked of the stream then ends the process.
+                raise AudioFormatError(
+                    f"{self._name} is damaged and cannot be decoded ({error}); get a complete copy."
+                ) from error
             yield from frames
 
     def _demuxed(self) -> Iterator[Any]:
