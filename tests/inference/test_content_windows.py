@@ -97,11 +97,11 @@ def test_no_window_is_heard_twice_where_the_memory_holds_all(rising):
     assert len(encoder.lengths) == 3
 
 
-def test_beyond_its_memory_a_listener_hears_again_what_it_could_not_keep(rising, monkeypatch):
+def test_beyond_its_memory_windows_are_encoded_again(rising, monkeypatch):
     samples = np.concatenate([rising, rising, rising])
     all_kept = listener(Attending(), samples)
     wanted = read_in_parts(all_kept, 12000)
-    window = max(features.nbytes for features in all_kept._heard.values())
+    window = max(features.nbytes for features in all_kept._encoded.values())
     for room, windows in ((0, 18), (3, 17), (6, 13), (10, 10)):
         monkeypatch.setattr(listening, "KEPT_BYTES", room * window)
         heard = listener(encoder := Attending(), samples)
@@ -109,17 +109,17 @@ def test_beyond_its_memory_a_listener_hears_again_what_it_could_not_keep(rising,
         for start, other in zip(range(0, 12000, 200), wanted, strict=True):
             part = heard.read(max(0, start - 300), start + 275)
             np.testing.assert_array_equal(part.features, other.features)
-            most = max(most, len(heard._heard))
+            most = max(most, len(heard._encoded))
         assert len(encoder.lengths) == windows
         assert most <= max(KEPT_WINDOWS, room + 1)
 
 
-def test_what_is_forgotten_is_heard_again_and_the_same(rising):
+def test_what_is_dropped_is_encoded_again_and_the_same(rising):
     heard = listener(encoder := Attending(), rising)
     wanted = heard.read(0, None).features
     assert len(encoder.lengths) == 3
     heard.forget()
-    assert not heard._heard
+    assert not heard._encoded
     np.testing.assert_array_equal(heard.read(0, None).features, wanted)
     assert len(encoder.lengths) == 6
 
@@ -134,7 +134,7 @@ def test_where_memory_does_not_suffice_windows_are_shorter(rising, error, caplog
     with caplog.at_level(logging.WARNING):
         features = heard.read(0, None).features
     assert len(features) == 4000
-    assert "heard in windows of 7.0 s" in caplog.text
+    assert "encoded in windows of 7.0 s" in caplog.text
     np.testing.assert_allclose(features.mean(0), 0, atol=1e-5)
 
 
