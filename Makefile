@@ -38,7 +38,7 @@ lint: $(VENV)/.installed-dev
 pythons: $(PYTHONS:%=python-%)
 
 # An interpreter that is not here, or whose packages cannot be had, costs its lane and not the run.
-python-%:
+$(PYTHONS:%=python-%): python-%:
 	@found=; for one in $$(command -v python$*) $${PYENV_ROOT:-$$HOME/.pyenv}/versions/$*.*/bin/python; \
 	  do if "$$one" -c '' 2>/dev/null; then found=$$one; break; fi; done; \
 	if [ -z "$$found" ]; then echo "make: Python $* is not installed here; its tests are left out"; exit 0; fi; \
