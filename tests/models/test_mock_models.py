@@ -99,7 +99,7 @@ def test_louder_mel_gives_louder_audio(registry: ModelRegistry) -> None:
 
 def test_converters(registry: ModelRegistry) -> None:
     if "converter_compact" in registry.catalog.models:
-        converter, encoder = registry.load_converter(), registry.load_content_encoder()
+        converter, encoder = registry.load("converter_compact"), registry.load("content_whisper")
     elif registry.use_mock:
         converter, encoder = MockConverter(), registry.load_hubert()
     else:

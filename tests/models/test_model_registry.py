@@ -574,7 +574,6 @@ def test_warm_up_runs_every_stage_and_tells_how_long_it_took() -> None:
     assert list(timings) == names
     for name, timing in timings.items():
         assert timing.model == f"mock (use_mock, for {name}@1.0)"
-        assert timing.total_s == timing.load_s + timing.inference_s
         assert timing.inference_s >= 0
     assert len(registry.loaded()) == len(names)
 

@@ -35,7 +35,7 @@ from auto_voice.models.registry.pins import Pins
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
-    from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
+    from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
     from auto_voice.models.model_loader import ModelLoader, ProgressCallback
     from auto_voice.models.registry.loading import WarmupTiming
     from auto_voice.models.registry.store import ModelStore
@@ -321,16 +321,6 @@ class ModelRegistry:
     def load_speaker_encoder(self, version: str | None = None) -> SpeakerEncoderStage:
         """The GE2E encoder: ``embed_utterance(samples)`` gives ``(256,)`` of unit norm."""
         model: SpeakerEncoderStage = self.load("speaker_encoder", version)
-        return model
-
-    def load_content_encoder(self, name: str = PIPELINE_MODELS["content"]) -> ContentEncoder:
-        """The content encoder of the default pipeline, or another one by name."""
-        model: ContentEncoder = self.load(name)
-        return model
-
-    def load_converter(self, name: str = PIPELINE_MODELS["converter"]) -> Converter:
-        """The converter of the default pipeline, or another one by name."""
-        model: Converter = self.load(name)
         return model
 
     def resolved(self, name: str, version: str | None = None) -> str:

@@ -101,12 +101,6 @@ class ModelCache:
             mine.done.set()
         return mine.model
 
-    def peek(self, key: str) -> Any:
-        """The model if it is loaded, else None; does not count as use."""
-        with self._lock:
-            loaded = self._loaded.get(key)
-            return None if loaded is None else loaded.model
-
     def keys(self) -> tuple[str, ...]:
         """What is loaded, least recently used first."""
         with self._lock:
@@ -234,10 +228,6 @@ class WarmupTiming:
     model: str
     load_s: float
     inference_s: float
-
-    @property
-    def total_s(self) -> float:
-        return self.load_s + self.inference_s
 
 
 def run_once(model: Any, version: ModelVersion) -> None:
