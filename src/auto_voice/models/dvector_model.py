@@ -17,16 +17,15 @@ from auto_voice.audio.mel import MelSpec, mel_filters
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.sessions import Network, open_model
-from auto_voice.types import FloatArray
+from auto_voice.types import SPEECH_RATE, FloatArray
 
-SAMPLE_RATE = 16000
 WINDOW_FRAMES = 80
 STRIDE_FRAMES = 40
 # Bounds memory on hour-long input; the LSTM is independent from window to window.
 BATCH_WINDOWS = 64
 LOG_OFFSET = 1e-10
 DVECTOR_MEL = MelSpec(
-    sample_rate=SAMPLE_RATE,
+    sample_rate=SPEECH_RATE,
     n_fft=512,
     win_samples=400,
     hop_samples=160,
@@ -46,7 +45,7 @@ class DVectorModel:
         name: ``name@version`` of the weights.
     """
 
-    sample_rate = SAMPLE_RATE
+    sample_rate = SPEECH_RATE
     dims = 256
 
     def __init__(self, network: Network, name: str = "speaker_dvector") -> None:

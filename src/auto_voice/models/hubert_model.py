@@ -15,7 +15,7 @@ from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import load_network
 from auto_voice.models.runtime.sessions import Network
 from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays
-from auto_voice.types import Content, FloatArray
+from auto_voice.types import SPEECH_RATE, Content, FloatArray
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
@@ -23,7 +23,6 @@ STRIDES = (5, 2, 2, 2, 2, 2, 2)
 HOP_SAMPLES = 320
 # Samples that one frame sees before the transformer; shorter audio has no frame.
 FIELD_SAMPLES = 400
-SAMPLE_RATE = 16000
 # Layer that ``encode`` reads: the upper middle of the network knows most about phones (Pasad et
 # al. 2023), and the layers above it need not be computed.
 CONTENT_LAYER = 9
@@ -77,8 +76,8 @@ class HuBERTModel:
             to it, so that the level of speech does not matter.
     """
 
-    sample_rate = SAMPLE_RATE
-    frame_rate = SAMPLE_RATE / HOP_SAMPLES
+    sample_rate = SPEECH_RATE
+    frame_rate = SPEECH_RATE / HOP_SAMPLES
 
     def __init__(
         self,

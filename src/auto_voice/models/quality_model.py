@@ -17,11 +17,10 @@ import numpy as np
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.sessions import Network, open_model
-from auto_voice.types import FloatArray
+from auto_voice.types import SPEECH_RATE, FloatArray
 
-SAMPLE_RATE = 16000
 WINDOW_SAMPLES = 144_160
-HOP_SAMPLES = SAMPLE_RATE
+HOP_SAMPLES = SPEECH_RATE
 # Published calibration, highest power first: rows speech, background, overall.
 _CALIBRATION = np.array(
     [
@@ -54,7 +53,7 @@ class QualityModel:
         name: ``name@version`` of the weights.
     """
 
-    sample_rate = SAMPLE_RATE
+    sample_rate = SPEECH_RATE
 
     def __init__(self, network: Network, name: str = "quality_dnsmos") -> None:
         self.name = name
@@ -76,7 +75,7 @@ class QualityModel:
         while len(x) < WINDOW_SAMPLES:
             x = np.concatenate([x, x])
         # Whole seconds count: the published script scores floor(seconds) - 9 windows, at least one.
-        windows = max(1, len(x) // SAMPLE_RATE - 9)
+        windows = max(1, len(x) // SPEECH_RATE - 9)
         raw = [
             self._network(x[None, s : s + WINDOW_SAMPLES])[0]
             for s in range(0, windows * HOP_SAMPLES, HOP_SAMPLES)

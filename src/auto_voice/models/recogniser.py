@@ -11,9 +11,8 @@ import numpy as np
 
 from auto_voice.errors import AudioContentError, MissingDependencyError, ModelLoadError
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.types import FloatArray
+from auto_voice.types import SPEECH_RATE, FloatArray
 
-SAMPLE_RATE = 16000
 MIN_SAMPLES = 400
 # Text that compresses further than this says the same over and over: Whisper's own sign that it
 # lost the thread (Radford et al. 2022).
@@ -33,7 +32,7 @@ class Recogniser:
         language: two-letter code, told to the model so that it need not guess.
     """
 
-    sample_rate = SAMPLE_RATE
+    sample_rate = SPEECH_RATE
 
     def __init__(self, model: Any, name: str = "recogniser", language: str = "en") -> None:
         self.name = name

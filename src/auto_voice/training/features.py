@@ -38,9 +38,8 @@ from auto_voice.models.whisper_encoder import (
     WhisperShape,
 )
 from auto_voice.training.data import Utterance
-from auto_voice.types import FloatArray
+from auto_voice.types import SPEECH_RATE, FloatArray
 
-SAMPLE_RATE = 16000
 # Ranges of playback speed: far enough from 1 to be another throat, near enough to be speech.
 SPEED_RANGES = ((0.82, 0.93), (1.08, 1.22))
 # Standard deviation of the random response of a perturbed copy, dB.
@@ -82,7 +81,7 @@ class Pauses:
             float(rng.uniform(-70, -50)), int(rng.integers(2**31)),
         )  # fmt: skip
 
-    def insert(self, samples: FloatArray, sample_rate: int = SAMPLE_RATE) -> FloatArray:
+    def insert(self, samples: FloatArray, sample_rate: int = SPEECH_RATE) -> FloatArray:
         """``(samples,)`` at the networks' level, with silence around it and noise under it."""
         lead, trail = (round(s * sample_rate) for s in (self.lead_seconds, self.trail_seconds))
         out = np.pad(samples, (lead, trail)).astype(np.float32)
@@ -130,7 +129,7 @@ def perturbed_copy(samples: FloatArray, rng: np.random.Generator) -> tuple[Float
     speed = float(rng.uniform(*SPEED_RANGES[int(rng.integers(len(SPEED_RANGES)))]))
     # Reading n samples as if they were n / speed plays them faster and moves formants and F0 up.
     responded = random_response(samples, rng, RESPONSE_DB)
-    return resample(responded, round(SAMPLE_RATE * speed), SAMPLE_RATE), speed
+    return resample(responded, round(SPEECH_RATE * speed), SPEECH_RATE), speed
 
 
 log = logging.getLogger(__name__)
