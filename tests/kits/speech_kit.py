@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from auto_voice.training.corpus import Corpus, Speech
+from auto_voice.training.corpus import Corpus, LoadedUtterance
 from auto_voice.training.data import Utterance
 from auto_voice.training.features import SPEEDS
 
 DIMS = 8
 
 
-def item(speaker: int, number: int, seconds: float = 4.0) -> Speech:
+def item(speaker: int, number: int, seconds: float = 4.0) -> LoadedUtterance:
     """One utterance whose mel is a bump where the content says, on the speaker's tilt."""
     rng = np.random.default_rng((speaker, number))
     time = round(seconds * 50)
@@ -37,7 +37,7 @@ def item(speaker: int, number: int, seconds: float = 4.0) -> Speech:
         seen = np.repeat(np.tile(source, (1, 10)), 2, axis=0).T - 9.0
         features[f"content_mel_{speed}"] = seen.astype(np.float16)
     utterance = Utterance(Path(f"{speaker}-{number}.wav"), f"speaker{speaker}", "made-up")
-    return Speech(utterance, features)
+    return LoadedUtterance(utterance, features)
 
 
 def corpus(speakers: int = 4, each: int = 2, seconds: float = 4.0) -> Corpus:

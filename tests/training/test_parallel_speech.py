@@ -11,7 +11,7 @@ import torch
 
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.errors import TrainingError
-from auto_voice.training.corpus import Corpus, Speech
+from auto_voice.training.corpus import Corpus, LoadedUtterance
 from auto_voice.training.data import Utterance, hold_out, scan
 from auto_voice.training.features import Pauses, perturbed_copy
 from auto_voice.training.tasks import ConverterTask, standardise
@@ -20,7 +20,7 @@ from speech_kit import DIMS, item
 SMALL = {"dims": DIMS, "width": 32, "blocks": 2}
 
 
-def said(speaker: int, sentence: int, source_only: bool = False) -> Speech:
+def said(speaker: int, sentence: int, source_only: bool = False) -> LoadedUtterance:
     """A sentence with the content that all say, on the speaker's own tilt, which also shows in
     the content: a throat that a converter could read."""
     speech = item(speaker, sentence)
@@ -34,7 +34,7 @@ def said(speaker: int, sentence: int, source_only: bool = False) -> Speech:
     bump = 2 * np.exp(-((bands - 40 - 12 * content[where, 0]) ** 2) / 50)
     features |= {"teacher": content.astype(np.float16), "mel": (tilt - 5.5 + bump).astype("f2")}
     utterance = replace(speech.utterance, parallel=f"sentence{sentence}", source_only=source_only)
-    return Speech(utterance, features)
+    return LoadedUtterance(utterance, features)
 
 
 def parallel(speakers: int = 3, sentences: int = 3) -> Corpus:

@@ -39,8 +39,10 @@ class Recorder:
         return np.full(length, 0.1 + 0.01 * abs(float(style[0])), np.float32)
 
 
-def corpus(sentences: Sequence[str] = ("a cat sat.", "a dog ran.")) -> s.Corpus:
-    return s.Corpus(sentences, voices(), SYMBOLS, phonemes=str.lower, versions={"kokoro": "1"})
+def corpus(sentences: Sequence[str] = ("a cat sat.", "a dog ran.")) -> s.ParallelCorpus:
+    return s.ParallelCorpus(
+        sentences, voices(), SYMBOLS, phonemes=str.lower, versions={"kokoro": "1"}
+    )
 
 
 def test_a_sentence_is_equally_long_in_all_its_timbres_and_sounds_different(tmp_path: Path) -> None:
@@ -193,7 +195,9 @@ def test_a_corpus_is_made_until_its_hours_and_goes_on(
     )
     monkeypatch.setattr(
         s.Sources, "corpus",
-        lambda self, seed: s.Corpus(s.read_sentences(self.sentences), voices(), SYMBOLS, str.lower),
+        lambda self, seed: s.ParallelCorpus(
+            s.read_sentences(self.sentences), voices(), SYMBOLS, str.lower
+        ),
     )  # fmt: skip
     recordings, hours = s.make(sources, tmp_path / "out", 1e-6)
     assert recordings == 6

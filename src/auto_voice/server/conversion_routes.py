@@ -33,7 +33,7 @@ from auto_voice.server.schemas import (
     MEDIA_TYPES,
     ConvertFields,
     EvaluationAnswer,
-    Inspection,
+    InspectionAnswer,
     JobList,
     JobView,
 )
@@ -119,7 +119,7 @@ def account(result: Mapping[str, Any]) -> str:
 
 
 @router.post("/inspect", summary="What is in a recording")
-async def inspect(request: Request, here: Here, client: Client, file: Sound) -> Inspection:
+async def inspect(request: Request, here: Here, client: Client, file: Sound) -> InspectionAnswer:
     """Length, level, noise, speech, pitch, and the stored voices it resembles."""
     job = await run_in_threadpool(
         here.accept,
@@ -129,7 +129,7 @@ async def inspect(request: Request, here: Here, client: Client, file: Sound) -> 
         direct=True,
         most_seconds=here.settings.reference_seconds,
     )
-    return Inspection(**await here.outcome(job, request))
+    return InspectionAnswer(**await here.outcome(job, request))
 
 
 @router.post("/evaluate", summary="Measure one conversion")

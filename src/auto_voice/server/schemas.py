@@ -154,7 +154,7 @@ class ModelList(_Model):
     models: list[ModelView]
 
 
-class Inspection(_Model):
+class InspectionAnswer(_Model):
     """Properties of a recording: length, level, noise, speech, pitch, similar voices."""
 
     model_config = ConfigDict(extra="allow")

@@ -22,7 +22,7 @@ NEAREST_PITCH = 0.7
 
 
 @dataclass(eq=False)
-class Speech:
+class LoadedUtterance:
     """One utterance's features; see ``features.compute``."""
 
     utterance: Utterance
@@ -57,10 +57,10 @@ class Aligned:
         sources: of which only the content is used.
     """
 
-    targets: list[Speech] = field(default_factory=list)
-    sources: list[Speech] = field(default_factory=list)
+    targets: list[LoadedUtterance] = field(default_factory=list)
+    sources: list[LoadedUtterance] = field(default_factory=list)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Speech, Speech]:
+    def draw(self, rng: np.random.Generator) -> tuple[LoadedUtterance, LoadedUtterance]:
         """A random target, and another recording to take its content from."""
         target = self.targets[rng.integers(len(self.targets))]
         others = [item for item in (*self.targets, *self.sources) if item is not target]
@@ -78,7 +78,7 @@ class Corpus:
         converted: real recordings with what a converter made of them.
     """
 
-    items: Sequence[Speech]
+    items: Sequence[LoadedUtterance]
     weights: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -122,24 +122,24 @@ class Corpus:
     ) -> Corpus:
         """From stored features; utterances without any are skipped."""
         loaded = ((u, load(folder, u)) for u in utterances)
-        return cls([Speech(u, f) for u, f in loaded if f is not None], weights)
+        return cls([LoadedUtterance(u, f) for u, f in loaded if f is not None], weights)
 
-    def draw(self, rng: np.random.Generator, count: int) -> list[Speech]:
+    def draw(self, rng: np.random.Generator, count: int) -> list[LoadedUtterance]:
         """``count`` random items."""
         return [self.items[i] for i in rng.choice(len(self.items), count, p=self._chance)]
 
-    def other_speaker(self, rng: np.random.Generator, item: Speech) -> Speech:
+    def other_speaker(self, rng: np.random.Generator, item: LoadedUtterance) -> LoadedUtterance:
         """A random item of another speaker, or ``item`` where none is ever drawn."""
         others = (other for _ in range(OTHER_SPEAKER_DRAWS) for other in self.draw(rng, 1))
         speaker = item.utterance.speaker
         return next((other for other in others if other.utterance.speaker != speaker), item)
 
-    def same_speaker(self, rng: np.random.Generator, item: Speech) -> Speech:
+    def same_speaker(self, rng: np.random.Generator, item: LoadedUtterance) -> LoadedUtterance:
         """Another utterance of the same speaker, or the same one where there is no other."""
         others = [i for i in self.by_speaker[item.utterance.speaker] if self.items[i] is not item]
         return self.items[others[rng.integers(len(others))]] if others else item
 
-    def of_like_pitch(self, rng: np.random.Generator, item: Speech) -> Speech:
+    def of_like_pitch(self, rng: np.random.Generator, item: LoadedUtterance) -> LoadedUtterance:
         """The same, mostly the one whose mean pitch is nearest: what a voice is like depends on
         how high it speaks."""
         others = [i for i in self.by_speaker[item.utterance.speaker] if self.items[i] is not item]

@@ -191,7 +191,7 @@ def draw_prosody(
 
 
 @dataclass(frozen=True)
-class Corpus:
+class ParallelCorpus:
     """What a corpus is made of.
 
     Attributes:
@@ -279,7 +279,7 @@ class Sources:
     voices: Path
     sentences: Path
 
-    def corpus(self, seed: int) -> Corpus:
+    def corpus(self, seed: int) -> ParallelCorpus:
         """What is to be made of them.
 
         Raises:
@@ -290,7 +290,7 @@ class Sources:
             made_by = hashlib.sha256(self.synthesiser.read_bytes()).hexdigest()
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise TrainingError(f"The synthesiser cannot be read: {error}.") from error
-        return Corpus(
+        return ParallelCorpus(
             read_sentences(self.sentences), read_voices(self.voices), vocabulary, seed=seed,
             versions={"synthesiser": made_by},
         )  # fmt: skip

@@ -20,7 +20,7 @@ from auto_voice.models.converter_model import (
     pitch_inputs,
     voice_profile,
 )
-from auto_voice.training.corpus import Aligned, Corpus, Speech, crop, perturb
+from auto_voice.training.corpus import Aligned, Corpus, LoadedUtterance, crop, perturb
 from auto_voice.training.features import PERTURBED, SPEEDS
 from auto_voice.training.fine_tuning import GUARD_FRAMES
 from auto_voice.training.losses import AdversarialLoss, PerceptualLosses
@@ -104,7 +104,7 @@ class ContentTask:
         return _missed(self.model(mel.transpose(1, 2)).float(), target, mask)
 
     def _crop(
-        self, item: Speech, rng: np.random.Generator, strength: float
+        self, item: LoadedUtterance, rng: np.random.Generator, strength: float
     ) -> tuple[FloatArray, FloatArray]:
         speed = SPEEDS[rng.integers(len(SPEEDS))] if strength else 1.0
         mel = item.features[f"content_mel_{speed}"]
@@ -348,7 +348,7 @@ class ConverterTask:
             unlike = _unlike(self.perceptual.voice(made[whole]), target, source).mean()
         return (made - MEL_MEAN) / MEL_SCALE, missed, unlike
 
-    def _own_voice(self, item: Speech) -> FloatArray:
+    def _own_voice(self, item: LoadedUtterance) -> FloatArray:
         """``(256,)`` of unit norm: the speaker encoder's mean embedding of crops of the item."""
         perceptual, frames = self.perceptual, self.frames
         assert perceptual is not None
@@ -364,7 +364,12 @@ class ConverterTask:
         return item.cached(f"voice_in_{frames}", listen).astype(np.float32)
 
     def _content_input(
-        self, item: Speech, part: slice, rng: np.random.Generator, feature: str, noise: float
+        self,
+        item: LoadedUtterance,
+        part: slice,
+        rng: np.random.Generator,
+        feature: str,
+        noise: float,
     ) -> FloatArray:
         """``(frames, dims)`` content features as the network gets them in training."""
         content = mel_rate_content(item, feature)[part].astype(np.float32)
@@ -458,7 +463,7 @@ class ConverterTask:
     def _voice(
         self,
         corpus: Corpus,
-        item: Speech,
+        item: LoadedUtterance,
         part: slice,
         rng: np.random.Generator,
         feature: str,
@@ -492,7 +497,7 @@ class ConverterTask:
         return (embedding, profile, keys, standardise(mel)), log_f0_mean
 
 
-def mel_rate_content(item: Speech, feature: str) -> FloatArray:
+def mel_rate_content(item: LoadedUtterance, feature: str) -> FloatArray:
     """A content feature ``(time, dims)`` at 50 Hz as ``(frames, dims)`` float16 at the mel rate."""
     return item.cached(
         f"{feature}_at_mel_rate",
