@@ -7,7 +7,7 @@ is involved.
 from __future__ import annotations
 
 import threading
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -155,6 +155,12 @@ def _detector() -> Any:
 
 @lru_cache(maxsize=1)
 def _build_detector() -> Any:
+    from onnxruntime import RunOptions
     from swift_f0 import SwiftF0
 
-    return SwiftF0(threads=1, spin=False)
+    detector = SwiftF0(threads=1, spin=False)
+    options = RunOptions()
+    # Its arena would keep 90 MB of what half a minute needed, beside all networks that follow.
+    options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    detector.session.run = partial(detector.session.run, run_options=options)
+    return detector
