@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -18,7 +17,6 @@ BoolArray = NDArray[np.bool_]
 
 # Hz at which every network that analyses speech hears it.
 SPEECH_RATE = 16_000
-EMPTY: Mapping[str, FloatArray] = MappingProxyType({})
 # Of a speaker embedding (GE2E).
 EMBEDDING_DIMS = 256
 
@@ -154,7 +152,7 @@ class Voice:
     embedding: FloatArray
     log_f0_mean: float | None = None
     log_f0_std: float | None = None
-    frames: Mapping[str, FloatArray] = field(default_factory=lambda: EMPTY)
+    frames: Mapping[str, FloatArray] = field(default_factory=dict)
     name: str = ""
     speech_seconds: float = 0.0
     encoder: str = ""

@@ -14,7 +14,7 @@ import soundfile
 
 from auto_voice.batch.executors import InlineExecutor, ProcessExecutor, WorkerSpec
 from auto_voice.batch.jobs import BatchJob, Defaults, collect
-from auto_voice.batch.manifest import Converting, Manifest, run_batch
+from auto_voice.batch.manifest import VOICES_KEPT, Converting, Manifest, run_batch
 from auto_voice.errors import AudioNotFoundError, AudioOutputError, ConfigError
 from auto_voice.inference.result import OutputSpec
 from hand_made_stages import speech_like
@@ -220,6 +220,15 @@ def test_a_worker_converts_with_one_pipeline_and_makes_each_voice_once(mock_pipe
     missing = work(record | {"source": "none.wav", "output": "new/c.wav"})
     assert missing["status"] == "failed"
     assert "none.wav" in missing["error"]
+
+
+def test_a_worker_keeps_a_few_voices_and_not_those_of_a_whole_table(mock_pipeline):
+    work = Converting(mock_pipeline)
+    for number in range(VOICES_KEPT + 2):
+        name = f"v{number}.wav"
+        soundfile.write(name, speech_like(3.0, 150.0 + number), 16000)
+        work._voice((name,))
+    assert [names for (names,) in work._voices] == [f"v{n}.wav" for n in range(2, VOICES_KEPT + 2)]
 
 
 @pytest.mark.slow

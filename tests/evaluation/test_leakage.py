@@ -35,6 +35,22 @@ def test_own_and_other_say_the_same_sentence_and_the_reference_another(tmp_path:
         assert voice(trial.own) == voice(trial.reference) != voice(trial.other)
 
 
+def test_the_other_throat_is_another_speakers(tmp_path: Path) -> None:
+    rows = [("0/0.wav", "a", "s0"), ("0/1.wav", "a", "s0"), ("0/2.wav", "b", "s0"),
+            ("1/0.wav", "a", "s1"), ("1/2.wav", "b", "s1")]  # fmt: skip
+    with (tmp_path / "speech.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "speaker", "parallel"), *rows])
+    speaker = {tmp_path / path: name for path, name, _ in rows}
+    for trial in read_trials(tmp_path, 12):
+        assert speaker[trial.own] != speaker[trial.other]
+
+
+def test_a_list_without_speakers_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "speech.csv").write_text("path,parallel\n0/0.wav,s0\n")
+    with pytest.raises(EvaluationError, match="lacks one of the columns"):
+        read_trials(tmp_path, 1)
+
+
 def test_a_draw_is_repeated_by_its_seed_and_spreads_over_voices(tmp_path: Path) -> None:
     corpus(tmp_path)
     assert read_trials(tmp_path, 4) == read_trials(tmp_path, 4)

@@ -411,3 +411,9 @@ def test_a_wide_glide_is_no_octave_error():
     slipped[60:66] = 300.0
     track = Pitch(slipped, np.ones(140, bool), 62.5)
     np.testing.assert_allclose(corrected(track).f0_hz, 150.0, rtol=1e-5)
+
+
+def test_numbers_of_numpy_are_numbers_and_switches_are_switches():
+    assert Controls(semitones=np.float32(2), strength=np.float64(0.5)).semitones == 2
+    with pytest.raises(ConfigError, match="match_pitch is true or false, not 'no'"):
+        Controls(match_pitch="no")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from auto_voice import OutputSpec, convert
 from auto_voice.errors import AudioContentError, AudioFormatError, AudioOutputError, ConfigError
 from auto_voice.inference import PipelineConfig
 from auto_voice.inference.inputs import Source, as_waveform
-from auto_voice.types import Waveform
+from auto_voice.types import Voice, Waveform
 from hand_made_stages import speech_like
 
 MOCK = PipelineConfig(use_mock_models=True)
@@ -244,3 +246,12 @@ def test_mock_output_is_refused_before_the_work(source, reference, tmp_path, mon
     )  # Cloning would fail.
     with pytest.raises(MockAudioError):
         pipeline.convert_file(source, reference, Path(tmp_path / "x.wav"))
+
+
+def test_voices_and_results_can_be_sent_to_other_processes(hand_made, source, reference):
+    pipeline, _ = hand_made()
+    result = pipeline.convert(source, reference)
+    again = pickle.loads(pickle.dumps(result))
+    np.testing.assert_array_equal(again.samples, result.samples)
+    bare = Voice(np.full(256, 1 / 16, np.float32))
+    assert copy.deepcopy(bare).frames == {}

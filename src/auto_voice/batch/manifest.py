@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
@@ -211,12 +212,16 @@ def worker(mock: bool = False, registry: Mapping[str, Any] | None = None,
     return Converting(made)
 
 
+# Voices that a worker keeps, each of some MB; the jobs of a table may name thousands.
+VOICES_KEPT = 8
+
+
 class Converting:
     """Does jobs with one pipeline; each voice is made once."""
 
     def __init__(self, pipeline: VoiceConversionPipeline) -> None:
         self.pipeline = pipeline
-        self._voices: dict[tuple[str, ...], Any] = {}
+        self._voices: OrderedDict[tuple[str, ...], Any] = OrderedDict()
 
     def __call__(self, record: Record) -> dict[str, Any]:
         started = time.perf_counter()
@@ -249,4 +254,7 @@ class Converting:
             found = [resolve_voice(name) for name in names]
             target: Target = found[0] if len(found) == 1 else found
             self._voices[names] = self.pipeline.voice(target)
+        self._voices.move_to_end(names)
+        if len(self._voices) > VOICES_KEPT:
+            self._voices.popitem(last=False)
         return self._voices[names]

@@ -71,8 +71,13 @@ def read_trials(folder: Path, count: int, seed: int = 1) -> list[Trial]:
         ) from error
     spoken: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
     aligned: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
+    if rows and not {"path", "speaker", "parallel"} <= rows[0].keys():
+        raise EvaluationError(
+            f"{listed} lacks one of the columns path, speaker and parallel; name a folder that "
+            "`autovoice train corpus` made."
+        )
     for row in rows:
-        if not row.get("parallel"):
+        if not row["parallel"]:
             continue
         spoken[row["speaker"]].append(row)
         aligned[row["parallel"]].append(row)
@@ -80,8 +85,7 @@ def read_trials(folder: Path, count: int, seed: int = 1) -> list[Trial]:
     voices = [
         name
         for name, own in sorted(spoken.items())
-        if len({r["parallel"] for r in own}) > 1
-        and any(len(aligned[r["parallel"]]) > 1 for r in own)
+        if len({r["parallel"] for r in own}) > 1 and any(_others(aligned, r) for r in own)
     ]
     if not voices:
         raise EvaluationError(f"{listed} names no voice with two sentences that others say, too.")
@@ -89,9 +93,9 @@ def read_trials(folder: Path, count: int, seed: int = 1) -> list[Trial]:
     trials = []
     for turn in range(count):
         own = spoken[order[turn % len(order)]]
-        candidates = [r for r in own if len(aligned[r["parallel"]]) > 1]
+        candidates = [r for r in own if _others(aligned, r)]
         chosen = candidates[rng.integers(len(candidates))]
-        others = [r for r in aligned[chosen["parallel"]] if r is not chosen]
+        others = _others(aligned, chosen)
         references = [r for r in own if r["parallel"] != chosen["parallel"]]
         picks = (
             chosen,
@@ -100,6 +104,13 @@ def read_trials(folder: Path, count: int, seed: int = 1) -> list[Trial]:
         )
         trials.append(Trial(*(folder / row["path"] for row in picks)))
     return trials
+
+
+def _others(
+    aligned: Mapping[str, Sequence[Mapping[str, str]]], row: Mapping[str, str]
+) -> list[Mapping[str, str]]:
+    """Recordings of the same sentence by other speakers."""
+    return [r for r in aligned[row["parallel"]] if r["speaker"] != row["speaker"]]
 
 
 def measure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 from auto_voice.errors import ConfigError
@@ -44,10 +45,12 @@ class ControlSpec:
     def check(self, name: str, value: object) -> None:
         """Raises ConfigError where ``value`` is not in the range."""
         if self.low is None or self.high is None:
+            if isinstance(self.default, bool) and not isinstance(value, bool):
+                raise ConfigError(f"{name} is true or false, not {value!r}.")
             return
         if value == self.default or (self.word and value == self.word):
             return
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, Real) and not isinstance(value, bool)
         if not number or not self.low <= value <= self.high:  # type: ignore[operator]  # False for NaN
             raise ConfigError(f"{name} must lie {self.span}, not {value}.")
 

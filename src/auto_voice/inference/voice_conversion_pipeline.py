@@ -503,7 +503,8 @@ def convert(
     result = pipeline(config).convert(source, voice, **options)
     if output is not None:
         output.refuse_mock(result.mock)
-        output.write([result.samples], result.sample_rate)
+        notes = output.write([result.samples], result.sample_rate)
+        result = replace(result, notes=(*result.notes, *notes))
     return result
 
 
