@@ -42,7 +42,7 @@ def test_the_python_example_runs(tmp_path, monkeypatch, weights_dir):
     (example,) = fences("python")
     assert 5 <= len(example.splitlines()) <= 12
     exec(compile(example, "README.md", "exec"), {})
-    assert soundfile.info("talk_as_friend.wav").frames == 6 * 22050
+    assert soundfile.info("talk_from_python.wav").frames == 6 * 22050
 
 
 def commands(text: str) -> list[list[str]]:

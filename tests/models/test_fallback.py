@@ -267,3 +267,14 @@ def test_a_warm_up_includes_what_was_loaded_by_name(tmp_path: Path) -> None:
 
 def test_a_warm_up_fetches_no_model_that_no_conversion_uses(tmp_path: Path) -> None:
     assert "hubert_base" not in ModelRegistry(tmp_path / "m", offline=True)._usual_names()
+
+
+def test_a_mock_stands_in_with_the_content_space_of_the_real_model(tmp_path: Path) -> None:
+    """The bundled converter takes it, so that a pipeline with one missing model still runs."""
+    found = ModelRegistry(tmp_path / "m", offline=True, fallback="mock")
+    with pytest.warns(FallbackWarning, match="A mock"):
+        encoder = found.load("content_whisper")
+    converter = found.load("converter_compact")
+    content = encoder.encode(np.ones(16000, np.float32) * 0.1)
+    assert content.space == encoder.space == converter.content_space
+    assert content.features.shape == (50, encoder.dims)

@@ -37,12 +37,11 @@ class MockContentEncoder:
 
     name = "mock"
     mock = True
-    space = MOCK_SPACE
     sample_rate = 16000
     frame_rate = 50.0
 
     def __init__(self, dims: int = 768) -> None:
-        self.dims = dims
+        self.dims, self.space = dims, MOCK_SPACE
         self._projection = _projection(_BANDS, dims, seed=1)
 
     def extract_features(
@@ -56,7 +55,7 @@ class MockContentEncoder:
         return features
 
     def encode(self, samples: FloatArray) -> Content:
-        """``(samples,)`` to ``samples // 320`` frames of content in the space ``mock``."""
+        """``(samples,)`` to ``samples // 320`` frames of content in its space."""
         # Centres frame i on its own 20 ms, as the real encoders do.
         margin = (_WINDOW - _HOP) // 2
         padded = np.pad(_checked(samples)[0], margin)
@@ -93,9 +92,9 @@ class MockConverter:
 
     name = "mock"
     mock = True
-    content_space = MOCK_SPACE
 
     def __init__(self, sample_rate: int = 22050, hop_samples: int = 256, bands: int = 80) -> None:
+        self.content_space = MOCK_SPACE
         self.sample_rate = sample_rate
         self.hop_samples = hop_samples
         self._bands = bands
@@ -197,9 +196,19 @@ def mock_sample(
     return Waveform(samples.astype(np.float32), sample_rate, ("mock sample, not a recording",))
 
 
-def build_mock(version: ModelVersion) -> Any:
-    """The mock of ``version``'s kind with the dimensions that its params declare."""
-    return _BY_KIND[version.kind](version.params)
+def build_mock(version: ModelVersion, stands_in: bool = False) -> Any:
+    """The mock of ``version``'s kind with the dimensions that its params declare.
+
+    Args:
+        stands_in: among real models it has the content space of the model that it replaces, so
+            that those take it; mocks among themselves all share the space ``mock``.
+    """
+    mock = _BY_KIND[version.kind](version.params)
+    if stands_in:
+        for name in ("space", "content_space"):
+            if hasattr(mock, name) and name in version.params:
+                setattr(mock, name, str(version.params[name]))
+    return mock
 
 
 _BY_KIND: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {

@@ -398,7 +398,9 @@ class ModelRegistry:
     def _mock(self, version: ModelVersion) -> Any:
         from auto_voice.models.mock_models import build_mock
 
-        return self._cache.get(_mock_key(version), 0, lambda: build_mock(version))
+        return self._cache.get(
+            _mock_key(version), 0, lambda: build_mock(version, not self.use_mock)
+        )
 
     def _build(self, version: ModelVersion) -> Any:
         architecture = ARCHITECTURES[version.architecture]

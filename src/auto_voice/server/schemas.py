@@ -305,7 +305,7 @@ async def check_fields(request: Request) -> None:
     for name, count in sent.items():
         if name not in several:
             close = get_close_matches(name, several, 1)
-            meant = f"; {close[0]} is meant?" if close else ""
+            meant = f"; did you mean {close[0]}?" if close else "."
             raise ServerError(
                 f"There is no field {name[:80]!r}{meant} Known are {', '.join(several)}.", 422
             )
