@@ -64,6 +64,15 @@ def test_results_in_the_folder_are_not_sources():
     assert len(collect(["in"], made(output=OutputSpec("in/out")))) == 2
 
 
+@pytest.mark.parametrize("output", [".", "in"])
+def test_results_may_lie_around_their_sources(output):
+    jobs = collect(["in/sub"], made(output=OutputSpec(output)))
+    assert [(j.source, j.target) for j in jobs] == [
+        ("in/sub/b.flac", str(Path(output, "b.wav"))),
+    ]
+    assert len(collect(["in/sub"], made(output=OutputSpec("in/sub")))) == 1
+
+
 def test_tables_have_their_own_voices_and_options():
     Path("in/jobs.csv").write_text(
         "source,voice,output,semitones,trim\na.wav,,x.mp3,-2,yes\nsub/b.flac,../v.wav|a.wav,,,\n"

@@ -150,9 +150,14 @@ def _distinct(jobs: list[BatchJob]) -> list[BatchJob]:
 
 def _of_folder(folder: Path, defaults: Defaults) -> list[BatchJob]:
     outputs = defaults.folder.resolve()
+    # Only a folder of results inside that of the recordings holds nothing but results.
+    inside = folder.resolve() in outputs.parents
+
+    def given(paths: Iterable[Path]) -> list[Path]:
+        return [p for p in paths if not (inside and outputs in p.resolve().parents)]
+
     listing = list_folder(folder)
-    found = [path for path in listing.recordings if outputs not in path.resolve().parents]
-    ignored = [path for path in listing.ignored if outputs not in path.resolve().parents]
+    found, ignored = given(listing.recordings), given(listing.ignored)
     if ignored:
         names = ", ".join(str(path.relative_to(folder)) for path in ignored)
         log.warning("%s: ignored, because their names are not of recordings: %s", folder, names)
