@@ -155,6 +155,17 @@ def test_a_result_behaves_like_its_samples(source, reference):
     assert again.seconds == pytest.approx(result.seconds, abs=1e-3)
 
 
+def test_a_result_may_be_changed_in_place(source, reference):
+    result = original = convert(source, reference, config=MOCK)
+    samples = result.samples.copy()
+    assert np.add(result, result, out=result) is original.samples
+    np.testing.assert_array_equal(original.samples, 2 * samples)
+    result *= 0.5
+    assert type(result) is np.ndarray
+    np.testing.assert_array_equal(result, samples)
+    np.testing.assert_array_equal(original.samples, samples)
+
+
 def test_the_output_is_checked_before_any_work(hand_made, source, reference, tmp_path):
     pipeline, registry = hand_made()
     (tmp_path / "there.wav").touch()

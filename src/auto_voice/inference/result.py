@@ -188,6 +188,7 @@ class ConversionResult(Account, NDArrayOperatorsMixin):
 
     ``len``, indexing, slicing, iteration, arithmetic and numpy's functions give what they give for
     ``result.samples``; ``numpy.asarray(result)`` and ``torch.as_tensor(result)`` take it as it is.
+    ``result *= 0.5`` changes the samples of the result, and the name then holds that plain array.
 
     Attributes:
         audio: at the vocoder's rate, exactly as long as the source
@@ -236,8 +237,9 @@ class ConversionResult(Account, NDArrayOperatorsMixin):
     __hash__ = object.__hash__
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        plain = [x.samples if isinstance(x, ConversionResult) else x for x in inputs]
-        return getattr(ufunc, method)(*plain, **options)
+        if "out" in options:
+            options["out"] = _plain(options["out"])
+        return getattr(ufunc, method)(*_plain(inputs), **options)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         samples = self.audio.samples
@@ -266,3 +268,8 @@ class ConversionResult(Account, NDArrayOperatorsMixin):
         output.refuse_mock(self.mock)
         output.write([self.samples], self.sample_rate)
         return output.path
+
+
+def _plain(values: Iterable[Any]) -> tuple[Any, ...]:
+    """``values``, with the samples of each result in its place."""
+    return tuple(x.samples if isinstance(x, ConversionResult) else x for x in values)
