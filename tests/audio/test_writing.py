@@ -23,6 +23,7 @@ from auto_voice.audio.io import (
 )
 from auto_voice.audio.writing import soft_limit
 from auto_voice.errors import AudioContentError, AudioOutputError
+from auto_voice.filesystem import atomic_write
 from auto_voice.types import Waveform
 
 SPEECH = Waveform(speech_like(3.0), 16_000)
@@ -208,6 +209,16 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path):
         work()
     assert target.read_bytes() == before
     assert names(tmp_path) == ["o.wav"]
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "声", "𝄞"])
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path, letter):
+    stem = letter * (251 // len(letter.encode()))
+    written = write_audio(tmp_path / f"{stem}.wav", SPEECH)
+    assert names(tmp_path) == [written.name]
+    with atomic_write(written) as temporary:
+        temporary.write_bytes(b"new")
+    assert written.read_bytes() == b"new"
 
 
 def test_a_full_disk_is_one_sentence_and_no_file(tmp_path, monkeypatch):
