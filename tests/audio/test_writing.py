@@ -294,6 +294,17 @@ def test_a_rate_that_the_format_refuses(tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OverflowError("too large")])
+def test_whatever_stops_a_writer_from_opening_leaves_nothing(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("auto_voice.audio.writing.soundfile.SoundFile", fail)
+    with pytest.raises(type(error)), AudioWriter(tmp_path / "a.wav", 16_000):
+        pass
+    assert names(tmp_path) == []
+
+
 def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "plain").write_bytes(b"")
     path = write_audio(tmp_path / "o.wav", SPEECH)

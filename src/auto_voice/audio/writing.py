@@ -156,6 +156,9 @@ class AudioWriter:
                 f"{self.path} cannot be written as {self.encoding.name} at "
                 f"{self.sample_rate} Hz: {error}."
             ) from error
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
