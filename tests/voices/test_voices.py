@@ -55,6 +55,18 @@ def test_a_stored_voice_comes_back_whole(library):
     np.testing.assert_array_equal(again.frames["mel"], kept.frames["mel"])
 
 
+def test_a_consent_is_kept_whole_or_refused(library, hand_made, reference):
+    agreed = "Ann agreed:\n" + "to this use, " * 700
+    library.add("ann", voice(consent=agreed))
+    assert library.get("ann").consent == agreed
+    assert load_voice_facts(library.path("ann"))["consent"] == agreed
+    long = "x" * 10_001
+    with pytest.raises(VoiceError, match=r"has 10001 characters.* at most 10000; shorten it"):
+        library.add("ben", voice(consent=long))
+    with pytest.raises(VoiceError, match="at most 10000"):
+        hand_made()[0].clone(reference, consent=long)
+
+
 def test_a_library_keeps_names_apart(library):
     library.add("ann", voice(1))
     with pytest.raises(VoiceError, match="there is a voice 'ann' already"):
