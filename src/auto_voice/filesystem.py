@@ -34,6 +34,8 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,119}")
 # Names that Windows opens as devices, whatever ending follows.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+# Bytes of a target's name in that of its temporary file: most file systems take 255 in all.
+_TEMPORARY_BYTES = 200
 # Longest wait for another process, in seconds: it may be fetching a large model over a slow line.
 LOCK_TIMEOUT_S = 3600.0
 # Seconds of waiting after which the log says for whom.
@@ -109,7 +111,9 @@ def fsync_folder(folder: Path) -> None:
 
 def temporary_beside(target: Path) -> Path:
     """A name in the target's folder that nobody else uses; the dot keeps it out of listings."""
-    return target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    # File systems count bytes, of which a character may take four.
+    name = target.name.encode(errors="ignore")[:_TEMPORARY_BYTES].decode(errors="ignore")
+    return target.with_name(f".{name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from auto_voice.audio.io import (
 )
 from auto_voice.audio.writing import soft_limit
 from auto_voice.errors import AudioContentError, AudioOutputError
+from auto_voice.filesystem import atomic_write
 from auto_voice.types import Waveform
 
 SPEECH = Waveform(speech_like(3.0), 16_000)
@@ -210,6 +211,16 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_nothing_else(tmp_path):
     assert names(tmp_path) == ["o.wav"]
 
 
+@pytest.mark.parametrize("letter", ["a", "é", "声", "𝄞"])
+def test_a_name_may_be_as_long_as_the_file_system_takes(tmp_path, letter):
+    stem = letter * (251 // len(letter.encode()))
+    written = write_audio(tmp_path / f"{stem}.wav", SPEECH)
+    assert names(tmp_path) == [written.name]
+    with atomic_write(written) as temporary:
+        temporary.write_bytes(b"new")
+    assert written.read_bytes() == b"new"
+
+
 def test_a_full_disk_is_one_sentence_and_no_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -279,6 +290,17 @@ def test_a_rate_that_the_format_refuses(tmp_path):
         pytest.raises(AudioOutputError, match="cannot be written as flac"),
         AudioWriter(tmp_path / "a.flac", 2_000_000),
     ):
+        pass
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OverflowError("too large")])
+def test_whatever_stops_a_writer_from_opening_leaves_nothing(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("auto_voice.audio.writing.soundfile.SoundFile", fail)
+    with pytest.raises(type(error)), AudioWriter(tmp_path / "a.wav", 16_000):
         pass
     assert names(tmp_path) == []
 

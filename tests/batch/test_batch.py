@@ -15,7 +15,13 @@ import soundfile
 from auto_voice.batch.executors import InlineExecutor, ProcessExecutor, WorkerSpec
 from auto_voice.batch.jobs import BatchJob, Defaults, collect
 from auto_voice.batch.manifest import VOICES_KEPT, Converting, Manifest, run_batch
-from auto_voice.errors import AudioNotFoundError, AudioOutputError, ConfigError
+from auto_voice.errors import (
+    AudioNotFoundError,
+    AudioOutputError,
+    AutoVoiceError,
+    CatalogError,
+    ConfigError,
+)
 from auto_voice.inference.result import OutputSpec
 from hand_made_stages import speech_like
 
@@ -62,6 +68,15 @@ def test_results_in_the_folder_are_not_sources():
     Path("in/out").mkdir()
     Path("in/out/a.wav").touch()
     assert len(collect(["in"], made(output=OutputSpec("in/out")))) == 2
+
+
+@pytest.mark.parametrize("output", [".", "in"])
+def test_results_may_lie_around_their_sources(output):
+    jobs = collect(["in/sub"], made(output=OutputSpec(output)))
+    assert [(j.source, j.target) for j in jobs] == [
+        ("in/sub/b.flac", str(Path(output, "b.wav"))),
+    ]
+    assert len(collect(["in/sub"], made(output=OutputSpec("in/sub")))) == 1
 
 
 def test_tables_have_their_own_voices_and_options():
@@ -198,6 +213,24 @@ def test_processes_do_all_jobs_and_survive_a_dying_worker(monkeypatch):
     lines = [json.loads(line) for line in Path("out/manifest.jsonl").read_text().splitlines()]
     (lost,) = [line for line in lines if line.get("status") == "lost"]
     assert "SIGKILL" in lost["error"]
+
+
+def unmakeable(**_):
+    raise CatalogError("models.yaml:3: there is no key modles; write models.")
+
+
+@pytest.mark.parametrize(
+    ("factory", "kind", "sentence"),
+    [
+        ("unmakeable", CatalogError, r"^models\.yaml:3: there is no key modles; write models\.$"),
+        ("missing", AutoVoiceError, "no worker can be started .*missing"),
+    ],
+)
+def test_a_worker_that_cannot_be_made_ends_the_run(monkeypatch, capfd, factory, kind, sentence):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with pytest.raises(kind, match=sentence):
+        run(batch_jobs("a", "b", "c"), ProcessExecutor(2), WorkerSpec(f"test_batch:{factory}"))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_worker_converts_with_one_pipeline_and_makes_each_voice_once(mock_pipeline, monkeypatch):

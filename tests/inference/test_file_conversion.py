@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from itertools import pairwise
 
@@ -134,6 +135,24 @@ def test_an_interrupted_conversion_goes_on_where_it_was(hand_made, talk, voice, 
     assert len(rest.frames) == len(complete.frames) - 2
     np.testing.assert_array_equal(read(out), read(tmp_path / "whole.flac"))
     assert list(tmp_path.glob("*.partial")) == []
+
+
+@pytest.mark.parametrize("damaged", ["source.f32", "result.f32", "analysis.npz", "state.json"])
+def test_a_damaged_checkpoint_never_becomes_silence(hand_made, talk, voice, tmp_path, damaged):
+    out = tmp_path / "out.wav"
+    on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "whole.wav")
+    stopping, _ = hand_made(PIECES, hifigan_universal=Counting(stop_at=3))
+    with pytest.raises(KeyboardInterrupt):
+        on_disk(stopping, talk, voice, out)
+    path = tmp_path / "out.wav.partial" / damaged
+    if damaged == "state.json":
+        state = json.loads(path.read_text())
+        path.write_text(json.dumps({**state, "source": []}))
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result = on_disk(hand_made(PIECES)[0], talk, voice, out)
+    assert result.resumed == (damaged == "analysis.npz")
+    np.testing.assert_array_equal(read(out), read(tmp_path / "whole.wav"))
 
 
 @pytest.mark.parametrize("change", ["controls", "source"])

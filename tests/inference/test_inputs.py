@@ -157,6 +157,29 @@ def test_a_result_behaves_like_its_samples(source, reference):
     assert again.seconds == pytest.approx(result.seconds, abs=1e-3)
 
 
+def test_a_result_may_be_changed_in_place(source, reference):
+    result = original = convert(source, reference, config=MOCK)
+    samples = result.samples.copy()
+    assert np.add(result, result, out=result) is original.samples
+    np.testing.assert_array_equal(original.samples, 2 * samples)
+    result *= 0.5
+    assert type(result) is np.ndarray
+    np.testing.assert_array_equal(result, samples)
+    np.testing.assert_array_equal(original.samples, samples)
+
+
+@pytest.mark.parametrize("rate", [0, -1, 999, 384_001, 44100.5, np.nan, 1e300, True, "44100", [1]])
+def test_output_rates_that_cannot_be_are_one_sentence(tmp_path, rate):
+    with pytest.raises(AudioOutputError, match="must be a whole number of Hz between 1000 and"):
+        OutputSpec(tmp_path / "a.wav", rate=rate).check()
+
+
+@pytest.mark.parametrize("rate", [44100, 44100.0, np.int64(44100)])
+def test_output_rates_may_be_numbers_of_any_kind(tmp_path, rate):
+    found = OutputSpec(tmp_path / "a.wav", rate=rate).check().file_rate(16000)
+    assert (found, type(found)) == (44100, int)
+
+
 def test_the_output_is_checked_before_any_work(hand_made, source, reference, tmp_path):
     pipeline, registry = hand_made()
     (tmp_path / "there.wav").touch()

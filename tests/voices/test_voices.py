@@ -6,14 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 
+from auto_voice.audio.io import probe
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.errors import VoiceError
 from auto_voice.types import Voice, Waveform
 from auto_voice.voices.blending import blend_voices
-from auto_voice.voices.inspection import clusters, count_speakers
+from auto_voice.voices.inspection import clusters, count_speakers, inspect_file
 from auto_voice.voices.library import VoiceLibrary, resolve_voice
-from auto_voice.voices.voice_file import load_voice, save_voice
+from auto_voice.voices.voice_file import load_voice, load_voice_facts, save_voice
 from hand_made_stages import Speaker, speech_like
 
 
@@ -51,6 +53,18 @@ def test_a_stored_voice_comes_back_whole(library):
     assert (again.name, again.consent, again.quality) == ("Ann K.", kept.consent, kept.quality)
     np.testing.assert_array_equal(again.speech, kept.speech)
     np.testing.assert_array_equal(again.frames["mel"], kept.frames["mel"])
+
+
+def test_a_consent_is_kept_whole_or_refused(library, hand_made, reference):
+    agreed = "Ann agreed:\n" + "to this use, " * 700
+    library.add("ann", voice(consent=agreed))
+    assert library.get("ann").consent == agreed
+    assert load_voice_facts(library.path("ann"))["consent"] == agreed
+    long = "x" * 10_001
+    with pytest.raises(VoiceError, match=r"has 10001 characters.* at most 10000; shorten it"):
+        library.add("ben", voice(consent=long))
+    with pytest.raises(VoiceError, match="at most 10000"):
+        hand_made()[0].clone(reference, consent=long)
 
 
 def test_a_library_keeps_names_apart(library):
@@ -215,6 +229,18 @@ def test_a_recording_of_somebody_else_is_noticed(hand_made):
     ]
     notes = pipeline.clone(references, labels=["a.wav", "b.wav", "c.wav"], name="ann").notes
     assert [note.partition(":")[0] for note in notes if "another person" in note] == ["c.wav"]
+
+
+def test_inspection_keeps_the_notes_of_a_file_of_unknown_length(tmp_path, monkeypatch):
+    clipped = np.clip(20 * speech_like(2.0, 140.0), -1, 1)
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, np.stack([clipped, clipped], axis=1), 16000)
+    whole = inspect_file(path).notes
+    assert any("clipped" in note for note in whole)
+    monkeypatch.setattr(
+        "auto_voice.voices.inspection.probe", lambda path: replace(probe(path), frames=None)
+    )
+    assert inspect_file(path).notes == whole
 
 
 def test_a_voice_file_without_speech_is_small(tmp_path):

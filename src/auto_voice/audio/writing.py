@@ -135,8 +135,7 @@ class AudioWriter:
         self.samples_written = 0
         self._resampler = ResampleStream(sample_rate, self.sample_rate)
         self._limited = 0
-        # A long name with more behind it may be too long for the file system.
-        self._temporary = temporary_beside(self.path.with_name(self.path.name[:100]))
+        self._temporary = temporary_beside(self.path)
         self._file: IO[bytes] | None = None
         self._sound: Any = None
 
@@ -157,6 +156,9 @@ class AudioWriter:
                 f"{self.path} cannot be written as {self.encoding.name} at "
                 f"{self.sample_rate} Hz: {error}."
             ) from error
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -17,9 +17,13 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
+from auto_voice.errors import AutoVoiceError
+
 # A job, or what came of it: names to JSON values.
 Record = Mapping[str, Any]
 
+# Status of an outcome that says that the worker could not be made.
+_FATAL = "fatal"
 # Does one job. Its own errors are outcomes; what it raises ends the run.
 Worker = Callable[[Record], dict[str, Any]]
 
@@ -50,6 +54,9 @@ class Executor(Protocol):
 
         Jobs are taken when there is room for them. An outcome with ``status`` ``"lost"`` says that
         the worker died on the job; the run goes on without it.
+
+        Raises:
+            AutoVoiceError: no worker can be made from ``spec``.
         """
         ...
 
@@ -133,6 +140,8 @@ class _Process:
             code = self._process.exitcode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             return {"status": "lost", "error": f"the worker process died ({how})"}
+        if outcome.get("status") == _FATAL:  # It would meet every other worker, too.
+            raise outcome["error"]
         return outcome
 
     def end(self, *, force: bool = False) -> None:
@@ -150,7 +159,11 @@ def _serve(pipe: Any, spec: WorkerSpec, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_threads(threads)
-    worker = spec.build()
+    try:
+        worker = spec.build()
+    except Exception as error:
+        pipe.send({"status": _FATAL, "error": _portable(error)})
+        return
     while True:
         try:
             job = pipe.recv()
@@ -159,6 +172,15 @@ def _serve(pipe: Any, spec: WorkerSpec, threads: int) -> None:
         if job is None:
             return
         pipe.send(worker(job))
+
+
+def _portable(error: Exception) -> AutoVoiceError:
+    """``error`` as one that can be sent to another process."""
+    if isinstance(error, AutoVoiceError):
+        for kind in type(error).__mro__:
+            with suppress(TypeError):  # Some take more than their sentence.
+                return kind(str(error))  # type: ignore[no-any-return]
+    return AutoVoiceError(f"no worker can be started ({type(error).__name__}: {error}).")
 
 
 def _end_with_parent() -> None:

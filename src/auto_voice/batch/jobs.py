@@ -18,12 +18,11 @@ from typing import Any
 from auto_voice.audio.formats import list_folder
 from auto_voice.errors import AudioNotFoundError, AutoVoiceError, ConfigError
 from auto_voice.inference.controls import controls_from
-from auto_voice.inference.result import OutputSpec
+from auto_voice.inference.result import HIGHEST_OUTPUT_RATE, LOWEST_OUTPUT_RATE, OutputSpec
 
 log = logging.getLogger(__name__)
 
 TABLE_SUFFIXES = frozenset({".csv", ".jsonl"})
-LOWEST_RATE, HIGHEST_RATE = 1000, 384_000
 _OWN = ("source", "voice", "output", "format", "subtype", "rate")
 
 
@@ -150,9 +149,14 @@ def _distinct(jobs: list[BatchJob]) -> list[BatchJob]:
 
 def _of_folder(folder: Path, defaults: Defaults) -> list[BatchJob]:
     outputs = defaults.folder.resolve()
+    # Only a folder of results inside that of the recordings holds nothing but results.
+    inside = folder.resolve() in outputs.parents
+
+    def given(paths: Iterable[Path]) -> list[Path]:
+        return [p for p in paths if not (inside and outputs in p.resolve().parents)]
+
     listing = list_folder(folder)
-    found = [path for path in listing.recordings if outputs not in path.resolve().parents]
-    ignored = [path for path in listing.ignored if outputs not in path.resolve().parents]
+    found, ignored = given(listing.recordings), given(listing.ignored)
     if ignored:
         names = ", ".join(str(path.relative_to(folder)) for path in ignored)
         log.warning("%s: ignored, because their names are not of recordings: %s", folder, names)
@@ -287,10 +291,12 @@ def _rate(value: Any, where: str) -> int | None:
         rate = float(value)
     except (TypeError, ValueError, OverflowError):
         rate = math.nan
-    if isinstance(value, bool) or not (LOWEST_RATE <= rate <= HIGHEST_RATE and rate == int(rate)):
+    if isinstance(value, bool) or not (
+        LOWEST_OUTPUT_RATE <= rate <= HIGHEST_OUTPUT_RATE and rate == int(rate)
+    ):
         raise ConfigError(
-            f"{where}: rate must be a whole number of Hz between {LOWEST_RATE} and "
-            f"{HIGHEST_RATE}, not {value!r}."
+            f"{where}: rate must be a whole number of Hz between {LOWEST_OUTPUT_RATE} and "
+            f"{HIGHEST_OUTPUT_RATE}, not {value!r}."
         )
     return int(rate)
 

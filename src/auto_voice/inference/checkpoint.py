@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,18 @@ from auto_voice.errors import AudioOutputError, AutoVoiceError
 from auto_voice.filesystem import atomic_write, free_bytes, fsync_file
 from auto_voice.inference.analysis import Analysis
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.inputs import FileSamples, MemorySamples, SampleStore, SourceFacts
+from auto_voice.inference.inputs import (
+    BYTES_PER_SAMPLE,
+    FileSamples,
+    MemorySamples,
+    SampleStore,
+    SourceFacts,
+)
 from auto_voice.types import FloatArray, Pitch, Voice
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3
+FORMAT = 4
 SUFFIX = ".partial"
 # Of disk for each second of the source: float32 of both, at 16 and 22.05 kHz, and what is known
 # about every hundredth of a second.
@@ -178,6 +185,8 @@ class Checkpoint(Workspace):
             )
 
     def source_is_complete(self, facts: SourceFacts) -> None:
+        # The samples reach the disk before the state that counts them.
+        fsync_file(self.folder / "source.f32")
         super().source_is_complete(facts)
         self._write_state()
 
@@ -197,12 +206,18 @@ class Checkpoint(Workspace):
 
     def load_analysis(self) -> Analysis | None:
         path = self.folder / "analysis.npz"
-        if not path.is_file():
+        try:
+            # Opened here: numpy leaves a damaged file open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+                voiced, rate = found["voiced"], float(found["frame_rate"])
+                f0_hz, melody_hz = (Pitch(found[n], voiced, rate) for n in ("f0_hz", "melody_hz"))
+                samples, gain = int(found["samples"]), float(found["gain"])
+                return Analysis(samples, gain, found["energies"], f0_hz, melody_hz)
+        except FileNotFoundError:
             return None
-        with np.load(path, allow_pickle=False) as found:
-            voiced, rate = found["voiced"], float(found["frame_rate"])
-            tracks = (Pitch(found[name], voiced, rate) for name in ("f0_hz", "melody_hz"))
-            return Analysis(int(found["samples"]), float(found["gain"]), found["energies"], *tracks)
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile, EOFError) as error:
+            log.info("%s is damaged and made again (%s)", path, error)
+            return None
 
     def save_position(self, position: Position) -> None:
         if position.samples:  # They reach the disk before the state that counts them.
@@ -216,8 +231,12 @@ class Checkpoint(Workspace):
             if state["format"] != FORMAT or state["key"] != self.key:
                 raise ValueError("made by another command")
             source, done = state["source"], state["progress"]
+            if self._kept("source.f32") != int(state["kept"]):
+                raise ValueError("the source is not whole")
             self.facts = SourceFacts(source[0], source[1], tuple(source[2]))
             if done is not None:
+                if self._kept("result.f32") < int(done["samples"]):
+                    raise ValueError("the result is shorter than it was")
                 self.position = Position(
                     edges=[int(edge) for edge in done["edges"]],
                     frame=int(done["frame"]),
@@ -229,10 +248,15 @@ class Checkpoint(Workspace):
                 log.info("going on from %s", self.folder)
         except FileNotFoundError:
             self._clear()
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError) as error:
             log.info("starting anew: what is in %s does not fit (%s)", self.folder, error)
             self.facts, self.position = None, None
             self._clear()
+
+    def _kept(self, name: str) -> float:
+        """Samples in a file of the folder, 0 where it is missing."""
+        path = self.folder / name
+        return path.stat().st_size / BYTES_PER_SAMPLE if path.exists() else 0
 
     def _clear(self) -> None:
         for name in ("state.json", "source.f32", "result.f32", "analysis.npz"):
@@ -252,7 +276,10 @@ class Checkpoint(Workspace):
                 "mean": None if at.mean is None else _text(at.mean),
             }
         source = [facts.samples, facts.sample_rate, list(facts.notes)]
-        state = {"format": FORMAT, "key": self.key, "source": source, "progress": progress}
+        kept = self._kept("source.f32")
+        state = {
+            "format": FORMAT, "key": self.key, "source": source, "kept": kept, "progress": progress,
+        }  # fmt: skip
         with atomic_write(self.folder / "state.json") as temporary:
             temporary.write_text(json.dumps(state), encoding="utf-8")
 

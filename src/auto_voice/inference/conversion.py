@@ -183,7 +183,7 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
         timings,
         known,
     )
-    if known is None:
+    if prepared.rendering.analysis is not known:
         workspace.save_analysis(prepared.rendering.analysis)
     samples, pieces = _render(conversion, prepared.rendering, workspace)
     level = output_level(samples, prepared)
@@ -285,7 +285,8 @@ def prepare(
         length = resampled_length(len(recording), recording.sample_rate, stages.vocoder.sample_rate)
         notes.append(note)
     with timed(timings, "pitch"):
-        analysis = known or analyse(recording)
+        fits = known is not None and known.samples == len(recording)
+        analysis = known if known is not None and fits else analyse(recording)
     notes += background_notes(recording)
     if controls.strength < 1:
         with timed(timings, "voice"):

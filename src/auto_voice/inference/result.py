@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from auto_voice.audio.encoding import Encoding, choose_encoding, ensure_writable
 from auto_voice.audio.io import AudioWriter
-from auto_voice.errors import MockAudioError
+from auto_voice.errors import AudioOutputError, MockAudioError
 from auto_voice.inference.controls import Controls
 from auto_voice.types import FloatArray, Voice, Waveform
 
 # Stages whose time grows with the source; reading, loading and cloning are not among them.
 REALTIME_STAGES = ("pitch", "content", "convert", "vocode", "breath", "level")
+
+
+# Hz of an output file: below no speech is left, above no player follows.
+LOWEST_OUTPUT_RATE, HIGHEST_OUTPUT_RATE = 1000, 384_000
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,30 @@ class OutputSpec:
             inputs: recordings that are read, none of which may be the output.
 
         Raises:
-            AudioOutputError: the path cannot be written to, or the format cannot be.
+            AudioOutputError: the path cannot be written to, or the format or the rate cannot be.
         """
+        spec = self if self.rate is None else replace(self, rate=output_rate(self.rate))
         path = ensure_writable(self.path, inputs, overwrite=self.overwrite)
-        return Output(path, choose_encoding(path, self.format, self.subtype), self)
+        return Output(path, choose_encoding(path, self.format, self.subtype), spec)
+
+
+def output_rate(value: Any) -> int:
+    """``value`` as the rate of a file, in Hz.
+
+    Raises:
+        AudioOutputError: it cannot be one.
+    """
+    try:
+        rate = float(value)
+    except (TypeError, ValueError, OverflowError):
+        rate = float("nan")
+    possible = LOWEST_OUTPUT_RATE <= rate <= HIGHEST_OUTPUT_RATE and rate % 1 == 0
+    if isinstance(value, (bool, str)) or not possible:
+        raise AudioOutputError(
+            f"the rate of the output must be a whole number of Hz between {LOWEST_OUTPUT_RATE} and "
+            f"{HIGHEST_OUTPUT_RATE}, not {value!r}."
+        )
+    return int(rate)
 
 
 @dataclass(frozen=True)
@@ -188,6 +212,7 @@ class ConversionResult(Account, NDArrayOperatorsMixin):
 
     ``len``, indexing, slicing, iteration, arithmetic and numpy's functions give what they give for
     ``result.samples``; ``numpy.asarray(result)`` and ``torch.as_tensor(result)`` take it as it is.
+    ``result *= 0.5`` changes the samples of the result, and the name then holds that plain array.
 
     Attributes:
         audio: at the vocoder's rate, exactly as long as the source
@@ -236,8 +261,9 @@ class ConversionResult(Account, NDArrayOperatorsMixin):
     __hash__ = object.__hash__
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        plain = [x.samples if isinstance(x, ConversionResult) else x for x in inputs]
-        return getattr(ufunc, method)(*plain, **options)
+        if "out" in options:
+            options["out"] = _plain(options["out"])
+        return getattr(ufunc, method)(*_plain(inputs), **options)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         samples = self.audio.samples
@@ -266,3 +292,8 @@ class ConversionResult(Account, NDArrayOperatorsMixin):
         output.refuse_mock(self.mock)
         output.write([self.samples], self.sample_rate)
         return output.path
+
+
+def _plain(values: Iterable[Any]) -> tuple[Any, ...]:
+    """``values``, with the samples of each result in its place."""
+    return tuple(x.samples if isinstance(x, ConversionResult) else x for x in values)

@@ -44,7 +44,7 @@ from auto_voice.types import (
 )
 from auto_voice.voices.cloning import FineTunedVoices, bare_voice, build_voice
 from auto_voice.voices.inspection import check_references
-from auto_voice.voices.voice_file import SUFFIX, load_voice
+from auto_voice.voices.voice_file import SUFFIX, check_consent, load_voice
 
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
@@ -204,9 +204,11 @@ class VoiceConversionPipeline:
 
         Raises:
             AudioError: a recording cannot be read, or holds less than half a second of speech.
+            VoiceError: the consent is longer than a voice file holds.
         """
         if isinstance(references, Voice):
             return references
+        check_consent(consent)
         listed = _listed(references)
         paths = [Path(item) if isinstance(item, (str, PathLike)) else None for item in listed]
         # The notes travel with the voice, and the folder of a file is nobody's business.

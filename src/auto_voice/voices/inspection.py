@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.io import AudioInfo, iter_blocks, probe, read_audio
+from auto_voice.audio.io import AudioInfo, probe, read_audio
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.audio.quality import (
     MUSIC_SHARE,
@@ -19,6 +19,7 @@ from auto_voice.audio.quality import (
     measure_quality,
     tonal_background,
 )
+from auto_voice.audio.reading import RecordingReader
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments, trim_silence
 from auto_voice.types import FloatArray, Pitch, Voice, Waveform
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 # Seconds of a longer recording that are looked at.
 LONGEST_SECONDS = 600.0
+# Frames that are decoded at once.
+BLOCK_FRAMES = 1 << 16
 # Lines and columns of text in a plot of the pitch.
 PLOT_ROWS, PLOT_COLUMNS = 8, 72
 # Cosine of GE2E embeddings of whole recordings: about 0.85 within a person, 0.55 between two.
@@ -240,13 +243,15 @@ def _head(path: str | Path, info: AudioInfo) -> Waveform:
     if info.seconds is not None and info.seconds <= LONGEST_SECONDS:
         return read_audio(path, allow_silence=True, allow_truncated=True)
     blocks, count = [], 0
-    for block in iter_blocks(path, allow_truncated=True):
-        blocks.append(block)
-        count += len(block)
-        if count >= LONGEST_SECONDS * info.sample_rate:
-            break
+    with RecordingReader(path, allow_truncated=True) as recording:
+        for block in recording.blocks(BLOCK_FRAMES, None, None):
+            blocks.append(block)
+            count += len(block)
+            if count > LONGEST_SECONDS * info.sample_rate:
+                break
+        notes = recording.notes()
     samples = np.concatenate(blocks)[: round(LONGEST_SECONDS * info.sample_rate)]
-    waveform = Waveform(samples, info.sample_rate)
+    waveform = Waveform(samples, info.sample_rate, notes)
     if len(samples) < count:
         waveform = waveform.with_note(
             f"only the first {LONGEST_SECONDS / 60:.0f} min are looked at"

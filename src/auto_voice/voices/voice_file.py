@@ -26,10 +26,31 @@ LARGEST_CHANGE = 100.0
 MOST_LISTED_NOTES = 100
 MOST_CHANGES, LONGEST_NAME = 1000, 200
 MEL_BANDS = 80
+# Characters: what people agree to fits, and so do the agreements of a blend of many voices.
+LONGEST_CONSENT = 10_000
+
+
+def check_consent(consent: str) -> str:
+    """``consent`` unchanged.
+
+    Raises:
+        VoiceError: it is longer than a voice file holds.
+    """
+    if len(consent) > LONGEST_CONSENT:
+        raise VoiceError(
+            f"the consent has {len(consent)} characters, and a voice holds at most "
+            f"{LONGEST_CONSENT}; shorten it, or name the document that holds it."
+        )
+    return consent
 
 
 def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:
-    """Write ``voice`` to ``path``, whole or not at all."""
+    """Write ``voice`` to ``path``, whole or not at all.
+
+    Raises:
+        AudioOutputError: the file cannot be written.
+        VoiceError: the consent is longer than a voice file holds.
+    """
     from safetensors.numpy import save
 
     target = Path(path)
@@ -42,7 +63,7 @@ def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:
         "content_space": voice.content_space,
         "notes": list(voice.notes),
         "quality": dict(voice.quality),
-        "consent": voice.consent,
+        "consent": check_consent(voice.consent),
         "adapted_to": voice.adapted_to,
     }
     arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding}
@@ -102,7 +123,7 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
             notes=tuple(_line(note) for note in about["notes"]),
             # Files of the first release hold none of these.
             quality={_line(k): _number(v) for k, v in about.get("quality", {}).items()},
-            consent=_line(about.get("consent", "")),
+            consent=_consent(about.get("consent", "")),
             speech=speech,
             adaptation={
                 name.removeprefix("adaptation."): _half(value)
@@ -148,7 +169,7 @@ def load_voice_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
             "encoder": _line(about["encoder"]),
             "quality": {_line(k): _number(v) for k, v in about.get("quality", {}).items()},
             "notes": [_line(note) for note in about["notes"][:MOST_LISTED_NOTES]],
-            "consent": _line(about.get("consent", "")),
+            "consent": _consent(about.get("consent", "")),
             "has_recording": "speech" in arrays,
         }
     except (SafetensorError, *_DAMAGE) as error:
@@ -182,6 +203,12 @@ LOWEST_LOG_F0, HIGHEST_LOG_F0 = math.log(10.0), math.log(10_000.0)
 def _line(value: Any) -> str:
     """Text of a file from elsewhere, without what could steer a terminal."""
     return "".join(c if c.isprintable() else " " for c in str(value)[:1000])
+
+
+def _consent(value: Any) -> str:
+    """The whole consent with its lines, without what could steer a terminal."""
+    text = check_consent(str(value))
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def _half(values: NDArray[Any]) -> NDArray[np.float16]:
