@@ -525,6 +525,52 @@ def test_an_index_without_the_project_says_so(
         pull(loader, member_uri(index, "w.bin"))
 
 
+GOOD_ENTRY = {"filename": "toy_weights-1.0-py3-none-any.whl", "url": f"../../{FILE}"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        (JSON, json.dumps({"message": "try later"})),
+        (JSON, json.dumps({"files": 3})),
+        (JSON, "[" * 100_000),
+        (JSON, json.dumps({"files": [None, {"url": "http://[x/y.whl", "filename": "y.whl"}]})),
+        ("text/html", '<a href="http://[x/y.whl">y</a>'),
+        ("text/html", '<base href="http://[x/"><a href="y.whl">y</a>'),
+    ],
+    ids=["message", "number", "deep", "entries", "anchor", "base"],
+)
+def test_a_page_that_is_malformed_does_not_keep_the_next_index_from_being_asked(
+    loader: ModelLoader,
+    server: FaultServer,
+    index: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    page: str,
+) -> None:
+    server.serve("broken/toy-weights/", page.encode(), content_type=kind)
+    monkeypatch.setenv("PIP_INDEX_URL", server.url("broken"))
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", server.url("simple"))
+    assert pull(loader, member_uri(index, "w.bin")) == DATA
+    assert server.of("broken/toy-weights/")
+
+
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        (JSON, json.dumps({"files": [{**GOOD_ENTRY, "url": "http://[x/y.whl"}, GOOD_ENTRY]})),
+        (JSON, json.dumps({"files": [{**GOOD_ENTRY, "hashes": None}]})),
+        ("text/html", f'<a href="http://[x/y.whl">y</a><a href="../../{FILE}">z</a>'),
+    ],
+    ids=["entry", "no hashes", "anchor"],
+)
+def test_an_entry_that_is_malformed_is_left_out_alone(
+    loader: ModelLoader, server: FaultServer, index: Path, kind: str, page: str
+) -> None:
+    server.serve(PAGE, page.encode(), content_type=kind)
+    assert pull(loader, member_uri(index, "w.bin")) == DATA
+
+
 @pytest.mark.parametrize("place", ["address", "netrc"])
 def test_credentials_of_the_index_go_to_its_files_and_into_no_record(
     loader: ModelLoader,
