@@ -236,6 +236,8 @@ class PackageIndex:
             return []
         found = []
         for link in listed:
+            if link.local_path is not None:
+                continue  # a page of another machine says nothing of the files of this one
             address, headers = self._with_credentials(link.url)
             found.append(replace(link, url=address, headers=headers))
         return found
@@ -249,21 +251,25 @@ class PackageIndex:
             or host in ("localhost", "::1")
             or host.startswith("127.")
             or host in trusted
-            or f"{host}:{parts.port}" in trusted
+            or parts.netloc.rpartition("@")[2].lower() in trusted
         )
 
     def _with_credentials(self, url: str) -> tuple[str, dict[str, str]]:
         """``url`` without user and password, and the header that carries them.
 
-        They come from the address, from the address of an index on the same host, from
-        ``.netrc``, or from a keyring, in this order, as in pip.
+        They come from the address, from the address of an index on the same host with the same
+        scheme, from ``.netrc``, or from a keyring, in this order, as in pip. An address that
+        anybody on the way could read along gets none.
         """
         parts = urlsplit(url)
         userinfo, _, host = parts.netloc.rpartition("@")
         bare = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+        if not self._is_secure(bare):
+            return bare, {}
         for index in (*self.settings.indexes, *self.settings.links):
             theirs, _, their_host = urlsplit(index).netloc.rpartition("@")
-            if not userinfo and their_host == host:
+            same = (urlsplit(index).scheme, their_host) == (parts.scheme, host)
+            if not userinfo and same:
                 userinfo = theirs
         user, _, password = userinfo.partition(":")
         login = (unquote(user), unquote(password)) if user else _netrc_login(parts.hostname or "")
