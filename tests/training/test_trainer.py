@@ -140,6 +140,22 @@ def test_the_best_network_and_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert any(not torch.equal(second[name], values) for name, values in trainer.average.items())
 
 
+def test_the_figures_are_those_of_the_network_that_is_given(tmp_path: Path) -> None:
+    given = [3.0, 1.0, 2.0, 2.5, 4.0]
+    for publish, error in (("best", 1.0), ("last", 4.0)):
+        schedule = Schedule(50, validate_every=10, publish=publish)
+        trainer = Trainer(_Worsening(given), schedule, tmp_path / publish)
+        assert trainer.figures(trainer.run()) == {"error": error}
+    # A run that had ended is asked again, and one of before these figures were kept.
+    best = Schedule(50, validate_every=10, publish="best")
+    again = Trainer(_Worsening([]), best, tmp_path / "best")
+    assert again.figures(again.run()) == {"error": 1.0}
+    again.best_figures = {}
+    again.task = _Line()
+    again.task.model = again.model
+    assert again.figures({}) != again.validate()
+
+
 def test_training_ends_when_held_out_figures_stop_getting_better(tmp_path: Path) -> None:
     schedule = Schedule(100, validate_every=10, patience=2)
     trainer = Trainer(_Worsening([3.0, 2.0, 2.5, 2.2, 1.0]), schedule, tmp_path)

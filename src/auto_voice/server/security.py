@@ -93,7 +93,7 @@ class Sessions:
         until, now = cookie.partition(".")[0], time.time()
         with self._lock:
             kept = {mark: t for mark, t in self._ended.items() if t > now}
-            kept[_mark(cookie)] = min(float(until[:12]), now + SESSION_SECONDS)
+            kept[_mark(cookie)] = min(float(until), now + SESSION_SECONDS)
             self._ended = kept
             with contextlib.suppress(OSError):  # it holds until a restart even so
                 write_json(self._path, {"ended": kept})
@@ -170,11 +170,14 @@ def _by_cookie(tokens: Iterable[str], cookie: str) -> str:
     drawn, _, proof = rest.partition(".")
     if not (until + drawn + proof).isascii():
         return ""
-    if not until.isdigit() or int(until[:12]) < time.time():
+    # One spelling alone, since a session is ended under the mark of its cookie.
+    if not until.isdigit() or len(until) > 12 or until != str(int(until)):
+        return ""
+    if int(until) < time.time():
         return ""
     found = ""
     for token in tokens:
-        if hmac.compare_digest(_proof(token, int(until[:12]), drawn), proof):
+        if hmac.compare_digest(_proof(token, int(until), drawn), proof):
             found = token
     return found
 

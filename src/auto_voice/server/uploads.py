@@ -28,6 +28,7 @@ from auto_voice.errors import (
     AudioFormatError,
     BusyError,
     ConfigError,
+    DiskSpaceError,
     ServerError,
     UnknownJobError,
 )
@@ -223,7 +224,9 @@ class NoRoomError(BusyError):
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether a full disk or quota is behind ``error``, whatever it was raised as."""
     while error is not None:
-        if isinstance(error, NoRoomError) or (isinstance(error, OSError) and error.errno in _FULL):
+        if isinstance(error, (NoRoomError, DiskSpaceError)):
+            return True
+        if isinstance(error, OSError) and error.errno in _FULL:
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -112,6 +112,8 @@ class Trainer(Generic[NetT]):
         self.step = 0
         self.seconds = 0.0
         self.best = math.inf
+        # Held-out figures of the best network.
+        self.best_figures: dict[str, float] = {}
         # Validations since the best one.
         self.stale = 0
         self._resume()
@@ -159,6 +161,17 @@ class Trainer(Generic[NetT]):
             return load_file(best)
         return self.average
 
+    def figures(self, last: dict[str, float]) -> dict[str, float]:
+        """Held-out figures of the network that ``weights`` gives.
+
+        Args:
+            last: those of the last validation, as ``run`` returns them.
+        """
+        weights = self.weights()
+        if weights is self.average:
+            return last or self.validate()
+        return self.best_figures or self.validate(weights)
+
     def _keep(self, figures: dict[str, float]) -> None:
         """Keeps the averaged network of a validation, and lets go of older ones."""
         folder = self.folder / KEPT
@@ -169,7 +182,7 @@ class Trainer(Generic[NetT]):
             old.unlink()
         score = self.task.score(figures)
         if score < self.best:
-            self.best, self.stale = score, 0
+            self.best, self.stale, self.best_figures = score, 0, dict(figures)
             self._store(folder / BEST)
             return
         self.stale += 1
@@ -184,10 +197,10 @@ class Trainer(Generic[NetT]):
             arrays = {name: values.contiguous() for name, values in self.average.items()}
             save_file(arrays, temporary)
 
-    def validate(self) -> dict[str, float]:
-        """Held-out figures of the averaged network."""
+    def validate(self, weights: dict[str, Tensor] | None = None) -> dict[str, float]:
+        """Held-out figures of the averaged network, or of other ``weights``."""
         kept = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.model.load_state_dict(self.average)
+        self.model.load_state_dict(weights or self.average)
         self.model.eval()
         with self._precision():
             figures = self.task.validate()
@@ -201,6 +214,7 @@ class Trainer(Generic[NetT]):
             "model": self.model.state_dict(), "average": self.average,
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
             "extra": self._extra_state(), "best": self.best, "stale": self.stale,
+            "best_figures": self.best_figures,
         }  # fmt: skip
         with atomic_write(self.folder / "checkpoint.pt") as temporary:
             torch.save(state, temporary)
@@ -243,6 +257,7 @@ class Trainer(Generic[NetT]):
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.best, self.stale = state.get("best", math.inf), state.get("stale", 0)
+        self.best_figures = state.get("best_figures", {})
         if state["extra"]:
             self.task.load_state_dict(state["extra"])  # type: ignore[attr-defined]
 

@@ -404,7 +404,7 @@ class Workflow:
         self.say(f"Training: {name}")
         folder = self.folder / name
         trainer = Trainer(task, stage.schedule, folder, self.device)
-        figures = trainer.run() or trainer.validate()
+        figures = trainer.figures(trainer.run())
         self.figures |= {f"{name}.{key}": value for key, value in figures.items()}
         self.figures[f"{name}.minutes"] = round(trainer.seconds / 60, 1)
         plot_curves(folder)

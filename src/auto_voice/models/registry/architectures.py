@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from auto_voice.models.registry.catalog import ModelVersion
     from auto_voice.models.registry.store import ModelStore
 
 # What a model can be in a conversion, in its training or in its evaluation.

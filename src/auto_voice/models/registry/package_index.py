@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import configparser
+import contextlib
 import json
 import os
 import re
@@ -213,7 +214,7 @@ class PackageIndex:
         """The wheels of a page or folder; what went wrong is added to ``answers``."""
         local = _local_path(place)
         if local is not None:
-            return _local_links(local)
+            return _local_links(local, answers)
         if not self._is_secure(place):
             answers.append(f"{public_url(place)} is neither https nor a trusted-host of pip")
             return []
@@ -228,8 +229,15 @@ class PackageIndex:
             answers.append(str(error))
             return []
         links = _json_links if page.content_type == _JSON else _html_links
+        try:
+            listed = links(page.body, page.url)
+        except DownloadError as error:
+            answers.append(str(error))
+            return []
         found = []
-        for link in links(page.body, page.url):
+        for link in listed:
+            if link.local_path is not None:
+                continue  # a page of another machine says nothing of the files of this one
             address, headers = self._with_credentials(link.url)
             found.append(replace(link, url=address, headers=headers))
         return found
@@ -243,21 +251,25 @@ class PackageIndex:
             or host in ("localhost", "::1")
             or host.startswith("127.")
             or host in trusted
-            or f"{host}:{parts.port}" in trusted
+            or parts.netloc.rpartition("@")[2].lower() in trusted
         )
 
     def _with_credentials(self, url: str) -> tuple[str, dict[str, str]]:
         """``url`` without user and password, and the header that carries them.
 
-        They come from the address, from the address of an index on the same host, from
-        ``.netrc``, or from a keyring, in this order, as in pip.
+        They come from the address, from the address of an index on the same host with the same
+        scheme, from ``.netrc``, or from a keyring, in this order, as in pip. An address that
+        anybody on the way could read along gets none.
         """
         parts = urlsplit(url)
         userinfo, _, host = parts.netloc.rpartition("@")
         bare = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+        if not self._is_secure(bare):
+            return bare, {}
         for index in (*self.settings.indexes, *self.settings.links):
             theirs, _, their_host = urlsplit(index).netloc.rpartition("@")
-            if not userinfo and their_host == host:
+            same = (urlsplit(index).scheme, their_host) == (parts.scheme, host)
+            if not userinfo and same:
                 userinfo = theirs
         user, _, password = userinfo.partition(":")
         login = (unquote(user), unquote(password)) if user else _netrc_login(parts.hostname or "")
@@ -330,26 +342,40 @@ def _local_path(place: str) -> Path | None:
     return None if "://" in place else Path(place).expanduser()
 
 
-def _local_links(path: Path) -> list[WheelLink]:
+def _local_links(path: Path, answers: list[str]) -> list[WheelLink]:
     page = path / "index.html" if (path / "index.html").is_file() else path
     if page.is_dir():
         return [WheelLink(file.absolute().as_uri(), file.name) for file in page.glob("*.whl")]
     if page.suffix == ".whl" and page.is_file():
         return [WheelLink(page.absolute().as_uri(), page.name)]
     try:
-        return list(_html_links(page.read_bytes(), page.absolute().as_uri()))
-    except OSError:
+        return _html_links(page.read_bytes(), page.absolute().as_uri())
+    except OSError as error:
+        answers.append(f"{page} cannot be read ({error.strerror or error})")
+        return []
+    except DownloadError as error:
+        answers.append(str(error))
         return []
 
 
-def _json_links(body: bytes, base: str) -> Iterator[WheelLink]:
+def _json_links(body: bytes, base: str) -> list[WheelLink]:
+    """The wheels of a page in JSON; an entry that cannot be understood is left out.
+
+    Raises:
+        DownloadError: the page is no list at all.
+    """
     try:
-        files = json.loads(body)["files"]
-        for file in files:
-            sha256 = str(file.get("hashes", {}).get("sha256", ""))
-            yield WheelLink(urljoin(base, str(file["url"])), str(file["filename"]), sha256)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        files = list(json.loads(body)["files"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DownloadError(f"{public_url(base)} is no list of packages") from error
+    found = []
+    for file in files:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            sha256 = str((file.get("hashes") or {}).get("sha256", ""))
+            url = urljoin(base, str(file["url"]))
+            urlsplit(url)
+            found.append(WheelLink(url, str(file["filename"]), sha256))
+    return found
 
 
 class _Anchors(HTMLParser):
@@ -366,15 +392,27 @@ class _Anchors(HTMLParser):
             self.base = address
 
 
-def _html_links(body: bytes, base: str) -> Iterator[WheelLink]:
+def _html_links(body: bytes, base: str) -> list[WheelLink]:
+    """The files that a page in HTML links to; a link that is no address is left out.
+
+    Raises:
+        DownloadError: the page cannot be taken apart.
+    """
     parser = _Anchors()
-    parser.feed(body.decode("utf-8", errors="replace"))
+    try:
+        parser.feed(body.decode("utf-8", errors="replace"))
+        start = urljoin(base, parser.base)
+    except (ValueError, AssertionError) as error:
+        raise DownloadError(f"{public_url(base)} is no list of packages") from error
+    found = []
     for address in parser.links:
-        url = urljoin(urljoin(base, parser.base), address)
-        parts = urlsplit(url)
-        filename = unquote(parts.path.rpartition("/")[2])
-        sha256 = parse_qs(parts.fragment).get("sha256", [""])[0]
-        yield WheelLink(urlunsplit(parts._replace(fragment="")), filename, sha256)
+        with contextlib.suppress(ValueError):
+            url = urljoin(start, address)
+            parts = urlsplit(url)
+            filename = unquote(parts.path.rpartition("/")[2])
+            sha256 = parse_qs(parts.fragment).get("sha256", [""])[0]
+            found.append(WheelLink(urlunsplit(parts._replace(fragment="")), filename, sha256))
+    return found
 
 
 def _is_wheel_of(filename: str, project: str, version: str, platform: str) -> bool:

@@ -8,7 +8,6 @@ import pickletools
 import struct
 import tarfile
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -170,7 +169,8 @@ def _read_old(file: BinaryIO) -> Any:
 
     described = _unpickle(file, storage)
     keys = _unpickle(file, _no_storage)
-    if not isinstance(keys, list) or sorted(keys) != sorted(known):
+    named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    if not named or sorted(keys) != sorted(known):
         raise _DamageError("its storages are not those that it speaks of")
     data = {}
     for key in keys:
@@ -199,6 +199,18 @@ def _itemsize(dtype: str) -> int:
 # The pickle
 
 
+class _Dict(dict[Any, Any]):
+    """A dictionary that looks at a key before it hashes it.
+
+    The hash of a tuple takes time exponential in its depth where it holds another one twice.
+    """
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not isinstance(key, (str, int)):
+            raise _DamageError("a key of it is neither a text nor a whole number")
+        super().__setitem__(key, value)
+
+
 class _Rebuild:
     """What the functions of ``torch._utils`` are called with; its methods cannot be changed by a
     pickle, as functions could."""
@@ -220,10 +232,16 @@ class _Rebuild:
     def parameter(self, data: Any, *_: Any) -> Any:
         return data
 
+    def ordered(self, pairs: Any = ()) -> _Dict:
+        made = _Dict()
+        for key, value in pairs:
+            made[key] = value
+        return made
+
 
 # The closed table of names that a pickle may ask for.
 _NAMES: Mapping[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): _Rebuild().ordered,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _Rebuild().tensor,
     ("torch._utils", "_rebuild_tensor"): _Rebuild().tensor,
@@ -232,7 +250,9 @@ _NAMES: Mapping[tuple[str, str], Any] = {
 }
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):
+    """The reader in Python, since the one in C makes dictionaries that hash any key."""
+
     def __init__(self, file: BinaryIO, storage: Callable[[tuple[Any, ...]], _Storage]) -> None:
         super().__init__(file)
         self._storage = storage
@@ -247,6 +267,20 @@ class _Unpickler(pickle.Unpickler):
         if not isinstance(saved, tuple):
             raise _DamageError("a storage of it is none")
         return self._storage(saved)
+
+    def load_empty_dict(self) -> None:
+        self.append(_Dict())  # type: ignore[attr-defined]
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()
+        pairs = zip(items[::2], items[1::2], strict=True)
+        self.append(_Rebuild().ordered(pairs))  # type: ignore[attr-defined]
+
+    dispatch = {
+        **pickle._Unpickler.dispatch,
+        pickle.EMPTY_DICT[0]: load_empty_dict,
+        pickle.DICT[0]: load_dict,
+    }
 
 
 def _unpickle(file: BinaryIO, storage: Callable[[tuple[Any, ...]], _Storage]) -> Any:
