@@ -142,8 +142,8 @@ def test_recordings_become_a_model_that_converts(
         outcome = workflow.run()
         assert {path.name for path in outcome.failures} == {"broken.wav", "silent.wav"}
         assert outcome.figures["tune.l1_student"] > 0
-        assert 0 < outcome.figures["tune.missed"] < 2
-        assert 0 < outcome.figures["tune.unlike"] < 1
+        assert 0 < outcome.figures["tune.content"] < 2
+        assert 0 < outcome.figures["tune.speaker"] < 1
         return outcome.catalog
 
     catalog = run()
