@@ -286,6 +286,39 @@ def test_what_is_known_of_a_tape_does_not_depend_on_where_it_lies(tmp_path, spee
     assert len(FileSamples(tmp_path / "x.f32", 16000)) == len(stored) == 10
 
 
+def test_a_checkpoint_is_deleted_while_it_is_held(tmp_path):
+    folder = tmp_path / "out.wav.partial"
+    cleared = []
+
+    class Watched(Checkpoint):
+        def _clear(self):
+            cleared.append(self._lock.is_locked)
+            super()._clear()
+
+    with Watched(tmp_path / "out.wav", "key") as checkpoint:
+        checkpoint.source(16000).append(np.ones(9, np.float32))
+        (folder / ".state.json.1.abc.tmp").touch()
+        checkpoint.finish()
+    assert cleared == [True, True]
+    assert not folder.exists()
+
+
+def test_what_the_next_process_put_there_stays(tmp_path):
+    with Checkpoint(tmp_path / "out.wav", "key") as checkpoint:
+        checkpoint.finish()
+        (checkpoint.folder / "another").touch()
+    assert [path.name for path in checkpoint.folder.iterdir()] == ["another"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_let_go(tmp_path):
+    (tmp_path / "out.wav.partial" / "state.json").mkdir(parents=True)
+    with pytest.raises(OSError, match="state"), Checkpoint(tmp_path / "out.wav", "key"):
+        pass
+    (tmp_path / "out.wav.partial" / "state.json").rmdir()
+    with Checkpoint(tmp_path / "out.wav", "key") as checkpoint:
+        checkpoint.finish()
+
+
 def test_an_analysis_comes_back_as_it_was_kept(tmp_path):
     voiced = np.array([True, False, True])
     tracks = [Pitch(np.array(f0, np.float32), voiced, 62.5) for f0 in ([50, 0, 90], [100, 0, 90])]
