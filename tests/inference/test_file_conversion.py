@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from itertools import pairwise
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.errors import (
     AudioContentError,
+    AudioFormatError,
     AudioOutputError,
     MockAudioError,
     ModelLoadError,
@@ -27,6 +29,7 @@ from auto_voice.inference.controls import Controls
 from auto_voice.inference.inputs import FileSamples, MemorySamples, Section
 from auto_voice.inference.result import OutputSpec
 from auto_voice.types import Content, Pitch, Waveform
+from auto_voice.voices.voice_file import save_voice
 from hand_made_stages import LocalContent, LocalVocoder
 
 PIECES = PipelineConfig(chunk_seconds=6)
@@ -284,6 +287,30 @@ def test_what_is_known_of_a_tape_does_not_depend_on_where_it_lies(tmp_path, spee
     np.testing.assert_array_equal(part.read(-5, 9999), samples[1000:5000])
     stored.truncate(10)
     assert len(FileSamples(tmp_path / "x.f32", 16000)) == len(stored) == 10
+
+
+def test_a_home_is_found_for_sources_of_every_length_and_voices(
+    hand_made, talk, voice, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save_voice(tmp_path / "ann.safetensors", voice)
+    pipeline, _ = hand_made(PIECES)
+    assert pipeline.voice("~/ann.safetensors").name == voice.name
+    on_disk(pipeline, "~/talk.wav", voice, tmp_path / "out.wav")
+    assert len(pipeline.convert("~/talk.wav", voice)) == len(read(tmp_path / "out.wav"))
+
+
+def test_a_source_that_fails_is_not_blamed_on_the_output(
+    hand_made, talk, voice, tmp_path, monkeypatch
+):
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+        yield
+
+    monkeypatch.setattr("auto_voice.inference.inputs.RecordingReader.blocks", failing)
+    with pytest.raises(AudioFormatError, match=r"talk\.wav cannot be read \(Input/output error\)"):
+        on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
 
 
 def test_a_checkpoint_is_deleted_while_it_is_held(tmp_path):
