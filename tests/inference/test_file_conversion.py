@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from itertools import pairwise
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.errors import (
     AudioContentError,
+    AudioFormatError,
     AudioOutputError,
     MockAudioError,
     ModelLoadError,
@@ -27,6 +29,7 @@ from auto_voice.inference.controls import Controls
 from auto_voice.inference.inputs import FileSamples, MemorySamples, Section
 from auto_voice.inference.result import OutputSpec
 from auto_voice.types import Content, Pitch, Waveform
+from auto_voice.voices.voice_file import save_voice
 from hand_made_stages import LocalContent, LocalVocoder
 
 PIECES = PipelineConfig(chunk_seconds=6)
@@ -284,6 +287,63 @@ def test_what_is_known_of_a_tape_does_not_depend_on_where_it_lies(tmp_path, spee
     np.testing.assert_array_equal(part.read(-5, 9999), samples[1000:5000])
     stored.truncate(10)
     assert len(FileSamples(tmp_path / "x.f32", 16000)) == len(stored) == 10
+
+
+def test_a_home_is_found_for_sources_of_every_length_and_voices(
+    hand_made, talk, voice, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    save_voice(tmp_path / "ann.safetensors", voice)
+    pipeline, _ = hand_made(PIECES)
+    assert pipeline.voice("~/ann.safetensors").name == voice.name
+    on_disk(pipeline, "~/talk.wav", voice, tmp_path / "out.wav")
+    assert len(pipeline.convert("~/talk.wav", voice)) == len(read(tmp_path / "out.wav"))
+
+
+def test_a_source_that_fails_is_not_blamed_on_the_output(
+    hand_made, talk, voice, tmp_path, monkeypatch
+):
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+        yield
+
+    monkeypatch.setattr("auto_voice.inference.inputs.RecordingReader.blocks", failing)
+    with pytest.raises(AudioFormatError, match=r"talk\.wav cannot be read \(Input/output error\)"):
+        on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
+
+
+def test_a_checkpoint_is_deleted_while_it_is_held(tmp_path):
+    folder = tmp_path / "out.wav.partial"
+    cleared = []
+
+    class Watched(Checkpoint):
+        def _clear(self):
+            cleared.append(self._lock.is_locked)
+            super()._clear()
+
+    with Watched(tmp_path / "out.wav", "key") as checkpoint:
+        checkpoint.source(16000).append(np.ones(9, np.float32))
+        (folder / ".state.json.1.abc.tmp").touch()
+        checkpoint.finish()
+    assert cleared == [True, True]
+    assert not folder.exists()
+
+
+def test_what_the_next_process_put_there_stays(tmp_path):
+    with Checkpoint(tmp_path / "out.wav", "key") as checkpoint:
+        checkpoint.finish()
+        (checkpoint.folder / "another").touch()
+    assert [path.name for path in checkpoint.folder.iterdir()] == ["another"]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_let_go(tmp_path):
+    (tmp_path / "out.wav.partial" / "state.json").mkdir(parents=True)
+    with pytest.raises(OSError, match="state"), Checkpoint(tmp_path / "out.wav", "key"):
+        pass
+    (tmp_path / "out.wav.partial" / "state.json").rmdir()
+    with Checkpoint(tmp_path / "out.wav", "key") as checkpoint:
+        checkpoint.finish()
 
 
 def test_an_analysis_comes_back_as_it_was_kept(tmp_path):

@@ -11,6 +11,7 @@ import click
 from auto_voice.cli.showing import ProgressDisplay
 from auto_voice.errors import UnknownModelError
 from auto_voice.inference.controls import CONTROLS, ControlSpec
+from auto_voice.inference.result import HIGHEST_OUTPUT_RATE, LOWEST_OUTPUT_RATE
 from auto_voice.inference.voice_conversion_pipeline import (
     FINE_TUNE_STEPS,
     MOST_FINE_TUNE_STEPS,
@@ -179,7 +180,11 @@ _OUTPUT = (
         "--format", "format_", metavar="FORMAT", help="wav, flac, ogg, opus, mp3 or aiff."
     ),
     click.option("--subtype", help="Sample coding, e.g. pcm_24, float, or bits: 16, 24, 32f."),
-    click.option("--rate", type=click.IntRange(1000, 384000), help="Samples a second, in Hz."),
+    click.option(
+        "--rate",
+        type=click.IntRange(LOWEST_OUTPUT_RATE, HIGHEST_OUTPUT_RATE),
+        help="Samples a second, in Hz.",
+    ),
 )
 
 truncation_option = click.option(

@@ -10,9 +10,9 @@ import base64
 import hashlib
 import json
 import logging
-import shutil
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,25 @@ class Checkpoint(Workspace):
             ) from None
         except OSError as error:
             raise AudioOutputError(f"{self.folder} cannot be made: {error}.") from error
-        self._read()
+        try:
+            self._read()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._lock.release()
-        if self._finished or (kind is not None and self.facts is None):
-            shutil.rmtree(self.folder, ignore_errors=True)
+        over = self._finished or (kind is not None and self.facts is None)
+        try:
+            if over:  # While it is held: the next one's files must not be deleted.
+                with suppress(OSError):
+                    self._clear()
+        finally:
+            self._lock.release()
+        if over:
+            with suppress(OSError):  # Another process may hold it by now.
+                (self.folder / "lock").unlink(missing_ok=True)
+                self.folder.rmdir()
         elif kind is not None:
             # A server stops work whenever others wait, by an exception of its own.
             told = issubclass(kind, (KeyboardInterrupt, AutoVoiceError, OSError, MemoryError))
@@ -261,6 +273,8 @@ class Checkpoint(Workspace):
     def _clear(self) -> None:
         for name in ("state.json", "source.f32", "result.f32", "analysis.npz"):
             (self.folder / name).unlink(missing_ok=True)
+        for temporary in self.folder.glob(".*.tmp"):  # Of a process that was killed.
+            temporary.unlink(missing_ok=True)
 
     def _write_state(self) -> None:
         facts, at = self.facts, self.position

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import UnsupportedOperation
 from os import PathLike
@@ -25,7 +26,7 @@ from auto_voice.audio.reading import (
     dbfs,
 )
 from auto_voice.audio.resample import ResampleStream, resample
-from auto_voice.errors import AudioContentError, AudioFormatError, ConfigError
+from auto_voice.errors import AudioContentError, AudioError, AudioFormatError, ConfigError
 from auto_voice.types import FloatArray, Waveform
 
 # A file by its path, its bytes or an open binary stream; a waveform; or an array or a tensor of
@@ -176,7 +177,8 @@ class Source:
         self._waveform: Waveform | None = None
         self._file: str | PathLike[str] | bytes | None = None
         if isinstance(audio, (str, PathLike)):
-            self._file = audio
+            # Unlike Path.expanduser it leaves a ~ without a home to whoever reads the file.
+            self._file = audio = os.path.expanduser(audio)  # noqa: PTH111
         elif (data := _encoded(audio)) is not None:
             self._file = audio = data
         self.seconds: float | None = None
@@ -196,9 +198,14 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """A text that changes when the recording does; a file is known by path, size and time."""
+        """A text that changes when the recording does; a file is known by path, size and time.
+
+        Raises:
+            AudioFormatError: the file cannot be looked at any more.
+        """
         if isinstance(self._file, (str, PathLike)):
-            stat = Path(self._file).stat()
+            with _reading(os.fspath(self._file)):
+                stat = Path(self._file).stat()
             where = os.fspath(Path(self._file).resolve())
             return repr((where, stat.st_size, stat.st_mtime_ns))
         data = self._file if self._waveform is None else self._waveform.samples.tobytes()
@@ -216,7 +223,11 @@ class Source:
             self.facts = SourceFacts(len(wave.samples), wave.sample_rate, wave.notes)
             return
         assert self._file is not None
-        with RecordingReader(self._file, allow_truncated=self._allow_truncated) as recording:
+        what = self._file if isinstance(self._file, (str, PathLike)) else "the source"
+        with (
+            _reading(os.fspath(what)),
+            RecordingReader(self._file, allow_truncated=self._allow_truncated) as recording,
+        ):
             resampler = ResampleStream(recording.sample_rate, rate_hz)
             for block in recording.blocks(BLOCK_FRAMES, None, None):
                 yield resampler.process(block)
@@ -224,6 +235,19 @@ class Source:
             frames, rate = recording.frames_read, recording.sample_rate
             _check(f"the source {recording.name}", frames, rate, recording.peak)
             self.facts = SourceFacts(frames, rate, recording.notes())
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Tells the system's errors of a source from those of the output, which may come together."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, AudioError):
+            raise
+        raise AudioFormatError(
+            f"{name} cannot be read ({error.strerror or error}); check the disk that it is on."
+        ) from error
 
 
 def as_waveform(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -418,7 +419,8 @@ class VoiceConversionPipeline:
             VoiceError: a voice of other encoders that kept no recording to encode again.
         """
         if isinstance(target, (str, PathLike)) and Path(target).suffix == SUFFIX:
-            target = load_voice(target)
+            # As recordings are found; a ~ without a home stays as it is.
+            target = load_voice(os.path.expanduser(target))  # noqa: PTH111
         if isinstance(target, Voice):
             return self._fine_tuned(self._of_this_encoder(target))
         if isinstance(target, (str, PathLike, bytes, Waveform)) or hasattr(target, "read"):
