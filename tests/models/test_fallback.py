@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -267,3 +268,14 @@ def test_a_warm_up_includes_what_was_loaded_by_name(tmp_path: Path) -> None:
 
 def test_a_warm_up_fetches_no_model_that_no_conversion_uses(tmp_path: Path) -> None:
     assert "hubert_base" not in ModelRegistry(tmp_path / "m", offline=True)._usual_names()
+
+
+def test_a_stale_pin_of_hubert_stops_no_warm_up(tmp_path: Path) -> None:
+    found = ModelRegistry(tmp_path / "m", use_mock=True)
+    usual = found._usual_names()
+    assert "hubert_base" in usual
+    (tmp_path / "m").mkdir(exist_ok=True)
+    pin = {"hubert_base": {"version": "0.0", "sha256": {}}}
+    found.pins.path.write_text(json.dumps({"schema": 1, "pins": pin}))
+    assert found.pins.problem(found.catalog, "hubert_base")
+    assert set(found.warmup_models()) == set(usual) - {"hubert_base"}

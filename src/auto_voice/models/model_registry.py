@@ -375,7 +375,9 @@ class ModelRegistry:
 
     def _usual_names(self) -> list[str]:
         usual = list(PIPELINE_MODELS.values())
-        if self.use_mock or self.is_installed(self.version(HUBERT)):
+        # No stage of the usual ones, so a pin of it that is stale must not stop the others.
+        stale = self.pins.problem(self.catalog, HUBERT)
+        if not stale and (self.use_mock or self.is_installed(self.version(HUBERT))):
             usual.append(HUBERT)
         known = {self.version(name).key for name in usual}
         loaded = [key.removesuffix(_MOCK) for key in self.loaded()]
