@@ -218,3 +218,18 @@ def test_the_budget_counts_loads_under_way() -> None:
     assert "slow" in set(cache.keys())
     assert "old" not in set(cache.keys())
     assert not cache.drop("old")
+
+
+def test_loads_side_by_side_stay_within_the_budget_once_they_are_done() -> None:
+    cache = ModelCache(budget_mb=100)
+    together = threading.Barrier(2)
+
+    def load() -> object:
+        together.wait(30)
+        return object()
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(cache.get, key, 70, load) for key in ("a", "b")]
+        assert all(future.result(30) for future in both), "each caller has its model"
+    assert len(cache.keys()) == 1
+    assert cache.megabytes == 70

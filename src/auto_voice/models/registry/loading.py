@@ -98,6 +98,8 @@ class ModelCache:
                 del self._flights[key], self._reserved[key]
                 if mine.error is None:
                     self._loaded[key] = _Loaded(mine.model, megabytes)
+                    # Loads that ran beside this one could make no room in each other.
+                    self._evict(key)
             mine.done.set()
         return mine.model
 
@@ -134,9 +136,17 @@ class ModelCache:
                 f"{key} needs {megabytes} MB, more than the memory budget of {self._budget_mb} MB; "
                 "raise memory_budget_mb or choose a smaller model"
             )
-        while self._loaded and self._used() + megabytes > self._budget_mb:
-            evicted, _ = self._loaded.popitem(last=False)
-            log.info("unloading %s to make room for %s", evicted, key)
+        self._evict(key, megabytes)
+
+    def _evict(self, key: str, megabytes: int = 0) -> None:
+        """Forgets the least recently used until ``megabytes`` more fit, but never ``key``."""
+        if not self._budget_mb:
+            return
+        for other in [other for other in self._loaded if other != key]:
+            if self._used() + megabytes <= self._budget_mb:
+                return
+            del self._loaded[other]
+            log.info("unloading %s to make room for %s", other, key)
 
 
 # Fallbacks
