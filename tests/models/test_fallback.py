@@ -87,8 +87,20 @@ def test_after_unload_the_full_model_gets_another_chance(config: Path, tmp_path:
         found.load("my_vocoder")
     found.unload("my_vocoder")
     assert found.resolved("my_vocoder") == "my_vocoder@1"
+    assert found.loaded() == ()
     with pytest.warns(FallbackWarning):
         found.load("my_vocoder")
+
+
+def test_unload_leaves_a_substitute_that_another_name_uses(tmp_path: Path) -> None:
+    found = ModelRegistry(tmp_path / "m", fallback="compact", offline=True)
+    with pytest.warns(FallbackWarning):
+        found.load("hifigan_universal")
+    own = found.load("griffin_lim")
+    found.unload("hifigan_universal")
+    assert found.load("griffin_lim") is own
+    found.unload("griffin_lim")
+    assert found.loaded() == ()
 
 
 def test_a_kind_without_a_compact_model_fails_under_compact_and_mocks_under_mock(
