@@ -554,7 +554,7 @@ def test_a_page_that_cannot_be_unpacked_is_asked_for_again(clock: FakeClock) -> 
     )
     url = "https://index.example/page"
     assert transfer.read(url).body == b"page"
-    with pytest.raises(DownloadError, match="index.example/page: ."):
+    with pytest.raises(DownloadError, match=r"index\.example/page: ."):
         transfer.read(url)
     transfer.close()
 
