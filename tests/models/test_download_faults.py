@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import logging
@@ -537,6 +538,24 @@ def test_a_malformed_address_is_one_sentence(tmp_path: Path) -> None:
     transfer = HttpTransfer(clock=FakeClock())
     with pytest.raises(DownloadError, match="valid address"):
         transfer.fetch("https://exa mple:port/w", Partial(tmp_path / "x.part"), limit=1)
+    transfer.close()
+
+
+def test_a_page_that_cannot_be_unpacked_is_asked_for_again(clock: FakeClock) -> None:
+    bodies = [b"no gzip at all", gzip.compress(b"page"), b"no gzip", b"nor this"]
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(
+            200, headers={"content-encoding": "gzip"}, content=iter([bodies.pop(0)])
+        )
+
+    transfer = HttpTransfer(
+        RetryPolicy(attempts=2), clock=clock, transport=httpx2.MockTransport(answer)
+    )
+    url = "https://index.example/page"
+    assert transfer.read(url).body == b"page"
+    with pytest.raises(DownloadError, match=r"index\.example/page: ."):
+        transfer.read(url)
     transfer.close()
 
 

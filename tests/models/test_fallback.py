@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -86,8 +87,20 @@ def test_after_unload_the_full_model_gets_another_chance(config: Path, tmp_path:
         found.load("my_vocoder")
     found.unload("my_vocoder")
     assert found.resolved("my_vocoder") == "my_vocoder@1"
+    assert found.loaded() == ()
     with pytest.warns(FallbackWarning):
         found.load("my_vocoder")
+
+
+def test_unload_leaves_a_substitute_that_another_name_uses(tmp_path: Path) -> None:
+    found = ModelRegistry(tmp_path / "m", fallback="compact", offline=True)
+    with pytest.warns(FallbackWarning):
+        found.load("hifigan_universal")
+    own = found.load("griffin_lim")
+    found.unload("hifigan_universal")
+    assert found.load("griffin_lim") is own
+    found.unload("griffin_lim")
+    assert found.loaded() == ()
 
 
 def test_a_kind_without_a_compact_model_fails_under_compact_and_mocks_under_mock(
@@ -278,3 +291,14 @@ def test_a_mock_stands_in_with_the_content_space_of_the_real_model(tmp_path: Pat
     content = encoder.encode(np.ones(16000, np.float32) * 0.1)
     assert content.space == encoder.space == converter.content_space
     assert content.features.shape == (50, encoder.dims)
+
+
+def test_a_stale_pin_of_hubert_stops_no_warm_up(tmp_path: Path) -> None:
+    found = ModelRegistry(tmp_path / "m", use_mock=True)
+    usual = found._usual_names()
+    assert "hubert_base" in usual
+    (tmp_path / "m").mkdir(exist_ok=True)
+    pin = {"hubert_base": {"version": "0.0", "sha256": {}}}
+    found.pins.path.write_text(json.dumps({"schema": 1, "pins": pin}))
+    assert found.pins.problem(found.catalog, "hubert_base")
+    assert set(found.warmup_models()) == set(usual) - {"hubert_base"}

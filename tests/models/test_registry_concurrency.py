@@ -218,3 +218,38 @@ def test_the_budget_counts_loads_under_way() -> None:
     assert "slow" in set(cache.keys())
     assert "old" not in set(cache.keys())
     assert not cache.drop("old")
+
+
+def test_loads_side_by_side_stay_within_the_budget_once_they_are_done() -> None:
+    cache = ModelCache(budget_mb=100)
+    together = threading.Barrier(2)
+
+    def load() -> object:
+        together.wait(30)
+        return object()
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(cache.get, key, 70, load) for key in ("a", "b")]
+        assert all(future.result(30) for future in both), "each caller has its model"
+    assert len(cache.keys()) == 1
+    assert cache.megabytes == 70
+
+
+def test_a_model_that_is_dropped_while_it_loads_is_not_kept() -> None:
+    cache = ModelCache()
+    inside, release = threading.Event(), threading.Event()
+
+    def slow() -> object:
+        inside.set()
+        release.wait(30)
+        return object()
+
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(cache.get, "slow", 1, slow)
+        assert inside.wait(30)
+        assert cache.loading() == ("slow",)
+        assert not cache.drop("slow")
+        release.set()
+        assert loading.result(30) is not None
+    assert cache.keys() == cache.loading() == ()
+    assert cache.get("slow", 1, object) is cache.get("slow", 1, object)

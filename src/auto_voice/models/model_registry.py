@@ -129,6 +129,8 @@ class ModelRegistry:
         self._catalog: Catalog | None = None
         self._loader: ModelLoader | None = None
         self._substitutes: dict[str, Substitute] = {}
+        # Keys of models that were loaded by their own names.
+        self._by_name: set[str] = set()
         # Models that run on the CPU because the device asked for is missing, and why.
         self._on_cpu: dict[str, str] = {}
         self.pins = Pins(self.model_dir)
@@ -300,7 +302,10 @@ class ModelRegistry:
             substitute = self._substitutes.get(wanted.key)
         if substitute is None:
             try:
-                return self._load(wanted)
+                model = self._load(wanted)
+                with self._lock:
+                    self._by_name.add(wanted.key)
+                return model
             except RECOVERABLE as error:
                 substitute = self._substitute(wanted, error)
         return self._mock(wanted) if substitute.version is None else self._load(substitute.version)
@@ -347,20 +352,35 @@ class ModelRegistry:
         return self._cache.keys()
 
     def unload(self, name: str | None = None, version: str | None = None) -> None:
-        """Forget a loaded model, or all of them; the next load tries the full model again."""
+        """Forget a loaded model, or all of them; the next load tries the full model again.
+
+        What stood in for the model goes, too, unless it is in use under another name.
+        """
         if name is None:
-            keys = list(self._cache.keys())
+            keys = [*self._cache.keys(), *self._cache.loading()]
             with self._lock:
                 self._substitutes.clear()
+                self._by_name.clear()
                 self._on_cpu.clear()
         else:
             wanted = self.version(name, version)
             keys = [wanted.key, _mock_key(wanted)]
             with self._lock:
-                self._substitutes.pop(wanted.key, None)
-                self._on_cpu.pop(wanted.key, None)
+                substitute = self._substitutes.pop(wanted.key, None)
+                self._by_name.discard(wanted.key)
+                keys += self._unused(substitute)
+                for key in keys:
+                    self._on_cpu.pop(key, None)
         for key in keys:
             self._cache.drop(key)
+
+    def _unused(self, substitute: Substitute | None) -> list[str]:
+        """The key of what stood in for a model, if nothing else goes by it."""
+        if substitute is None or substitute.version is None:
+            return []
+        key = substitute.version.key
+        others = {s.version.key for s in self._substitutes.values() if s.version is not None}
+        return [] if key in others | self._by_name else [key]
 
     def warmup_models(self, names: Iterable[str] | None = None) -> dict[str, WarmupTiming]:
         """Load models and run each once on real input; timings by name.
@@ -375,7 +395,9 @@ class ModelRegistry:
 
     def _usual_names(self) -> list[str]:
         usual = list(PIPELINE_MODELS.values())
-        if self.use_mock or self.is_installed(self.version(HUBERT)):
+        # No stage of the usual ones, so a pin of it that is stale must not stop the others.
+        stale = self.pins.problem(self.catalog, HUBERT)
+        if not stale and (self.use_mock or self.is_installed(self.version(HUBERT))):
             usual.append(HUBERT)
         known = {self.version(name).key for name in usual}
         loaded = [key.removesuffix(_MOCK) for key in self.loaded()]

@@ -42,6 +42,8 @@ class _Flight:
         self.model: Any = None
         self.error: BaseException | None = None
         self.thread = threading.get_ident()
+        # Whether the model stays in the cache; not if it was dropped while it loaded.
+        self.kept = True
 
     def outcome(self) -> Any:
         self.done.wait()
@@ -96,8 +98,10 @@ class ModelCache:
         finally:
             with self._lock:
                 del self._flights[key], self._reserved[key]
-                if mine.error is None:
+                if mine.error is None and mine.kept:
                     self._loaded[key] = _Loaded(mine.model, megabytes)
+                    # Loads that ran beside this one could make no room in each other.
+                    self._evict(key)
             mine.done.set()
         return mine.model
 
@@ -106,6 +110,11 @@ class ModelCache:
         with self._lock:
             return tuple(self._loaded)
 
+    def loading(self) -> tuple[str, ...]:
+        """What is being loaded now."""
+        with self._lock:
+            return tuple(self._flights)
+
     @property
     def megabytes(self) -> int:
         """What the loaded models take together, by their declared needs."""
@@ -113,8 +122,13 @@ class ModelCache:
             return self._used()
 
     def drop(self, key: str) -> bool:
-        """Forget a model, closing it if it can be closed; False if it was not loaded."""
+        """Forget a model, closing it if it can be closed; False if it was not loaded.
+
+        One that is being loaded goes to those who wait for it and is not kept.
+        """
         with self._lock:
+            if key in self._flights:
+                self._flights[key].kept = False
             loaded = self._loaded.pop(key, None)
         if loaded is None:
             return False
@@ -134,9 +148,17 @@ class ModelCache:
                 f"{key} needs {megabytes} MB, more than the memory budget of {self._budget_mb} MB; "
                 "raise memory_budget_mb or choose a smaller model"
             )
-        while self._loaded and self._used() + megabytes > self._budget_mb:
-            evicted, _ = self._loaded.popitem(last=False)
-            log.info("unloading %s to make room for %s", evicted, key)
+        self._evict(key, megabytes)
+
+    def _evict(self, key: str, megabytes: int = 0) -> None:
+        """Forgets the least recently used until ``megabytes`` more fit, but never ``key``."""
+        if not self._budget_mb:
+            return
+        for other in [other for other in self._loaded if other != key]:
+            if self._used() + megabytes <= self._budget_mb:
+                return
+            del self._loaded[other]
+            log.info("unloading %s to make room for %s", other, key)
 
 
 # Fallbacks

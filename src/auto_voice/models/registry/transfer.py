@@ -427,6 +427,9 @@ class HttpTransfer:
                 raise DownloadError(f"{public_url(url)}: {error}") from error
             detail = f"{str(error) or type(error).__name__}{self._through(url, error)}"
             raise _RetryableError(DownloadError(f"{public_url(url)}: {detail}")) from error
+        except httpx2.RequestError as error:  # such as a body that cannot be unpacked
+            detail = str(error) or type(error).__name__
+            raise _RetryableError(DownloadError(f"{public_url(url)}: {detail}")) from error
         except httpx2.InvalidURL as error:
             raise DownloadError(f"{public_url(url)} is not a valid address: {error}") from error
 

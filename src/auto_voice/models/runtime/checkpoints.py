@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
+from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -272,11 +272,11 @@ class _Unpickler(pickle._Unpickler):
         self.append(_Dict())  # type: ignore[attr-defined]
 
     def load_dict(self) -> None:
-        items = self.pop_mark()
+        items = self.pop_mark()  # type: ignore[attr-defined]
         pairs = zip(items[::2], items[1::2], strict=True)
         self.append(_Rebuild().ordered(pairs))  # type: ignore[attr-defined]
 
-    dispatch = {
+    dispatch: ClassVar[dict[int, Any]] = {
         **pickle._Unpickler.dispatch,
         pickle.EMPTY_DICT[0]: load_empty_dict,
         pickle.DICT[0]: load_dict,
