@@ -276,11 +276,9 @@ class _Unpickler(pickle._Unpickler):
         pairs = zip(items[::2], items[1::2], strict=True)
         self.append(_Rebuild().ordered(pairs))  # type: ignore[attr-defined]
 
-    dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,
-        pickle.EMPTY_DICT[0]: load_empty_dict,
-        pickle.DICT[0]: load_dict,
-    }
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+    dispatch[pickle.EMPTY_DICT[0]] = load_empty_dict
+    dispatch[pickle.DICT[0]] = load_dict
 
 
 def _unpickle(file: BinaryIO, storage: Callable[[tuple[Any, ...]], _Storage]) -> Any:
