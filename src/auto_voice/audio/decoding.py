@@ -142,8 +142,10 @@ class Decoder:
             except av.EOFError:
                 return
             except av.FFmpegError:
-                self.damaged += 1
-                continue
+                frames = self._whole_samples(packet)
+                if not frames:
+                    self.damaged += 1
+                    continue
             except ValueError as error:
                 # PyAV 19, where the header is so absurd that no decoder opens; what else could be
                 # asked of the stream then ends the process.
@@ -151,6 +153,23 @@ class Decoder:
                     f"{self._name} is damaged and cannot be decoded ({error}); get a complete copy."
                 ) from error
             yield from frames
+
+    def _whole_samples(self, packet: Any) -> list[Any]:
+        """Frames of a PCM packet without the part of a sample that it ends with, if it has one.
+
+        PyAV 17 refuses such a packet as a whole, later ones leave the part out by themselves.
+        """
+        context = self._stream.codec_context
+        bits = re.fullmatch(r"pcm_[fsu](8|16|24|32|64)(le|be)?", context.name)
+        if bits is None:
+            return []
+        size = packet.size - packet.size % (int(bits[1]) // 8 * context.channels)
+        if size in (0, packet.size):
+            return []
+        try:
+            return list(context.decode(av.Packet(bytes(packet)[:size])))
+        except av.FFmpegError:
+            return []
 
     def _demuxed(self) -> Iterator[Any]:
         while True:
