@@ -40,8 +40,11 @@ def installed(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, with_pip=False)
     paths = {"base": str(folder), "platbase": str(folder)}
-    site = Path(sysconfig.get_path("purelib", "venv", vars=paths))
-    scripts = Path(sysconfig.get_path("scripts", "venv", vars=paths))
+    # Python 3.10 has no scheme of that name; there, that of a venv is the platform's own.
+    own = "nt" if sys.platform == "win32" else "posix_prefix"
+    scheme = "venv" if "venv" in sysconfig.get_scheme_names() else own
+    site = Path(sysconfig.get_path("purelib", scheme, vars=paths))
+    scripts = Path(sysconfig.get_path("scripts", scheme, vars=paths))
     command = [sys.executable, "-m", "pip", "--python", str(scripts / "python"), "install"]
     options = ["--no-deps", "--no-index", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*command, *options, str(wheel)], check=True)

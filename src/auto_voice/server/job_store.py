@@ -115,6 +115,8 @@ class SqliteDatabase:
             self._db.executescript(_SCHEMA)
             self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
+            if hasattr(self, "_db"):
+                self._db.close()
             if isinstance(error, sqlite3.OperationalError):
                 text = f"the job database {path} cannot be used ({error}); name another --data-dir."
                 raise ConfigError(text) from error
@@ -149,6 +151,11 @@ class SqliteDatabase:
     def close(self) -> None:
         """Let go of the file."""
         with self._lock:
+            self._db.close()
+
+    def __del__(self) -> None:
+        # An app that is made and never run has nobody who closes its database.
+        if hasattr(self, "_db"):
             self._db.close()
 
 
