@@ -116,6 +116,15 @@ class Decoder:
                 "first, for example with: ffmpeg -i INPUT output.wav"
             )
         best.codec_context.thread_count = 1
+        try:
+            best.codec_context.open()
+        except av.FFmpegError as error:
+            # Not left to the first packet: what is asked of a context that did not open ends the
+            # process (PyAV 19).
+            raise AudioFormatError(
+                f"{self._name} is damaged and cannot be decoded as {codec} ({_reason(error)}); "
+                "get a complete copy."
+            ) from error
         for other in self._container.streams:
             if other.index != best.index:
                 other.discard = Discard.all
@@ -146,12 +155,6 @@ class Decoder:
                 if not frames:
                     self.damaged += 1
                     continue
-            except ValueError as error:
-                # PyAV 19, where the header is so absurd that no decoder opens; what else could be
-                # asked of the stream then ends the process.
-                raise AudioFormatError(
-                    f"{self._name} is damaged and cannot be decoded ({error}); get a complete copy."
-                ) from error
             yield from frames
 
     def _whole_samples(self, packet: Any) -> list[Any]:
