@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auto_voice.errors import ConfigError
+from auto_voice.errors import ConfigError, reason
 
 if TYPE_CHECKING:
     from auto_voice.yaml_nodes import Node
@@ -158,7 +158,7 @@ def _read_dotenv() -> tuple[Mapping[str, str | None], Path]:
                 raise ConfigError(f"{path.absolute()}:{line.original.line} is not NAME=value")
         return {line.key: line.value for line in lines if line.key is not None}, path
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.absolute()} cannot be read ({error})") from error
+        raise ConfigError(f"{path.absolute()} cannot be read ({reason(error)})") from error
 
 
 def _boolean(raw: Any) -> bool:

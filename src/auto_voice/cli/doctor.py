@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from auto_voice.errors import AutoVoiceError
+from auto_voice.errors import AutoVoiceError, install_hint
 from auto_voice.models.model_registry import PIPELINE_MODELS, ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.devices import PROVIDERS, WHEELS, why_not
@@ -23,10 +23,10 @@ from auto_voice.settings import SETTINGS, get_settings, unknown_variables
 
 NEEDED = ("numpy", "onnxruntime", "soundfile", "soxr", "swift-f0", "safetensors", "httpx2", "av")
 OPTIONAL = {
-    "torch": "auto-voice[train]",
-    "matplotlib": "auto-voice[plot]",
-    "faster-whisper": "auto-voice[eval]",
-    "fastapi": "auto-voice[server]",
+    "torch": "train",
+    "matplotlib": "plot",
+    "faster-whisper": "eval",
+    "fastapi": "server",
 }
 # Room for all default models and their converted forms, in bytes.
 ROOMY_BYTES = 1 << 30
@@ -34,11 +34,21 @@ ROOMY_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; ``ok`` is false only for what stops a conversion."""
+    """One line of the report.
+
+    Attributes:
+        ok: false only for what stops a conversion.
+        here: false for what is missing, needed or not.
+    """
 
     what: str
     ok: bool
     detail: str
+    here: bool = True
+
+    @property
+    def state(self) -> str:
+        return "MISSING" if not self.ok else "ok" if self.here else "absent"
 
 
 @click.command()
@@ -46,7 +56,8 @@ class Finding:
 def doctor(as_json: bool) -> int:
     """Check that everything a conversion needs is in place.
 
-    Exits with 2 if something is missing. Opens no network connection.
+    Exits with 2 if something is missing; what is absent is needed for more than conversions only.
+    Opens no network connection.
 
     \b
     autovoice doctor
@@ -56,7 +67,7 @@ def doctor(as_json: bool) -> int:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
         for finding in findings:
-            click.echo(f"{'ok     ' if finding.ok else 'MISSING'} {finding.what}: {finding.detail}")
+            click.echo(f"{finding.state:<7} {finding.what}: {finding.detail}")
     return 0 if all(finding.ok for finding in findings) else 2
 
 
@@ -65,7 +76,7 @@ def _packages() -> Iterator[Finding]:
     for name in NEEDED:
         yield _package(name, f"run: pip install {name}", needed=True)
     for name, extra in OPTIONAL.items():
-        yield _package(name, f'run: pip install "{extra}"', needed=False)
+        yield _package(name, f"run: {install_hint(extra)}", needed=False)
 
 
 def _package(name: str, hint: str, *, needed: bool) -> Finding:
@@ -75,7 +86,7 @@ def _package(name: str, hint: str, *, needed: bool) -> Finding:
             return Finding(installed, True, metadata.version(installed))
         except metadata.PackageNotFoundError:
             continue
-    return Finding(name, not needed, f"not installed; {hint}")
+    return Finding(name, not needed, f"not installed; {hint}", here=False)
 
 
 def _devices() -> Iterator[Finding]:
@@ -86,7 +97,7 @@ def _devices() -> Iterator[Finding]:
     for kind in PROVIDERS:
         problem = why_not(kind)
         if problem and kind != "cpu":
-            yield Finding(f"device {kind}", True, f"not here: {problem}")
+            yield Finding(f"device {kind}", True, problem, here=False)
         elif runs_on("cuda:0" if kind == "cuda" else kind):
             yield Finding(f"device {kind}", True, "runs a test network")
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import secrets
@@ -28,7 +27,7 @@ from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.types import EMBEDDING_DIMS, Progress, Voice, Waveform
 from auto_voice.voices.inspection import inspect_file
 from auto_voice.voices.library import VoiceLibrary
-from auto_voice.voices.voice_file import load_voice, load_voice_facts
+from auto_voice.voices.voice_file import load_voice
 
 # Recordings of the catalog for who has none at hand: 4 s to convert, and 10 s of a voice.
 SAMPLES = {"recording": "sample_clone_test", "voice": "sample_beckett"}
@@ -39,12 +38,17 @@ SPEECH_RATE_HZ = 16_000
 class Evaluator(Protocol):
     """Measures conversions; whoever starts the server gives it, as evaluation is another room."""
 
-    def words_kept(self, source: Path, converted: Path) -> float:
+    def words_kept(self, source: Path, converted: Path, allow_truncated: bool) -> float:
         """Share of the words of ``source`` that are recognised in ``converted``, 0 to 1."""
         ...
 
     def pair(
-        self, source: Path, targets: Sequence[Path], converted: Path, transcript: str
+        self,
+        source: Path,
+        targets: Sequence[Path],
+        converted: Path,
+        transcript: str,
+        allow_truncated: bool,
     ) -> dict[str, Any]:
         """``figures``, ``texts`` and ``models`` of one conversion."""
         ...
@@ -258,22 +262,13 @@ class StoredVoices:
 
     def listed(self) -> list[dict[str, Any]]:
         """A description of each voice that can be read; no array of a voice is read."""
-        found = []
-        for name in self._library.names():
-            # Whoever asks for a damaged one by its name is told so.
-            with contextlib.suppress(VoiceError):
-                found.append(_shown(name, load_voice_facts(self._library.require(name))))
-        return found
+        # Whoever asks for a damaged one by its name is told so.
+        found, _ = self._library.facts()
+        return [_shown(name, facts) for name, facts in found.items()]
 
     def all(self) -> Mapping[str, Voice]:
         """Every voice that can be read, by name."""
-        found = {}
-        for name in self._library.names():
-            try:
-                found[name] = self._library.get(name)
-            except VoiceError:
-                continue  # who asks for it by name is told why
-        return found
+        return self._library.readable()[0]
 
     def get(self, name: str) -> Voice:
         return self._library.get(name)

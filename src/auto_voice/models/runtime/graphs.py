@@ -139,8 +139,9 @@ def read_graph(architecture: str, shape: Any, files: Mapping[str, Path], name: s
     except FileNotFoundError as error:
         raise ModelLoadError(
             f"{name} has sizes of which no graph is installed ({path.stem}); check the model's "
-            'params in the catalog, or with pip install "auto-voice[train]" write the graph by '
-            "python -m auto_voice.training.export_graphs CATALOG FOLDER and list it among the "
+            "params in the catalog, or write the graph by python -m "
+            "auto_voice.training.export_graphs CATALOG FOLDER, which needs the extra train "
+            "(autovoice doctor says how to install it), and list it among the "
             "model's files."
         ) from error
 
