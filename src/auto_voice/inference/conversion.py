@@ -192,7 +192,7 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
         *conversion.voice.notes,
         *prepared.notes,
         *level.notes,
-        *(f"{stage}: {text}" for stage, text in conversion.models.items() if "fallback" in text),
+        *(f"{stage}: {text}" for stage, text in conversion.models.items() if _noteworthy(text)),
     )
     for note in notes:
         log.info(note)
@@ -207,6 +207,11 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
         "controls": conversion.controls,
     }
     return Rendered(samples, level, account)
+
+
+def _noteworthy(model: str) -> bool:
+    """Whether another model than the wanted one, or another device, did the work of a stage."""
+    return "fallback" in model or "on the CPU" in model
 
 
 def _read(conversion: ConversionSetup, workspace: Workspace) -> SampleSource:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -74,7 +74,8 @@ class PipelineConfig:
         config: a YAML of settings and further models.
         enable_model_warmup: load every stage and run it once when the pipeline is made.
         content_encoder, converter, vocoder, speaker_encoder: ``name`` or ``name@version``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
+            also for single models, see ``ModelRegistry``.
         offline: open no connection.
         fallback: ``none``, ``compact`` or ``mock``.
         chunk_seconds: longest piece that is processed at once; bounds the memory.
@@ -94,7 +95,7 @@ class PipelineConfig:
     converter: str = PIPELINE_MODELS["converter"]
     vocoder: str = PIPELINE_MODELS["vocoder"]
     speaker_encoder: str = PIPELINE_MODELS["speaker"]
-    device: str | None = None
+    device: str | Mapping[str, str] | None = None
     offline: bool | None = None
     fallback: str | None = None
     chunk_seconds: float = 30.0
@@ -110,6 +111,16 @@ class PipelineConfig:
                 f"fine_tune_steps must lie between 0 and {MOST_FINE_TUNE_STEPS}, not "
                 f"{self.fine_tune_steps}."
             )
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The model of each stage, by its kind."""
+        return {
+            "content": self.content_encoder,
+            "speaker": self.speaker_encoder,
+            "converter": self.converter,
+            "vocoder": self.vocoder,
+        }
 
 
 class VoiceConversionPipeline:
@@ -317,12 +328,7 @@ class VoiceConversionPipeline:
             )
         with timed(timings, "load"):
             stages = self.stages(controls)
-        specs = {
-            "content": self.config.content_encoder,
-            "speaker": self.config.speaker_encoder,
-            "converter": self.config.converter,
-            "vocoder": self.config.vocoder,
-        }
+        specs = self.config.models
         mock = any(self.registry.is_mock(spec) for spec in specs.values())
         if output is not None:
             output.refuse_mock(mock)
