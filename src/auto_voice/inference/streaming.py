@@ -246,7 +246,7 @@ class LiveStream:
     @property
     def latency_ms(self) -> float:
         """Milliseconds from a sample of the source to its result, without the time of computing."""
-        return 1000 * (self._needed(self._block) - 1) / self._setup.sample_rate
+        return 1000 * self._needed(self._block) / self._setup.sample_rate
 
     def change(self, voice: Voice | None = None, controls: Controls | None = None) -> None:
         """From the next block on, speak as ``voice`` and by ``controls``; None keeps them.
@@ -353,8 +353,7 @@ class LiveStream:
         kept = max(0, part_needed(from_hz, to_hz, max(start, end), max(start, end))[0])
         unneeded = max(0, min(kept - self._raw_first, len(self._raw)))
         self._raw, self._raw_first = self._raw[unneeded:], self._raw_first + unneeded
-        earliest = self._position(max(0, self._done - CONVERTER_FRAMES - VOCODER_FRAMES))
-        kept = earliest - round(PAST_SECONDS * self._rate)
+        kept = self._position(self._done) - round(PAST_SECONDS * self._rate)
         unneeded = max(0, kept - self._first)
         self._speech, self._first = self._speech[unneeded:], self._first + unneeded
 
@@ -418,7 +417,8 @@ class LiveStream:
     def _pitch(self, speech: FloatArray, at: int, stop: int) -> tuple[Pitch, Pitch]:
         """The track as it was found, and as it was spoken, both from sample ``at`` on."""
         frame = round(self._rate / FRAME_RATE)
-        before = min(at, round(PITCH_SECONDS * self._rate)) // frame
+        earliest = self._position(self._done) - round(PITCH_SECONDS * self._rate)
+        before = max(0, at - max(0, earliest - self._first)) // frame
         window = speech[at - before * frame :]
         with timed(self._timings, "pitch"):
             found = extract_pitch(window, self._rate)
