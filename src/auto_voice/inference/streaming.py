@@ -26,8 +26,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.audio.loudness import CEILING_DBTP, SPEECH_DBFS, active_level, limited
-from auto_voice.audio.pitch import FRAME_RATE, extract_pitch, log_f0_statistics
-from auto_voice.audio.pitch_octaves import OCTAVE, corrected_by_sound
+from auto_voice.audio.pitch import (
+    FRAME_RATE,
+    OCTAVE,
+    corrected_by_sound,
+    extract_pitch,
+    log_f0_statistics,
+)
 from auto_voice.audio.reading import HIGHEST_RATE, LOWEST_RATE
 from auto_voice.audio.resample import part_needed, resampled_length, resampled_part
 from auto_voice.errors import ConfigError
@@ -63,6 +68,13 @@ SPOKEN_DB = 15.0
 AROUND_FRAMES = 10
 # dB below the speech level down to where a frame counts as speech.
 ACTIVE_DB = 30.0
+# Milliseconds of finished sound that a session keeps against blocks that take longer than others.
+MARGIN_MS = 20.0
+# Whole blocks that may wait while one is converted; what comes then is too late.
+MOST_WAITING_BLOCKS = 2
+# Seconds over which sound that is skipped fades into what follows, and over which a session looks
+# how much finished sound it never needed.
+SPLICE_SECONDS, LEVEL_SECONDS = 0.005, 3.0
 # Durations of blocks that are kept for the report.
 KEPT_BLOCKS = 1024
 
@@ -130,8 +142,8 @@ class SpeakerEstimate:
         self._weight = self._weight * kept + len(features)
 
     def _update_gain(self) -> None:
-        powers = np.array(self._powers) + 1e-12
-        loud, soft = np.percentile(powers, (99, 10)) if len(powers) else (1.0, 1.0)
+        powers = np.array(self._powers or [1.0]) + 1e-12
+        loud, soft = np.percentile(powers, (99, 10))
         spoken = loud > soft * 10 ** (SPOKEN_DB / 10)
         self.gain = float(10 ** ((SPEECH_DBFS - active_level(powers)) / 20)) if spoken else 1.0
 
@@ -237,6 +249,16 @@ class LiveStream:
         self._timings: dict[str, float] = {}
         self._durations: deque[float] = deque(maxlen=KEPT_BLOCKS)
         self._blocks = self._late = 0
+
+    @property
+    def sample_rate(self) -> int:
+        """Of what is pushed, Hz."""
+        return self._setup.sample_rate
+
+    @property
+    def output_rate(self) -> int:
+        """Of what comes out, Hz."""
+        return self._setup.output_rate
 
     @property
     def block_seconds(self) -> float:
@@ -368,7 +390,8 @@ class LiveStream:
         speech = self._speech * gain
         pitch, melody = self._pitch(speech, at, stop)
         voice, controls = self._voice, self._chosen[1]
-        target, semitones, _ = moved(melody, voice, controls, self._speaker.log_f0)
+        known = self._speaker.log_f0 if melody.voiced.any() else None
+        target, semitones, _ = moved(melody, voice, controls, known)
         pause, active = self._pauses(at, context, frames)
         with timed(self._timings, "content"):
             content = self._content(speech, at, stop, active)
@@ -518,3 +541,152 @@ def as_samples(samples: ArrayLike) -> FloatArray:
             raise ConfigError(f"whole numbers must be int16, not {array.dtype}.")
         return array.astype(np.float32) / np.float32(32768)
     return np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class LiveSession:
+    """A stream between a source that does not wait and an output that does not wait.
+
+    :meth:`feed` and :meth:`take` return at once and may be called by the threads of an audio
+    device; one further thread calls :meth:`step`. What cannot be converted in time is left out, so
+    that the delay does not grow: where the stream falls behind, the oldest block that waits is
+    dropped, and what the output then holds too much of is skipped.
+
+    Args:
+        stream: whose input and output have the same rate.
+        margin_ms: of finished sound that are kept against blocks that take longer than others.
+
+    Attributes:
+        bypassed: what comes out is what came in, as late as the conversion would be.
+    """
+
+    def __init__(self, stream: LiveStream, margin_ms: float = MARGIN_MS) -> None:
+        self.stream = stream
+        self.sample_rate = stream.output_rate
+        self.bypassed = False
+        self._block = round(stream.block_seconds * self.sample_rate)
+        self._margin = round(margin_ms / 1000 * self.sample_rate)
+        self._fade = round(SPLICE_SECONDS * self.sample_rate)
+        self._lock = threading.Condition()
+        self._waiting = _Samples()
+        self._dry = _Samples()
+        self._ready = _Samples()
+        self._wet_share = 1.0
+        self._levels: deque[int] = deque(maxlen=max(2, round(LEVEL_SECONDS / stream.block_seconds)))
+        self._playing = False
+        self._dropped = self._dropouts = 0
+
+    def feed(self, samples: FloatArray) -> None:
+        """The next ``(samples,)`` of the source."""
+        with self._lock:
+            self._waiting.put(samples)
+            if len(self._waiting) >= (MOST_WAITING_BLOCKS + 1) * self._block:
+                self._waiting.take(self._block)
+                self._dropped += 1
+                log.warning(
+                    "live: the conversion fell behind, so a block of %.0f ms was left out",
+                    1000 * self.stream.block_seconds,
+                )
+            self._lock.notify_all()
+
+    def take(self, count: int) -> FloatArray:
+        """``(count,)`` for the output; silence where nothing is ready."""
+        with self._lock:
+            found = self._ready.take(count)
+            if len(found) < count and self._playing:
+                self._playing = False
+                self._dropouts += 1
+                fade = min(len(found), self._fade)
+                found[len(found) - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
+            return np.pad(found, (0, count - len(found)))
+
+    def step(self, timeout: float = 0.0) -> bool:
+        """Converts what waits, a block at most; false where nothing did for ``timeout`` seconds."""
+        with self._lock:
+            if not len(self._waiting):
+                self._lock.wait(timeout)
+            new = self._waiting.take(self._block)
+        if not len(new):
+            return False
+        self._dry.put(new)
+        self._deliver(self.stream.push(new))
+        return True
+
+    def finish(self) -> None:
+        """Converts everything that waits, to its end."""
+        while self.step():
+            pass
+        self._deliver(self.stream.flush())
+        with self._lock:
+            self._playing = False  # What is missing from here on is no drop-out.
+
+    def report(self) -> StreamReport:
+        """How the stream has run, with what was lost on the way."""
+        with self._lock:
+            dropped, dropouts = self._dropped, self._dropouts
+        return replace(self.stream.report(), dropped_blocks=dropped, dropouts=dropouts)
+
+    def _deliver(self, wet: FloatArray) -> None:
+        if not len(wet):
+            return
+        out = self._bypass(wet, self._dry.take(len(wet)))
+        with self._lock:
+            held = len(self._ready)
+            if not self._playing:
+                # Silence to begin with, so that a later block may take this much longer.
+                out[: self._fade] *= np.linspace(0, 1, len(out[: self._fade]), dtype=np.float32)
+                out = np.pad(out, (max(0, self._margin - held), 0))
+                self._levels.clear()
+                self._playing = True
+            else:
+                self._levels.append(held)
+                surplus = min(self._levels) - self._margin
+                if len(self._levels) == self._levels.maxlen and surplus > self._margin // 2:
+                    out = spliced(out, min(surplus, len(out)), self._fade)
+                    self._levels.clear()
+            self._ready.put(out)
+
+    def _bypass(self, wet: FloatArray, dry: FloatArray) -> FloatArray:
+        wanted = 0.0 if self.bypassed else 1.0
+        ramp = np.arange(1, len(wet) + 1, dtype=np.float32) / self._fade
+        share = np.clip(self._wet_share + ramp * np.sign(wanted - self._wet_share), 0, 1)
+        self._wet_share = float(share[-1]) if wanted != self._wet_share else wanted
+        return np.asarray(wet * share + dry * (1 - share), np.float32)
+
+
+def spliced(samples: FloatArray, skipped: int, fade: int) -> FloatArray:
+    """``(samples - skipped,)``: the beginning fades into what lies ``skipped`` samples later."""
+    kept = samples[skipped:].copy()
+    fade = min(fade, len(kept), skipped)
+    ramp = (np.arange(fade, dtype=np.float32) + 0.5) / max(1, fade)
+    kept[:fade] = samples[:fade] * (1 - ramp) + kept[:fade] * ramp
+    return kept
+
+
+class _Samples:
+    """Samples in the order in which they came."""
+
+    def __init__(self) -> None:
+        self._parts: deque[FloatArray] = deque()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def put(self, samples: FloatArray) -> None:
+        if len(samples):
+            self._parts.append(samples)
+            self._length += len(samples)
+
+    def take(self, count: int) -> FloatArray:
+        """The oldest ``(count,)``, or all if there are fewer."""
+        taken: list[FloatArray] = []
+        missing = min(count, self._length)
+        while missing:
+            part = self._parts.popleft()
+            if len(part) > missing:
+                self._parts.appendleft(part[missing:])
+                part = part[:missing]
+            taken.append(part)
+            missing -= len(part)
+        self._length -= sum(map(len, taken))
+        return np.concatenate(taken) if taken else np.zeros(0, np.float32)
