@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from auto_voice.cli.options import (
+    REGISTRY_NAMES,
     control_options,
     control_values,
     model_options,
@@ -126,8 +127,7 @@ def _spec(mock: bool, options: dict[str, Any]) -> Any:
     """How each worker makes its pipeline: the options as JSON values."""
     from auto_voice.batch.executors import WorkerSpec
 
-    names = ("config", "model_dir", "offline", "device", "fallback")
-    registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
+    registry = {n: _plain(options[n]) for n in REGISTRY_NAMES if options.get(n) is not None}
     chosen = (
         "content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps",
         "allow_truncated",
@@ -138,6 +138,8 @@ def _spec(mock: bool, options: dict[str, Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 

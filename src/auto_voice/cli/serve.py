@@ -88,6 +88,11 @@ if TYPE_CHECKING:
 )
 @click.option("--warm", is_flag=True, help="Load the models before the first request.")
 @click.option(
+    "--mirror-fetch",
+    is_flag=True,
+    help="Fetch what other machines ask for as their mirror and is not here, once for all.",
+)
+@click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 @model_options
@@ -111,6 +116,7 @@ def serve(
     keep_mb: int,
     grace: float,
     warm: bool,
+    mirror_fetch: bool,
     log_format: str,
     mock: bool,
     **models: Any,
@@ -158,6 +164,7 @@ def serve(
         keep_mb=keep_mb,
         grace_seconds=grace,
         warm=warm,
+        mirror_fetch=mirror_fetch,
     )
     pipeline = make_pipeline(mock, quiet=True, **models)
     engine = Engine(pipeline, voice_dir, evaluator_of(pipeline.registry))

@@ -169,6 +169,22 @@ class ModelStore:
                 missing.append(file)
         return [file for file in missing if not self._copy(version, file)]
 
+    def path_of(self, sha256: str) -> Path | None:
+        """An installed file with these bytes; None if no version that is here names them.
+
+        Files that were made here from others do not count.
+        """
+        for name, number in self.installed():
+            record = self.metadata(name, number) or {"files": {}}
+            for file, entry in record["files"].items():
+                if entry.get("sha256") != sha256:
+                    continue
+                path = self.folder(name, number) / check_name(file, "file")
+                wanted = ModelFile(file, (), sha256, int(entry.get("bytes", -1)))
+                if self._intact(path, wanted, entry):
+                    return path
+        return None
+
     def twin(self, version: ModelVersion, file: ModelFile) -> tuple[str, Path] | None:
         """Another version with a file that should have the same bytes, and its path; not hashed."""
         for name, number in self.installed():
