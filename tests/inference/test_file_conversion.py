@@ -23,8 +23,7 @@ from auto_voice.errors import (
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.analysis import Analysis, analyse, pitch_of
 from auto_voice.inference.checkpoint import Checkpoint
-from auto_voice.inference.chunking import Chunk, Joiner, halved, join
-from auto_voice.inference.content_windows import ContentWindows
+from auto_voice.inference.chunking import Chunk, ContentWindows, Joiner, halved, join
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.inputs import FileSamples, MemorySamples, Section
 from auto_voice.inference.result import OutputSpec

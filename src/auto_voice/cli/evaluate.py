@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.gate import gate
 from auto_voice.cli.judging import (
     FAILED,
     FILE,
     GROUP_NAMES,
     F,
     convert_and_score,
+    gate,
     judge_options,
     judges_for,
     registry_for,

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from auto_voice.audio.io import read_audio
-from auto_voice.audio.pitch import extract_pitch
-from auto_voice.audio.pitch_octaves import without_octave_errors
+from auto_voice.audio.pitch import extract_pitch, without_octave_errors
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
 from auto_voice.evaluation.judges import Judges

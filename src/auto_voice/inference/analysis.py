@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from auto_voice.audio.denoise import denoise
 from auto_voice.audio.frames import sustained
 from auto_voice.audio.loudness import SPEECH_DBFS, active_level, rumble_reach, without_rumble
-from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, extract_pitch
-from auto_voice.audio.pitch_octaves import corrected_by_sound
+from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, corrected_by_sound, extract_pitch
 from auto_voice.audio.quality import LONG_DECAY_SECONDS, MUSIC_SHARE, decay_time, tonal_background
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
@@ -58,7 +57,7 @@ class Analysis:
     energies: ``(hops,)``, see :func:`auto_voice.inference.chunking.hop_energies`.
     pitch: of the levelled source, as the detector found it.
     melody: the same without octave errors of the detector, see
-        :func:`auto_voice.audio.pitch_octaves.corrected_by_sound`.
+        :func:`auto_voice.audio.pitch.corrected_by_sound`.
     """
 
     samples: int

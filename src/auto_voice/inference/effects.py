@@ -17,8 +17,14 @@ from numpy.typing import NDArray
 
 from auto_voice.audio.loudness import without_rumble
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
-from auto_voice.audio.pitch import F_MAX_HZ, F_MIN_HZ, align_pitch, log_f0_statistics
-from auto_voice.audio.pitch_octaves import OCTAVE, corrected
+from auto_voice.audio.pitch import (
+    F_MAX_HZ,
+    F_MIN_HZ,
+    OCTAVE,
+    align_pitch,
+    corrected,
+    log_f0_statistics,
+)
 from auto_voice.audio.resample import resample
 from auto_voice.inference.controls import VOICE, Controls
 from auto_voice.types import FloatArray, Mel, Pitch, Voice

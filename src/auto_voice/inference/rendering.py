@@ -23,15 +23,15 @@ from auto_voice.inference.chunking import (
     CONTEXT_SECONDS,
     HOP,
     Chunk,
+    ContentWindows,
     common_period,
     halved,
     hop_size,
     out_of_memory,
-    plan_from_energies,
+    plan_chunks,
     release_memory,
     with_context,
 )
-from auto_voice.inference.content_windows import ContentWindows
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.effects import (
     aperiodicity,
@@ -110,7 +110,7 @@ class Rendering:
         core_seconds = max(longest_seconds / 2, SMALLER * longest_seconds - context)
         if seconds <= longest_seconds:
             core_seconds = longest_seconds
-        return plan_from_energies(
+        return plan_chunks(
             self.analysis.energies,
             seconds,
             frames=self.frames,

@@ -24,14 +24,13 @@ from auto_voice.errors import (
     UnknownModelError,
 )
 from auto_voice.models.registry.architectures import ARCHITECTURES
-from auto_voice.models.registry.catalog import Catalog, ModelVersion, split_key
+from auto_voice.models.registry.catalog import Catalog, ModelVersion, Pins, split_key
 from auto_voice.models.registry.loading import (
     RECOVERABLE,
     ModelCache,
     Substitute,
     reason_of,
 )
-from auto_voice.models.registry.pins import Pins
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
-from auto_voice.audio.pitch import align_pitch, extract_pitch, log_f0_statistics
-from auto_voice.audio.pitch_octaves import corrected
+from auto_voice.audio.pitch import align_pitch, corrected, extract_pitch, log_f0_statistics
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import trim_silence
 from auto_voice.errors import AudioContentError, VoiceError

@@ -46,13 +46,12 @@ from auto_voice.filesystem import (
     sha256_file,
     storage_errors,
 )
-from auto_voice.models.registry.catalog import ModelEntry, ModelFile, ModelVersion
+from auto_voice.models.registry.catalog import ModelEntry, ModelFile, ModelVersion, PinRecords
 from auto_voice.models.registry.catalog_schema import (
     extend_folder_catalog,
     fields_of,
     read_catalog,
 )
-from auto_voice.models.registry.pins import PinRecords
 from auto_voice.models.registry.sources import bundled_files, needs_network
 from auto_voice.models.registry.store import METADATA, Fetched, ModelStore
 
