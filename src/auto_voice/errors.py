@@ -39,6 +39,8 @@ and exits with 2; the server answers ``http_status`` with the same sentence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 def reason(error: BaseException) -> str:
     """What the system says, without its number and the path: ``No space left on device``."""
@@ -155,11 +157,19 @@ class DownloadError(AutoVoiceError):
 
 
 class DownloadStatusError(DownloadError):
-    """The server answered with an error status."""
+    """The server answered with another status than that of a file.
 
-    def __init__(self, message: str, status: int) -> None:
+    Attributes:
+        status: of HTTP.
+        headers: of the answer.
+    """
+
+    def __init__(
+        self, message: str, status: int, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers or {}
 
 
 class DownloadStalledError(DownloadError):

@@ -30,7 +30,7 @@ from auto_voice.models.runtime.devices import (
     installed_wheels,
     why_not,
 )
-from auto_voice.settings import SETTINGS, get_settings, unknown_variables
+from auto_voice.settings import SETTINGS, Setting, get_settings, unknown_variables
 
 NEEDED = ("numpy", "onnxruntime", "soundfile", "soxr", "swift-f0", "safetensors", "httpx2", "av")
 OPTIONAL = {
@@ -272,7 +272,7 @@ def show(config: Path | None, as_json: bool) -> None:
     if as_json:
         facts: dict[str, Any] = {
             key: {
-                "value": _plain(getattr(settings, key)),
+                "value": _shown(setting, getattr(settings, key)),
                 "origin": settings.origins[key],
                 "variable": setting.variable,
             }
@@ -281,12 +281,19 @@ def show(config: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({"settings": facts, "unknown": unknown}, indent=2))
         return
     for key, setting in SETTINGS.items():
-        value = _plain(getattr(settings, key))
-        shown = "-" if value is None else json.dumps(value) if isinstance(value, bool) else value
+        value = _shown(setting, getattr(settings, key))
+        value = " ".join(value) if isinstance(value, list) else value
+        value = json.dumps(value) if isinstance(value, bool) else value
+        shown = "-" if value in (None, "") else value
         click.echo(f"{key:<17} {shown!s:<40} {settings.origins[key]:<30} {setting.help}")
     for name in unknown:
         click.echo(f"{name} is set, but nothing reads it.", err=True)
 
 
-def _plain(value: Any) -> Any:
+def _shown(setting: Setting, value: Any) -> Any:
+    """A setting's value as JSON has it; of a secret, whether there is one."""
+    if setting.secret:
+        return "(set)" if value else None
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value

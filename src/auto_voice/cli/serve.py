@@ -91,6 +91,11 @@ if TYPE_CHECKING:
 )
 @click.option("--warm", is_flag=True, help="Load the models before the first request.")
 @click.option(
+    "--mirror-fetch",
+    is_flag=True,
+    help="Fetch what other machines ask for as their mirror and is not here, once for all.",
+)
+@click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 @model_options
@@ -114,6 +119,7 @@ def serve(
     keep_mb: int,
     grace: float,
     warm: bool,
+    mirror_fetch: bool,
     log_format: str,
     mock: bool,
     **models: Any,
@@ -162,6 +168,7 @@ def serve(
         keep_mb=keep_mb,
         grace_seconds=grace,
         warm=warm,
+        mirror_fetch=mirror_fetch,
     )
     engine = Engine(pipelines[0], voice_dir, evaluator_of(pipelines[0].registry), pipelines[1:])
     set_up_logs(log_format, min(logging.INFO, logging.getLogger("auto_voice").level))

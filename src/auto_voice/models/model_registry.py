@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,6 +94,7 @@ class ModelRegistry:
             models of a kind, or one model, a device of their own.
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
         memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
+        mirrors: base URLs of servers that are asked first for files.
         progress: whether downloads draw a bar; None draws it on a terminal; a function is told
             label, bytes done and bytes in all, and no bar is drawn.
 
@@ -111,6 +112,7 @@ class ModelRegistry:
         device: str | Mapping[str, str] | None = None,
         fallback: str | None = None,
         memory_budget_mb: int | None = None,
+        mirrors: Sequence[str] | None = None,
         progress: bool | ProgressCallback | None = None,
     ) -> None:
         self.settings: Settings = get_settings(
@@ -120,6 +122,7 @@ class ModelRegistry:
             device=device,
             fallback=fallback,
             memory_budget_mb=memory_budget_mb,
+            mirrors=mirrors,
         )
         self.use_mock = use_mock
         self._progress = progress
@@ -171,11 +174,13 @@ class ModelRegistry:
         with self._lock:
             if self._loader is None:
                 from auto_voice.models.model_loader import ModelLoader
+                from auto_voice.models.registry.fetchers import Mirrors
                 from auto_voice.models.registry.store import ModelStore
 
                 self._loader = ModelLoader(
                     ModelStore(self.model_dir),
                     offline=self.settings.offline,
+                    mirrors=Mirrors(self.settings.mirrors, self.settings.mirror_token),
                     show_progress=False if callable(self._progress) else self._progress,
                     progress=self._progress if callable(self._progress) else None,
                 )
