@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.calibrate import calibrate
+from auto_voice.cli.content_map import map_content
 from auto_voice.cli.options import chosen, name_and_version, open_registry, registry_options
 from auto_voice.cli.showing import print_json, print_table, sized
 from auto_voice.errors import AutoVoiceError, ConfigError, ModelError
@@ -30,7 +30,7 @@ def models() -> None:
     """
 
 
-models.add_command(calibrate)
+models.add_command(map_content)
 
 
 @models.command("list")

@@ -28,13 +28,13 @@ from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import ConversionResult, FileResult, Output, OutputSpec
 from auto_voice.inference.streaming import BLOCK_MS, LOOKAHEAD_MS, LiveStream, StreamSetup
 from auto_voice.models.base import (
-    AdaptiveConverter,
     ContentEncoder,
     Converter,
+    FineTunableConverter,
     SpeakerEncoderStage,
     Vocoder,
 )
-from auto_voice.models.calibration import into_space_of
+from auto_voice.models.content_map import into_space_of
 from auto_voice.models.model_registry import PIPELINE_MODELS
 from auto_voice.types import (
     EMBEDDING_DIMS,
@@ -173,7 +173,7 @@ class VoiceConversionPipeline:
 
     @property
     def content_encoder(self) -> ContentEncoder:
-        """The content encoder, through its adapter where the converter was trained on another."""
+        """The content encoder, mapped where the converter was trained on another."""
         encoder = cast(ContentEncoder, self._load("content", self.config.content_encoder))
         return into_space_of(self.converter, encoder, self.registry, self.config.content_encoder)
 
@@ -492,10 +492,10 @@ class VoiceConversionPipeline:
         """``voice`` with the converter fine-tuned to it, where that is asked for and not done."""
         converter = self.converter
         steps = self.config.fine_tune_steps if self.config.fine_tune else 0
-        if voice.adaptation and voice.adapted_to == converter.name:
+        if voice.fine_tuning and voice.fine_tuned_converter == converter.name:
             return voice
         # A voice without its recording is a blend or was stored so: nothing to learn from.
-        if not steps or not isinstance(converter, AdaptiveConverter) or voice.speech is None:
+        if not steps or not isinstance(converter, FineTunableConverter) or voice.speech is None:
             return _without_fine_tuning(voice, converter.name)
         return self._fine_tunings.fine_tuned(converter, voice, steps, self._tell)
 
@@ -590,13 +590,13 @@ def _pipeline(config: PipelineConfig) -> VoiceConversionPipeline:
 
 def _without_fine_tuning(voice: Voice, converter: str) -> Voice:
     """``voice`` with a note where another converter was fine-tuned to it."""
-    if not voice.adaptation:
+    if not voice.fine_tuning:
         return voice
     note = (
-        f"The voice was fine-tuned with {voice.adapted_to} and is spoken by {converter} without "
-        "that; clone it again from its recordings to come closer."
+        f"The voice was fine-tuned with {voice.fine_tuned_converter} and is spoken by {converter} "
+        "without that; clone it again from its recordings to come closer."
     )
-    return replace(voice, adaptation={}, adapted_to="", notes=(*voice.notes, note))
+    return replace(voice, fine_tuning={}, fine_tuned_converter="", notes=(*voice.notes, note))
 
 
 def _listed(target: Target) -> list[Any]:
