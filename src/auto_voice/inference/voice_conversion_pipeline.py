@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A voice, a voice file, one or several recordings, or a bare 256-d embedding.
-Target: TypeAlias = Union[Voice, AudioInput, "Sequence[AudioInput | Voice]"]
+Target: TypeAlias = Union[Voice, AudioInput, "Sequence[AudioInput]"]
 
 # Gradient steps of fine-tuning unless told otherwise: 7 s on two cores.
 FINE_TUNE_STEPS = 40
@@ -217,12 +217,23 @@ class VoiceConversionPipeline:
 
         Raises:
             AudioError: a recording cannot be read, or holds less than half a second of speech.
+            ConfigError: not one label for each recording, or voices among the recordings.
             VoiceError: the consent is longer than a voice file holds.
         """
         if isinstance(references, Voice):
             return references
         check_consent(consent)
         listed = _listed(references)
+        if any(isinstance(item, Voice) for item in listed):
+            raise ConfigError(
+                "a list of references holds recordings of one person, not voices; give one voice, "
+                "or blend several with auto_voice.voices.blending.blend_voices."
+            )
+        if labels and len(labels) != len(listed):
+            raise ConfigError(
+                f"there are {len(labels)} labels for {len(listed)} recordings; give one for each, "
+                "or none."
+            )
         paths = [Path(item) if isinstance(item, (str, PathLike)) else None for item in listed]
         # The notes travel with the voice, and the folder of a file is nobody's business.
         known = labels or [path.name if path is not None else "the reference" for path in paths]

@@ -23,6 +23,7 @@ from auto_voice.errors import (
     UnknownModelError,
     UnknownVoiceError,
     VoiceError,
+    install_hint,
 )
 from auto_voice.inference.controls import controls_from
 from auto_voice.inference.result import ConversionResult, FileResult, OutputSpec
@@ -202,8 +203,8 @@ class Engine:
         """Raises MissingDependencyError where there is none."""
         if self._evaluator is None:
             raise MissingDependencyError(
-                "this server cannot evaluate; install it with: "
-                'pip install "auto-voice[eval,server]"'
+                "this server cannot evaluate; whoever runs it installs that with: "
+                f"{install_hint('eval,server')}"
             )
         return self._evaluator
 
