@@ -89,7 +89,7 @@ class ModelRegistry:
         use_mock: numpy stand-ins for everything, deterministic, no files.
         config: the user's YAML that overlays the built-in catalog and may hold settings.
         offline: never open a connection.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino``;
             ``"cuda:0,vocoder=cuda:1"`` or ``{"default": "cuda:0", "vocoder": "cuda:1"}`` gives the
             models of a kind, or one model, a device of their own.
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.

@@ -243,7 +243,8 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
             try:
                 session = runtime.InferenceSession(
                     graph, options,
-                    providers=[(provider, provider_options(device)), PROVIDERS["cpu"]],
+                    providers=[(provider, provider_options(device, threads())), PROVIDERS["cpu"]],
+                    enable_fallback=0,  # It would print why, and we tell it.
                 )  # fmt: skip
                 if session.get_providers()[0] == provider:
                     return session, device, ""
