@@ -302,7 +302,11 @@ class ModelLoader:
         paths = self._from_package(version) or (None if force else self.store.lookup(version))
         if paths is not None:
             return paths
-        far = [file for file in version.files if self.store.twin(version, file) is None]
+        far = [
+            file
+            for file in version.files
+            if not file.in_place and self.store.twin(version, file) is None
+        ]
         self._check_offline(version, far)
         with self.store.lock(version.name, version.version):
             if not force:
@@ -311,7 +315,9 @@ class ModelLoader:
                     return paths
             if force:
                 self.store.drop_damaged_derived(version)
-            missing = list(version.files) if force else self.store.adopt(version)
+            missing = self.store.adopt(version)
+            if force:
+                missing = [file for file in version.files if not file.in_place]
             self._check_offline(version, missing)
             self._check_space(version, missing)
             return self._install(version, missing)

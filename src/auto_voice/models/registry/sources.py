@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
@@ -125,6 +125,12 @@ def public_url(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def local_path(source: Sequence[str]) -> Path | None:
+    """Where a source of one file of this machine lies; None for any other source."""
+    found = parse_source(source[0]) if len(source) == 1 else None
+    return found.path if isinstance(found, FileSource) else None
 
 
 def bundled_path(uri: str) -> Path | None:

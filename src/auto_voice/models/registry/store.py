@@ -39,6 +39,7 @@ from auto_voice.filesystem import (
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 from auto_voice.models.registry.partials import Partial
+from auto_voice.models.registry.sources import local_path
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class ModelStore:
             return None
         paths = {}
         for file in version.files:
-            path = self._path(version, file.file)
+            path = self.path(version, file.file)
             entry = record["files"].get(file.file)
             if not isinstance(entry, dict) or entry.get("sha256") != file.sha256:
                 return None
@@ -161,13 +162,25 @@ class ModelStore:
             self.set_aside(folder / METADATA, "its metadata is damaged")
         missing = []
         for file in version.files:
-            path = self._path(version, file.file)
-            if not path.exists():
+            path = self.path(version, file.file)
+            if file.in_place:
+                self._check_in_place(version, path, file)
+            elif not path.exists():
                 missing.append(file)
             elif not self._holds(path, file):
                 self.set_aside(path, "its bytes do not match the catalog")
                 missing.append(file)
         return [file for file in missing if not self._copy(version, file)]
+
+    def _check_in_place(self, version: ModelVersion, path: Path, file: ModelFile) -> None:
+        """A file of somebody else is neither fetched nor set aside."""
+        if path.is_file() and self._holds(path, file):
+            return
+        what = "has other bytes than" if path.exists() else "is no longer there as"
+        raise IntegrityError(
+            f"{path} {what} when {version.key} was added; put it back, or add the model again "
+            "under another version."
+        )
 
     def twin(self, version: ModelVersion, file: ModelFile) -> tuple[str, Path] | None:
         """Another version with a file that should have the same bytes, and its path; not hashed."""
@@ -186,7 +199,7 @@ class ModelStore:
         found = self.twin(version, file)
         if found is None or sha256_file(found[1]) != file.sha256:
             return False
-        path = self._path(version, file.file)
+        path = self.path(version, file.file)
         make_folder(path.parent, self.root)
         with storage_errors(self.root, f"copying {file.file}"):
             copy_into_place(found[1], path)
@@ -205,7 +218,7 @@ class ModelStore:
         paths: dict[str, Path] = {}
         with storage_errors(self.root, f"installing {version.key}"):
             for index, file in enumerate(version.files):
-                path = self._path(version, file.file)
+                path = self.path(version, file.file)
                 new = fetched.get(file.file)
                 if new is not None:
                     # Two names for the same bytes are transferred once.
@@ -236,7 +249,7 @@ class ModelStore:
         entry = record.get("derived", {}).get(file) if record else None
         if not isinstance(entry, dict) or not self._derived_current(version, entry):
             return None
-        path = self._path(version, file)
+        path = self.path(version, file)
         expected = ModelFile(file, (), str(entry.get("sha256")), int(entry.get("bytes", -1)))
         return path if self._intact(path, expected, entry) else None
 
@@ -254,7 +267,7 @@ class ModelStore:
             IntegrityError: the original's bytes changed since it was installed.
             StoreError: the version is not installed, or the folder is not writable.
         """
-        path = self._path(version, file)
+        path = self.path(version, file)
         with self.lock(version.name, version.version):
             existing = self.derived(version, file)
             if existing is not None:
@@ -280,7 +293,7 @@ class ModelStore:
             IntegrityError: it is not the catalog's.
             StoreError: it cannot be read.
         """
-        path = self._path(version, file)
+        path = self.path(version, file)
         with storage_errors(self.root, f"reading {file}"):
             found = sha256_file(path)
         if found not in {known.sha256 for known in version.files if known.file == file}:
@@ -301,7 +314,7 @@ class ModelStore:
         folder = self.folder(version.name, version.version)
         dropped = []
         for file, entry in list(record["derived"].items()):
-            path = self._path(version, file)
+            path = self.path(version, file)
             if not self._derived_current(version, entry):
                 path.unlink(missing_ok=True)
             elif _readable(path) and sha256_file(path) == entry.get("sha256"):
@@ -325,9 +338,19 @@ class ModelStore:
         log.warning("%s was set aside: %s; it is now %s", path, reason, target)
         return target
 
-    def _path(self, version: ModelVersion, file: str) -> Path:
+    def path(self, version: ModelVersion, file: str) -> Path:
+        """Where a file of a version lies, or would lie: in its folder, or where its owner keeps it.
+
+        Raises:
+            UnsafeFileError: a name that is more than a file name.
+        """
         if check_name(file, "file").lower() == METADATA:
             raise UnsafeFileError(f"{version.key} may not name a file {METADATA}: rename it.")
+        for known in version.files:
+            if known.file == file and known.in_place:
+                found = local_path(known.sources[0])
+                assert found is not None  # The catalog takes no other.
+                return found
         return self.folder(version.name, version.version) / file
 
     def _holds(self, path: Path, file: ModelFile) -> bool:

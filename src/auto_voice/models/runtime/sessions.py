@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,24 @@ class Interruption:
 _covering = threading.local()
 
 
+class Port(NamedTuple):
+    """An input or an output of a graph.
+
+    Attributes:
+        dtype: as the runtime writes it, e.g. ``tensor(float)``.
+        shape: None stands for an axis of any size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def _port(value: Any) -> Port:
+    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Port(value.name, value.type, sizes)
+
+
 class Network:
     """A graph with its weights. Many threads may call it at once.
 
@@ -111,6 +129,11 @@ class Network:
         self._arenas = f"cpu:0{gpu}"
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
+
+    def ports(self) -> tuple[list[Port], list[Port]]:
+        """What the graph takes, and what it gives."""
+        takes, gives = self._session.get_inputs(), self._session.get_outputs()
+        return [_port(value) for value in takes], [_port(value) for value in gives]
 
     def __call__(self, *inputs: Array, output: str | None = None) -> Array:
         """The output of that name, the first one by default.
@@ -185,8 +208,13 @@ def _mapping_of(array: Any) -> mmap.mmap | None:
     return array
 
 
-def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "cpu") -> Network:
-    """An ONNX file that holds its own weights; its inputs are checked by name.
+def open_model(
+    path: Path, name: str, *, inputs: Sequence[str] | None = None, device: str = "cpu"
+) -> Network:
+    """An ONNX file that holds its own weights.
+
+    Args:
+        inputs: names that its inputs must have; None for any.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -200,7 +228,7 @@ def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "c
             f"with: autovoice models pull {name} --force"
         ) from error
     network = Network(session, device, refusal=refusal)
-    if network.inputs != tuple(inputs):
+    if inputs is not None and network.inputs != tuple(inputs):
         raise ModelLoadError(
             f"{name}: {path.name} takes the inputs {network.inputs} instead of {tuple(inputs)}; "
             "give the model that the catalog names."
