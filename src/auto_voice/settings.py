@@ -10,11 +10,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auto_voice.errors import ConfigError
+from auto_voice.errors import ConfigError, reason
 
 if TYPE_CHECKING:
     from auto_voice.yaml_nodes import Node
@@ -36,6 +36,8 @@ class Setting:
     help: str
     # A variable of another program that switches it on, too.
     also: str = ""
+    # Shown as set or not, never by its value.
+    secret: bool = False
 
     @property
     def variable(self) -> str:
@@ -56,6 +58,8 @@ class Settings:
         fallback: ``none``, ``compact`` or ``mock``.
         memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
         voice_dir: where stored voices are.
+        mirrors: base URLs of servers that are asked for a model's files before anybody else.
+        mirror_token: bearer token for them, sent to nobody else.
     """
 
     config: Path | None
@@ -65,6 +69,8 @@ class Settings:
     fallback: str
     memory_budget_mb: int
     voice_dir: Path
+    mirrors: tuple[str, ...]
+    mirror_token: str = field(repr=False)
     origins: Mapping[str, str]
 
 
@@ -116,9 +122,13 @@ def _parsed(setting: Setting, raw: Any, origin: str) -> Any:
     try:
         return setting.parse(raw)
     except (TypeError, ValueError) as error:
-        shown = f'"{raw}"' if isinstance(raw, str) else repr(raw)
+        shown = "what was given" if setting.secret else _quoted(raw)
         where = setting.key if origin == "argument" else f"{setting.key} ({origin})"
         raise ConfigError(f"{where} must be {error}, not {shown}") from error
+
+
+def _quoted(raw: Any) -> str:
+    return f'"{raw}"' if isinstance(raw, str) else repr(raw)
 
 
 def _from_file(setting: Setting, node: Node) -> Any:
@@ -160,7 +170,7 @@ def _read_dotenv() -> tuple[Mapping[str, str | None], Path]:
                 raise ConfigError(f"{path.absolute()}:{line.original.line} is not NAME=value")
         return {line.key: line.value for line in lines if line.key is not None}, path
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.absolute()} cannot be read ({error})") from error
+        raise ConfigError(f"{path.absolute()} cannot be read ({reason(error)})") from error
 
 
 def _boolean(raw: Any) -> bool:
@@ -223,6 +233,22 @@ def _megabytes(raw: Any) -> int:
     return int(raw)
 
 
+def _mirrors(raw: Any) -> tuple[str, ...]:
+    found = [raw] if isinstance(raw, str) else list(raw)
+    urls = [url.rstrip("/") for text in found for url in str(text).replace(",", " ").split()]
+    for url in urls:
+        if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", url):
+            raise ValueError("addresses such as http://10.0.0.5:8000, without a password")
+    return tuple(dict.fromkeys(urls))
+
+
+def _token(raw: Any) -> str:
+    text = str(raw).strip()
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("printable ASCII characters")
+    return text
+
+
 def user_folder(name: str, *, cache: bool = False) -> Path:
     """Where the platform keeps what a program made for its user and the user would miss.
 
@@ -270,5 +296,7 @@ SETTINGS: Mapping[str, Setting] = {
             "memory_budget_mb", _megabytes, lambda: 0, "limit for loaded models in MB, 0 for none"
         ),
         Setting("voice_dir", _path, lambda: user_folder("voices"), "where stored voices are"),
+        Setting("mirrors", _mirrors, lambda: (), "servers asked first for a model's files"),
+        Setting("mirror_token", _token, lambda: "", "bearer token for the mirrors", secret=True),
     )
 }

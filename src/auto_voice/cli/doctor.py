@@ -18,7 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
-from auto_voice.errors import AutoVoiceError
+from auto_voice.errors import AutoVoiceError, install_hint
 from auto_voice.models.model_registry import PIPELINE_MODELS, ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.devices import (
@@ -30,14 +30,14 @@ from auto_voice.models.runtime.devices import (
     installed_wheels,
     why_not,
 )
-from auto_voice.settings import SETTINGS, get_settings, unknown_variables
+from auto_voice.settings import SETTINGS, Setting, get_settings, unknown_variables
 
 NEEDED = ("numpy", "onnxruntime", "soundfile", "soxr", "swift-f0", "safetensors", "httpx2", "av")
 OPTIONAL = {
-    "torch": "auto-voice[train]",
-    "matplotlib": "auto-voice[plot]",
-    "faster-whisper": "auto-voice[eval]",
-    "fastapi": "auto-voice[server]",
+    "torch": "train",
+    "matplotlib": "plot",
+    "faster-whisper": "eval",
+    "fastapi": "server",
 }
 # dB; below it a device computes something else than the CPU does. What has single precision leaves
 # 90 and more, and shorter mantissas of GPUs must not cost more than can be heard.
@@ -48,11 +48,21 @@ ROOMY_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; ``ok`` is false only for what stops a conversion."""
+    """One line of the report.
+
+    Attributes:
+        ok: false only for what stops a conversion.
+        here: false for what is missing, needed or not.
+    """
 
     what: str
     ok: bool
     detail: str
+    here: bool = True
+
+    @property
+    def state(self) -> str:
+        return "MISSING" if not self.ok else "ok" if self.here else "absent"
 
 
 @click.command()
@@ -80,7 +90,7 @@ def doctor(as_json: bool, compare: bool) -> int:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     else:
         for finding in findings:
-            click.echo(f"{'ok     ' if finding.ok else 'MISSING'} {finding.what}: {finding.detail}")
+            click.echo(f"{finding.state:<7} {finding.what}: {finding.detail}")
     return 0 if all(finding.ok for finding in findings) else 2
 
 
@@ -89,7 +99,7 @@ def _packages() -> Iterator[Finding]:
     for name in NEEDED:
         yield _package(name, f"run: pip install {name}", needed=True)
     for name, extra in OPTIONAL.items():
-        yield _package(name, f'run: pip install "{extra}"', needed=False)
+        yield _package(name, f"run: {install_hint(extra)}", needed=False)
 
 
 def _package(name: str, hint: str, *, needed: bool) -> Finding:
@@ -98,7 +108,7 @@ def _package(name: str, hint: str, *, needed: bool) -> Finding:
     try:
         return Finding(name, True, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Finding(name, not needed, f"not installed; {hint}")
+        return Finding(name, not needed, f"not installed; {hint}", here=False)
 
 
 def _runtime(wheels: dict[str, str]) -> Finding:
@@ -118,7 +128,7 @@ def _devices() -> Iterator[Finding]:
 
     for kind in PROVIDERS:
         if problem := why_not(kind):
-            yield Finding(f"device {kind}", kind != "cpu", f"not here: {problem}")
+            yield Finding(f"device {kind}", kind != "cpu", problem, here=False)
     for device in _present():
         failure = why_it_fails(device)
         detail = f"does not run a test network: {failure}" if failure else "runs a test network"
@@ -265,7 +275,7 @@ def show(config: Path | None, as_json: bool) -> None:
     if as_json:
         facts: dict[str, Any] = {
             key: {
-                "value": _plain(getattr(settings, key)),
+                "value": _shown(setting, getattr(settings, key)),
                 "origin": settings.origins[key],
                 "variable": setting.variable,
             }
@@ -274,12 +284,19 @@ def show(config: Path | None, as_json: bool) -> None:
         click.echo(json.dumps({"settings": facts, "unknown": unknown}, indent=2))
         return
     for key, setting in SETTINGS.items():
-        value = _plain(getattr(settings, key))
-        shown = "-" if value is None else json.dumps(value) if isinstance(value, bool) else value
+        value = _shown(setting, getattr(settings, key))
+        value = " ".join(value) if isinstance(value, list) else value
+        value = json.dumps(value) if isinstance(value, bool) else value
+        shown = "-" if value in (None, "") else value
         click.echo(f"{key:<17} {shown!s:<40} {settings.origins[key]:<30} {setting.help}")
     for name in unknown:
         click.echo(f"{name} is set, but nothing reads it.", err=True)
 
 
-def _plain(value: Any) -> Any:
+def _shown(setting: Setting, value: Any) -> Any:
+    """A setting's value as JSON has it; of a secret, whether there is one."""
+    if setting.secret:
+        return "(set)" if value else None
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value

@@ -34,7 +34,12 @@ REGISTRY_OPTIONS = (
     click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models."),
     click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),
     click.option("--offline", is_flag=True, default=None, help="Open no network connection."),
-)
+    click.option(
+        "--mirror", "mirrors", multiple=True, metavar="URL",
+        callback=lambda ctx, param, urls: urls or None,
+        help="A server of auto_voice to ask first for models; repeat for more.",
+    ),
+)  # fmt: skip
 
 
 # Of commands that run models.
@@ -123,7 +128,8 @@ _OPTIONS = (
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
 )
 
-_REGISTRY_OPTIONS = ("config", "model_dir", "offline", "device", "fallback")
+# Names of the options that make the registry.
+REGISTRY_NAMES = ("config", "model_dir", "offline", "mirrors", "device", "fallback")
 
 
 def model_options(command: F) -> F:
@@ -156,7 +162,7 @@ def make_pipeline(
         if show is not None:
             show(Progress("download", done, total, label))
 
-    where = {name: models.pop(name) for name in _REGISTRY_OPTIONS}
+    where = {name: models.pop(name) for name in REGISTRY_NAMES}
     registry = ModelRegistry(use_mock=mock, progress=downloaded, **where)
     chosen = {name: value for name, value in models.items() if value is not None}
     config = PipelineConfig(use_mock_models=mock, **chosen)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from auto_voice.cli.options import make_pipeline, model_options
-from auto_voice.errors import ConfigError, MissingDependencyError
+from auto_voice.errors import ConfigError, MissingDependencyError, reason
 
 if TYPE_CHECKING:
     from auto_voice.evaluation.judges import Judges
@@ -91,6 +91,11 @@ if TYPE_CHECKING:
 )
 @click.option("--warm", is_flag=True, help="Load the models before the first request.")
 @click.option(
+    "--mirror-fetch",
+    is_flag=True,
+    help="Fetch what other machines ask for as their mirror and is not here, once for all.",
+)
+@click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 @model_options
@@ -114,6 +119,7 @@ def serve(
     keep_mb: int,
     grace: float,
     warm: bool,
+    mirror_fetch: bool,
     log_format: str,
     mock: bool,
     **models: Any,
@@ -162,6 +168,7 @@ def serve(
         keep_mb=keep_mb,
         grace_seconds=grace,
         warm=warm,
+        mirror_fetch=mirror_fetch,
     )
     engine = Engine(pipelines[0], voice_dir, evaluator_of(pipelines[0].registry), pipelines[1:])
     set_up_logs(log_format, min(logging.INFO, logging.getLogger("auto_voice").level))
@@ -247,7 +254,7 @@ def read_tokens(paths: Sequence[Path]) -> list[str]:
         try:
             lines = path.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the token file {path} cannot be read: {error}.") from error
+            raise ConfigError(f"the token file {path} cannot be read ({reason(error)}).") from error
         if not lines:
             raise ConfigError(f"the token file {path} is empty; write one token a line.")
         found += lines
@@ -275,25 +282,29 @@ class PairJudge:
         self._lock = threading.Lock()
         self._judges: dict[tuple[str, ...], Judges] = {}
 
-    def words_kept(self, source: Path, converted: Path) -> float:
+    def words_kept(self, source: Path, converted: Path, allow_truncated: bool) -> float:
         """1 - word error rate of what is recognised in ``converted``, not below 0."""
         from auto_voice.evaluation.metrics import word_errors
         from auto_voice.evaluation.scoring import JudgedRecording
 
         judges = self._loaded(("similarity", "quality", "pitch", "signal"))
-        counts = word_errors(
-            JudgedRecording(source, judges).text, JudgedRecording(converted, judges).text
-        )
+        spoken = JudgedRecording(source, judges, allow_truncated=allow_truncated).text
+        counts = word_errors(spoken, JudgedRecording(converted, judges).text)
         return max(0.0, 1.0 - counts.edits / counts.reference) if counts.reference else 1.0
 
     def pair(
-        self, source: Path, targets: Sequence[Path], converted: Path, transcript: str
+        self,
+        source: Path,
+        targets: Sequence[Path],
+        converted: Path,
+        transcript: str,
+        allow_truncated: bool,
     ) -> dict[str, Any]:
         """Every figure of one conversion."""
         from auto_voice.evaluation import Pair, Scorer
 
         judges = self._loaded(())
-        scored = Scorer(judges).score(
+        scored = Scorer(judges, allow_truncated=allow_truncated).score(
             Pair("pair", source, tuple(targets), converted, transcript=transcript)
         )
         return {

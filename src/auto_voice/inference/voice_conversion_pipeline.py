@@ -26,6 +26,7 @@ from auto_voice.inference.conversion import LONG_SECONDS, ConversionSetup, Stage
 from auto_voice.inference.inputs import AudioInput, Source, as_waveform
 from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import ConversionResult, FileResult, Output, OutputSpec
+from auto_voice.inference.streaming import BLOCK_MS, LOOKAHEAD_MS, LiveStream, StreamSetup
 from auto_voice.models.base import (
     AdaptiveConverter,
     ContentEncoder,
@@ -307,6 +308,56 @@ class VoiceConversionPipeline:
                 source, target, sample_rate, controls or Controls(), memory_seconds, checked
             )
             return convert_into(conversion, checked)
+
+    def stream(
+        self,
+        target: Target,
+        controls: Controls | None = None,
+        *,
+        sample_rate: int,
+        output_rate: int | None = None,
+        own_voice: Target | None = None,
+        block_ms: float = BLOCK_MS,
+        lookahead_ms: float = LOOKAHEAD_MS,
+    ) -> LiveStream:
+        """A live conversion to ``target``: samples in, converted samples out.
+
+        Args:
+            target: as for :meth:`convert`.
+            controls: those that do not need the whole recording.
+            sample_rate: of what will be pushed, Hz.
+            output_rate: of what comes out, Hz; the same by default.
+            own_voice: a recording or a voice of who will speak. The level, the mean of the content
+                and the pitch are otherwise learnt in the first seconds.
+            block_ms: how much is converted at once, to the nearest mel frame.
+            lookahead_ms: how far beyond a block the source is known when it is converted. Both
+                count in the latency; less of the second costs quality.
+
+        Raises:
+            AutoVoiceError: as for :meth:`convert`, or something is asked that no live conversion
+                can do.
+        """
+        controls = controls or Controls()
+        stages = self.stages()
+        own = None
+        if own_voice is not None:
+            own = own_voice if isinstance(own_voice, Voice) else self.clone(
+                own_voice, sample_rate=sample_rate, fine_tune=False
+            )  # fmt: skip
+        return LiveStream(
+            StreamSetup(
+                content_encoder=stages.content_encoder,
+                converter=stages.converter,
+                vocoder=stages.vocoder,
+                voice=self.voice(target, sample_rate),
+                own_voice=own,
+                controls=controls,
+                sample_rate=sample_rate,
+                output_rate=output_rate or sample_rate,
+                block_ms=block_ms,
+                lookahead_ms=lookahead_ms,
+            )
+        )
 
     def _conversion(
         self,

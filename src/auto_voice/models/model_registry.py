@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ from auto_voice.models.registry.loading import (
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
+    from auto_voice.models.additions import Addition
     from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
     from auto_voice.models.model_loader import ModelLoader, ProgressCallback
     from auto_voice.models.registry.loading import WarmupTiming
@@ -94,6 +95,7 @@ class ModelRegistry:
             models of a kind, or one model, a device of their own.
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
         memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
+        mirrors: base URLs of servers that are asked first for files.
         progress: whether downloads draw a bar; None draws it on a terminal; a function is told
             label, bytes done and bytes in all, and no bar is drawn.
 
@@ -111,6 +113,7 @@ class ModelRegistry:
         device: str | Mapping[str, str] | None = None,
         fallback: str | None = None,
         memory_budget_mb: int | None = None,
+        mirrors: Sequence[str] | None = None,
         progress: bool | ProgressCallback | None = None,
     ) -> None:
         self.settings: Settings = get_settings(
@@ -120,6 +123,7 @@ class ModelRegistry:
             device=device,
             fallback=fallback,
             memory_budget_mb=memory_budget_mb,
+            mirrors=mirrors,
         )
         self.use_mock = use_mock
         self._progress = progress
@@ -171,11 +175,13 @@ class ModelRegistry:
         with self._lock:
             if self._loader is None:
                 from auto_voice.models.model_loader import ModelLoader
+                from auto_voice.models.registry.fetchers import Mirrors
                 from auto_voice.models.registry.store import ModelStore
 
                 self._loader = ModelLoader(
                     ModelStore(self.model_dir),
                     offline=self.settings.offline,
+                    mirrors=Mirrors(self.settings.mirrors, self.settings.mirror_token),
                     show_progress=False if callable(self._progress) else self._progress,
                     progress=self._progress if callable(self._progress) else None,
                 )
@@ -264,6 +270,20 @@ class ModelRegistry:
             listed = f"its files: {', '.join(names)}" if names else "it has no files"
             raise UnknownModelError(f"{wanted.key} has no file {chosen or 'at all'}; {listed}")
         return self.pull(wanted.name, wanted.version)[chosen]
+
+    def add(self, wanted: Addition) -> ModelVersion:
+        """A model of one's own in the model folder: fetched, hashed, tried once and described.
+
+        Raises:
+            The same as ``additions.add_model``.
+        """
+        from auto_voice.models.additions import add_model
+
+        added = add_model(wanted, self.catalog, self.loader)
+        with self._lock:
+            self._catalog = None
+        self.pull(added.name, added.version)
+        return added
 
     def pin(self, name: str, version: str | None = None) -> ModelVersion:
         """Make a bare ``name`` mean this version in this model folder, with these bytes.

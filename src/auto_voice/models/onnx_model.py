@@ -117,7 +117,7 @@ class OnnxContentEncoder:
         return Content(features, self.frame_rate, self.space)
 
     def _frames(self, samples: FloatArray) -> FloatArray:
-        frames = _run(self.network, samples[None], self.name)[0]
+        frames: FloatArray = _run(self.network, samples[None], self.name)[0]
         if not len(frames):
             raise AudioContentError(f"{len(samples)} samples are too short for {self.name}.")
         return frames
@@ -224,7 +224,9 @@ def _opened(path: Path, kind: str, name: str, device: str) -> Network:
     if port.dtype != FLOAT32:
         raise ModelLoadError(f"{where} is {port.dtype}, and a {kind} takes float32")
     if len(port.shape) != len(contract.axes):
-        raise ModelLoadError(f"{where} has {len(port.shape)} axes, and a {kind} takes {contract.takes}")
+        raise ModelLoadError(
+            f"{where} has {len(port.shape)} axes, and a {kind} takes {contract.takes}"
+        )
     for axis, (size, wanted) in enumerate(zip(port.shape, contract.axes, strict=True)):
         # One recording at a time is all that is asked for.
         if size in (None, wanted) or (axis == 0 and size == 1):

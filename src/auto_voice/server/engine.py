@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -16,6 +18,7 @@ import numpy as np
 
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import (
+    AutoVoiceError,
     MissingDependencyError,
     UnknownModelError,
     UnknownVoiceError,
@@ -25,10 +28,14 @@ from auto_voice.inference.controls import controls_from
 from auto_voice.inference.result import ConversionResult, FileResult, OutputSpec
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 from auto_voice.models.model_registry import ModelRegistry
+from auto_voice.models.registry.catalog import ModelFile, ModelVersion
+from auto_voice.models.registry.sources import bundled_files
 from auto_voice.types import EMBEDDING_DIMS, Progress, Voice, Waveform
 from auto_voice.voices.inspection import inspect_file
 from auto_voice.voices.library import VoiceLibrary
-from auto_voice.voices.voice_file import load_voice, load_voice_facts
+from auto_voice.voices.voice_file import load_voice
+
+log = logging.getLogger(__name__)
 
 # Recordings of the catalog for who has none at hand: 4 s to convert, and 10 s of a voice.
 SAMPLES = {"recording": "sample_clone_test", "voice": "sample_beckett"}
@@ -39,12 +46,17 @@ SPEECH_RATE_HZ = 16_000
 class Evaluator(Protocol):
     """Measures conversions; whoever starts the server gives it, as evaluation is another room."""
 
-    def words_kept(self, source: Path, converted: Path) -> float:
+    def words_kept(self, source: Path, converted: Path, allow_truncated: bool) -> float:
         """Share of the words of ``source`` that are recognised in ``converted``, 0 to 1."""
         ...
 
     def pair(
-        self, source: Path, targets: Sequence[Path], converted: Path, transcript: str
+        self,
+        source: Path,
+        targets: Sequence[Path],
+        converted: Path,
+        transcript: str,
+        allow_truncated: bool,
     ) -> dict[str, Any]:
         """``figures``, ``texts`` and ``models`` of one conversion."""
         ...
@@ -82,10 +94,11 @@ class Engine:
         self.registry = pipeline.registry
         self._evaluator = evaluator
         self.voices = StoredVoices(voice_dir, pipeline.registry)
+        self.blobs = Blobs(pipeline.registry)
         self._sets = [_ModelSet(made, _lenient(made)) for made in (pipeline, *others)]
         self._lock = threading.Lock()
 
-    @contextlib.contextmanager
+    @contextmanager
     def _set(self) -> Iterator[_ModelSet]:
         with self._lock:
             chosen = min(self._sets, key=lambda models: models.calls)
@@ -270,6 +283,75 @@ def _plain(timing: Mapping[str, Any]) -> dict[str, Any]:
     return {name: asdict(found) for name, found in timing.items()}
 
 
+# Files for other machines
+
+# Downloads that run at once for others.
+MOST_FETCHES = 2
+# Seconds during which a download that failed is not tried again.
+FETCH_AGAIN_SECONDS = 60.0
+
+
+class Blobs:
+    """Files of models by their sha256, which other machines fetch here instead of from outside.
+
+    Args:
+        registry: its store and catalog say what there is.
+    """
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(MOST_FETCHES)
+        self._under_way: set[str] = set()
+        self._failed: dict[str, float] = {}
+
+    def path(self, sha256: str) -> Path | None:
+        """The file with this hash; None if it is not here."""
+        found = self._registry.store.blob(sha256)
+        if found is None and (named := self._named(sha256)) is not None:
+            found = (bundled_files(named[0]) or {}).get(named[1].file)
+        return found
+
+    def fetch(self, sha256: str) -> int | None:
+        """Have a file of the catalog fetched, once however many ask.
+
+        Returns:
+            How many of its bytes have arrived; None if the catalog does not name it, or it could
+            not be had a moment ago.
+        """
+        named = self._named(sha256)
+        if named is None or self._registry.settings.offline:
+            return None
+        version, file = named
+        with self._lock:
+            if time.monotonic() - self._failed.get(version.key, -math.inf) < FETCH_AGAIN_SECONDS:
+                return None
+            if version.key not in self._under_way:
+                self._under_way.add(version.key)
+                threading.Thread(
+                    target=self._bring, args=(version,), name="mirror", daemon=True
+                ).start()
+        return self._registry.loader.arrived(file)
+
+    def _named(self, sha256: str) -> tuple[ModelVersion, ModelFile] | None:
+        for version in self._registry.catalog.versions():
+            for file in version.files:
+                if file.sha256 == sha256:
+                    return version, file
+        return None
+
+    def _bring(self, version: ModelVersion) -> None:
+        try:
+            with self._slots:
+                self._registry.pull(version.name, version.version)
+        except AutoVoiceError as error:
+            log.warning("%s could not be fetched for other machines: %s", version.key, error)
+            self._failed[version.key] = time.monotonic()
+        finally:
+            with self._lock:
+                self._under_way.discard(version.key)
+
+
 # Voices
 
 # Bytes of an imported voice: an export of the longest reference that is kept is an eighth of it.
@@ -301,22 +383,13 @@ class StoredVoices:
 
     def listed(self) -> list[dict[str, Any]]:
         """A description of each voice that can be read; no array of a voice is read."""
-        found = []
-        for name in self._library.names():
-            # Whoever asks for a damaged one by its name is told so.
-            with contextlib.suppress(VoiceError):
-                found.append(_shown(name, load_voice_facts(self._library.require(name))))
-        return found
+        # Whoever asks for a damaged one by its name is told so.
+        found, _ = self._library.facts()
+        return [_shown(name, facts) for name, facts in found.items()]
 
     def all(self) -> Mapping[str, Voice]:
         """Every voice that can be read, by name."""
-        found = {}
-        for name in self._library.names():
-            try:
-                found[name] = self._library.get(name)
-            except VoiceError:
-                continue  # who asks for it by name is told why
-        return found
+        return self._library.readable()[0]
 
     def get(self, name: str) -> Voice:
         return self._library.get(name)

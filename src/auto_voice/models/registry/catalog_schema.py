@@ -122,6 +122,7 @@ def fields_of(
             "sha256": file.sha256,
             "bytes": file.bytes,
             "sources": [uris[0] if len(uris) == 1 else list(uris) for uris in sources[file.file]],
+            **({"in_place": True} if file.in_place else {}),
         }
         for file in version.files
     ]
@@ -188,7 +189,8 @@ def _overlay_versions(known: dict[str, tuple[Node, Fields]], section: Node | Non
         earlier = known.get(number, (node, {}))[1]
         if "files" in fields or any(key in fields for key in _FILE[:3]):
             # New bytes: nothing of the old description of the files may survive.
-            earlier = {k: v for k, v in earlier.items() if k not in ("files", "in_place", *_FILE[:3])}
+            old = ("files", "in_place", *_FILE[:3])
+            earlier = {k: v for k, v in earlier.items() if k not in old}
         known[number] = (node, {**earlier, **fields})
 
 

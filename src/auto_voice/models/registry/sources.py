@@ -133,6 +133,13 @@ def local_path(source: Sequence[str]) -> Path | None:
     return found.path if isinstance(found, FileSource) else None
 
 
+def file_name(source: str) -> str:
+    """What a catalog calls the file of a source: its last part, in letters that a name may have."""
+    last = urlsplit(source).path if "://" in source else Path(source).expanduser().name
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", unquote(last.rsplit("/", 1)[-1]))
+    return name.lstrip("_.+-") or "model"
+
+
 def bundled_path(uri: str) -> Path | None:
     """Where a ``package://`` file lies, if the package is unpacked on disk; else None."""
     source = parse_source(uri)

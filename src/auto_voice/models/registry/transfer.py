@@ -366,7 +366,9 @@ class HttpTransfer:
     def _refuse(self, url: str, response: httpx2.Response) -> None:
         status = response.status_code
         reason = DownloadStatusError(
-            f"{public_url(url)} answered {status} {response.reason_phrase}".rstrip(), status
+            f"{public_url(url)} answered {status} {response.reason_phrase}".rstrip(),
+            status,
+            response.headers,
         )
         if status in (408, 425, 429) or status >= 500:
             raise _RetryableError(reason, _retry_after_s(response.headers.get("retry-after", "")))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -148,8 +148,9 @@ def read_graph(architecture: str, shape: Any, files: Mapping[str, Path], name: s
     except FileNotFoundError as error:
         raise ModelLoadError(
             f"{name} has sizes of which no graph is installed ({path.stem}); check the model's "
-            'params in the catalog, or with pip install "auto-voice[train]" write the graph by '
-            "python -m auto_voice.training.export_graphs CATALOG FOLDER and list it among the "
+            "params in the catalog, or write the graph by python -m "
+            "auto_voice.training.export_graphs CATALOG FOLDER, which needs the extra train "
+            "(autovoice doctor says how to install it), and list it among the "
             "model's files."
         ) from error
 
@@ -178,7 +179,9 @@ def check_foreign(path: Path, name: str) -> None:
         if path.stat().st_size >= LARGEST_BYTES:
             problem: str | None = "is larger than an ONNX file can be (2 GB)"
         else:
-            problem = next(_foreign_parts(memoryview(np.memmap(path, np.uint8, "r"))), None)
+            problem = next(
+                _foreign_parts(memoryview(cast(bytes, np.memmap(path, np.uint8, "r")))), None
+            )
     except (IndexError, KeyError, ValueError) as error:  # Bytes that are no Protocol Buffers.
         raise ModelLoadError(f"{name}: {path.name} is not an ONNX file; give another") from error
     if problem:
@@ -199,9 +202,7 @@ def _foreign_parts(model: memoryview) -> Iterator[str]:
                 yield from _foreign_in_node(value, domains, 0)
 
 
-def _foreign_in_graph(
-    graph: memoryview, domains: Collection[str], depth: int = 0
-) -> Iterator[str]:
+def _foreign_in_graph(graph: memoryview, domains: Collection[str], depth: int = 0) -> Iterator[str]:
     if depth > DEEPEST:
         raise ValueError("graphs within graphs")
     for number, value in _messages(graph):
