@@ -373,7 +373,9 @@ def export_otlp(endpoint: str, service: str = "autovoice") -> None:
     """
     global _export
     if not re.fullmatch(r"https?://[^\s@]+", endpoint):
-        raise ConfigError(f'the OTLP endpoint must look like http://127.0.0.1:4318, not "{endpoint}"')
+        raise ConfigError(
+            f'the OTLP endpoint must look like http://127.0.0.1:4318, not "{endpoint}"'
+        )
     if _export is None:
         _export = _Export(endpoint.rstrip("/"), service)
         subscribe(_export)

@@ -52,9 +52,9 @@ class Settings:
         config: the user's YAML, which overlays the built-in catalog; None for the catalog alone.
         model_dir: where models are kept.
         offline: no socket is opened.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
-            several, which workers are spread over, joined by commas; among them ``vocoder=cuda:1``
-            for the models of a kind or for one model.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino`` or
+            ``openvino:bf16``. Several, joined by commas, are what workers are spread over; among
+            them ``vocoder=cuda:1`` is for the models of a kind or for one model.
         fallback: ``none``, ``compact`` or ``mock``.
         memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
         voice_dir: where stored voices are.
@@ -203,7 +203,7 @@ def _fallback(raw: Any) -> str:
 
 # A device alone, or after the name of a kind, of a model or of a version of one.
 _DEVICE = re.compile(
-    r"(?:[A-Za-z0-9][A-Za-z0-9_.@+-]*=)?(?:auto|cpu|directml|coreml|openvino|cuda(?::\d+)?)"
+    r"(?:[A-Za-z0-9][A-Za-z0-9_.@+-]*=)?(?:auto|cpu|directml|coreml|openvino(?::bf16)?|cuda(?::\d+)?)"
 )
 # Key of a mapping for models that no other key names.
 DEFAULT_DEVICE = "default"
@@ -220,8 +220,8 @@ def _device(raw: Any) -> str:
     parts = [part.strip() for part in raw.split(",")] if isinstance(raw, str) else []
     if not parts or not all(_DEVICE.fullmatch(part) for part in parts):
         raise ValueError(
-            "one of auto, cpu, cuda, cuda:0, cuda:1, directml, coreml, openvino, or several with "
-            "commas, such as cuda:0,cuda:1 or auto,vocoder=cuda:1"
+            "one of auto, cpu, cuda, cuda:0, cuda:1, directml, coreml, openvino, openvino:bf16, or "
+            "several with commas, such as cuda:0,cuda:1 or auto,vocoder=cuda:1"
         )
     return ",".join(dict.fromkeys(parts))
 
@@ -282,7 +282,8 @@ SETTINGS: Mapping[str, Setting] = {
             "device",
             _device,
             lambda: "auto",
-            "auto, cpu, cuda, cuda:N, directml, coreml or openvino; several with commas; "
+            "auto, cpu, cuda, cuda:N, directml, coreml, openvino or openvino:bf16; several with "
+            "commas; "
             "vocoder=cuda:1 for one kind or model",
         ),
         Setting(

@@ -40,6 +40,8 @@ REGISTRY_OPTIONS = (
         help="A server of auto_voice to ask first for models; repeat for more.",
     ),
 )  # fmt: skip
+
+
 # Of commands that run models.
 def _joined(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
     return ",".join(given) or None
@@ -47,8 +49,8 @@ def _joined(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) 
 
 device_option = click.option(
     "--device", metavar="DEVICE", multiple=True, callback=_joined,
-    help="auto, cpu, cuda, cuda:N, directml, coreml or openvino; vocoder=cuda:1 for the models of "
-    "one kind, or one model; may be repeated.",
+    help="auto, cpu, cuda, cuda:N, directml, coreml, openvino or openvino:bf16; vocoder=cuda:1 for "
+    "the models of one kind, or one model; may be repeated.",
 )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ class PipelineConfig:
         config: a YAML of settings and further models.
         enable_model_warmup: load every stage and run it once when the pipeline is made.
         content_encoder, converter, vocoder, speaker_encoder: ``name`` or ``name@version``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino``;
             also for single models, see ``ModelRegistry``.
         offline: open no connection.
         fallback: ``none``, ``compact`` or ``mock``.

@@ -34,6 +34,7 @@ from auto_voice.models.registry.loading import (
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
+    from auto_voice.models.additions import Addition
     from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
     from auto_voice.models.model_loader import ModelLoader, ProgressCallback
     from auto_voice.models.registry.loading import WarmupTiming
@@ -89,7 +90,7 @@ class ModelRegistry:
         use_mock: numpy stand-ins for everything, deterministic, no files.
         config: the user's YAML that overlays the built-in catalog and may hold settings.
         offline: never open a connection.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino``;
             ``"cuda:0,vocoder=cuda:1"`` or ``{"default": "cuda:0", "vocoder": "cuda:1"}`` gives the
             models of a kind, or one model, a device of their own.
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
@@ -269,6 +270,20 @@ class ModelRegistry:
             listed = f"its files: {', '.join(names)}" if names else "it has no files"
             raise UnknownModelError(f"{wanted.key} has no file {chosen or 'at all'}; {listed}")
         return self.pull(wanted.name, wanted.version)[chosen]
+
+    def add(self, wanted: Addition) -> ModelVersion:
+        """A model of one's own in the model folder: fetched, hashed, tried once and described.
+
+        Raises:
+            The same as ``additions.add_model``.
+        """
+        from auto_voice.models.additions import add_model
+
+        added = add_model(wanted, self.catalog, self.loader)
+        with self._lock:
+            self._catalog = None
+        self.pull(added.name, added.version)
+        return added
 
     def pin(self, name: str, version: str | None = None) -> ModelVersion:
         """Make a bare ``name`` mean this version in this model folder, with these bytes.

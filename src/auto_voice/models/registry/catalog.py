@@ -30,12 +30,15 @@ class ModelFile:
             joined in order (schemes: ``hf``, ``https``, ``pypi``, ``file``, ``package``).
         sha256: lower-case hex of the whole file.
         bytes: its size.
+        in_place: used where its one source, a path of this machine, says that it lies, and not
+            copied into the model folder.
     """
 
     file: str
     sources: tuple[tuple[str, ...], ...]
     sha256: str
     bytes: int
+    in_place: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ of other sizes brings its graph as one of its files, as published trainings do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from auto_voice.errors import ModelLoadError
+from auto_voice.errors import ModelLoadError, UnsafeFileError
 from auto_voice.models.runtime.sessions import Network, float32, open_network
 from auto_voice.models.runtime.weights import Array, read_weights
 
@@ -27,6 +27,15 @@ HALF = ":half"
 FLOAT, FLOAT16 = 1, 10
 # Names that an error message lists before it says how many more there are.
 NAMES_SHOWN = 3
+# Bytes of a file of Protocol Buffers, at most.
+LARGEST_BYTES = 2**31
+# Operations of ONNX itself, and those of the runtime that quantised models use; an operation of
+# anybody else would need a library of theirs.
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+# A compiled network by its path.
+FILE_READERS = frozenset({"EPContext"})
+# Graphs within graphs, as loops and conditions have them.
+DEEPEST = 20
 
 ShapeT = TypeVar("ShapeT")
 
@@ -156,6 +165,81 @@ def why_it_fails(device: str) -> str:
     except Exception as error:  # Drivers and providers fail in every way there is.
         return next(iter(str(error).splitlines()), type(error).__name__)
     return network.refusal
+
+
+def check_foreign(path: Path, name: str) -> None:
+    """Whether an ONNX file from outside asks for nothing but its own numbers and known operations.
+
+    Raises:
+        UnsafeFileError: it names files beside itself, operations of other makers, or is larger
+            than the format allows.
+        ModelLoadError: it is no ONNX file.
+    """
+    try:
+        if path.stat().st_size >= LARGEST_BYTES:
+            problem: str | None = "is larger than an ONNX file can be (2 GB)"
+        else:
+            problem = next(
+                _foreign_parts(memoryview(cast(bytes, np.memmap(path, np.uint8, "r")))), None
+            )
+    except (IndexError, KeyError, ValueError) as error:  # Bytes that are no Protocol Buffers.
+        raise ModelLoadError(f"{name}: {path.name} is not an ONNX file; give another") from error
+    if problem:
+        raise UnsafeFileError(f"{name}: {path.name} {problem}, so it was not loaded")
+
+
+def _foreign_parts(model: memoryview) -> Iterator[str]:
+    """What a model must not ask for, each as the rest of a sentence about its file."""
+    functions = [value for number, value in _messages(model) if number == 25]
+    # Those that the file defines itself, of operations that are looked at, too.
+    domains = DOMAINS | {_text(function, 10) for function in functions}
+    for number, value in _messages(model):
+        if number == 7:
+            yield from _foreign_in_graph(value, domains)
+    for function in functions:
+        for number, value in _messages(function):
+            if number == 7:
+                yield from _foreign_in_node(value, domains, 0)
+
+
+def _foreign_in_graph(graph: memoryview, domains: Collection[str], depth: int = 0) -> Iterator[str]:
+    if depth > DEEPEST:
+        raise ValueError("graphs within graphs")
+    for number, value in _messages(graph):
+        if number == 1:
+            yield from _foreign_in_node(value, domains, depth)
+        elif number in (5, 15):
+            yield from _outside_numbers(value, sparse=number == 15)
+
+
+def _foreign_in_node(node: memoryview, domains: Collection[str], depth: int) -> Iterator[str]:
+    operation, domain = _text(node, 4), _text(node, 7)
+    if domain not in domains:
+        yield f"uses the operation {operation} of {domain}, which is none of ONNX"
+    if operation in FILE_READERS:
+        yield f"uses the operation {operation}, which reads another file"
+    for number, attribute in _messages(node):
+        if number != 5:
+            continue
+        for part, value in _messages(attribute):
+            if part in (6, 11):
+                yield from _foreign_in_graph(value, domains, depth + 1)
+            elif part in (5, 10, 22, 23):
+                yield from _outside_numbers(value, sparse=part > 20)
+
+
+def _outside_numbers(tensor: memoryview, *, sparse: bool) -> Iterator[str]:
+    if sparse:
+        for number, value in _messages(tensor):
+            if number in (1, 2):
+                yield from _outside_numbers(value, sparse=False)
+    elif any(number == 13 or (number == 14 and value == 1) for number, value in _fields(tensor)):
+        yield "keeps its numbers in another file; save it with all of them inside"
+
+
+def _text(message: memoryview, number: int) -> str:
+    found = [bytes(value) for field, value in _messages(message) if field == number]
+    return found[-1].decode() if found else ""
 
 
 def check_fit(

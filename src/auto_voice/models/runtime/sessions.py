@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,24 @@ def moves_noted() -> Iterator[list[str]]:
         _covering.moves = before
 
 
+class Port(NamedTuple):
+    """An input or an output of a graph.
+
+    Attributes:
+        dtype: as the runtime writes it, e.g. ``tensor(float)``.
+        shape: None stands for an axis of any size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def _port(value: Any) -> Port:
+    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Port(value.name, value.type, sizes)
+
+
 class Network:
     """A graph with its weights. Many threads may call it at once.
 
@@ -135,6 +153,11 @@ class Network:
     def _set_arenas(self, device: str) -> None:
         gpu = f";gpu:{device.partition(':')[2]}" if device.startswith("cuda") else ""
         self._arenas = f"cpu:0{gpu}"
+
+    def ports(self) -> tuple[list[Port], list[Port]]:
+        """What the graph takes, and what it gives."""
+        takes, gives = self._session.get_inputs(), self._session.get_outputs()
+        return [_port(value) for value in takes], [_port(value) for value in gives]
 
     def __call__(self, *inputs: Array, output: str | None = None) -> Array:
         """The output of that name, the first one by default.
@@ -237,8 +260,13 @@ def _mapping_of(array: Any) -> mmap.mmap | None:
     return array
 
 
-def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "cpu") -> Network:
-    """An ONNX file that holds its own weights; its inputs are checked by name.
+def open_model(
+    path: Path, name: str, *, inputs: Sequence[str] | None = None, device: str = "cpu"
+) -> Network:
+    """An ONNX file that holds its own weights.
+
+    Args:
+        inputs: names that its inputs must have; None for any.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -254,7 +282,7 @@ def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "c
         ) from error
     on_cpu = _later_on_cpu(str(path), options, name, device)
     network = Network(session, device, refusal=refusal, on_cpu=on_cpu, name=name)
-    if network.inputs != tuple(inputs):
+    if inputs is not None and network.inputs != tuple(inputs):
         raise ModelLoadError(
             f"{name}: {path.name} takes the inputs {network.inputs} instead of {tuple(inputs)}; "
             "give the model that the catalog names."
@@ -297,7 +325,8 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
             try:
                 session = runtime.InferenceSession(
                     graph, options,
-                    providers=[(provider, provider_options(device)), PROVIDERS["cpu"]],
+                    providers=[(provider, provider_options(device, threads())), PROVIDERS["cpu"]],
+                    enable_fallback=0,  # It would print why, and we tell it.
                 )  # fmt: skip
                 if session.get_providers()[0] == provider:
                     return session, device, ""
