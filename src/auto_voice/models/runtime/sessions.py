@@ -6,9 +6,11 @@ made, so the same graph serves every weight file and every provider, and nothing
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -239,6 +241,7 @@ def open_network(
         options.add_external_initializers(list(weights), values)
     session, device, refusal = _session(graph, options, device, name)
     release_pages(weights.values())
+    trim_heap()
     on_cpu = _later_on_cpu(graph, options, name, device)
     return Network(session, device, weights, refusal, on_cpu, name)
 
@@ -252,6 +255,17 @@ def release_pages(arrays: Iterable[Array]) -> None:
         return
     for mapping in {id(m): m for m in map(_mapping_of, arrays) if m is not None}.values():
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def trim_heap() -> None:
+    """Gives the system back what the C library keeps free for later.
+
+    Making a session leaves holes as large as its weights, and inputs of other lengths leave others.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _mapping_of(array: Any) -> mmap.mmap | None:
