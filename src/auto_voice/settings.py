@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from auto_voice.yaml_nodes import Node
 
 FALLBACKS = ("none", "compact", "mock")
+PREFERENCES = ("exact", "fastest", "smallest")
 # Read from the current folder.
 DOTENV = Path(".env")
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -53,6 +54,7 @@ class Settings:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
         fallback: ``none``, ``compact`` or ``mock``.
         memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
+        prefer: ``exact``, ``fastest`` or ``smallest``: which version a model's bare name means.
         voice_dir: where stored voices are.
     """
 
@@ -62,6 +64,7 @@ class Settings:
     device: str
     fallback: str
     memory_budget_mb: int
+    prefer: str
     voice_dir: Path
     origins: Mapping[str, str]
 
@@ -189,6 +192,12 @@ def _fallback(raw: Any) -> str:
     return str(raw)
 
 
+def _preference(raw: Any) -> str:
+    if raw not in PREFERENCES:
+        raise ValueError("one of exact, fastest, smallest")
+    return str(raw)
+
+
 def _device(raw: Any) -> str:
     if not isinstance(raw, str) or not re.fullmatch(
         r"auto|cpu|directml|coreml|openvino|cuda(:\d+)?", raw
@@ -247,6 +256,12 @@ SETTINGS: Mapping[str, Setting] = {
         ),
         Setting(
             "memory_budget_mb", _megabytes, lambda: 0, "limit for loaded models in MB, 0 for none"
+        ),
+        Setting(
+            "prefer",
+            _preference,
+            lambda: "exact",
+            "which version of a model runs: exact, fastest or smallest",
         ),
         Setting("voice_dir", _path, lambda: user_folder("voices"), "where stored voices are"),
     )

@@ -126,7 +126,7 @@ def _spec(mock: bool, options: dict[str, Any]) -> Any:
     """How each worker makes its pipeline: the options as JSON values."""
     from auto_voice.batch.executors import WorkerSpec
 
-    names = ("config", "model_dir", "offline", "device", "fallback")
+    names = ("config", "model_dir", "offline", "device", "fallback", "prefer")
     registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
     chosen = (
         "content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps",

@@ -112,10 +112,15 @@ _OPTIONS = (
         type=click.Choice(["none", "compact", "mock"]),
         help="What may stand in for a model that cannot be had.",
     ),
+    click.option(
+        "--prefer",
+        type=click.Choice(["exact", "fastest", "smallest"]),
+        help="Which version of a model runs where there are quantised ones [default: exact].",
+    ),
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
 )
 
-_REGISTRY_OPTIONS = ("config", "model_dir", "offline", "device", "fallback")
+_REGISTRY_OPTIONS = ("config", "model_dir", "offline", "device", "fallback", "prefer")
 
 
 def model_options(command: F) -> F:

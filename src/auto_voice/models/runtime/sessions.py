@@ -107,11 +107,14 @@ class Network:
         self.outputs = tuple(value.name for value in session.get_outputs())
 
     def __call__(self, *inputs: Array, output: str | None = None) -> Array:
-        """The output of that name, the first one by default.
+        """The output of that name, the first one by default; see :meth:`outputs_of`."""
+        return self.outputs_of([output or self.outputs[0]], *inputs)[0]
+
+    def outputs_of(self, wanted: Sequence[str], *inputs: Array) -> list[Array]:
+        """The outputs of those names; what else the graph could give is not computed.
 
         Args:
             inputs: in the order of :attr:`inputs`.
-            output: what else the graph could give is not computed.
 
         Raises:
             Interrupted: see :class:`Interruption`.
@@ -123,12 +126,11 @@ class Network:
         options.only_execute_path_to_fetches = True
         # Each session would keep what its longest input needed, beside all the others.
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas)
-        wanted = [output or self.outputs[0]]
         named = dict(zip(self.inputs, inputs, strict=True))
         interruption: Interruption | None = getattr(_covering, "interruption", None)
         with interruption._watches(options) if interruption else nullcontext():
             try:
-                found: Array = self._session.run(wanted, named, options)[0]
+                found: list[Array] = self._session.run(list(wanted), named, options)
             except Exception as error:  # onnxruntime raises classes of its own C++ module
                 if any(sign in str(error) for sign in OUT_OF_MEMORY):
                     raise MemoryError(str(error)) from error
@@ -258,5 +260,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def float32(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays as networks take them: float32 and C-ordered; those that are so are not copied."""
-    return {name: np.ascontiguousarray(values, np.float32) for name, values in arrays.items()}
+    """The arrays as networks take them: C-ordered, and float32 where they are no whole numbers;
+    those that are so are not copied."""
+    return {
+        name: np.asarray(
+            values, values.dtype if values.dtype.kind in "iu" else np.float32, order="C"
+        )
+        for name, values in arrays.items()
+    }
