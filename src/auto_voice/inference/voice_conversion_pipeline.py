@@ -80,6 +80,7 @@ class PipelineConfig:
             also for single models, see ``ModelRegistry``.
         offline: open no connection.
         fallback: ``none``, ``compact`` or ``mock``.
+        prefer: ``exact``, ``fastest`` or ``smallest``: which version a model's bare name means.
         chunk_seconds: longest piece that is processed at once; bounds the memory.
         allow_truncated: take what is there of truncated recordings, with a note.
         fine_tune: fine-tune the converter to each voice when it is cloned or converted to, which
@@ -100,6 +101,7 @@ class PipelineConfig:
     device: str | Mapping[str, str] | None = None
     offline: bool | None = None
     fallback: str | None = None
+    prefer: str | None = None
     chunk_seconds: float = 30.0
     allow_truncated: bool = False
     fine_tune: bool = False
@@ -168,6 +170,7 @@ class VoiceConversionPipeline:
                     offline=self.config.offline,
                     device=self.config.device,
                     fallback=self.config.fallback,
+                    prefer=self.config.prefer,
                     progress=None if self.progress is None else downloaded,
                 )
             return self._registry

@@ -95,7 +95,8 @@ _covering = threading.local()
 def moves_noted() -> Iterator[list[str]]:
     """A list that fills with a sentence for each network of this thread that moves to the CPU."""
     before = getattr(_covering, "moves", None)
-    _covering.moves = moves = []
+    moves: list[str] = []
+    _covering.moves = moves
     try:
         yield moves
     finally:
@@ -162,11 +163,14 @@ class Network:
         return [_port(value) for value in takes], [_port(value) for value in gives]
 
     def __call__(self, *inputs: Array, output: str | None = None) -> Array:
-        """The output of that name, the first one by default.
+        """The output of that name, the first one by default; see :meth:`outputs_of`."""
+        return self.outputs_of([output or self.outputs[0]], *inputs)[0]
+
+    def outputs_of(self, wanted: Sequence[str], *inputs: Array) -> list[Array]:
+        """The outputs of those names; what else the graph could give is not computed.
 
         Args:
             inputs: in the order of :attr:`inputs`.
-            output: what else the graph could give is not computed.
 
         Raises:
             Interrupted: see :class:`Interruption`.
@@ -175,11 +179,11 @@ class Network:
         """
         session = self._session
         try:
-            return self._run(session, inputs, output)
+            return self._run(session, inputs, wanted)
         except MemoryError as error:
             if not self._move_to_cpu(session, error):
                 raise
-        return self._run(self._session, inputs, output)
+        return self._run(self._session, inputs, wanted)
 
     def _move_to_cpu(self, full: Any, error: MemoryError) -> bool:
         """Whether another session takes the place of ``full``, whose device has no room left."""
@@ -198,19 +202,18 @@ class Network:
             moves.append(f"{told}.")
         return True
 
-    def _run(self, session: Any, inputs: Sequence[Array], output: str | None) -> Array:
+    def _run(self, session: Any, inputs: Sequence[Array], wanted: Sequence[str]) -> list[Array]:
         from onnxruntime import RunOptions
 
         options = RunOptions()
         options.only_execute_path_to_fetches = True
         # Each session would keep what its longest input needed, beside all the others.
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas)
-        wanted = [output or self.outputs[0]]
         named = dict(zip(self.inputs, inputs, strict=True))
         interruption: Interruption | None = getattr(_covering, "interruption", None)
         with interruption._watches(options) if interruption else nullcontext():
             try:
-                found: Array = session.run(wanted, named, options)[0]
+                found: list[Array] = session.run(list(wanted), named, options)
             except Exception as error:  # onnxruntime raises classes of its own C++ module
                 if any(sign in str(error) for sign in OUT_OF_MEMORY):
                     raise MemoryError(str(error)) from error
@@ -374,5 +377,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def float32(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays as networks take them: float32 and C-ordered; those that are so are not copied."""
-    return {name: np.ascontiguousarray(values, np.float32) for name, values in arrays.items()}
+    """The arrays as networks take them: C-ordered, and float32 where they are no whole numbers;
+    those that are so are not copied."""
+    return {
+        name: np.asarray(
+            values, values.dtype if values.dtype.kind in "iu" else np.float32, order="C"
+        )
+        for name, values in arrays.items()
+    }
