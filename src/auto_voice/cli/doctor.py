@@ -19,7 +19,7 @@ from auto_voice.errors import AutoVoiceError
 from auto_voice.models.model_registry import PIPELINE_MODELS, ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.devices import PROVIDERS, WHEELS, why_not
-from auto_voice.settings import SETTINGS, get_settings, unknown_variables
+from auto_voice.settings import SETTINGS, Setting, get_settings, unknown_variables
 
 NEEDED = ("numpy", "onnxruntime", "soundfile", "soxr", "swift-f0", "safetensors", "httpx2", "av")
 OPTIONAL = {
@@ -178,7 +178,9 @@ def show(config: Path | None, as_json: bool) -> None:
     for key, setting in SETTINGS.items():
         value = _shown(setting, getattr(settings, key))
         value = " ".join(value) if isinstance(value, list) else value
-        shown = "-" if value in (None, "") else json.dumps(value) if isinstance(value, bool) else value
+        shown = (
+            "-" if value in (None, "") else json.dumps(value) if isinstance(value, bool) else value
+        )
         click.echo(f"{key:<17} {shown!s:<40} {settings.origins[key]:<30} {setting.help}")
     for name in unknown:
         click.echo(f"{name} is set, but nothing reads it.", err=True)

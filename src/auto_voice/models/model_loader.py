@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from auto_voice import events
 from auto_voice import filesystem as disk
 from auto_voice.errors import (
     DiskSpaceError,
@@ -173,6 +174,13 @@ class ModelDownloader:
             IntegrityError: every source served other bytes.
             DiskSpaceError: the disk filled up; the partial is kept.
         """
+        with events.span(events.Download(label, file.file, file.bytes)) as under_way:
+            fetched = self._bring(file, label, offline)
+            under_way.complete(source=fetched.source)
+        events.emit(events.Verify(label, file.file, file.bytes))
+        return fetched
+
+    def _bring(self, file: ModelFile, label: str, offline: bool) -> Fetched:
         partial = self.store.partial(file.sha256)
         if partial.size == file.bytes and disk.sha256_file(partial.path) == file.sha256:
             disk.fsync_file(partial.path)
@@ -201,6 +209,7 @@ class ModelDownloader:
                     only_wrong_bytes = False
                     answers.append(str(error).rstrip("."))
                 except (IntegrityError, UnsafeFileError) as error:
+                    events.emit(events.Verify(label, file.file, file.bytes, ok=False))
                     partial.discard()
                     answers.append(str(error).rstrip("."))
                 if place < len(usable):  # The last answer is told by the error itself.

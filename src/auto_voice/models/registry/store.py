@@ -21,6 +21,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from auto_voice import events
 from auto_voice.errors import IntegrityError, StoreError, UnsafeFileError
 from auto_voice.filesystem import (
     LOCK_TIMEOUT_S,
@@ -367,7 +368,10 @@ class ModelStore:
         if self._hashed.get(path) == (file.sha256, now):
             return True
         log.info("%s changed on disk since it was installed: hashing it again", path)
-        if sha256_file(path) != file.sha256:
+        right = sha256_file(path) == file.sha256
+        key = "@".join(path.parts[-3:-1])
+        events.emit(events.Verify(key, file.file, file.bytes, ok=right))
+        if not right:
             log.warning("%s does not match its sha256", path)
             return False
         self._hashed[path] = (file.sha256, now)
