@@ -210,9 +210,11 @@ def test_the_server_counts_what_the_registry_tells(live, client, talk, friend) -
     page = httpx2.get(f"{live.url}/metrics").text
     assert 'autovoice_model_loads_total{model="hifigan_universal@1.0 (mock)"} 1.0' in page
     hits = re.search(r"^autovoice_model_cache_hits_total (\S+)", page, re.MULTILINE)
-    assert hits and float(hits[1]) >= 4
+    assert hits is not None
+    assert float(hits[1]) >= 4
     stage = re.search(r'autovoice_stage_seconds_count\{stage="vocode"\} (\S+)', page)
-    assert stage and float(stage[1]) >= 2
+    assert stage is not None
+    assert float(stage[1]) >= 2
 
 
 # OpenTelemetry
