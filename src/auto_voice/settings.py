@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auto_voice.errors import ConfigError
+from auto_voice.errors import ConfigError, reason
 
 if TYPE_CHECKING:
     from auto_voice.yaml_nodes import Node
@@ -52,7 +52,9 @@ class Settings:
         config: the user's YAML, which overlays the built-in catalog; None for the catalog alone.
         model_dir: where models are kept.
         offline: no socket is opened.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
+            several, which workers are spread over, joined by commas; among them ``vocoder=cuda:1``
+            for the models of a kind or for one model.
         fallback: ``none``, ``compact`` or ``mock``.
         memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
         voice_dir: where stored voices are.
@@ -170,7 +172,7 @@ def _read_dotenv() -> tuple[Mapping[str, str | None], Path]:
                 raise ConfigError(f"{path.absolute()}:{line.original.line} is not NAME=value")
         return {line.key: line.value for line in lines if line.key is not None}, path
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.absolute()} cannot be read ({error})") from error
+        raise ConfigError(f"{path.absolute()} cannot be read ({reason(error)})") from error
 
 
 def _boolean(raw: Any) -> bool:
@@ -201,12 +203,29 @@ def _fallback(raw: Any) -> str:
     return str(raw)
 
 
+# A device alone, or after the name of a kind, of a model or of a version of one.
+_DEVICE = re.compile(
+    r"(?:[A-Za-z0-9][A-Za-z0-9_.@+-]*=)?(?:auto|cpu|directml|coreml|openvino|cuda(?::\d+)?)"
+)
+# Key of a mapping for models that no other key names.
+DEFAULT_DEVICE = "default"
+
+
 def _device(raw: Any) -> str:
-    if not isinstance(raw, str) or not re.fullmatch(
-        r"auto|cpu|directml|coreml|openvino|cuda(:\d+)?", raw
-    ):
-        raise ValueError("one of auto, cpu, cuda, cuda:0, cuda:1, directml, coreml, openvino")
-    return raw
+    """The one spelling, e.g. ``cuda:0,cuda:1,vocoder=cpu``, of a text, a list or a mapping."""
+    if isinstance(raw, Mapping):
+        named = {str(name): str(device) for name, device in raw.items()}
+        general = named.pop(DEFAULT_DEVICE, "")
+        raw = [*filter(None, [general]), *(f"{name}={device}" for name, device in named.items())]
+    if isinstance(raw, (list, tuple)):
+        raw = ",".join(map(str, raw))
+    parts = [part.strip() for part in raw.split(",")] if isinstance(raw, str) else []
+    if not parts or not all(_DEVICE.fullmatch(part) for part in parts):
+        raise ValueError(
+            "one of auto, cpu, cuda, cuda:0, cuda:1, directml, coreml, openvino, or several with "
+            "commas, such as cuda:0,cuda:1 or auto,vocoder=cuda:1"
+        )
+    return ",".join(dict.fromkeys(parts))
 
 
 def _megabytes(raw: Any) -> int:
@@ -271,7 +290,8 @@ SETTINGS: Mapping[str, Setting] = {
             "device",
             _device,
             lambda: "auto",
-            "auto, cpu, cuda, cuda:N, directml, coreml or openvino",
+            "auto, cpu, cuda, cuda:N, directml, coreml or openvino; several with commas; "
+            "vocoder=cuda:1 for one kind or model",
         ),
         Setting(
             "fallback",

@@ -36,14 +36,18 @@ class WorkerSpec:
     Attributes:
         factory: ``module:function``; called once in each worker with ``settings``.
         settings: JSON values.
+        places: settings that differ from worker to worker, such as the device: worker ``n`` adds
+            entry ``n``, beginning anew after the last.
     """
 
     factory: str
     settings: Record = field(default_factory=dict)
+    places: tuple[Record, ...] = ()
 
-    def build(self) -> Worker:
+    def build(self, worker: int = 0) -> Worker:
         module, _, name = self.factory.partition(":")
-        made: Worker = getattr(import_module(module), name)(**self.settings)
+        place = self.places[worker % len(self.places)] if self.places else {}
+        made: Worker = getattr(import_module(module), name)(**{**self.settings, **place})
         return made
 
 
@@ -93,7 +97,7 @@ class ProcessExecutor:
         crew: list[_Process] = []
         try:
             for job in waiting:
-                crew.append(_Process(spec, threads, job))
+                crew.append(_Process(spec, threads, job, len(crew)))
                 if len(crew) == self.workers:
                     break
             while crew:
@@ -107,7 +111,7 @@ class ProcessExecutor:
                         crew.remove(process)
                         process.end()
                         if following is not None:
-                            crew.append(_Process(spec, threads, following))
+                            crew.append(_Process(spec, threads, following, process.number))
                     else:
                         process.send(following)
         finally:
@@ -116,16 +120,17 @@ class ProcessExecutor:
 
 
 class _Process:
-    """One worker and the job that it has."""
+    """One worker and the job that it has; one that takes another's place has its number."""
 
-    def __init__(self, spec: WorkerSpec, threads: int, job: Record) -> None:
+    def __init__(self, spec: WorkerSpec, threads: int, job: Record, number: int) -> None:
         from multiprocessing import get_context
 
+        self.number = number
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         telemetry = (events.exported_to(), events.traceparent())
         self._process = context.Process(
-            target=_serve, args=(theirs, spec, threads, telemetry), daemon=True
+            target=_serve, args=(theirs, spec, threads, number, telemetry), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -157,23 +162,25 @@ class _Process:
         self.pipe.close()
 
 
-def _serve(pipe: Any, spec: WorkerSpec, threads: int, telemetry: tuple[str, str]) -> None:
+def _serve(
+    pipe: Any, spec: WorkerSpec, threads: int, number: int, telemetry: tuple[str, str]
+) -> None:
     """The life of a worker process, whose events belong to the trace of the one that made it."""
     endpoint, traceparent = telemetry
     if endpoint:
         events.export_otlp(endpoint)
     with events.continued(traceparent):
-        _work(pipe, spec, threads)
+        _work(pipe, spec, threads, number)
     events.flush_otlp()  # A process of multiprocessing runs no handlers at its end.
 
 
-def _work(pipe: Any, spec: WorkerSpec, threads: int) -> None:
+def _work(pipe: Any, spec: WorkerSpec, threads: int, number: int) -> None:
     # Ctrl-C reaches the whole group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_threads(threads)
     try:
-        worker = spec.build()
+        worker = spec.build(number)
     except Exception as error:
         pipe.send({"status": _FATAL, "error": _portable(error)})
         return

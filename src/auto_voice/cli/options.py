@@ -40,10 +40,18 @@ REGISTRY_OPTIONS = (
         help="A server of auto_voice to ask first for models; repeat for more.",
     ),
 )  # fmt: skip
+
+
 # Of commands that run models.
+def _joined(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
+    return ",".join(given) or None
+
+
 device_option = click.option(
-    "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, directml, coreml or openvino."
-)
+    "--device", metavar="DEVICE", multiple=True, callback=_joined,
+    help="auto, cpu, cuda, cuda:N, directml, coreml or openvino; vocoder=cuda:1 for the models of "
+    "one kind, or one model; may be repeated.",
+)  # fmt: skip
 
 
 def registry_options(command: F) -> F:

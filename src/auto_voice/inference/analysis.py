@@ -91,7 +91,7 @@ def gain_of_energies(energies: NDArray[np.float64], hop_samples: int) -> float:
     return float(10 ** ((SPEECH_DBFS - level) / 20)) if np.isfinite(level) else 1.0
 
 
-def pauses(energies: NDArray[np.float64], hop_samples: int) -> FloatArray:
+def pauses(energies: NDArray[np.float64], hop_samples: int, gain: float) -> FloatArray:
     """``(hops,)``: 0 where somebody speaks to 1 where nobody does.
 
     A pause lies far below the speech. Where noise hides that, it lies near the quietest of the
@@ -99,10 +99,11 @@ def pauses(energies: NDArray[np.float64], hop_samples: int) -> FloatArray:
 
     Args:
         energies: see :func:`auto_voice.inference.chunking.hop_energies`.
+        gain: that brings the recording to the networks' level.
     """
     if len(energies) == 0:
         return np.zeros(0, np.float32)
-    speech = SPEECH_DBFS - 20 * np.log10(gain_of_energies(energies, hop_samples))
+    speech = SPEECH_DBFS - 20 * np.log10(gain)
     level, floor = (
         10 * np.log10(_mean_around(energies / hop_samples, hops) + SILENCE_POWER)
         for hops in (LEVEL_HOPS, FLOOR_HOPS)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from auto_voice.audio.loudness import (
 )
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
-from auto_voice.errors import AudioContentError, AudioOutputError, AutoVoiceError
+from auto_voice.errors import AudioContentError
 from auto_voice.inference.analysis import (
     Analysis,
     analyse,
@@ -193,7 +192,7 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
         *conversion.voice.notes,
         *prepared.notes,
         *level.notes,
-        *(f"{stage}: {text}" for stage, text in conversion.models.items() if "fallback" in text),
+        *(f"{stage}: {text}" for stage, text in conversion.models.items() if _noteworthy(text)),
     )
     for note in notes:
         log.info(note)
@@ -208,6 +207,11 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
         "controls": conversion.controls,
     }
     return Rendered(samples, level, account)
+
+
+def _noteworthy(model: str) -> bool:
+    """Whether another model than the wanted one, or another device, did the work of a stage."""
+    return "fallback" in model or "on the CPU" in model
 
 
 def _read(conversion: ConversionSetup, workspace: Workspace) -> SampleSource:
@@ -421,7 +425,7 @@ def convert_into(conversion: ConversionSetup, output: Output) -> FileResult:
         AutoVoiceError: the source cannot be used, or another process is at work on the same
             output, or there is too little room on the disk.
     """
-    with _disk_errors(output.path), _workspace(conversion, output.path) as workspace:
+    with _workspace(conversion, output.path) as workspace:
         resumed = workspace.position is not None
         rendered = run(conversion, workspace)
         rate = rendered.samples.sample_rate
@@ -451,16 +455,3 @@ def _workspace(conversion: ConversionSetup, output: Path) -> Workspace:
         conversion.chunk_seconds,
     )
     return Checkpoint(output, key)
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except AutoVoiceError:
-        raise
-    except OSError as error:
-        raise AudioOutputError(
-            f"{output} cannot be written ({error.strerror or error}); what is done is kept where "
-            "there was room for it, and the same command goes on from there."
-        ) from error

@@ -56,14 +56,22 @@ SMOOTH_HZ = 400.0
 PERIODS = 3
 
 
-def moved(pitch: Pitch, voice: Voice, controls: Controls) -> tuple[Pitch, float, list[str]]:
+def moved(
+    pitch: Pitch,
+    voice: Voice,
+    controls: Controls,
+    statistics: tuple[float, float] | None = None,
+) -> tuple[Pitch, float, list[str]]:
     """The melody that is to be spoken, by how many semitones its mean moved, and what to say of it.
 
     Mean and spread are those of the voice without its creak, and leave out frames far from the
     median, so a creaky recording is moved as far as one that is not.
+
+    Args:
+        statistics: mean and spread of ln(F0) of who speaks, where ``pitch`` is too short to tell.
     """
     level = without_creak(pitch, controls)
-    statistics = log_f0_statistics(level)
+    statistics = statistics or log_f0_statistics(level)
     if statistics is None:
         wanted = voice.log_f0_mean is not None and controls.match_pitch
         notes = ["No pitch was found in the source, so none was moved."] if wanted else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from auto_voice.inference.conversion import LONG_SECONDS, ConversionSetup, Stage
 from auto_voice.inference.inputs import AudioInput, Source, as_waveform
 from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import ConversionResult, FileResult, Output, OutputSpec
+from auto_voice.inference.streaming import BLOCK_MS, LOOKAHEAD_MS, LiveStream, StreamSetup
 from auto_voice.models.base import (
     AdaptiveConverter,
     ContentEncoder,
@@ -75,7 +76,8 @@ class PipelineConfig:
         config: a YAML of settings and further models.
         enable_model_warmup: load every stage and run it once when the pipeline is made.
         content_encoder, converter, vocoder, speaker_encoder: ``name`` or ``name@version``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
+            also for single models, see ``ModelRegistry``.
         offline: open no connection.
         fallback: ``none``, ``compact`` or ``mock``.
         chunk_seconds: longest piece that is processed at once; bounds the memory.
@@ -95,7 +97,7 @@ class PipelineConfig:
     converter: str = PIPELINE_MODELS["converter"]
     vocoder: str = PIPELINE_MODELS["vocoder"]
     speaker_encoder: str = PIPELINE_MODELS["speaker"]
-    device: str | None = None
+    device: str | Mapping[str, str] | None = None
     offline: bool | None = None
     fallback: str | None = None
     chunk_seconds: float = 30.0
@@ -111,6 +113,16 @@ class PipelineConfig:
                 f"fine_tune_steps must lie between 0 and {MOST_FINE_TUNE_STEPS}, not "
                 f"{self.fine_tune_steps}."
             )
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The model of each stage, by its kind."""
+        return {
+            "content": self.content_encoder,
+            "speaker": self.speaker_encoder,
+            "converter": self.converter,
+            "vocoder": self.vocoder,
+        }
 
 
 class VoiceConversionPipeline:
@@ -302,6 +314,56 @@ class VoiceConversionPipeline:
             converting.complete(**_facts(result), resumed=result.resumed)
         return result
 
+    def stream(
+        self,
+        target: Target,
+        controls: Controls | None = None,
+        *,
+        sample_rate: int,
+        output_rate: int | None = None,
+        own_voice: Target | None = None,
+        block_ms: float = BLOCK_MS,
+        lookahead_ms: float = LOOKAHEAD_MS,
+    ) -> LiveStream:
+        """A live conversion to ``target``: samples in, converted samples out.
+
+        Args:
+            target: as for :meth:`convert`.
+            controls: those that do not need the whole recording.
+            sample_rate: of what will be pushed, Hz.
+            output_rate: of what comes out, Hz; the same by default.
+            own_voice: a recording or a voice of who will speak. The level, the mean of the content
+                and the pitch are otherwise learnt in the first seconds.
+            block_ms: how much is converted at once, to the nearest mel frame.
+            lookahead_ms: how far beyond a block the source is known when it is converted. Both
+                count in the latency; less of the second costs quality.
+
+        Raises:
+            AutoVoiceError: as for :meth:`convert`, or something is asked that no live conversion
+                can do.
+        """
+        controls = controls or Controls()
+        stages = self.stages()
+        own = None
+        if own_voice is not None:
+            own = own_voice if isinstance(own_voice, Voice) else self.clone(
+                own_voice, sample_rate=sample_rate, fine_tune=False
+            )  # fmt: skip
+        return LiveStream(
+            StreamSetup(
+                content_encoder=stages.content_encoder,
+                converter=stages.converter,
+                vocoder=stages.vocoder,
+                voice=self.voice(target, sample_rate),
+                own_voice=own,
+                controls=controls,
+                sample_rate=sample_rate,
+                output_rate=output_rate or sample_rate,
+                block_ms=block_ms,
+                lookahead_ms=lookahead_ms,
+            )
+        )
+
     def _conversion(
         self,
         source: AudioInput,
@@ -322,12 +384,7 @@ class VoiceConversionPipeline:
             )
         with timed(timings, "load"):
             stages = self.stages(controls)
-        specs = {
-            "content": self.config.content_encoder,
-            "speaker": self.config.speaker_encoder,
-            "converter": self.config.converter,
-            "vocoder": self.config.vocoder,
-        }
+        specs = self.config.models
         mock = any(self.registry.is_mock(spec) for spec in specs.values())
         if output is not None:
             output.refuse_mock(mock)

@@ -331,7 +331,7 @@ class ModelLoader:
         paths = self._from_package(version) or (None if force else self.store.lookup(version))
         if paths is not None:
             return paths
-        far = [file for file in version.files if self.store.twin(version, file) is None]
+        far = [file for file in version.files if self.store.blob(file.sha256) is None]
         self._check_offline(version, far)
         with self.store.lock(version.name, version.version):
             if not force:

@@ -92,7 +92,9 @@ class ModelRegistry:
         use_mock: numpy stand-ins for everything, deterministic, no files.
         config: the user's YAML that overlays the built-in catalog and may hold settings.
         offline: never open a connection.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
+            ``"cuda:0,vocoder=cuda:1"`` or ``{"default": "cuda:0", "vocoder": "cuda:1"}`` gives the
+            models of a kind, or one model, a device of their own.
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
         memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
         mirrors: base URLs of servers that are asked first for files.
@@ -110,7 +112,7 @@ class ModelRegistry:
         *,
         config: str | os.PathLike[str] | None = None,
         offline: bool | None = None,
-        device: str | None = None,
+        device: str | Mapping[str, str] | None = None,
         fallback: str | None = None,
         memory_budget_mb: int | None = None,
         mirrors: Sequence[str] | None = None,
@@ -492,14 +494,16 @@ class ModelRegistry:
 
     def _device(self, version: ModelVersion) -> str:
         """Where ``version`` runs: on the CPU, with a note, if the device asked for is missing."""
-        from auto_voice.models.runtime.devices import choose_device
+        from auto_voice.models.runtime.devices import choose_device, parse_devices
 
-        wanted = self.settings.device
+        plan = parse_devices(self.settings.device)
+        plan.check(self.catalog)
+        wanted = plan.of(version)
         device = choose_device(wanted, version)
         movable = ARCHITECTURES[version.architecture].devices
         if device == "cpu" and movable and wanted not in ("auto", "cpu"):
             with self._lock:
-                self._on_cpu[version.key] = f"on the CPU, since {wanted} is missing"
+                self._on_cpu[version.key] = f"on the CPU, since {wanted} is missing or too small"
         return device
 
     def _substitute(self, wanted: ModelVersion, error: AutoVoiceError) -> Substitute:

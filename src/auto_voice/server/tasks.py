@@ -129,7 +129,7 @@ class Tasks:
         }
         if measured:
             source = source or self._decode(claim, original.name, name, token)
-            result["figures"] = self._figures(source, original, path, voice, token)
+            result["figures"] = self._figures(source, original, path, voice, token, allow_truncated)
         return result
 
     def _convert_long(
@@ -180,6 +180,7 @@ class Tasks:
         made_path: Path,
         voice: Voice,
         token: CancellationToken,
+        allow_truncated: bool,
     ) -> dict[str, Any]:
         """Speaker similarity before and after, and the words kept where that can be measured."""
         made = read_audio(made_path, allow_silence=True)
@@ -191,7 +192,7 @@ class Tasks:
         if not self._engine.can_evaluate:
             return found
         try:
-            kept = self._engine.evaluator.words_kept(original, made_path)
+            kept = self._engine.evaluator.words_kept(original, made_path, allow_truncated)
             found["words_kept"] = round(kept, 4)
         except AutoVoiceError as error:
             found["note"] = f"The words were not counted: {error}"
@@ -284,14 +285,22 @@ class Tasks:
         request, folder = claim.job.request, self._files.folder(claim.job.id)
         names = [("in-0", request["names"][0]), ("in-1", request["names"][1])]
         names += [(f"ref-{n}", name) for n, name in enumerate(request["references"])]
+        notes = []
         for file, name in names:
             # Judged by path below, without the limits of decoding.
-            for _ in self._blocks(claim, file, name, token):
+            blocks = self._blocks(claim, file, name, token)
+            for _ in blocks:
                 pass
+            notes += [f"{name}: {note}" for note in blocks.notes]
         targets = [folder / f"ref-{n}" for n in range(len(request["references"]))]
-        return self._engine.evaluator.pair(
-            folder / "in-0", targets, folder / "in-1", request["transcript"]
+        found = self._engine.evaluator.pair(
+            folder / "in-0",
+            targets,
+            folder / "in-1",
+            request["transcript"],
+            request["allow_truncated"],
         )
+        return found | {"notes": notes}
 
     def _pull(self, claim: Claim, token: CancellationToken) -> Json:
         return self._engine.pull(claim.job.request["model"], claim.job.request["version"])

@@ -31,6 +31,7 @@ from auto_voice.errors import (
     DiskSpaceError,
     ServerError,
     UnknownJobError,
+    reason,
 )
 from auto_voice.server.cancellation import CancellationToken
 from auto_voice.types import FloatArray, Waveform
@@ -256,7 +257,8 @@ class JobFiles:
             probe.unlink()
         except OSError as error:
             raise ConfigError(
-                f"the data folder {root} cannot be used: {error}; name another with --data-dir."
+                f"the data folder {root} cannot be used ({reason(error)}); name another with "
+                "--data-dir."
             ) from error
 
     def folder(self, job_id: str) -> Path:

@@ -16,7 +16,15 @@ from auto_voice.errors import NotPermittedError, UnknownModelError
 from auto_voice.models.registry.fetchers import ARRIVED
 from auto_voice.server.context import Client, Here
 from auto_voice.server.engine import VOICE_FILE_BYTES, about
-from auto_voice.server.schemas import JobView, ModelList, ModelView, Rename, VoiceList, VoiceView
+from auto_voice.server.schemas import (
+    AllowTruncated,
+    JobView,
+    ModelList,
+    ModelView,
+    Rename,
+    VoiceList,
+    VoiceView,
+)
 from auto_voice.types import Waveform
 
 router = APIRouter(prefix="/v1")
@@ -41,9 +49,7 @@ async def enrol(
         str, Form(max_length=500, description="Who allowed it, kept with the voice.")
     ] = "",
     overwrite: Annotated[bool, Form(description="Replace a voice of this name.")] = False,
-    allow_truncated: Annotated[
-        bool, Form(description="Take what is there of recordings that end early.")
-    ] = False,
+    allow_truncated: AllowTruncated = False,
     wait: Annotated[
         bool, Form(description="False: answer 202 with a job, which has progress and a cancel.")
     ] = True,

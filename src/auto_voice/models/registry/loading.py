@@ -264,60 +264,65 @@ class WarmupTiming:
     inference_s: float
 
 
-def run_once(model: Any, version: ModelVersion) -> None:
-    """Run a loaded model on one second of noise."""
-    _RUN[version.kind](model, version)
+def run_once(model: Any, version: ModelVersion, seconds: float = SECONDS) -> Any:
+    """What a loaded model makes of so many seconds of a sweeping tone: an array, where it makes
+    one."""
+    return _RUN[version.kind](model, version, seconds)
 
 
-def _noise(sample_rate: int) -> Any:
+def _noise(sample_rate: int, seconds: float) -> Any:
     import numpy as np
 
     # A quadratic phase sweeps all frequencies; numpy.random would take longer to import than a
     # mock to run.
-    phase = np.arange(int(SECONDS * sample_rate), dtype=np.float64) ** 2
+    phase = np.arange(int(seconds * sample_rate), dtype=np.float64) ** 2
     return (0.05 * np.sin(phase)).astype(np.float32)
 
 
-def _content(model: Any, version: ModelVersion) -> None:
-    model.encode(_noise(model.sample_rate))
+def _content(model: Any, version: ModelVersion, seconds: float) -> Any:
+    return model.encode(_noise(model.sample_rate, seconds)).features
 
 
-def _speaker(model: Any, version: ModelVersion) -> None:
-    model.embed_utterance(_noise(model.sample_rate))
+def _speaker(model: Any, version: ModelVersion, seconds: float) -> Any:
+    return model.embed_utterance(_noise(model.sample_rate, seconds))
 
 
-def _vocoder(model: Any, version: ModelVersion) -> None:
+def _vocoder(model: Any, version: ModelVersion, seconds: float) -> Any:
     import numpy as np
 
-    frames = round(SECONDS * model.sample_rate / model.hop_samples)
-    model.synthesize(np.full((model.bands, frames), -5.0, dtype=np.float32))
+    frames = round(seconds * model.sample_rate / model.hop_samples)
+    return model.synthesize(np.full((model.bands, frames), -5.0, dtype=np.float32))
 
 
-def _converter(model: Any, version: ModelVersion) -> None:
+def _converter(model: Any, version: ModelVersion, seconds: float) -> Any:
     import numpy as np
 
     from auto_voice.types import Content, Pitch, Voice
 
     dims = int(version.params.get("net", {}).get("dims", 64))
-    content = Content(np.zeros((50, dims), dtype=np.float32), 50.0, model.content_space)
-    pitch = Pitch(np.full(63, 120.0, dtype=np.float32), np.ones(63, dtype=np.bool_), 62.5)
+    rows = round(50 * seconds)
+    content = Content(np.zeros((rows, dims), dtype=np.float32), 50.0, model.content_space)
+    hops = round(62.5 * seconds)
+    pitch = Pitch(np.full(hops, 120.0, dtype=np.float32), np.ones(hops, dtype=np.bool_), 62.5)
     voice = Voice(np.full(256, 1 / 16, dtype=np.float32), log_f0_mean=4.8, log_f0_std=0.2)
-    model.convert(content, pitch, voice, round(SECONDS * model.sample_rate / model.hop_samples))
+    frames = round(seconds * model.sample_rate / model.hop_samples)
+    return model.convert(content, pitch, voice, frames).values
 
 
-def _recogniser(model: Any, version: ModelVersion) -> None:
-    model.transcribe(_noise(model.sample_rate))
+def _recogniser(model: Any, version: ModelVersion, seconds: float) -> Any:
+    return model.transcribe(_noise(model.sample_rate, seconds))
 
 
-def _quality(model: Any, version: ModelVersion) -> None:
-    model.score(_noise(model.sample_rate))
+def _quality(model: Any, version: ModelVersion, seconds: float) -> Any:
+    return model.score(_noise(model.sample_rate, seconds))
 
 
-def _sample(model: Any, version: ModelVersion) -> None:
+def _sample(model: Any, version: ModelVersion, seconds: float) -> Any:
     """A recording is ready once it is read."""
+    return model.samples
 
 
-_RUN: Mapping[str, Callable[[Any, ModelVersion], None]] = {
+_RUN: Mapping[str, Callable[[Any, ModelVersion, float], Any]] = {
     "content": _content,
     "converter": _converter,
     "vocoder": _vocoder,

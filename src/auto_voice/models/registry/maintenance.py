@@ -21,6 +21,7 @@ from auto_voice.events import Event
 from auto_voice.filesystem import (
     atomic_write,
     file_lock,
+    is_sha256,
     read_json,
     sha256_file,
     storage_errors,
@@ -29,7 +30,7 @@ from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.registry.fetchers import WheelCache
 from auto_voice.models.registry.partials import Partial
 from auto_voice.models.registry.sources import bundled_files
-from auto_voice.models.registry.store import METADATA, ModelStore
+from auto_voice.models.registry.store import BLOBS, METADATA, ModelStore, hashes_of
 
 log = logging.getLogger(__name__)
 
@@ -141,13 +142,14 @@ def remove(store: ModelStore, name: str, version: str) -> int:
     if not folder.is_dir():
         raise StoreError(f"{name}@{version} is not in {store.root}: there is nothing to remove.")
     with store.lock(name, version), storage_errors(store.root, f"removing {name}@{version}"):
-        freed = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        record = store.metadata(name, version) or {"files": {}}
+        freed = _size(folder)
         # The record first: a removal that is interrupted leaves the version absent, not half.
         (folder / METADATA).unlink(missing_ok=True)
         shutil.rmtree(folder)
         with suppress(OSError):
             folder.parent.rmdir()
-    return freed
+    return freed + store.drop_blobs(hashes_of(record))
 
 
 def partials(store: ModelStore) -> list[PartialInfo]:
@@ -173,7 +175,8 @@ def partials(store: ModelStore) -> list[PartialInfo]:
 
 def prune(store: ModelStore, older_than_s: float = PRUNE_AFTER_S) -> PruneReport:
     """Removes what nobody needs: old partials that no process works on, set-aside files,
-    left-over temporary files and wheels. Installed versions are never touched.
+    left-over temporary files and wheels, blobs that no version names. Installed versions are never
+    touched.
     """
     horizon = time.time() - older_than_s
     removed: list[Path] = []
@@ -195,6 +198,9 @@ def prune(store: ModelStore, older_than_s: float = PRUNE_AFTER_S) -> PruneReport
     sizes = {path: _size(path) for path in wheels.glob("*") if path.suffix in (".whl", "")}
     swept = WheelCache(wheels, store.root).sweep(older_than_s)
     freed += sum(sizes.get(path, 0) for path in swept)
+    # After the files that were set aside, which are names of blobs, too.
+    blobs = [path.name for path in (store.root / BLOBS).glob("*") if is_sha256(path.name)]
+    freed += store.drop_blobs(blobs)
     log.info("pruned %d files from %s", len(removed) + len(swept), store.root)
     return PruneReport((*removed, *swept), freed)
 
@@ -204,7 +210,9 @@ def _prunable(store: ModelStore) -> Iterator[Path]:
     yield from _arriving(store, "*.part")
     yield from sorted((root / ".partial").glob("import-*"))
     yield from sorted((root / ".aside").glob("*"))
-    yield from sorted([*root.glob("*/*/.*.tmp"), *_arriving(store, ".*.tmp")])
+    yield from sorted(
+        [*root.glob("*/*/.*.tmp"), *root.glob(f"{BLOBS}/.*.tmp"), *_arriving(store, ".*.tmp")]
+    )
     for record in _arriving(store, "*.json"):
         if read_json(record) is None or not record.with_suffix(".part").exists():
             yield record
@@ -224,9 +232,9 @@ def _remove_partial(store: ModelStore, path: Path) -> None:
 
 
 def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(item.stat().st_size for item in path.rglob("*") if item.is_file())
+    """Bytes that are free once ``path`` is gone: a file with further names stays."""
+    found = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
+    return sum(stat.st_size for item in found if (stat := item.stat()).st_nlink == 1)
 
 
 # What was used

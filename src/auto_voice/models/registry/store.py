@@ -1,7 +1,8 @@
 """The model folder: a version is present or absent, never half.
 
-<root>/<name>/<version>/<file>           as the catalog names it
+<root>/<name>/<version>/<file>           as the catalog names it: a hard link of its blob
 <root>/<name>/<version>/metadata.json    written last; what makes the version exist
+<root>/.blobs/<sha256>                   each file once, however many versions hold it
 <root>/.locks/<name>@<version>.lock      one writer at a time, across processes
 <root>/.partial/<sha256>.part            on its way in, resumable
 <root>/.downloads/<sha256>.whl           wheels of the current run
@@ -14,7 +15,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -31,6 +32,8 @@ from auto_voice.filesystem import (
     check_sha256,
     copy_into_place,
     file_lock,
+    is_sha256,
+    link_into_place,
     make_folder,
     move_into_place,
     read_json,
@@ -43,6 +46,8 @@ from auto_voice.models.registry.partials import Partial
 
 log = logging.getLogger(__name__)
 
+# Folder of files by their hash.
+BLOBS = ".blobs"
 # The completion record of a version, and the layout of what stands in it.
 METADATA = "metadata.json"
 FORMAT = 1
@@ -75,7 +80,6 @@ class ModelStore:
         # Files whose stat differs from the metadata but whose bytes were hashed in this process:
         # a copied cache on a read-only disk is hashed once and not at every load.
         self._hashed: dict[Path, tuple[str, tuple[int, int, int]]] = {}
-        self._copied: dict[Path, str] = {}
 
     def folder(self, name: str, version: str) -> Path:
         """Where a version lies, or would lie.
@@ -151,11 +155,11 @@ class ModelStore:
         """Files still to be fetched; call under the lock.
 
         A file that is there with the right bytes is kept whatever the metadata says (a crash
-        between rename and record costs no transfer); a wrong one is set aside. One that another
-        version holds is copied from there: several may share a file.
+        between rename and record costs no transfer); a wrong one is set aside. One whose blob is
+        here is linked from there: several versions may share a file.
 
         Raises:
-            StoreError: a file cannot be read, or there is no room for a copy.
+            StoreError: a file cannot be read or made.
         """
         folder = self.folder(version.name, version.version)
         if (folder / METADATA).exists() and self.metadata(version.name, version.version) is None:
@@ -168,47 +172,64 @@ class ModelStore:
             elif not self._holds(path, file):
                 self.set_aside(path, "its bytes do not match the catalog")
                 missing.append(file)
-        return [file for file in missing if not self._copy(version, file)]
+        return [file for file in missing if not self._take(version, file)]
 
-    def path_of(self, sha256: str) -> Path | None:
-        """An installed file with these bytes; None if no version that is here names them.
+    def blob(self, sha256: str) -> Path | None:
+        """Where these bytes lie, if a version holds them; they are not hashed.
 
-        Files that were made here from others do not count.
+        What 0.1 installed has no blobs yet, so the records of all versions are asked before None.
         """
+        blob = self._blob(sha256)
+        if blob.exists():
+            return blob
         for name, number in self.installed():
-            record = self.metadata(name, number) or {"files": {}}
-            for file, entry in record["files"].items():
-                if entry.get("sha256") != sha256:
-                    continue
-                path = self.folder(name, number) / check_name(file, "file")
-                wanted = ModelFile(file, (), sha256, int(entry.get("bytes", -1)))
-                if self._intact(path, wanted, entry):
-                    return path
-        return None
+            for file, entry in (self.metadata(name, number) or {"files": {}})["files"].items():
+                if entry.get("sha256") == sha256:
+                    self._share(self.folder(name, number) / file, sha256)
+        return blob if blob.exists() else None
 
-    def twin(self, version: ModelVersion, file: ModelFile) -> tuple[str, Path] | None:
-        """Another version with a file that should have the same bytes, and its path; not hashed."""
-        for name, number in self.installed():
-            if (name, number) == (version.name, version.version):
-                continue
-            record = self.metadata(name, number) or {"files": {}}
-            for other, entry in record["files"].items():
-                if isinstance(entry, dict) and entry.get("sha256") == file.sha256:
-                    path = self.folder(name, number) / check_name(other, "file")
-                    if path.is_file() and path.stat().st_size == file.bytes:
-                        return f"{name}@{number}", path
-        return None
+    def drop_blobs(self, hashes: Iterable[str]) -> int:
+        """Removes those of these blobs that no version's file is another name of; the bytes freed.
 
-    def _copy(self, version: ModelVersion, file: ModelFile) -> bool:
-        found = self.twin(version, file)
-        if found is None or sha256_file(found[1]) != file.sha256:
+        Without a lock: whoever links a blob at this moment has a name of their own for its bytes,
+        or does not find it and fetches them.
+        """
+        freed = 0
+        for blob in map(self._blob, hashes):
+            with suppress(OSError):  # It is not there, or another user's.
+                if (stat := blob.stat()).st_nlink == 1:
+                    blob.unlink()
+                    freed += stat.st_size
+        return freed
+
+    def _blob(self, sha256: str) -> Path:
+        return self.root / BLOBS / check_sha256(sha256)
+
+    def _share(self, path: Path, sha256: str) -> None:
+        """Makes the blob of these bytes another name of ``path``.
+
+        Where the system has no hard links there is none, rather than every file twice.
+        """
+        blob = self._blob(sha256)
+        with suppress(OSError):
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            link_into_place(path, blob)
+
+    def _take(self, version: ModelVersion, file: ModelFile) -> bool:
+        """Whether the blob of ``file`` is whole and now has its name in the version, too."""
+        blob = self.blob(file.sha256)
+        if blob is None:
             return False
         path = self._path(version, file.file)
-        make_folder(path.parent, self.root)
-        with storage_errors(self.root, f"copying {file.file}"):
-            copy_into_place(found[1], path)
-        self._copied[path] = f"the same bytes of {found[0]}"
-        log.info("%s of %s was copied from %s", file.file, version.key, found[0])
+        with storage_errors(self.root, f"taking {file.file} from {blob.parent}"):
+            if sha256_file(blob) != file.sha256:
+                with suppress(OSError):
+                    blob.touch()  # The versions that hold the file see that it changed.
+                blob.unlink()
+                return False
+            make_folder(path.parent, self.root)
+            _link_or_copy(blob, path)
+        log.info("%s of %s shares the bytes of %s", file.file, version.key, blob)
         return True
 
     def install(self, version: ModelVersion, fetched: Mapping[str, Fetched]) -> dict[str, Path]:
@@ -220,17 +241,22 @@ class ModelStore:
         old = self.metadata(version.name, version.version) or {"files": {}}
         entries: dict[str, Any] = {}
         paths: dict[str, Path] = {}
+        placed: dict[Path, Path] = {}
         with storage_errors(self.root, f"installing {version.key}"):
-            for index, file in enumerate(version.files):
+            for file in version.files:
                 path = self._path(version, file.file)
                 new = fetched.get(file.file)
                 if new is not None:
                     # Two names for the same bytes are transferred once.
-                    rest = (fetched.get(later.file) for later in version.files[index + 1 :])
-                    again = any(later and later.path == new.path for later in rest)
-                    (copy_into_place if again else move_into_place)(new.path, path)
+                    first = placed.setdefault(new.path, path)
+                    if first == path:
+                        move_into_place(new.path, path)
+                    else:
+                        _link_or_copy(first, path)
                     self._hashed.pop(path, None)
-                source = new.source if new else self._copied.pop(path, _source_of(old, file))
+                if new is not None or not self._blob(file.sha256).exists():
+                    self._share(path, file.sha256)
+                source = new.source if new else _source_of(old, file)
                 entries[file.file] = _entry(path, file.sha256, source)
                 paths[file.file] = path
             record = {
@@ -245,6 +271,7 @@ class ModelStore:
                 "derived": self._valid_derived(version, old),
             }
             write_json(folder / METADATA, record)
+        self.drop_blobs(hashes_of(old))
         return paths
 
     def derived(self, version: ModelVersion, file: str) -> Path | None:
@@ -332,13 +359,18 @@ class ModelStore:
         return dropped
 
     def set_aside(self, path: Path, reason: str) -> Path:
-        """Moves a damaged file out of the way; where it went."""
+        """Moves a damaged file out of the way; where it went.
+
+        Its time is renewed: other versions that hold the same file see that it changed.
+        """
         folder = make_folder(self.root / ".aside", self.root)
         stamp = time.strftime("%Y%m%dT%H%M%S")
         name = "-".join((*path.relative_to(self.root).parts[:-1], stamp, uuid.uuid4().hex[:6]))
         target = folder / f"{name}-{path.name}"
         with storage_errors(self.root, f"setting {path.name} aside"):
             move_into_place(path, target)
+        with suppress(OSError):  # Another user's: they share nothing that this one could repair.
+            target.touch()
         log.warning("%s was set aside: %s; it is now %s", path, reason, target)
         return target
 
@@ -400,6 +432,15 @@ def _readable(path: Path) -> bool:
     return os.access(path, os.R_OK, effective_ids=effective)
 
 
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        link_into_place(source, target)
+    except OSError:
+        # File systems without hard links; and Linux lets nobody link another user's file that they
+        # cannot write.
+        copy_into_place(source, target)
+
+
 def _entry(path: Path, sha256: str, source: str) -> dict[str, Any]:
     stat = path.stat()
     return {
@@ -416,6 +457,12 @@ def _are_entries(value: Any) -> bool:
     return isinstance(value, dict) and all(
         SAFE_NAME.fullmatch(name) and isinstance(entry, dict) for name, entry in value.items()
     )
+
+
+def hashes_of(record: Mapping[str, Any]) -> set[str]:
+    """The hashes of the files in a completion record."""
+    found = (str(entry.get("sha256")) for entry in record["files"].values())
+    return {text for text in found if is_sha256(text)}
 
 
 def _source_of(record: Mapping[str, Any], file: ModelFile) -> str:

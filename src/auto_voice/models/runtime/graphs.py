@@ -139,22 +139,23 @@ def read_graph(architecture: str, shape: Any, files: Mapping[str, Path], name: s
     except FileNotFoundError as error:
         raise ModelLoadError(
             f"{name} has sizes of which no graph is installed ({path.stem}); check the model's "
-            'params in the catalog, or with pip install "auto-voice[train]" write the graph by '
-            "python -m auto_voice.training.export_graphs CATALOG FOLDER and list it among the "
+            "params in the catalog, or write the graph by python -m "
+            "auto_voice.training.export_graphs CATALOG FOLDER, which needs the extra train "
+            "(autovoice doctor says how to install it), and list it among the "
             "model's files."
         ) from error
 
 
-def runs_on(device: str) -> bool:
-    """Whether ``device`` really runs a network, a small one without anything learnt."""
+def why_it_fails(device: str) -> str:
+    """What keeps ``device`` from running a small network; empty where it really runs it."""
     graph = (FOLDER / f"ge2e{SUFFIX}").read_bytes()
     weights = {name: np.zeros(shape, np.float32) for name, shape in initialisers(graph).items()}
     try:
         network = open_network(graph, weights, device, "a test network")
         network(np.zeros((1, 8, 40), np.float32))
-    except Exception:  # Drivers and providers fail in every way there is; that is the answer.
-        return False
-    return network.device == device
+    except Exception as error:  # Drivers and providers fail in every way there is.
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return network.refusal
 
 
 def check_fit(

@@ -93,14 +93,20 @@ class Network:
         session: an ``onnxruntime.InferenceSession``.
         device: where it really runs.
         weights: arrays whose memory the session uses.
+        refusal: why it is not on the device that was wanted, in words of the runtime.
     """
 
     def __init__(
-        self, session: Any, device: str = "cpu", weights: Mapping[str, Array] | None = None
+        self,
+        session: Any,
+        device: str = "cpu",
+        weights: Mapping[str, Array] | None = None,
+        refusal: str = "",
     ) -> None:
         self._session = session
         self._weights = weights
         self.device = device
+        self.refusal = refusal
         gpu = f";gpu:{device.partition(':')[2]}" if device.startswith("cuda") else ""
         self._arenas = f"cpu:0{gpu}"
         self.inputs = tuple(value.name for value in session.get_inputs())
@@ -157,9 +163,9 @@ def open_network(
     values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     if values:
         options.add_external_initializers(list(weights), values)
-    session, device = _session(graph, options, device, name)
+    session, device, refusal = _session(graph, options, device, name)
     release_pages(weights.values())
-    return Network(session, device, weights)
+    return Network(session, device, weights, refusal)
 
 
 def release_pages(arrays: Iterable[Array]) -> None:
@@ -187,13 +193,13 @@ def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "c
         ModelLoadError: the file is no ONNX graph, or one with other inputs.
     """
     try:
-        session, device = _session(str(path), session_options(), device, name)
+        session, device, refusal = _session(str(path), session_options(), device, name)
     except ModelLoadError as error:
         raise ModelLoadError(
             f"{name}: {path.name} is not an ONNX model that onnxruntime can run; fetch it again "
             f"with: autovoice models pull {name} --force"
         ) from error
-    network = Network(session, device)
+    network = Network(session, device, refusal=refusal)
     if network.inputs != tuple(inputs):
         raise ModelLoadError(
             f"{name}: {path.name} takes the inputs {network.inputs} instead of {tuple(inputs)}; "
@@ -226,10 +232,12 @@ def threads() -> int:
     return os.cpu_count() or 1
 
 
-def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[Any, str]:
-    kind = device.partition(":")[0]
+def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[Any, str, str]:
+    """A session, the device that it runs on, and why that is not the one that was wanted."""
+    kind, refusal = device.partition(":")[0], ""
     runtime = onnx_runtime()
     if kind != "cpu":
+        refusal = "the runtime has no provider for it"
         provider = PROVIDERS[kind]
         if provider in available_providers():
             try:
@@ -238,10 +246,11 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
                     providers=[(provider, provider_options(device)), PROVIDERS["cpu"]],
                 )  # fmt: skip
                 if session.get_providers()[0] == provider:
-                    return session, device
+                    return session, device, ""
+                refusal = "its provider does not start"
             except Exception as error:  # A full or missing GPU, in classes of a C++ module.
-                log.info("%s on %s: %s", name, device, error)
-        log.warning("%s cannot run on %s here, so it runs on the CPU", name, device)
+                refusal = _first_line(error)
+        log.warning("%s cannot run on %s here (%s), so it runs on the CPU", name, device, refusal)
     try:
         session = runtime.InferenceSession(graph, options, providers=[PROVIDERS["cpu"]])
     except Exception as error:  # onnxruntime raises classes of its own C++ module
@@ -250,7 +259,7 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
         raise ModelLoadError(
             f"{name} cannot be run by onnxruntime ({_first_line(error)}); fetch it again."
         ) from error
-    return session, "cpu"
+    return session, "cpu", refusal
 
 
 def _first_line(error: BaseException) -> str:
