@@ -188,6 +188,20 @@ class ModelStore:
                     self._share(self.folder(name, number) / file, sha256)
         return blob if blob.exists() else None
 
+    def path_of(self, sha256: str) -> Path | None:
+        """A file with these bytes to hand out, hashed if it changed since it was installed.
+
+        Nothing is written, and what was made here from other files does not count. None if no
+        version that is here names the hash, or its file is damaged.
+        """
+        for name, number in self.installed():
+            for file, entry in (self.metadata(name, number) or {"files": {}})["files"].items():
+                path = self.folder(name, number) / file
+                known = ModelFile(file, (), sha256, int(entry.get("bytes", -1)))
+                if entry.get("sha256") == sha256 and self._intact(path, known, entry):
+                    return path
+        return None
+
     def drop_blobs(self, hashes: Iterable[str]) -> int:
         """Removes those of these blobs that no version's file is another name of; the bytes freed.
 
