@@ -29,6 +29,7 @@ from auto_voice.errors import (
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 from auto_voice.models.registry.fetchers import FetchContext, FetchJob, Mirrors, WheelCache, fetch
+from auto_voice.models.registry.hub import cached_copies
 from auto_voice.models.registry.package_index import PackageIndex
 from auto_voice.models.registry.partials import HashingSink, Partial
 from auto_voice.models.registry.sources import (
@@ -196,6 +197,8 @@ class ModelDownloader:
                 for uris in file.sources
                 if not (offline and any(needs_network(uri) for uri in uris))
             ]
+            # What the hub's own tools fetched is here already, and hashed like all the rest.
+            usable[:0] = [(str(path),) for path in cached_copies(file)]
             asked = offline
             for place, uris in enumerate(usable, 1):
                 if not asked and any(map(needs_network, uris)):
@@ -422,6 +425,7 @@ class ModelLoader:
         folder = self.store.folder(version.name, version.version)
         for file in files:
             local = any(not any(map(needs_network, uris)) for uris in file.sources)
+            local = local or bool(cached_copies(file))
             if local or (folder / file.file).exists():
                 continue
             raise OfflineError(

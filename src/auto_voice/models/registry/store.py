@@ -196,7 +196,7 @@ class ModelStore:
         """
         for name, number in self.installed():
             for file, entry in (self.metadata(name, number) or {"files": {}})["files"].items():
-                path = self.folder(name, number) / file
+                path: Path = self.folder(name, number) / file
                 known = ModelFile(file, (), sha256, int(entry.get("bytes", -1)))
                 if entry.get("sha256") == sha256 and self._intact(path, known, entry):
                     return path
