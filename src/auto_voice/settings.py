@@ -62,6 +62,7 @@ class Settings:
         voice_dir: where stored voices are.
         mirrors: base URLs of servers that are asked for a model's files before anybody else.
         mirror_token: bearer token for them, sent to nobody else.
+        otlp_endpoint: where traces and metrics go; "" sends none.
     """
 
     config: Path | None
@@ -74,6 +75,7 @@ class Settings:
     voice_dir: Path
     mirrors: tuple[str, ...]
     mirror_token: str = field(repr=False)
+    otlp_endpoint: str
     origins: Mapping[str, str]
 
 
@@ -251,6 +253,12 @@ def _mirrors(raw: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(urls))
 
 
+def _address(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"(https?://[^\s@]+)?", raw):
+        raise ValueError("an address such as http://127.0.0.1:4318")
+    return raw
+
+
 def _token(raw: Any) -> str:
     text = str(raw).strip()
     if not (text.isascii() and text.isprintable()):
@@ -313,5 +321,6 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("voice_dir", _path, lambda: user_folder("voices"), "where stored voices are"),
         Setting("mirrors", _mirrors, lambda: (), "servers asked first for a model's files"),
         Setting("mirror_token", _token, lambda: "", "bearer token for the mirrors", secret=True),
+        Setting("otlp_endpoint", _address, lambda: "", "where telemetry is sent; none by default"),
     )
 }

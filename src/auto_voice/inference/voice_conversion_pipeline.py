@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from auto_voice import events
 from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.checkpoint import Workspace
@@ -284,12 +285,14 @@ class VoiceConversionPipeline:
             ModelError: a model that cannot be had or does not fit the others.
         """
         controls = controls or Controls(semitones=semitones, match_pitch=match_pitch)
-        with self._telling(progress):
+        with self._telling(progress), events.span(events.Conversion()) as converting:
             conversion = self._conversion(source_audio, target, sample_rate, controls)
             rendered = run(conversion, Workspace())
-        samples = np.concatenate(list(rendered.blocks()))
-        audio = Waveform(samples, rendered.samples.sample_rate)
-        return ConversionResult(audio=audio, **rendered.account)
+            samples = np.concatenate(list(rendered.blocks()))
+            audio = Waveform(samples, rendered.samples.sample_rate)
+            result = ConversionResult(audio=audio, **rendered.account)
+            converting.complete(**_facts(result))
+        return result
 
     def convert_file(
         self,
@@ -318,11 +321,13 @@ class VoiceConversionPipeline:
         """
         spec = output if isinstance(output, OutputSpec) else OutputSpec(output)
         checked = spec.check([source, *_listed(target)])
-        with self._telling(progress):
+        with self._telling(progress), events.span(events.Conversion()) as converting:
             conversion = self._conversion(
                 source, target, sample_rate, controls or Controls(), memory_seconds, checked
             )
-            return convert_into(conversion, checked)
+            result = convert_into(conversion, checked)
+            converting.complete(**_facts(result), resumed=result.resumed)
+        return result
 
     def stream(
         self,
@@ -566,6 +571,16 @@ class VoiceConversionPipeline:
             consent=voice.consent,
             quality=voice.quality,
         )
+
+
+def _facts(account: ConversionResult | FileResult) -> dict[str, Any]:
+    """What an event says of a conversion that is done."""
+    return {
+        "audio_seconds": account.seconds,
+        "models": dict(account.models),
+        "timings": dict(account.timings or {}),
+        "seconds_per_second": account.seconds_per_second,
+    }
 
 
 def convert(

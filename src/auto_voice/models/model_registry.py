@@ -13,10 +13,12 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from auto_voice import events
 from auto_voice.errors import (
     AutoVoiceError,
     IntegrityError,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
     from auto_voice.models.model_loader import ModelLoader, ProgressCallback
     from auto_voice.models.registry.loading import WarmupTiming
+    from auto_voice.models.registry.maintenance import UsageRecord
     from auto_voice.models.registry.store import ModelStore
 
 log = logging.getLogger(__name__)
@@ -143,6 +146,7 @@ class ModelRegistry:
         self._deciding = threading.Lock()
         self._catalog: Catalog | None = None
         self._loader: ModelLoader | None = None
+        self._usage: UsageRecord | None = None
         self._substitutes: dict[str, Substitute] = {}
         # Keys of models that were loaded by their own names.
         self._by_name: set[str] = set()
@@ -292,7 +296,8 @@ class ModelRegistry:
             StoreError: the model folder cannot be used.
         """
         wanted = self.version(name, version)
-        return self.loader.ensure(wanted, force=force) if wanted.files else {}
+        with self._recording():
+            return self.loader.ensure(wanted, force=force) if wanted.files else {}
 
     def path(self, name: str, version: str | None = None, *, file: str | None = None) -> Path:
         """The path of a version's first file, or of ``file``; fetched if need be.
@@ -354,6 +359,23 @@ class ModelRegistry:
             UnsafeFileError: a file would run code.
         """
         wanted = self.version(name, version)
+        with self._recording():
+            model = self._serve(wanted)
+        events.emit(events.Resolve(name, self.resolved(wanted.key)))
+        return model
+
+    def _recording(self) -> AbstractContextManager[None]:
+        """What happens inside goes into the record of the model folder, except by mocks."""
+        if self.use_mock:
+            return nullcontext()
+        from auto_voice.models.registry.maintenance import UsageRecord, recorded
+
+        with self._lock:
+            self._usage = self._usage or UsageRecord(self.model_dir)
+        return recorded(self._usage)
+
+    def _serve(self, wanted: ModelVersion) -> Any:
+        """The loaded model, or what stands in for it."""
         if self.use_mock:
             return self._mock(wanted)
         with self._lock:
@@ -472,24 +494,27 @@ class ModelRegistry:
         return WarmupTiming(self.resolved(name), loaded - start, time.perf_counter() - loaded)
 
     def _load(self, version: ModelVersion) -> Any:
-        megabytes = version.needs.ram_mb or -(-version.bytes // 10**6)
-        return self._cache.get(version.key, megabytes, lambda: self._build(version))
+        return self._cache.get(version.key, _megabytes(version), lambda: self._build(version))
 
     def _mock(self, version: ModelVersion) -> Any:
         from auto_voice.models.mock_models import build_mock
 
-        return self._cache.get(
-            _mock_key(version), 0, lambda: build_mock(version, not self.use_mock)
-        )
+        def build() -> Any:
+            with events.span(events.Load(_mock_key(version), "cpu")):
+                return build_mock(version, not self.use_mock)
+
+        return self._cache.get(_mock_key(version), 0, build)
 
     def _build(self, version: ModelVersion) -> Any:
         architecture = ARCHITECTURES[version.architecture]
         files = self.loader.ensure(version) if version.files else {}
         device = self._device(version)
-        started = time.perf_counter()
         try:
-            files = self._with_safetensors(version, files) if files else files
-            model = architecture.build(files, version, device)
+            with events.span(events.Load(version.key, device, _megabytes(version))) as loading:
+                files = self._with_safetensors(version, files) if files else files
+                model = architecture.build(files, version, device)
+                real = getattr(model, "device", device)
+                loading.complete(device=str(real))
         except AutoVoiceError:
             raise
         except MemoryError as error:
@@ -502,11 +527,9 @@ class ModelRegistry:
             raise ModelLoadError(
                 f"{version.key} could not be loaded on {device} ({type(error).__name__}: {error})"
             ) from error
-        seconds = time.perf_counter() - started
-        if (real := getattr(model, "device", device)) != device:
+        if real != device:
             with self._lock:
                 self._on_cpu[version.key] = f"on the CPU, since {device} cannot run it"
-        log.info("loaded %s on %s in %.3f s", version.key, real, seconds)
         return model
 
     def _with_safetensors(
@@ -577,6 +600,11 @@ class ModelRegistry:
 
 # Ends the key of a mock in the cache.
 _MOCK = " (mock)"
+
+
+def _megabytes(version: ModelVersion) -> int:
+    """What a version takes in memory, by its declared needs."""
+    return version.needs.ram_mb or -(-version.bytes // 10**6)
 
 
 def _mock_key(version: ModelVersion) -> str:

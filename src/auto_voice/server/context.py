@@ -13,6 +13,7 @@ from typing import Annotated, Any, BinaryIO, cast
 from fastapi import Depends, Request, UploadFile
 from filelock import FileLock
 
+from auto_voice import events
 from auto_voice.errors import ServerError, UploadError
 from auto_voice.server.engine import Engine
 from auto_voice.server.job_store import JobStore
@@ -117,6 +118,7 @@ class Context:
                         "references": labels,
                         "names": names,
                         "request_id": request_id.get(),
+                        "traceparent": events.traceparent(),
                         **given,
                     },
                     direct=direct,
@@ -172,7 +174,11 @@ class Context:
                 client=client,
                 kind=kind,
                 names=[name],
-                request={**request, "request_id": request_id.get()},
+                request={
+                    **request,
+                    "request_id": request_id.get(),
+                    "traceparent": events.traceparent(),
+                },
                 lane=MAINTENANCE,
                 keep_seconds=MAINTENANCE_KEEP_SECONDS,
             ),

@@ -308,7 +308,7 @@ class Blobs:
 
     def path(self, sha256: str) -> Path | None:
         """The file with this hash; None if it is not here."""
-        found = self._registry.store.blob(sha256)
+        found = self._registry.store.path_of(sha256)
         if found is None and (named := self._named(sha256)) is not None:
             found = (bundled_files(named[0]) or {}).get(named[1].file)
         return found
