@@ -260,9 +260,7 @@ class Rendering:
             high=high - chunk.context_start,
             first_frame=chunk.context_start,
         )
-        audio = spoken(
-            piece, self.voice, self.controls, self.converter, self.vocoder, self.timings
-        )
+        audio = spoken(piece, self.voice, self.controls, self.converter, self.vocoder, self.timings)
         return replace(chunk, context_start=low, context_stop=high), audio
 
     def _pauses(self, chunk: Chunk) -> FloatArray:
