@@ -353,7 +353,7 @@ def _similarity(recorded: FloatArray, chirp: FloatArray) -> FloatArray:
     product = np.fft.irfft(spectrum, size)[:places]
     total = np.concatenate(([0.0], np.cumsum(np.square(recorded, dtype=np.float64))))
     power = np.maximum(total[len(chirp) :] - total[: -len(chirp)], 1e-9)
-    return np.abs(product) / np.sqrt(power * float(chirp @ chirp))
+    return np.asarray(np.abs(product) / np.sqrt(power * float(chirp @ chirp)), np.float32)
 
 
 @contextmanager
@@ -548,11 +548,10 @@ def live(
 
 
 def _sound_device(microphone: str | None, loudspeaker: str | None, rate: int) -> SoundDevice:
-    chosen = (
-        int(name) if name is not None and name.isdecimal() else name
-        for name in (microphone, loudspeaker)
-    )
-    return SoundDevice(*chosen, rate)
+    def chosen(name: str | None) -> int | str | None:
+        return int(name) if name is not None and name.isdecimal() else name
+
+    return SoundDevice(chosen(microphone), chosen(loudspeaker), rate)
 
 
 def _file_writer(
@@ -591,7 +590,7 @@ def _stream(
     target = resolve_voice(voice)
     own = None if own_voice is None else resolve_voice(own_voice)
     given = {"block_ms": block_ms, "lookahead_ms": lookahead_ms}
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     pipeline = make_pipeline(mock, quiet, **options)
     stream = pipeline.stream(target, controls, sample_rate=rate, own_voice=own, **chosen)
     for note in () if quiet else stream.notes:

@@ -482,10 +482,9 @@ class LiveStream:
             pause = np.interp(places, np.arange(len(found)), found).astype(np.float32)
         least = 10 ** ((SPEECH_DBFS - ACTIVE_DB) / 10) / self._speaker.gain**2
         pairs = energies[: len(energies) // 2 * 2].reshape(-1, 2).sum(axis=1) / (2 * hop)
-        active = np.pad(pairs > least, AROUND_FRAMES)
-        return pause, np.lib.stride_tricks.sliding_window_view(active, 2 * AROUND_FRAMES + 1).any(
-            axis=1
-        )
+        padded = np.pad(pairs > least, AROUND_FRAMES)
+        around = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND_FRAMES + 1)
+        return pause, np.asarray(around.any(axis=1), np.bool_)
 
     def _content(
         self, speech: FloatArray, at: int, stop: int, active: NDArray[np.bool_]
@@ -532,7 +531,8 @@ class LiveStream:
         """Of the speech that ``voice`` was made from; None where it was not kept."""
         if voice is None or voice.speech is None or not isinstance(self._encoder, PieceEncoder):
             return None
-        speech = voice.speech[: round(MEMORY_SECONDS * self._rate)].astype(np.float32) / 32768
+        speech = voice.speech[: round(MEMORY_SECONDS * self._rate)].astype(np.float32)
+        speech = (speech / np.float32(32768)).astype(np.float32)
         return np.asarray(self._encoder.encode_piece(speech).mean(axis=0), np.float32)
 
 
@@ -551,7 +551,7 @@ def as_samples(samples: ArrayLike) -> FloatArray:
     if array.dtype.kind == "i":
         if array.dtype != np.int16:
             raise ConfigError(f"whole numbers must be int16, not {array.dtype}.")
-        return array.astype(np.float32) / np.float32(32768)
+        return np.asarray(array / np.float32(32768), np.float32)
     return np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -688,7 +688,7 @@ def spliced(samples: FloatArray, skipped: int, fade: int) -> FloatArray:
     fade = min(fade, len(kept), skipped)
     ramp = (np.arange(fade, dtype=np.float32) + 0.5) / max(1, fade)
     kept[:fade] = samples[:fade] * (1 - ramp) + kept[:fade] * ramp
-    return kept
+    return np.asarray(kept, np.float32)
 
 
 class _Samples:
