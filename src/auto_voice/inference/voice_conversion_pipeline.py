@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from auto_voice import events
 from auto_voice.audio.resample import resample
-from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
+from auto_voice.errors import ConfigError, MockAudioError, ModelLoadError, VoiceError
 from auto_voice.inference.checkpoint import Workspace
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.conversion import LONG_SECONDS, ConversionSetup, Stages, convert_into, run
@@ -359,24 +359,39 @@ class VoiceConversionPipeline:
         """
         controls = controls or Controls()
         stages = self.stages()
+        mock = any(self.registry.is_mock(spec) for spec in self.config.models.values())
+        if mock and not self.config.use_mock_models:
+            raise MockAudioError(
+                "mock models would make noise; fetch the real ones with `autovoice models pull`."
+            )
         own = None
         if own_voice is not None:
+            # Only what the recording tells of the speaker is needed, not a fine-tuned converter.
             own = own_voice if isinstance(own_voice, Voice) else self.clone(
                 own_voice, sample_rate=sample_rate, fine_tune=False
             )  # fmt: skip
+        voice = self.voice(target, sample_rate)
+        models = {stage: self.registry.resolved(spec) for stage, spec in self.config.models.items()}
+        notes = (
+            *(note for note in [getattr(stages.content_encoder, "note", "")] if note),
+            *voice.notes,
+            *(f"{stage}: {text}" for stage, text in models.items() if "fallback" in text),
+        )
         return LiveStream(
             StreamSetup(
                 content_encoder=stages.content_encoder,
                 converter=stages.converter,
                 vocoder=stages.vocoder,
-                voice=self.voice(target, sample_rate),
+                voice=voice,
                 own_voice=own,
                 controls=controls,
                 sample_rate=sample_rate,
                 output_rate=output_rate or sample_rate,
                 block_ms=block_ms,
                 lookahead_ms=lookahead_ms,
-            )
+            ),
+            models,
+            notes,
         )
 
     def _conversion(
@@ -411,7 +426,7 @@ class VoiceConversionPipeline:
             stages=stages,
             controls=controls,
             chunk_seconds=self.config.chunk_seconds,
-            models={stage: self.registry.resolved(spec) for stage, spec in specs.items()},
+            models={kind: self.registry.resolved(name) for kind, name in specs.items()},
             mock=mock,
             timings=timings,
             progress=self._tell,

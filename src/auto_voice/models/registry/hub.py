@@ -379,7 +379,7 @@ def prepare(
         raise ConfigError(f"{version.key} has no files that could be published.")
     if not about.strip():
         raise ConfigError(
-            f"say what {version.key} was trained on and what was measured: --card FILE, in Markdown."
+            f"say what {version.key} was trained on and what was measured: --card FILE, Markdown."
         )
     there, paths = [], {}
     for file in version.files:
