@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from auto_voice.models.registry.store import ModelStore
 
 # What a model can be in a conversion, in its training or in its evaluation.
-KINDS = ("content", "converter", "vocoder", "speaker", "sample", "recogniser", "quality")
+KINDS = (
+    "content", "converter", "vocoder", "speaker", "sample", "recogniser", "quality", "synthesiser",
+)  # fmt: skip
 
 # Files that carry nothing but numbers as they are; the other checkpoints of an architecture that
 # converts go through its ``convert_checkpoint`` once.
@@ -109,6 +111,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "sample": Architecture("auto_voice.models.sample_model", "sample"),
     "recogniser": Architecture("auto_voice.models.recogniser", "recogniser", "eval"),
     "quality": Architecture("auto_voice.models.quality_model", "quality"),
+    "kokoro": Architecture("auto_voice.training.speech_synthesis", "synthesiser"),
 }
 
 

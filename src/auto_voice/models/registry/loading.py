@@ -301,6 +301,14 @@ def _quality(model: Any, version: ModelVersion) -> None:
     model.score(_noise(model.sample_rate))
 
 
+def _synthesiser(model: Any, version: ModelVersion) -> None:
+    import numpy as np
+
+    # Ten phonemes take about a second to say.
+    style = np.zeros(int(version.params.get("style", 256)), dtype=np.float32)
+    model.speak([16] * 10, style, 1.0)
+
+
 def _sample(model: Any, version: ModelVersion) -> None:
     """A recording is ready once it is read."""
 
@@ -313,4 +321,5 @@ _RUN: Mapping[str, Callable[[Any, ModelVersion], None]] = {
     "sample": _sample,
     "recogniser": _recogniser,
     "quality": _quality,
+    "synthesiser": _synthesiser,
 }
