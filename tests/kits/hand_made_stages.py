@@ -96,6 +96,8 @@ class HandMade:
         "speaker_encoder": "speaker",
     }
 
+    use_mock = False
+
     def __init__(self, **stages) -> None:
         self.store = ModelStore(Path("no-such-folder"))
         self.stages = {
@@ -107,6 +109,9 @@ class HandMade:
 
     def version(self, name, version=None):
         return SimpleNamespace(name=name, version="1.0", kind=self.KINDS[name])
+
+    def is_installed(self, version):
+        return False
 
     def in_space(self, name, space):
         return None

@@ -317,6 +317,14 @@ def _quality(model: Any, version: ModelVersion, seconds: float) -> Any:
     return model.score(_noise(model.sample_rate, seconds))
 
 
+def _synthesiser(model: Any, version: ModelVersion, seconds: float) -> Any:
+    import numpy as np
+
+    # Ten phonemes take about a second to say.
+    style = np.zeros(int(version.params.get("style", 256)), dtype=np.float32)
+    return model.speak([16] * round(10 * seconds), style, 1.0)
+
+
 def _sample(model: Any, version: ModelVersion, seconds: float) -> Any:
     """A recording is ready once it is read."""
     return model.samples
@@ -330,4 +338,5 @@ _RUN: Mapping[str, Callable[[Any, ModelVersion, float], Any]] = {
     "sample": _sample,
     "recogniser": _recogniser,
     "quality": _quality,
+    "synthesiser": _synthesiser,
 }
