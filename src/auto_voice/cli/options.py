@@ -18,7 +18,6 @@ from auto_voice.inference.voice_conversion_pipeline import (
     PipelineConfig,
     VoiceConversionPipeline,
 )
-from auto_voice.types import Progress
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -143,13 +142,8 @@ def make_pipeline(
     if quiet:
         logging.getLogger("auto_voice").setLevel(logging.ERROR)
     show = None if quiet else ProgressDisplay()
-
-    def downloaded(label: str, done: int, total: int) -> None:
-        if show is not None:
-            show(Progress("download", done, total, label))
-
     where = {name: models.pop(name) for name in _REGISTRY_OPTIONS}
-    registry = ModelRegistry(use_mock=mock, progress=downloaded, **where)
+    registry = ModelRegistry(use_mock=mock, progress=show or False, **where)
     chosen = {name: value for name, value in models.items() if value is not None}
     config = PipelineConfig(use_mock_models=mock, **chosen)
     return VoiceConversionPipeline(config, model_registry=registry, progress=show)

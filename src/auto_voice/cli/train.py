@@ -117,10 +117,15 @@ def corpus(
     autovoice train corpus sentences.txt --synthesiser kokoro.onnx --vocabulary vocab.json
       --voices voices/ --out parallel/ --hours 10
     """
-    from auto_voice.cli.showing import quiet_progress
+    from auto_voice.cli.showing import shown_progress
+    from auto_voice.progress import tell
     from auto_voice.training.speech_synthesis import Sources, make
 
     sources = Sources(synthesiser, vocabulary, voices, sentences)
-    with quiet_progress("speaking", hidden=quiet) as progress:
-        recordings, made = make(sources, out, hours, seed=seed, workers=workers, progress=progress)
+
+    def told(done: int, total: int) -> None:
+        tell("speak", done, total)
+
+    with shown_progress(hidden=quiet):
+        recordings, made = make(sources, out, hours, seed=seed, workers=workers, progress=told)
     click.echo(f"{recordings} recordings, {made:.2f} h: {out / 'speech.csv'}")

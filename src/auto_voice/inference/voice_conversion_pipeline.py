@@ -5,45 +5,52 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from numbers import Number
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from auto_voice.audio.resample import resample
-from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
+from auto_voice.errors import ConfigError
 from auto_voice.inference.checkpoint import Workspace
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.conversion import LONG_SECONDS, ConversionSetup, Stages, convert_into, run
-from auto_voice.inference.inputs import AudioInput, Source, as_waveform
+from auto_voice.inference.inputs import (
+    AudioInput,
+    Source,
+    Target,
+    as_waveform,
+    is_several,
+    listed,
+)
 from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import ConversionResult, FileResult, Output, OutputSpec
 from auto_voice.models.base import (
     ContentEncoder,
     Converter,
-    FineTunableConverter,
     SpeakerEncoderStage,
     Vocoder,
 )
 from auto_voice.models.content_map import into_space_of
 from auto_voice.models.model_registry import PIPELINE_MODELS
+from auto_voice.progress import ProgressCallback, listener, told_to
 from auto_voice.types import (
     EMBEDDING_DIMS,
-    SPEECH_RATE,
-    Progress,
-    ProgressCallback,
     Voice,
     Waveform,
 )
-from auto_voice.voices.cloning import FineTunedVoices, bare_voice, build_voice
+from auto_voice.voices.cloning import (
+    FineTunedVoices,
+    bare_voice,
+    build_voice,
+    of_encoders,
+)
 from auto_voice.voices.inspection import check_references
 from auto_voice.voices.voice_file import SUFFIX, check_consent, load_voice
 
@@ -52,16 +59,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A voice, a voice file, one or several recordings, or a bare 256-d embedding.
-Target: TypeAlias = Union[Voice, AudioInput, "Sequence[AudioInput | Voice]"]
-
 # Gradient steps of fine-tuning unless told otherwise: 7 s on two cores.
 FINE_TUNE_STEPS = 40
 # More steps forget words.
 MOST_FINE_TUNE_STEPS = 2000
-
-# Who is told of the progress of the call that this thread is in.
-_LISTENER: ContextVar[ProgressCallback | None] = ContextVar("progress", default=None)
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,6 @@ class VoiceConversionPipeline:
             if self._registry is None:
                 from auto_voice.models.model_registry import ModelRegistry
 
-                def downloaded(label: str, done: int, total: int) -> None:
-                    self._tell(Progress("download", done, total, label))
-
                 self._registry = ModelRegistry(
                     self.config.model_dir,
                     self.config.use_mock_models,
@@ -155,7 +153,7 @@ class VoiceConversionPipeline:
                     offline=self.config.offline,
                     device=self.config.device,
                     fallback=self.config.fallback,
-                    progress=None if self.progress is None else downloaded,
+                    progress=self.progress,
                 )
             return self._registry
 
@@ -210,14 +208,14 @@ class VoiceConversionPipeline:
         if isinstance(references, Voice):
             return references
         check_consent(consent)
-        listed = _listed(references)
-        paths = [Path(item) if isinstance(item, (str, PathLike)) else None for item in listed]
+        items = listed(references)
+        paths = [Path(item) if isinstance(item, (str, PathLike)) else None for item in items]
         # The notes travel with the voice, and the folder of a file is nobody's business.
         known = labels or [path.name if path is not None else "the reference" for path in paths]
         with self._telling(progress):
             recordings = [
                 (label, self._waveform(item, sample_rate, "the reference"))
-                for label, item in zip(known, listed, strict=True)
+                for label, item in zip(known, items, strict=True)
             ]
             name = name or next((path.stem for path in paths if path is not None), "")
             voice = build_voice(recordings, self.speaker_encoder, self.content_encoder, name)
@@ -290,7 +288,7 @@ class VoiceConversionPipeline:
                 is at work on it; mock models would make it and that was not allowed.
         """
         spec = output if isinstance(output, OutputSpec) else OutputSpec(output)
-        checked = spec.check([source, *_listed(target)])
+        checked = spec.check([source, *listed(target)])
         with self._telling(progress):
             conversion = self._conversion(
                 source, target, sample_rate, controls or Controls(), memory_seconds, checked
@@ -337,7 +335,6 @@ class VoiceConversionPipeline:
             models={stage: self.registry.resolved(spec) for stage, spec in specs.items()},
             mock=mock,
             timings=timings,
-            progress=self._tell,
         )
 
     def similarity(
@@ -375,24 +372,13 @@ class VoiceConversionPipeline:
                 f"{name} is a {version.kind} model, not a {kind} model; choose one of "
                 f"{', '.join(fitting)}."
             )
-        self._tell(Progress("load", 0, 1, name))
-        model: object = self.registry.load(name)
-        self._tell(Progress("load", 1, 1, name))
+        with self._telling():
+            model: object = self.registry.load(name)
         return model
 
-    def _tell(self, progress: Progress) -> None:
-        told = _LISTENER.get() or self.progress
-        if told is not None:
-            told(progress)
-
-    @contextmanager
-    def _telling(self, progress: ProgressCallback | None) -> Iterator[None]:
-        """Progress of what is done inside, in this thread, is told to ``progress`` if given."""
-        token = _LISTENER.set(progress or _LISTENER.get())
-        try:
-            yield
-        finally:
-            _LISTENER.reset(token)
+    def _telling(self, progress: ProgressCallback | None = None) -> AbstractContextManager[None]:
+        """What is done inside is told to whom the call names, or else to the pipeline's own."""
+        return told_to(progress or listener() or self.progress)
 
     def stages(self, controls: Controls | None = None) -> Stages:
         """The models that a conversion with ``controls`` needs, loaded.
@@ -400,17 +386,9 @@ class VoiceConversionPipeline:
         Raises:
             ModelError: one cannot be had, or does not fit the others.
         """
-        converter, vocoder = self.converter, self.vocoder
-        same = (converter.sample_rate, converter.hop_samples)
-        if same != (vocoder.sample_rate, vocoder.hop_samples):
-            raise ModelLoadError(
-                f"{converter.name} gives mel frames of {same[1]} samples at {same[0]} Hz, but "
-                f"{vocoder.name} takes {vocoder.hop_samples} at {vocoder.sample_rate} Hz; choose "
-                "a vocoder with the converter's mel."
-            )
         own_voice = controls is not None and controls.strength < 1
         speaker = self.speaker_encoder if own_voice else None
-        return Stages(self.content_encoder, converter, vocoder, speaker)
+        return Stages(self.content_encoder, self.converter, self.vocoder, speaker)
 
     def voice(self, target: Target, sample_rate: float | None = None) -> Voice:
         """``target`` as a voice of this pipeline's encoders.
@@ -422,10 +400,17 @@ class VoiceConversionPipeline:
             # As recordings are found; a ~ without a home stays as it is.
             target = load_voice(os.path.expanduser(target))  # noqa: PTH111
         if isinstance(target, Voice):
-            return self._fine_tuned(self._of_this_encoder(target))
+            fitting = of_encoders(
+                target,
+                self.registry.resolved(self.config.speaker_encoder).partition(" ")[0],
+                self.content_encoder,
+                self.converter.content_space,
+                lambda: self.speaker_encoder,
+            )
+            return self._fine_tuned(fitting)
         if isinstance(target, (str, PathLike, bytes, Waveform)) or hasattr(target, "read"):
             return self.clone(target)
-        if _is_several(target):
+        if is_several(target):
             return self.clone(target, sample_rate=sample_rate)
         if np.size(cast(ArrayLike, target)) > EMBEDDING_DIMS:
             return self.clone(target, sample_rate=sample_rate)
@@ -433,48 +418,9 @@ class VoiceConversionPipeline:
 
     def _fine_tuned(self, voice: Voice) -> Voice:
         """``voice`` with the converter fine-tuned to it, where that is asked for and not done."""
-        converter = self.converter
         steps = self.config.fine_tune_steps if self.config.fine_tune else 0
-        if voice.fine_tuning and voice.fine_tuned_converter == converter.name:
-            return voice
-        # A voice without its recording is a blend or was stored so: nothing to learn from.
-        if not steps or not isinstance(converter, FineTunableConverter) or voice.speech is None:
-            return _without_fine_tuning(voice, converter.name)
-        return self._fine_tunings.fine_tuned(converter, voice, steps, self._tell)
-
-    def _of_this_encoder(self, voice: Voice) -> Voice:
-        encoder = self.registry.resolved(self.config.speaker_encoder).partition(" ")[0]
-        made_with = voice.encoder
-        if (not made_with or made_with == encoder) and voice.content_space and voice.frames:
-            space = self.converter.content_space
-            if voice.content_space != space:
-                encoder, made_with = space, voice.content_space
-        if not made_with or made_with == encoder:
-            content = voice.frames.get("content")
-            if content is not None and content.shape[1] != self.content_encoder.dims:
-                raise VoiceError(
-                    f"the voice {voice.name or '(unnamed)'} holds content of {content.shape[1]} "
-                    f"numbers a frame, and this pipeline has {self.content_encoder.dims}; clone it "
-                    "again from its recordings."
-                )
-            return voice
-        if voice.speech is None:
-            raise VoiceError(
-                f"the voice {voice.name or '(unnamed)'} was made with {made_with}, and this "
-                f"pipeline uses {encoder}; clone it again from its recordings."
-            )
-        speech = Waveform(voice.speech.astype(np.float32) / np.float32(32768), SPEECH_RATE)
-        again = build_voice(
-            [("the reference", speech)], self.speaker_encoder, self.content_encoder, voice.name
-        )
-        note = f"The voice was made with {made_with} and encoded again with {encoder}."
-        log.info(note)
-        return replace(
-            again,
-            notes=(*again.notes, note),
-            consent=voice.consent,
-            quality=voice.quality,
-        )
+        with self._telling():
+            return self._fine_tunings.fine_tuned(self.converter, voice, steps)
 
 
 def convert(
@@ -502,7 +448,7 @@ def convert(
     if out is not None:
         mock = config.use_mock_models
         spec = out if isinstance(out, OutputSpec) else OutputSpec(out, allow_mock=mock)
-        output = spec.check([source, *_listed(voice)])
+        output = spec.check([source, *listed(voice)])
         output.refuse_mock(mock)
     result = pipeline(config).convert(source, voice, **options)
     if output is not None:
@@ -529,26 +475,3 @@ def pipeline(config: PipelineConfig) -> VoiceConversionPipeline:
 @lru_cache(maxsize=4)
 def _pipeline(config: PipelineConfig) -> VoiceConversionPipeline:
     return VoiceConversionPipeline(config)
-
-
-def _without_fine_tuning(voice: Voice, converter: str) -> Voice:
-    """``voice`` with a note where another converter was fine-tuned to it."""
-    if not voice.fine_tuning:
-        return voice
-    note = (
-        f"The voice was fine-tuned with {voice.fine_tuned_converter} and is spoken by {converter} "
-        "without that; clone it again from its recordings to come closer."
-    )
-    return replace(voice, fine_tuning={}, fine_tuned_converter="", notes=(*voice.notes, note))
-
-
-def _listed(target: Target) -> list[Any]:
-    """The recordings of ``target``, or what else it is."""
-    return list(cast("Sequence[Any]", target)) if _is_several(target) else [target]
-
-
-def _is_several(target: Target) -> bool:
-    """Whether it is a list of recordings rather than one recording or a list of numbers."""
-    return isinstance(target, (list, tuple)) and not any(
-        isinstance(item, (list, tuple, Number)) for item in target
-    )

@@ -35,9 +35,10 @@ from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
     from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
-    from auto_voice.models.model_loader import ModelLoader, ProgressCallback
+    from auto_voice.models.model_loader import ModelLoader
     from auto_voice.models.registry.loading import WarmupTiming
     from auto_voice.models.registry.store import ModelStore
+    from auto_voice.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +93,9 @@ class ModelRegistry:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
         memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
-        progress: whether downloads draw a bar; None draws it on a terminal; a function is told
-            label, bytes done and bytes in all, and no bar is drawn.
+        progress: whether downloads draw a bar; None draws it on a terminal; a function is told of
+            each :class:`~auto_voice.progress.Progress`, and no bar is drawn. A call's own listener
+            comes first.
 
     Raises:
         ConfigError: a setting that cannot be.
@@ -174,7 +176,7 @@ class ModelRegistry:
                 self._loader = ModelLoader(
                     ModelStore(self.model_dir),
                     offline=self.settings.offline,
-                    show_progress=False if callable(self._progress) else self._progress,
+                    show_progress=None if callable(self._progress) else self._progress,
                     progress=self._progress if callable(self._progress) else None,
                 )
             return self._loader

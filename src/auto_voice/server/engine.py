@@ -25,7 +25,8 @@ from auto_voice.inference.controls import controls_from
 from auto_voice.inference.result import ConversionResult, FileResult, OutputSpec
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 from auto_voice.models.model_registry import ModelRegistry
-from auto_voice.types import EMBEDDING_DIMS, Progress, Voice, Waveform
+from auto_voice.progress import Progress
+from auto_voice.types import EMBEDDING_DIMS, Voice, Waveform
 from auto_voice.voices.inspection import inspect_file
 from auto_voice.voices.library import VoiceLibrary
 from auto_voice.voices.voice_file import load_voice, load_voice_facts
