@@ -168,6 +168,19 @@ def test_what_is_there_of_a_cut_recording_is_taken_when_asked(client, cut, frien
     assert any("truncated" in note for note in job.items[0].result["summary"]["notes"])
 
 
+def test_a_cut_recording_is_inspected_and_evaluated_when_asked(client, cut, talk, friend):
+    for ask in (
+        lambda lenient: client.inspect(cut, allow_truncated=lenient),
+        lambda lenient: client.evaluate(cut, [friend], talk, allow_truncated=lenient),
+        lambda lenient: client.evaluate(talk, [cut], talk, allow_truncated=lenient),
+    ):
+        with pytest.raises(AudioFormatError, match="allow_truncated=true"):
+            ask(False)
+        assert any("truncated" in note for note in ask(True)["notes"])
+    measured = client.convert(cut, references=[friend], allow_truncated=True, measure=True)
+    assert measured.account["figures"]["words_kept"] == 1.0
+
+
 @pytest.fixture
 def mp3(talk):
     """Three seconds as MP3 without a frame count, as it is written to a pipe."""

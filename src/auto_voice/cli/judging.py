@@ -72,6 +72,7 @@ def registry_for(options: dict[str, Any]) -> ModelRegistry:
         options["model_dir"],
         config=options["config"],
         offline=options["offline"],
+        mirrors=options["mirrors"],
         device=options["device"],
     )
 

@@ -33,11 +33,24 @@ REGISTRY_OPTIONS = (
     click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models."),
     click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),
     click.option("--offline", is_flag=True, default=None, help="Open no network connection."),
-)
+    click.option(
+        "--mirror", "mirrors", multiple=True, metavar="URL",
+        callback=lambda ctx, param, urls: urls or None,
+        help="A server of auto_voice to ask first for models; repeat for more.",
+    ),
+)  # fmt: skip
+
+
 # Of commands that run models.
+def _joined(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
+    return ",".join(given) or None
+
+
 device_option = click.option(
-    "--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:N, directml, coreml or openvino."
-)
+    "--device", metavar="DEVICE", multiple=True, callback=_joined,
+    help="auto, cpu, cuda, cuda:N, directml, coreml, openvino or openvino:bf16; vocoder=cuda:1 for "
+    "the models of one kind, or one model; may be repeated.",
+)  # fmt: skip
 
 
 def registry_options(command: F) -> F:
@@ -111,10 +124,16 @@ _OPTIONS = (
         type=click.Choice(["none", "compact", "mock"]),
         help="What may stand in for a model that cannot be had.",
     ),
+    click.option(
+        "--prefer",
+        type=click.Choice(["exact", "fastest", "smallest"]),
+        help="Which version of a model runs where there are quantised ones [default: exact].",
+    ),
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
 )
 
-_REGISTRY_OPTIONS = ("config", "model_dir", "offline", "device", "fallback")
+# Names of the options that make the registry.
+REGISTRY_NAMES = ("config", "model_dir", "offline", "mirrors", "device", "fallback", "prefer")
 
 
 def model_options(command: F) -> F:
@@ -142,7 +161,7 @@ def make_pipeline(
     if quiet:
         logging.getLogger("auto_voice").setLevel(logging.ERROR)
     show = None if quiet else ProgressDisplay()
-    where = {name: models.pop(name) for name in _REGISTRY_OPTIONS}
+    where = {name: models.pop(name) for name in REGISTRY_NAMES}
     registry = ModelRegistry(use_mock=mock, progress=show or False, **where)
     chosen = {name: value for name, value in models.items() if value is not None}
     config = PipelineConfig(use_mock_models=mock, **chosen)

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 import httpx2 as httpx
 
-from auto_voice import errors
+from auto_voice import errors, events
 from auto_voice.errors import AutoVoiceError, BusyError, ServerError, UploadError
 
 # A file, or a name and the bytes of one.
@@ -348,19 +348,26 @@ class Client:
         """Free its memory."""
         self._model("unload", name, version)
 
-    def inspect(self, file: Sound) -> Mapping[str, Any]:
+    def inspect(self, file: Sound, *, allow_truncated: bool = False) -> Mapping[str, Any]:
         """Length, level, noise, speech and pitch of a recording, and similar stored voices."""
-        answer: Mapping[str, Any] = self._send_files("/v1/inspect", {}, [("file", file)]).json()
+        answer: Mapping[str, Any] = self._send_files(
+            "/v1/inspect", {"allow_truncated": allow_truncated}, [("file", file)]
+        ).json()
         return answer
 
     def evaluate(
-        self, source: Sound, targets: Sequence[Sound], converted: Sound, transcript: str = ""
+        self,
+        source: Sound,
+        targets: Sequence[Sound],
+        converted: Sound,
+        transcript: str = "",
+        *,
+        allow_truncated: bool = False,
     ) -> Mapping[str, Any]:
         """Figures of one conversion."""
+        fields = {"transcript": transcript, "allow_truncated": allow_truncated}
         files = [("source", source), *_each("target", targets), ("converted", converted)]
-        answer: Mapping[str, Any] = self._send_files(
-            "/v1/evaluate", {"transcript": transcript}, files
-        ).json()
+        answer: Mapping[str, Any] = self._send_files("/v1/evaluate", fields, files).json()
         return answer
 
     def server(self) -> Mapping[str, Any]:
@@ -384,13 +391,20 @@ class Client:
         plain = {name: _text(value) for name, value in fields.items() if value not in ("", None)}
         self._check_size(sum(_size(sound) for _, sound in files))
 
+        given = dict(headers or {})
+
         def send() -> httpx.Response:
             # Opened again for each try: a refused upload has been read in part.
             with ExitStack() as opened:
                 parts = [(field, _part(sound, opened)) for field, sound in files]
-                return self._http.post(path, data=plain, files=parts, headers=dict(headers or {}))
+                return self._http.post(path, data=plain, files=parts, headers=given)
 
-        return self._patiently(send)
+        with events.span(events.Call("POST", path)) as call:
+            if trace := events.traceparent():
+                given["traceparent"] = trace
+            answer = self._patiently(send)
+            call.complete(status=answer.status_code)
+        return answer
 
     def _check_size(self, size: int) -> None:
         """Refuse what is too large before it is sent.
@@ -455,9 +469,11 @@ def _checked(answer: httpx.Response) -> httpx.Response:
         kind, message = str(record["type"]), str(record["message"])
     except (ValueError, KeyError, TypeError):
         kind, message = "ServerError", f"The server answered {answer.status_code}."
-    if answer.status_code in (429, 503) and "retry-after" in answer.headers:
+    if answer.status_code in (429, 503, 507) and "retry-after" in answer.headers:
         wait = answer.headers["retry-after"]
-        raise BusyError(message, int(wait) if wait.isdigit() else 1, answer.status_code)
+        # At least a second: a busy server that says 0 is not to be asked without a pause.
+        seconds = max(1, int(wait)) if wait.isdigit() else 1
+        raise BusyError(message, seconds, answer.status_code)
     found = getattr(errors, kind, None)
     if not (isinstance(found, type) and issubclass(found, AutoVoiceError)):
         raise ServerError(message, answer.status_code)

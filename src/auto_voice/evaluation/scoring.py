@@ -36,17 +36,19 @@ class JudgedRecording:
     Args:
         path: of the recording.
         judges: who listens.
+        allow_truncated: take what is there of a truncated file.
     """
 
-    def __init__(self, path: Path, judges: Judges) -> None:
+    def __init__(self, path: Path, judges: Judges, *, allow_truncated: bool = False) -> None:
         self.path = path
         self._judges = judges
+        self._allow_truncated = allow_truncated
         self._audio: Waveform | None = None
 
     @property
     def audio(self) -> Waveform:
         if self._audio is None:
-            self._audio = read_audio(self.path)
+            self._audio = read_audio(self.path, allow_truncated=self._allow_truncated)
         return self._audio
 
     def release(self) -> None:
@@ -108,17 +110,21 @@ class Scorer:
 
     Args:
         judges: loaded models.
+        allow_truncated: take what is there of truncated recordings.
     """
 
-    def __init__(self, judges: Judges) -> None:
+    def __init__(self, judges: Judges, *, allow_truncated: bool = False) -> None:
         self.judges = judges
+        self._allow_truncated = allow_truncated
         self._recordings: dict[Path, JudgedRecording] = {}
 
     def recording(self, path: Path) -> JudgedRecording:
         """The one record of a file."""
         key = path.resolve()
         if key not in self._recordings:
-            self._recordings[key] = JudgedRecording(path, self.judges)
+            self._recordings[key] = JudgedRecording(
+                path, self.judges, allow_truncated=self._allow_truncated
+            )
         return self._recordings[key]
 
     def score(self, pair: Pair, extra: Mapping[str, float] | None = None) -> PairScore:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 from auto_voice.audio.loudness import LoudnessMeter
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
-from auto_voice.errors import AudioContentError, AudioOutputError, AutoVoiceError, ModelLoadError
+from auto_voice.errors import AudioContentError, ModelLoadError
 from auto_voice.inference.analysis import (
     Analysis,
     analyse,
@@ -44,6 +43,7 @@ from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFac
 from auto_voice.inference.rendering import Rendering, timed
 from auto_voice.inference.result import FileResult, Output
 from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
+from auto_voice.models.runtime.sessions import moves_noted
 from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Pitch, Voice, Waveform
 from auto_voice.voices.blending import blend_voices
@@ -166,7 +166,8 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
     )
     if prepared.rendering.analysis is not known:
         workspace.save_analysis(prepared.rendering.analysis)
-    samples, pieces = _render(conversion, prepared.rendering, workspace)
+    with moves_noted() as moves:
+        samples, pieces = _render(conversion, prepared.rendering, workspace)
     analysis, controls = prepared.rendering.analysis, conversion.controls
     level = output_level(samples, analysis.gain, controls, prepared.source_meter)
     notes = (
@@ -175,7 +176,8 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
         *conversion.voice.notes,
         *prepared.notes,
         *level.notes,
-        *(f"{stage}: {text}" for stage, text in conversion.models.items() if "fallback" in text),
+        *moves,
+        *(f"{stage}: {text}" for stage, text in conversion.models.items() if _noteworthy(text)),
     )
     for note in notes:
         log.info(note)
@@ -190,6 +192,11 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
         "controls": conversion.controls,
     }
     return Rendered(samples, level, account)
+
+
+def _noteworthy(model: str) -> bool:
+    """Whether another model than the wanted one, or another device, did the work of a stage."""
+    return "fallback" in model or "on the CPU" in model
 
 
 def _read(conversion: ConversionSetup, workspace: Workspace) -> SampleSource:
@@ -340,7 +347,7 @@ def convert_into(conversion: ConversionSetup, output: Output) -> FileResult:
         AutoVoiceError: the source cannot be used, or another process is at work on the same
             output, or there is too little room on the disk.
     """
-    with _disk_errors(output.path), _workspace(conversion, output.path) as workspace:
+    with _workspace(conversion, output.path) as workspace:
         resumed = workspace.position is not None
         rendered = run(conversion, workspace)
         rate = rendered.samples.sample_rate
@@ -370,16 +377,3 @@ def _workspace(conversion: ConversionSetup, output: Path) -> Workspace:
         conversion.chunk_seconds,
     )
     return Checkpoint(output, key)
-
-
-@contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except AutoVoiceError:
-        raise
-    except OSError as error:
-        raise AudioOutputError(
-            f"{output} cannot be written ({error.strerror or error}); what is done is kept where "
-            "there was room for it, and the same command goes on from there."
-        ) from error

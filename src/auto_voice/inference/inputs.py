@@ -27,7 +27,14 @@ from auto_voice.audio.reading import (
     dbfs,
 )
 from auto_voice.audio.resample import ResampleStream, resample
-from auto_voice.errors import AudioContentError, AudioError, AudioFormatError, ConfigError
+from auto_voice.errors import (
+    AudioContentError,
+    AudioError,
+    AudioFormatError,
+    AudioOutputError,
+    ConfigError,
+    reason,
+)
 from auto_voice.types import FloatArray, Voice, Waveform
 
 # A file by its path, its bytes or an open binary stream; a waveform; or an array or a tensor of
@@ -96,30 +103,34 @@ class FileSamples:
     """Samples in a file of raw little-endian float32.
 
     It is read with plain reads, not mapped: mapped pages would count as this process's memory.
+
+    Raises:
+        AudioOutputError: the disk fails or is full; what is there stays.
     """
 
     def __init__(self, path: Path, sample_rate: int) -> None:
         self.path, self.sample_rate = path, sample_rate
-        self._length = path.stat().st_size // BYTES_PER_SAMPLE if path.exists() else 0
+        with disk_errors(path):
+            self._length = path.stat().st_size // BYTES_PER_SAMPLE if path.exists() else 0
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, start: int, stop: int) -> FloatArray:
         start, stop = max(0, start), min(stop, self._length)
-        with self.path.open("rb") as file:
+        with disk_errors(self.path), self.path.open("rb") as file:
             file.seek(start * BYTES_PER_SAMPLE)
             data = file.read(max(0, stop - start) * BYTES_PER_SAMPLE)
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
 
     def append(self, samples: FloatArray) -> None:
-        with self.path.open("ab") as file:
+        with disk_errors(self.path), self.path.open("ab") as file:
             file.write(np.ascontiguousarray(samples, "<f4").tobytes())
         self._length += len(samples)
 
     def truncate(self, length: int) -> None:
         """Drop what lies beyond ``length`` samples."""
-        with self.path.open("ab") as file:
+        with disk_errors(self.path), self.path.open("ab") as file:
             file.truncate(length * BYTES_PER_SAMPLE)
         self._length = length
 
@@ -241,6 +252,18 @@ class Source:
 
 
 @contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise AudioOutputError for what the system says of a file that a conversion keeps."""
+    try:
+        yield
+    except OSError as error:
+        raise AudioOutputError(
+            f"{path} cannot be used ({reason(error)}); what is done is kept where there was room "
+            "for it, and the same command goes on from there."
+        ) from error
+
+
+@contextmanager
 def _reading(name: str) -> Iterator[None]:
     """Tells the system's errors of a source from those of the output, which may come together."""
     try:
@@ -299,7 +322,7 @@ def _encoded(audio: Any) -> bytes | None:
         data = audio.read()
     except (OSError, ValueError, UnsupportedOperation) as error:
         raise AudioFormatError(
-            f"the open file cannot be read ({error}); open it with open(path, 'rb')."
+            f"the open file cannot be read ({reason(error)}); open it with open(path, 'rb')."
         ) from error
     if not isinstance(data, bytes):
         raise AudioFormatError("the open file gives text; open it with open(path, 'rb').")

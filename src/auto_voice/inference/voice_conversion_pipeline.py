@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from os import PathLike
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from auto_voice import events
 from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError
 from auto_voice.inference.checkpoint import Workspace
@@ -31,6 +34,7 @@ from auto_voice.inference.inputs import (
 )
 from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import ConversionResult, FileResult, Output, OutputSpec
+from auto_voice.inference.streaming import BLOCK_MS, LOOKAHEAD_MS, LiveStream, StreamSetup
 from auto_voice.models.base import (
     ContentEncoder,
     Converter,
@@ -75,9 +79,11 @@ class PipelineConfig:
         config: a YAML of settings and further models.
         enable_model_warmup: load every stage and run it once when the pipeline is made.
         content_encoder, converter, vocoder, speaker_encoder: ``name`` or ``name@version``.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino``;
+            also for single models, see ``ModelRegistry``.
         offline: open no connection.
         fallback: ``none``, ``compact`` or ``mock``.
+        prefer: ``exact``, ``fastest`` or ``smallest``: which version a model's bare name means.
         chunk_seconds: longest piece that is processed at once; bounds the memory.
         allow_truncated: take what is there of truncated recordings, with a note.
         fine_tune: fine-tune the converter to each voice when it is cloned or converted to, which
@@ -95,9 +101,10 @@ class PipelineConfig:
     converter: str = PIPELINE_MODELS["converter"]
     vocoder: str = PIPELINE_MODELS["vocoder"]
     speaker_encoder: str = PIPELINE_MODELS["speaker"]
-    device: str | None = None
+    device: str | Mapping[str, str] | None = None
     offline: bool | None = None
     fallback: str | None = None
+    prefer: str | None = None
     chunk_seconds: float = 30.0
     allow_truncated: bool = False
     fine_tune: bool = False
@@ -111,6 +118,16 @@ class PipelineConfig:
                 f"fine_tune_steps must lie between 0 and {MOST_FINE_TUNE_STEPS}, not "
                 f"{self.fine_tune_steps}."
             )
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The model of each stage, by its kind."""
+        return {
+            "content": self.content_encoder,
+            "speaker": self.speaker_encoder,
+            "converter": self.converter,
+            "vocoder": self.vocoder,
+        }
 
 
 class VoiceConversionPipeline:
@@ -153,6 +170,7 @@ class VoiceConversionPipeline:
                     offline=self.config.offline,
                     device=self.config.device,
                     fallback=self.config.fallback,
+                    prefer=self.config.prefer,
                     progress=self.progress,
                 )
             return self._registry
@@ -203,12 +221,23 @@ class VoiceConversionPipeline:
 
         Raises:
             AudioError: a recording cannot be read, or holds less than half a second of speech.
+            ConfigError: not one label for each recording, or voices among the recordings.
             VoiceError: the consent is longer than a voice file holds.
         """
         if isinstance(references, Voice):
             return references
         check_consent(consent)
         items = listed(references)
+        if any(isinstance(item, Voice) for item in items):
+            raise ConfigError(
+                "a list of references holds recordings of one person, not voices; give one voice, "
+                "or blend several with auto_voice.voices.blending.blend_voices."
+            )
+        if labels and len(labels) != len(items):
+            raise ConfigError(
+                f"there are {len(labels)} labels for {len(items)} recordings; give one for each, "
+                "or none."
+            )
         paths = [Path(item) if isinstance(item, (str, PathLike)) else None for item in items]
         # The notes travel with the voice, and the folder of a file is nobody's business.
         known = labels or [path.name if path is not None else "the reference" for path in paths]
@@ -255,12 +284,14 @@ class VoiceConversionPipeline:
             ModelError: a model that cannot be had or does not fit the others.
         """
         controls = controls or Controls(semitones=semitones, match_pitch=match_pitch)
-        with self._telling(progress):
+        with self._telling(progress), events.span(events.Conversion()) as converting:
             conversion = self._conversion(source_audio, target, sample_rate, controls)
             rendered = run(conversion, Workspace())
-        samples = np.concatenate(list(rendered.blocks()))
-        audio = Waveform(samples, rendered.samples.sample_rate)
-        return ConversionResult(audio=audio, **rendered.account)
+            samples = np.concatenate(list(rendered.blocks()))
+            audio = Waveform(samples, rendered.samples.sample_rate)
+            result = ConversionResult(audio=audio, **rendered.account)
+            converting.complete(**_facts(result))
+        return result
 
     def convert_file(
         self,
@@ -289,11 +320,63 @@ class VoiceConversionPipeline:
         """
         spec = output if isinstance(output, OutputSpec) else OutputSpec(output)
         checked = spec.check([source, *listed(target)])
-        with self._telling(progress):
+        with self._telling(progress), events.span(events.Conversion()) as converting:
             conversion = self._conversion(
                 source, target, sample_rate, controls or Controls(), memory_seconds, checked
             )
-            return convert_into(conversion, checked)
+            result = convert_into(conversion, checked)
+            converting.complete(**_facts(result), resumed=result.resumed)
+        return result
+
+    def stream(
+        self,
+        target: Target,
+        controls: Controls | None = None,
+        *,
+        sample_rate: int,
+        output_rate: int | None = None,
+        own_voice: Target | None = None,
+        block_ms: float = BLOCK_MS,
+        lookahead_ms: float = LOOKAHEAD_MS,
+    ) -> LiveStream:
+        """A live conversion to ``target``: samples in, converted samples out.
+
+        Args:
+            target: as for :meth:`convert`.
+            controls: those that do not need the whole recording.
+            sample_rate: of what will be pushed, Hz.
+            output_rate: of what comes out, Hz; the same by default.
+            own_voice: a recording or a voice of who will speak. The level, the mean of the content
+                and the pitch are otherwise learnt in the first seconds.
+            block_ms: how much is converted at once, to the nearest mel frame.
+            lookahead_ms: how far beyond a block the source is known when it is converted. Both
+                count in the latency; less of the second costs quality.
+
+        Raises:
+            AutoVoiceError: as for :meth:`convert`, or something is asked that no live conversion
+                can do.
+        """
+        controls = controls or Controls()
+        stages = self.stages()
+        own = None
+        if own_voice is not None:
+            own = own_voice if isinstance(own_voice, Voice) else self.clone(
+                own_voice, sample_rate=sample_rate, fine_tune=False
+            )  # fmt: skip
+        return LiveStream(
+            StreamSetup(
+                content_encoder=stages.content_encoder,
+                converter=stages.converter,
+                vocoder=stages.vocoder,
+                voice=self.voice(target, sample_rate),
+                own_voice=own,
+                controls=controls,
+                sample_rate=sample_rate,
+                output_rate=output_rate or sample_rate,
+                block_ms=block_ms,
+                lookahead_ms=lookahead_ms,
+            )
+        )
 
     def _conversion(
         self,
@@ -315,12 +398,7 @@ class VoiceConversionPipeline:
             )
         with timed(timings, "load"):
             stages = self.stages(controls)
-        specs = {
-            "content": self.config.content_encoder,
-            "speaker": self.config.speaker_encoder,
-            "converter": self.config.converter,
-            "vocoder": self.config.vocoder,
-        }
+        specs = self.config.models
         mock = any(self.registry.is_mock(spec) for spec in specs.values())
         if output is not None:
             output.refuse_mock(mock)
@@ -380,6 +458,26 @@ class VoiceConversionPipeline:
         """What is done inside is told to whom the call names, or else to the pipeline's own."""
         return told_to(progress or listener() or self.progress)
 
+    def _load_side_by_side(self, *kinds: str) -> None:
+        """Loads the models of these stages that are installed, on all cores.
+
+        Downloads take turns, each with its bar, and so does what fails: whoever needs the model
+        next is told.
+        """
+        registry = self.registry
+        if registry.use_mock:
+            return
+        versions = [registry.version(self.config.models[kind]) for kind in kinds]
+        here = [v.key for v in versions if registry.is_installed(v)]
+        missing = [key for key in here if key not in registry.loaded()]
+        if len(missing) < 2:
+            return
+        with ThreadPoolExecutor(len(missing)) as pool:
+            # Each in a copy of this context, so that whoever is told of progress is told of theirs.
+            loads = [pool.submit(copy_context().run, registry.load, key) for key in missing]
+            for loading in loads:
+                loading.exception()
+
     def stages(self, controls: Controls | None = None) -> Stages:
         """The models that a conversion with ``controls`` needs, loaded.
 
@@ -387,6 +485,7 @@ class VoiceConversionPipeline:
             ModelError: one cannot be had, or does not fit the others.
         """
         own_voice = controls is not None and controls.strength < 1
+        self._load_side_by_side("content", "converter", "vocoder", *["speaker"] * own_voice)
         speaker = self.speaker_encoder if own_voice else None
         return Stages(self.content_encoder, self.converter, self.vocoder, speaker)
 
@@ -421,6 +520,16 @@ class VoiceConversionPipeline:
         steps = self.config.fine_tune_steps if self.config.fine_tune else 0
         with self._telling():
             return self._fine_tunings.fine_tuned(self.converter, voice, steps)
+
+
+def _facts(account: ConversionResult | FileResult) -> dict[str, Any]:
+    """What an event says of a conversion that is done."""
+    return {
+        "audio_seconds": account.seconds,
+        "models": dict(account.models),
+        "timings": dict(account.timings or {}),
+        "seconds_per_second": account.seconds_per_second,
+    }
 
 
 def convert(

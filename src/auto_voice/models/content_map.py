@@ -359,9 +359,10 @@ def _at(piece: Waveform, sample_rate: int) -> FloatArray:
 def map_path(registry: ModelRegistry, encoder: str, space: str) -> Path:
     """Where the map of ``encoder`` into ``space`` is kept: beside the encoder's weights."""
     version = registry.version(encoder)
+    number = version.quantised.of if version.quantised is not None else version.version
     slug = re.sub(r"[^A-Za-z0-9._@-]+", "_", space)
     # Named as in 0.1.
-    return registry.store.folder(version.name, version.version) / f"adapter-{slug}.safetensors"
+    return registry.store.folder(version.name, number) / f"adapter-{slug}.safetensors"
 
 
 def into_space_of(

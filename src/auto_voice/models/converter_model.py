@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.mel import HIFIGAN_MEL, harmonic_template
 from auto_voice.audio.pitch import NEUTRAL_LOG_F0, align_pitch
-from auto_voice.errors import MissingDependencyError, ModelLoadError, VoiceError
+from auto_voice.errors import MissingDependencyError, ModelLoadError, VoiceError, install_hint
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import (
     bound_network,
@@ -200,7 +200,7 @@ class CompactConverter:
         except ImportError as error:
             raise MissingDependencyError(
                 f"Fine-tuning a voice needs {error.name}, which is not installed; run: "
-                'pip install "auto-voice[train]", or clone without fine-tuning.'
+                f"{install_hint('train')}. Or clone without fine-tuning."
             ) from error
         tuned: Voice = fine_tuning.fine_tune(self, voice, steps, progress)
         return tuned

@@ -27,7 +27,9 @@ from typing import Any, Protocol
 import numpy as np
 import soundfile as sf
 
-from auto_voice.errors import TrainingError
+from auto_voice.errors import ModelLoadError, TrainingError
+from auto_voice.filesystem import atomic_write
+from auto_voice.models.runtime.sessions import open_model
 from auto_voice.types import FloatArray
 
 SAMPLE_RATE = 24000
@@ -37,8 +39,8 @@ MAX_TOKENS = 480
 SEXES = "fm"
 SAME_SEX, OTHER_SEX = 4, 2
 """Timbres of a sentence: of the sex of its prosody, and of the other."""
-BLOCK_SENTENCES, BLOCK_TIMBRES = 40, 60
-"""Each timbre of a block speaks four of its sentences, so that every recording has others of its
+BLOCK_SENTENCES, BLOCK_TIMBRES = 40, 80
+"""Each timbre of a block speaks three of its sentences, so that every recording has others of its
 timbre to serve as reference, however far the corpus has been made."""
 GIVEN_MIXTURE_SHARE = 0.4
 BEYOND = 1.35
@@ -257,9 +259,9 @@ class ParallelCorpus:
             "tokens": len(tokens), "seed": self.seed, "versions": dict(self.versions),
             "clips": clips,
         }  # fmt: skip
-        partial = target / f".manifest.{os.getpid()}"
-        partial.write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
-        partial.replace(stored)
+        # What is lost in a power cut is spoken again.
+        with atomic_write(stored, durable=False) as temporary:
+            temporary.write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
         return manifest
 
 
@@ -337,7 +339,8 @@ _work: list[Any] = []
 
 
 def _begin(sources: Sources, folder: Path, seed: int) -> None:
-    """In a worker: what its sentences have in common."""
+    """In a worker: what its sentences have in common. Workers share the cores: one thread each."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     _work[:] = [sources.corpus(seed), folder, OnnxSynthesiser(sources.synthesiser)]
 
 
@@ -363,10 +366,11 @@ def write_list(folder: Path) -> int:
             )
             for clip in read["clips"]
         ]
-    partial = folder / f".speech.{os.getpid()}.csv"
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(folder / "speech.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         csv.writer(file).writerows([("path", "speaker", "corpus", "parallel"), *rows])
-    partial.replace(folder / "speech.csv")
     return len(rows)
 
 
@@ -410,23 +414,26 @@ def read_voices(folder: Path) -> dict[str, FloatArray]:
 
 
 class OnnxSynthesiser:
-    """Kokoro as an ONNX graph with the inputs ``tokens``, ``style`` and ``speed``."""
+    """Kokoro as an ONNX graph with the inputs ``tokens``, ``style`` and ``speed``.
+
+    Raises:
+        TrainingError: the file is no such graph.
+    """
 
     def __init__(self, path: Path) -> None:
-        # Set before the import: the library looks up a host of its own otherwise.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            self._network = open_model(path, path.name, inputs=("tokens", "style", "speed"))
+        except ModelLoadError as error:
+            raise TrainingError(
+                f"{path} is no synthesiser: give Kokoro as an ONNX graph with the inputs tokens, "
+                "style and speed."
+            ) from error
 
     def speak(self, tokens: Sequence[int], style: FloatArray, speed: float) -> FloatArray:
-        feed = {
-            "tokens": np.array([[0, *tokens, 0]], np.int64),
-            "style": style[None].astype(np.float32),
-            "speed": np.array([speed], np.float32),
-        }
-        out: FloatArray = self._session.run(None, feed)[0].ravel()
-        return out
+        """``(samples,)`` at ``SAMPLE_RATE``; see :class:`Synthesiser`."""
+        spoken = self._network(
+            np.array([[0, *tokens, 0]], np.int64),
+            style[None].astype(np.float32),
+            np.array([speed], np.float32),
+        )
+        return np.asarray(spoken, np.float32).ravel()

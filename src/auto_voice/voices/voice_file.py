@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.errors import AudioOutputError, VoiceError
+from auto_voice.errors import AudioOutputError, VoiceError, reason
 from auto_voice.filesystem import atomic_write
 from auto_voice.types import EMBEDDING_DIMS, Voice
 
@@ -79,7 +79,9 @@ def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:
         with atomic_write(target) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
-        raise AudioOutputError(f"the voice cannot be written to {target}: {error}.") from error
+        raise AudioOutputError(
+            f"the voice cannot be written to {target} ({reason(error)}); name another output."
+        ) from error
     return target
 
 
@@ -161,14 +163,17 @@ def load_voice_facts(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError("no voice")
         about = json.loads(metadata["voice"])
         pitch, seconds = _number(about["log_f0_mean"]), float(about["speech_seconds"])
+        spread = _number(about["log_f0_std"])
         if pitch is not None and not LOWEST_LOG_F0 < pitch < HIGHEST_LOG_F0:
             raise ValueError("no pitch")
         if not math.isfinite(seconds):
             raise ValueError("no length")
         return {
             "log_f0_mean": pitch,
+            "log_f0_std": spread,
             "speech_seconds": seconds,
             "encoder": _line(about["encoder"]),
+            "content_space": _line(about["content_space"]),
             "quality": {_line(k): _number(v) for k, v in about.get("quality", {}).items()},
             "notes": [_line(note) for note in about["notes"][:MOST_LISTED_NOTES]],
             "consent": _consent(about.get("consent", "")),
