@@ -12,12 +12,8 @@ from auto_voice.cli.showing import ProgressDisplay
 from auto_voice.errors import UnknownModelError
 from auto_voice.inference.controls import CONTROLS, ControlSpec
 from auto_voice.inference.result import HIGHEST_OUTPUT_RATE, LOWEST_OUTPUT_RATE
-from auto_voice.inference.voice_conversion_pipeline import (
-    FINE_TUNE_STEPS,
-    MOST_FINE_TUNE_STEPS,
-    PipelineConfig,
-    VoiceConversionPipeline,
-)
+from auto_voice.inference.stages import FINE_TUNE_STEPS, MOST_FINE_TUNE_STEPS, PipelineConfig
+from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem

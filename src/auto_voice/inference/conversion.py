@@ -20,7 +20,7 @@ import numpy as np
 from auto_voice.audio.loudness import LoudnessMeter
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
-from auto_voice.errors import AudioContentError, ModelLoadError
+from auto_voice.errors import AudioContentError
 from auto_voice.inference.analysis import (
     Analysis,
     analyse,
@@ -42,7 +42,7 @@ from auto_voice.inference.effects import (
 from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFacts
 from auto_voice.inference.rendering import Rendering, timed
 from auto_voice.inference.result import FileResult, Output
-from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
+from auto_voice.inference.stages import Stages
 from auto_voice.models.runtime.sessions import moves_noted
 from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Pitch, Voice, Waveform
@@ -56,30 +56,6 @@ log = logging.getLogger(__name__)
 OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 30.0
 # Seconds; longer recordings go through the disk, shorter ones take 20 MB of memory at most.
 LONG_SECONDS = 300.0
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The models of one conversion.
-
-    Raises:
-        ModelLoadError: the vocoder takes other mels than the converter gives.
-    """
-
-    content_encoder: ContentEncoder
-    converter: Converter
-    vocoder: Vocoder
-    speaker_encoder: SpeakerEncoderStage | None = None
-
-    def __post_init__(self) -> None:
-        converter, vocoder = self.converter, self.vocoder
-        given = (converter.sample_rate, converter.hop_samples)
-        if given != (vocoder.sample_rate, vocoder.hop_samples):
-            raise ModelLoadError(
-                f"{converter.name} gives mel frames of {given[1]} samples at {given[0]} Hz, but "
-                f"{vocoder.name} takes {vocoder.hop_samples} at {vocoder.sample_rate} Hz; choose "
-                "a vocoder with the converter's mel."
-            )
 
 
 @dataclass(frozen=True, eq=False)
