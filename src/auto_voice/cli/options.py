@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from auto_voice.cli.showing import ProgressDisplay
+from auto_voice.cli.showing import ProgressDisplay, config_option
 from auto_voice.errors import UnknownModelError
 from auto_voice.inference.controls import CONTROLS, ControlSpec
 from auto_voice.inference.result import HIGHEST_OUTPUT_RATE, LOWEST_OUTPUT_RATE
@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Options of every command that uses models.
 REGISTRY_OPTIONS = (
-    click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models."),
+    config_option,
     click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),
     click.option("--offline", is_flag=True, default=None, help="Open no network connection."),
     click.option(
@@ -37,11 +37,11 @@ REGISTRY_OPTIONS = (
 )  # fmt: skip
 
 
-# Of commands that run models.
 def _joined(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
     return ",".join(given) or None
 
 
+# Of commands that run models.
 device_option = click.option(
     "--device", metavar="DEVICE", multiple=True, callback=_joined,
     help="auto, cpu, cuda, cuda:N, directml, coreml, openvino or openvino:bf16; vocoder=cuda:1 for "

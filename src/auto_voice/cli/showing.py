@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
@@ -21,6 +22,11 @@ _SHOWN = {
     "judge": "judging {}",
     "speak": "speaking sentences",
 }
+
+
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path), help="YAML of settings and models."
+)
 
 
 class DefaultGroup(click.Group):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from auto_voice.cli.options import open_registry, registry_options
 from auto_voice.cli.showing import DefaultGroup
 
 
@@ -31,7 +33,7 @@ def train() -> None:
 @click.option("--from", "start", metavar="NAME@VERSION", help="Converter to start from.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that compute features.")
-@click.option("--model-dir", type=click.Path(path_type=Path), help="Folder of the models.")
+@registry_options
 def recipe_(
     recipe: Path,
     sources: tuple[Path, ...],
@@ -40,7 +42,7 @@ def recipe_(
     start: str | None,
     device: str,
     workers: int | None,
-    model_dir: Path | None,
+    **where: Any,
 ) -> None:
     """Train the content encoder and the converter by RECIPE.
 
@@ -53,7 +55,6 @@ def recipe_(
     """
     from dataclasses import replace
 
-    from auto_voice.models import ModelRegistry
     from auto_voice.training.recipes import load_recipe
     from auto_voice.training.workflow import Workflow
 
@@ -64,7 +65,7 @@ def recipe_(
         loaded = replace(loaded, converter=None, converter_from=start)
     folder = out or Path("runs") / loaded.name
     workflow = Workflow(
-        loaded, sources, folder, ModelRegistry(model_dir), device=device, workers=workers,
+        loaded, sources, folder, open_registry(**where), device=device, workers=workers,
         say=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     outcome = workflow.run()
