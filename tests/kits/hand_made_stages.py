@@ -11,6 +11,7 @@ import numpy as np
 
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.pitch import align_pitch
+from auto_voice.inference.chunking import Joiner
 from auto_voice.models.mock_models import mock_sample
 from auto_voice.models.registry.store import ModelStore
 from auto_voice.types import Content, Mel
@@ -124,3 +125,9 @@ class HandMade:
 
     def is_mock(self, name, version=None):
         return False
+
+
+def join(pieces, hop_samples, samples):
+    """Rendered pieces, pairs of a chunk and its audio in order, as ``(samples,)``."""
+    joiner = Joiner(hop_samples, samples)
+    return np.concatenate([joiner.push(chunk, audio) for chunk, audio in pieces])

@@ -25,7 +25,8 @@ from auto_voice.errors import AudioOutputError, AutoVoiceError, reason
 from auto_voice.inference.controls import controls_from
 
 if TYPE_CHECKING:
-    from auto_voice.inference.voice_conversion_pipeline import Target, VoiceConversionPipeline
+    from auto_voice.inference.inputs import Target
+    from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 
 FORMAT = "auto_voice.batch/1"
 MANIFEST = "manifest.jsonl"

@@ -38,10 +38,11 @@ from auto_voice.settings import Settings, get_settings
 if TYPE_CHECKING:
     from auto_voice.models.additions import Addition
     from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
-    from auto_voice.models.model_loader import ModelLoader, ProgressCallback
+    from auto_voice.models.model_loader import ModelLoader
     from auto_voice.models.registry.loading import WarmupTiming
     from auto_voice.models.registry.maintenance import UsageRecord
     from auto_voice.models.registry.store import ModelStore
+    from auto_voice.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +108,9 @@ class ModelRegistry:
         prefer: which version a bare name means where there are quantised ones: ``exact`` takes the
             catalog's default, ``fastest`` and ``smallest`` what was made of it and is faster on
             a CPU or needs less memory.
-        progress: whether downloads draw a bar; None draws it on a terminal; a function is told
-            label, bytes done and bytes in all, and no bar is drawn.
+        progress: whether downloads draw a bar; None draws it on a terminal; a function is told of
+            each :class:`~auto_voice.progress.Progress`, and no bar is drawn. A call's own listener
+            comes first.
 
     Raises:
         ConfigError: a setting that cannot be.
@@ -196,7 +198,7 @@ class ModelRegistry:
                     ModelStore(self.model_dir),
                     offline=self.settings.offline,
                     mirrors=Mirrors(self.settings.mirrors, self.settings.mirror_token),
-                    show_progress=False if callable(self._progress) else self._progress,
+                    show_progress=None if callable(self._progress) else self._progress,
                     progress=self._progress if callable(self._progress) else None,
                 )
             return self._loader

@@ -139,7 +139,6 @@ _TABLE: dict[str, Architecture] = {
     "onnx_content": Architecture("auto_voice.models.onnx_model", "content", devices=True),
     "onnx_speaker": Architecture("auto_voice.models.onnx_model", "speaker", devices=True),
     "onnx_vocoder": Architecture("auto_voice.models.onnx_model", "vocoder", devices=True),
-
     "kokoro": Architecture("auto_voice.training.speech_synthesis", "synthesiser"),
 }
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(_TABLE)

@@ -25,6 +25,7 @@ from auto_voice.errors import (
     StoreError,
 )
 from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.progress import tell
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ class ModelCache:
                 raise ModelLoadError(f"loading {key} needs {key} itself; check the catalog")
             return flight.outcome()
         try:
+            tell("load", 0, 1, key)
             mine.model = load()
+            tell("load", 1, 1, key)
         except BaseException as error:
             mine.error = error
             raise
