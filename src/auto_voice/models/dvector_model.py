@@ -20,10 +20,12 @@ from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.sessions import Network, open_model
 from auto_voice.types import SPEECH_RATE, FloatArray
 
+# Mel frames of 10 ms that the network embeds at once, half of them new.
 WINDOW_FRAMES = 80
 STRIDE_FRAMES = 40
 # Bounds memory on hour-long input; the LSTM is independent from window to window.
 BATCH_WINDOWS = 64
+# Added to the power, since zero has no logarithm.
 LOG_OFFSET = 1e-10
 DVECTOR_MEL = MelSpec(
     sample_rate=SPEECH_RATE,

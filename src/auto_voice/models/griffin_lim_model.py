@@ -21,6 +21,7 @@ from auto_voice.types import FloatArray
 
 ComplexArray = NDArray[np.complex64]
 
+# As librosa has by default; it stands in for a vocoder, and time counts.
 ITERATIONS = 32
 # Of the fast variant (Perraudin, Balazs and Søndergaard 2013).
 MOMENTUM = 0.99
