@@ -6,7 +6,6 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -438,24 +437,6 @@ class VoiceConversionPipeline:
         self._tell(Progress("load", 1, 1, name))
         return model
 
-    def _load_side_by_side(self, *kinds: str) -> None:
-        """Loads the models of these stages that are installed, on all cores.
-
-        Downloads take turns, each with its bar, and so does what fails: whoever needs the model
-        next is told.
-        """
-        registry = self.registry
-        if registry.use_mock:
-            return
-        versions = [registry.version(self.config.models[kind]) for kind in kinds]
-        here = [v.key for v in versions if registry.is_installed(v)]
-        missing = [key for key in here if key not in registry.loaded()]
-        if len(missing) < 2:
-            return
-        with ThreadPoolExecutor(len(missing)) as pool:
-            for loading in [pool.submit(registry.load, key) for key in missing]:
-                loading.exception()
-
     def _tell(self, progress: Progress) -> None:
         told = _LISTENER.get() or self.progress
         if told is not None:
@@ -477,7 +458,8 @@ class VoiceConversionPipeline:
             ModelError: one cannot be had, or does not fit the others.
         """
         own_voice = controls is not None and controls.strength < 1
-        self._load_side_by_side("content", "converter", "vocoder", *["speaker"] * own_voice)
+        kinds = ("content", "converter", "vocoder", *["speaker"] * own_voice)
+        self.registry.load_installed(self.config.models[kind] for kind in kinds)
         converter, vocoder = self.converter, self.vocoder
         same = (converter.sample_rate, converter.hop_samples)
         if same != (vocoder.sample_rate, vocoder.hop_samples):
