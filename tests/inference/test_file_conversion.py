@@ -320,7 +320,7 @@ def test_only_what_the_disk_does_is_blamed_on_the_output(
         "auto_voice.inference.conversion.prepare",
         lambda *_: (_ for _ in ()).throw(OSError("model")),
     )
-    with pytest.raises(OSError, match="^model$"):
+    with pytest.raises(OSError, match=r"^model$"):
         on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
     monkeypatch.undo()
 
