@@ -37,6 +37,7 @@ from auto_voice.models.registry.catalog_schema import (
     PRECISIONS,
     extend_folder_catalog,
     fields_of,
+    shrink_folder_catalog,
 )
 from auto_voice.models.registry.loading import run_once
 from auto_voice.models.registry.maintenance import remove
@@ -479,6 +480,12 @@ def _install(
                 remove(store, made.name, made.version)
             raise
     return made
+
+
+def forget(store: ModelStore, version: ModelVersion) -> None:
+    """Removes what :func:`quantise` made, from the store and from the folder's catalog."""
+    shrink_folder_catalog(store.root, version.name, version.version)
+    remove(store, version.name, version.version)
 
 
 def _times_as_fast(model: Any, made: ModelVersion, files: Mapping[str, Path]) -> float:
