@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.content_map import map_content
+from auto_voice.cli.derived import map_content, quantize
 from auto_voice.cli.options import chosen, name_and_version, open_registry, registry_options
 from auto_voice.cli.showing import print_json, print_table, sized
 from auto_voice.errors import AutoVoiceError, ConfigError, ModelError
@@ -31,6 +31,7 @@ def models() -> None:
 
 
 models.add_command(map_content)
+models.add_command(quantize)
 
 
 @models.command("list")
@@ -57,7 +58,7 @@ def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> Non
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    table = [("MODEL", "KIND", "SIZE", "STATE", "DESCRIPTION")]
+    table = [("MODEL", "KIND", "SIZE", "MEMORY", "STATE", "DESCRIPTION")]
     for row in rows:
         state = "installed" if row.installed else "-"
         marks = ["pinned"] * row.pinned + ["stale pin"] * bool(row.problem)
@@ -66,8 +67,9 @@ def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> Non
                 f"{row.name}@{row.version}" + ("" if row.default else " (not default)"),
                 row.kind,
                 sized(row.bytes),
+                f"{row.ram_mb} MB" if row.ram_mb else "-",
                 ", ".join((state, *marks)),
-                row.description,
+                row.description + (f", in {row.quantised}" if row.quantised else ""),
             )
         )
     print_table(table)
@@ -292,10 +294,15 @@ def remove(names: tuple[str, ...], **where: Any) -> None:
     autovoice models remove hubert_base
     """
     from auto_voice.models.registry import maintenance as store_maintenance
+    from auto_voice.models.registry.catalog_schema import shrink_folder_catalog
 
     registry = open_registry(**where)
     for name, version in [name_and_version(registry, name) for name in names]:
         freed = store_maintenance.remove(registry.store, name, version)
+        known = registry.catalog.models.get(name)
+        made = known.versions.get(version) if known is not None else None
+        if made is not None and made.quantised is not None and not registry.is_obtainable(made):
+            shrink_folder_catalog(registry.model_dir, name, version)
         click.echo(f"{name}@{version}: removed, {sized(freed)}")
         if registry.pins.records().get(name, {}).get("version") == version:
             click.echo(
