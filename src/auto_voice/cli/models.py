@@ -187,9 +187,9 @@ def _raise_problems(problems: Sequence[AutoVoiceError], done: str) -> None:
 
 @models.command()
 @click.argument("name")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--architecture", required=True, help="What the files are weights of, e.g. hifigan.")
-@click.option("--licence", required=True, help="Under which they may be used, e.g. MIT.")
+@click.argument("files", nargs=-1, type=click.Path(dir_okay=False))
+@click.option("--architecture", help="What the files are weights of, e.g. hifigan.")
+@click.option("--licence", help="Under which they may be used, e.g. MIT.")
 @click.option("--description", help="One line for the list.")
 @click.option(
     "--param", "params", multiple=True, metavar="KEY=VALUE", help="Read by the architecture."
@@ -197,9 +197,9 @@ def _raise_problems(problems: Sequence[AutoVoiceError], done: str) -> None:
 @registry_options
 def add(
     name: str,
-    files: tuple[Path, ...],
-    architecture: str,
-    licence: str,
+    files: tuple[str, ...],
+    architecture: str | None,
+    licence: str | None,
     description: str | None,
     params: tuple[str, ...],
     **where: Any,
@@ -210,7 +210,18 @@ def add(
 
     \b
     autovoice models add my_vocoder generator.pth --architecture hifigan --licence MIT
+    autovoice models add hf://owner/repo@v1.0
+
+    A file may be hf://owner/repo@revision/file. Alone, hf://owner/repo[@revision] brings the models
+    of a repository that `autovoice models push` made. A branch or tag is pinned to its commit.
     """
+    if name.startswith("hf://"):
+        if files or architecture or licence or description or params:
+            raise ConfigError(f"{name} says itself what it holds; give nothing else with it")
+        _add_repository(name, where)
+        return
+    if not files or not architecture or not licence:
+        raise ConfigError("give the files of the model, --architecture and --licence")
     from auto_voice.models.registry.architectures import ARCHITECTURES
     from auto_voice.models.registry.catalog_schema import extend_folder_catalog
 
@@ -230,23 +241,107 @@ def add(
     fields: dict[str, Any] = {
         "architecture": architecture,
         "licence": licence,
-        "files": [_described(file) for file in files],
+        "files": [_described(registry, file) for file in files],
     }
     if params:
         fields["params"] = dict(map(_param, params))
     about = {"kind": kind}
     if description or known is None:
-        about["description"] = description or f"added from {files[0].name}"
+        about["description"] = description or f"added from {Path(files[0]).name}"
     extend_folder_catalog(registry.model_dir, name, number, about, fields)
     registry = open_registry(**where)
     registry.pull(name, number)
     click.echo(f"{name}@{number}: {_whereabouts(registry, registry.version(name, number))}")
 
 
-def _described(file: Path) -> dict[str, Any]:
+def _add_repository(address: str, where: dict[str, Any]) -> None:
+    from auto_voice.models.registry.hub import Repository, add_repository
+
+    registry = open_registry(**where)
+    added = add_repository(
+        registry.model_dir,
+        registry.catalog,
+        Repository.of(address),
+        registry.loader.downloader.context.transfer,
+        offline=registry.settings.offline,
+    )
+    registry = open_registry(**where)
+    for version in added:
+        registry.pull(version.name, version.version)
+        click.echo(f"{version.key}: {_whereabouts(registry, version)}")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("address", metavar="hf://OWNER/REPO")
+@click.option(
+    "--card",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Markdown on its data and figures, for the model card [default: card.md beside the "
+    "weights, as `autovoice train` writes it].",
+)
+@click.option("--private", is_flag=True, help="Make the repository private, if it is new.")
+@click.option("--dry-run", is_flag=True, help="Show what would be uploaded, and connect to nobody.")
+@registry_options
+def push(
+    name: str, address: str, card: Path | None, private: bool, dry_run: bool, **where: Any
+) -> None:
+    """Publish NAME[@VERSION] as a repository of the Hugging Face Hub.
+
+    It gets the weights as safetensors or ONNX, a catalog entry and a model card, in one commit.
+    Versions that are there already stay. Others take it with `autovoice models add`.
+
+    \b
+    autovoice models push my_vocoder hf://me/my-vocoder --card card.md --dry-run
+    """
+    from auto_voice.models.registry.architectures import with_safetensors
+    from auto_voice.models.registry.hub import Repository, prepare, publish
+
+    registry = open_registry(**where)
+    repository = Repository.of(address)
+    if repository.revision != "main":
+        raise ConfigError("a model is published on the branch main; leave @REVISION out")
+    version = registry.version(name)
+    files = with_safetensors(version, registry.pull(version.name, version.version), registry.store)
+    entry = registry.catalog.entry(version.name)
+    made = prepare(entry, version, files, repository.repo, _about(version, card))
+    if dry_run:
+        for place, path in made.files.items():
+            click.echo(f"{place}  {sized(path.stat().st_size)}  from {path}")
+        click.echo(f"\nautovoice.yaml\n{made.catalog}\nREADME.md\n{made.card}")
+        click.echo("nothing was uploaded", err=True)
+        return
+    if registry.settings.offline:
+        raise ConfigError("the network is switched off; nothing can be published")
+    commit = publish(made, private=private)
+    click.echo(f"{version.key}: {address} at commit {commit}")
+
+
+def _about(version: ModelVersion, card: Path | None) -> str:
+    """What a model card says of data and figures; "" if nothing is known."""
+    places = [card] if card is not None else []
+    if card is None:
+        uris = (uri for file in version.files for uris in file.sources for uri in uris)
+        places = [Path(uri).parent / "card.md" for uri in uris if "://" not in uri]
+    for place in places:
+        try:
+            return place.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            if card is not None:
+                raise ConfigError(f"the card {card} cannot be read ({error})") from error
+    return ""
+
+
+def _described(registry: ModelRegistry, given: str) -> dict[str, Any]:
     """A file as a catalog writes it."""
     from auto_voice.filesystem import sha256_file
 
+    if given.startswith("hf://"):
+        from auto_voice.models.registry.hub import described
+
+        context = registry.loader.downloader.context
+        return described(given, registry.store, context, offline=registry.settings.offline)
+    file = Path(given)
     try:
         path = file.expanduser().absolute()
         facts = {"file": path.name, "sha256": sha256_file(path), "bytes": path.stat().st_size}

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -127,8 +128,9 @@ def commit_of(repository: Repository, transfer: HttpTransfer, *, offline: bool =
             "give the commit, or switch the network on."
         )
     url = f"{hub_endpoint()}/api/models/{repo}/revision/{quote(revision, safe='')}"
+    answer = _read(url, repository, transfer)
     try:
-        commit = json.loads(_read(url, repository, transfer)).get("sha", "")
+        commit = json.loads(answer).get("sha", "")
     except (ValueError, AttributeError):
         commit = ""
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
@@ -271,7 +273,9 @@ def add_repository(
                     "another version, or another name."
                 )
     for entry, version in new:
-        about = {"kind": entry.kind, "description": entry.description}
+        about = {"kind": entry.kind}
+        if entry.name not in catalog.models:
+            about["description"] = entry.description
         sources = {file.file: file.sources for file in version.files}
         fields = fields_of(version, sources)
         extend_folder_catalog(folder, entry.name, version.version, about, fields)
@@ -379,7 +383,7 @@ def prepare(
         raise ConfigError(f"{version.key} has no files that could be published.")
     if not about.strip():
         raise ConfigError(
-            f"say what {version.key} was trained on and what was measured: --card FILE, in Markdown."
+            f"say what {version.key} was trained on and what was measured: --card FILE (Markdown)."
         )
     there, paths = [], {}
     for file in version.files:
@@ -422,6 +426,7 @@ def publish(publication: Publication, *, private: bool = False) -> str:
     try:
         from huggingface_hub import CommitOperationAdd, HfApi
         from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils import disable_progress_bars
     except ImportError as error:
         raise MissingDependencyError(
             f'{error.name} is not installed; run: pip install "auto-voice[hub]"'
@@ -443,6 +448,8 @@ def publish(publication: Publication, *, private: bool = False) -> str:
         "README.md": publication.card.encode(),
         **{place: str(path) for place, path in publication.files.items()},
     }
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     api = HfApi(endpoint=hub_endpoint(), token=token)
     try:
         api.create_repo(publication.repo, private=private, exist_ok=True)
@@ -458,8 +465,9 @@ def publish(publication: Publication, *, private: bool = False) -> str:
                 f"the hub does not let this token write {publication.repo}: {said}"
             ) from error
         raise ModelUnavailableError(f"the hub refused {publication.repo}: {said}") from error
-    except (OSError, ValueError) as error:
-        raise ModelUnavailableError(f"{publication.repo} was not published: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        why = error.__cause__ or error
+        raise ModelUnavailableError(f"{publication.repo} was not published: {why}") from error
     except Exception as error:
         # The library lets its HTTP client's errors through, of which there were two by now.
         if not type(error).__module__.partition(".")[0].startswith(("http", "requests", "urllib")):
