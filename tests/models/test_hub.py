@@ -18,7 +18,7 @@ from auto_voice.models import ModelRegistry
 from auto_voice.models.registry.hub import Repository, cache_folder
 from auto_voice.models.registry.sources import HubSource
 from hub_server import TOKEN, FakeHub, hub_server
-from registry_kit import file_entry, model_entry, tone_catalog, write_catalog
+from registry_kit import file_entry, model_entry, tone_catalog, write_catalog, write_tone
 
 # The hub's own library does what its HTTP client advises against.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -180,16 +180,17 @@ def test_checkpoints_are_published_as_safetensors(tmp_path) -> None:
 
 
 def test_a_branch_or_tag_of_any_repository_is_pinned(hub, run, tmp_path) -> None:
-    data = vocoder(tmp_path / "x").with_name("weights.safetensors").read_bytes()
-    first = hub.commit("some/repo", {"w.safetensors": data}, "v1", "feature")
-    hub.commit("some/repo", {"w.safetensors": b"other"})
-    options = ["--architecture", "griffin_lim", "--licence", "MIT"]
-    uri = "hf://some/repo@v1/w.safetensors"
-    code, _, errors = add(run, tmp_path / "models", "theirs", uri, *options)
+    data = write_tone(tmp_path / "w.wav").read_bytes()
+    first = hub.commit("some/repo", {"w.wav": data}, "v1", "feature")
+    hub.commit("some/repo", {"w.wav": b"other"})
+    options = ["--architecture", "sample", "--licence", "MIT"]
+    code, _, errors = add(run, tmp_path / "m", "theirs", "hf://some/repo@v1/w.wav", *options)
     assert code == 0, errors
-    version = ModelRegistry(tmp_path / "models").version("theirs")
-    assert version.files[0].sources == ((f"hf://some/repo@{first}/w.safetensors",),)
-    assert sum("resolve" in line for line in hub.asked) == 1, "the bytes came once"
+    version = ModelRegistry(tmp_path / "m").version("theirs")
+    assert version.files[0].sources == ((f"hf://some/repo@{first}/w.wav",),)
+    code, _, errors = add(run, tmp_path / "m", "more", "hf://some/repo@v9/w.wav", *options)
+    assert code == 2
+    assert "shows no v9 of some/repo" in errors
 
 
 @pytest.mark.parametrize(

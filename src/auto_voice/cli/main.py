@@ -18,6 +18,7 @@ from auto_voice.settings import get_settings
 # Command to where it lives and what ``--help`` says of it.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "convert": ("auto_voice.cli.convert:convert", "Re-speak a recording in another voice."),
+    "live": ("auto_voice.cli.live:live", "Speak in another voice: microphone to loudspeaker."),
     "batch": ("auto_voice.cli.batch:batch", "Convert many recordings, resumably."),
     "voices": ("auto_voice.cli.voices:voices", "Keep voices: add, list, blend, compare."),
     "inspect": ("auto_voice.cli.inspect:inspect", "Say what is in a recording."),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.calibrate import calibrate
+from auto_voice.cli.content_map import map_content
 from auto_voice.cli.options import chosen, name_and_version, open_registry, registry_options
 from auto_voice.cli.showing import print_json, print_table, sized
 from auto_voice.errors import AutoVoiceError, ConfigError, ModelError
@@ -30,7 +30,7 @@ def models() -> None:
     """
 
 
-models.add_command(calibrate)
+models.add_command(map_content)
 
 
 @models.command("list")
@@ -187,71 +187,61 @@ def _raise_problems(problems: Sequence[AutoVoiceError], done: str) -> None:
 
 @models.command()
 @click.argument("name")
-@click.argument("files", nargs=-1, type=click.Path(dir_okay=False))
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.option("--kind", help="What it does, e.g. vocoder; an ONNX file needs no architecture then.")
 @click.option("--architecture", help="What the files are weights of, e.g. hifigan.")
 @click.option("--licence", help="Under which they may be used, e.g. MIT.")
 @click.option("--description", help="One line for the list.")
 @click.option(
     "--param", "params", multiple=True, metavar="KEY=VALUE", help="Read by the architecture."
 )
+@click.option("--in-place", is_flag=True, help="Use the files where they lie, without a copy.")
 @registry_options
 def add(
     name: str,
-    files: tuple[str, ...],
+    sources: tuple[str, ...],
+    kind: str | None,
     architecture: str | None,
     licence: str | None,
     description: str | None,
     params: tuple[str, ...],
+    in_place: bool,
     **where: Any,
 ) -> None:
-    """Take FILES of your own into the model folder as NAME[@VERSION], version 1.0 if not given.
+    """Take a model of your own into the model folder as NAME[@VERSION], version 1.0 if not given.
 
-    Their sizes and hashes are measured and written to the catalog of the model folder.
+    SOURCE is a file, an address (https://, hf://, pypi://) or, for HuBERT, a folder of
+    transformers. Its files are hashed and tried once, and described in the catalog of the model
+    folder. Of hf://owner/repo@revision/file a branch or tag is pinned to its commit. In place of NAME,
+    hf://owner/repo[@revision] brings the models of a repository that `autovoice models push` made.
 
     \b
-    autovoice models add my_vocoder generator.pth --architecture hifigan --licence MIT
     autovoice models add hf://owner/repo@v1.0
-
-    A file may be hf://owner/repo@revision/file. Alone, hf://owner/repo[@revision] brings the models
-    of a repository that `autovoice models push` made. A branch or tag is pinned to its commit.
+    autovoice models add my_vocoder generator.pth --architecture hifigan --licence MIT
+    autovoice models add other_vocoder vocoder.onnx --kind vocoder --licence MIT
+    autovoice models add hubert_base@mine hubert/ --architecture hubert --licence MIT --in-place
     """
+    from auto_voice.models.additions import Addition
+
     if name.startswith("hf://"):
-        if files or architecture or licence or description or params:
+        if sources or kind or architecture or licence or description or params or in_place:
             raise ConfigError(f"{name} says itself what it holds; give nothing else with it")
         _add_repository(name, where)
         return
-    if not files or not architecture or not licence:
-        raise ConfigError("give the files of the model, --architecture and --licence")
-    from auto_voice.models.registry.architectures import ARCHITECTURES
-    from auto_voice.models.registry.catalog_schema import extend_folder_catalog
+    if not sources or not licence:
+        raise ConfigError("give the files of the model and --licence")
+    registry = open_registry(**where)
+    if any(source.startswith("hf://") for source in sources):
+        from auto_voice.models.registry.hub import pinned
 
-    registry = open_registry(**where)
-    name, _, number = name.partition("@")
-    number = number or "1.0"
-    known = registry.catalog.models.get(name)
-    if known is not None and number in known.versions:
-        raise ConfigError(f"there is a {name}@{number} already; give another version")
-    if architecture not in ARCHITECTURES:
-        raise ConfigError(
-            f"there is no architecture {architecture}; known: {', '.join(ARCHITECTURES)}"
-        )
-    kind = ARCHITECTURES[architecture].kind
-    if known is not None and known.kind != kind:
-        raise ConfigError(f"{name} is a {known.kind}, and {architecture} makes a {kind}")
-    fields: dict[str, Any] = {
-        "architecture": architecture,
-        "licence": licence,
-        "files": [_described(registry, file) for file in files],
-    }
-    if params:
-        fields["params"] = dict(map(_param, params))
-    about = {"kind": kind}
-    if description or known is None:
-        about["description"] = description or f"added from {Path(files[0]).name}"
-    extend_folder_catalog(registry.model_dir, name, number, about, fields)
-    registry = open_registry(**where)
-    registry.pull(name, number)
-    click.echo(f"{name}@{number}: {_whereabouts(registry, registry.version(name, number))}")
+        transfer, offline = registry.loader.downloader.context.transfer, registry.settings.offline
+        sources = tuple(pinned(source, transfer, offline=offline) for source in sources)
+    given = Addition(
+        name, sources, licence, kind or "", architecture or "", description or "",
+        dict(map(_param, params)), in_place,
+    )  # fmt: skip
+    version = registry.add(given)
+    click.echo(f"{version.key}: {_whereabouts(registry, version)}")
 
 
 def _add_repository(address: str, where: dict[str, Any]) -> None:
@@ -330,24 +320,6 @@ def _about(version: ModelVersion, card: Path | None) -> str:
             if card is not None:
                 raise ConfigError(f"the card {card} cannot be read ({error})") from error
     return ""
-
-
-def _described(registry: ModelRegistry, given: str) -> dict[str, Any]:
-    """A file as a catalog writes it."""
-    from auto_voice.filesystem import sha256_file
-
-    if given.startswith("hf://"):
-        from auto_voice.models.registry.hub import described
-
-        context = registry.loader.downloader.context
-        return described(given, registry.store, context, offline=registry.settings.offline)
-    file = Path(given)
-    try:
-        path = file.expanduser().absolute()
-        facts = {"file": path.name, "sha256": sha256_file(path), "bytes": path.stat().st_size}
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror}); give the weights") from error
-    return {**facts, "sources": [str(path)]}
 
 
 def _param(text: str) -> tuple[str, Any]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import threading
@@ -50,6 +51,9 @@ log = logging.getLogger(__name__)
 
 # Room that must be left after a download, in bytes: metadata, locks and converted headers.
 _SPACE_MARGIN_BYTES = 16 << 20
+
+# Bytes of a file whose size nobody says.
+LARGEST_UNKNOWN_BYTES = 8 << 30
 
 # Is told a label, the bytes done and the bytes in all (0 where the total is unknown).
 ProgressCallback = Callable[[str, int, int], None]
@@ -227,6 +231,30 @@ class ModelDownloader:
             job = FetchJob(partial, file.bytes, True, bar.update_to, bar.expect)
             return self.mirrors.fetch(file.sha256, job)
 
+    def fetch_unknown(self, uri: str) -> Path:
+        """The file of a source that no catalog describes yet, as the partial of its own hash, so
+        that it is not fetched again when a catalog does.
+
+        Raises:
+            DownloadError, IntegrityError, UnsafeFileError: see ``fetchers.fetch``.
+            DiskSpaceError: the disk filled up.
+        """
+        key = hashlib.sha256(uri.encode()).hexdigest()
+        with self.store.partial_lock(key):
+            partial = self.store.partial(key)
+            with (
+                DownloadProgressBar(
+                    public_url(uri), 0, enabled=self._show, callback=self._progress
+                ) as bar,
+                disk.storage_errors(self.store.root, f"downloading {public_url(uri)}"),
+            ):
+                job = FetchJob(partial, LARGEST_UNKNOWN_BYTES, False, bar.update_to, bar.expect)
+                digest = fetch(parse_source(uri), job, self.context)
+                known = self.store.partial(digest)
+                disk.move_into_place(partial.path, known.path)
+                partial.discard()
+        return known.path
+
     def _from_source(
         self, uris: Sequence[str], file: ModelFile, partial: Partial, bar: DownloadProgressBar
     ) -> None:
@@ -334,7 +362,11 @@ class ModelLoader:
         paths = self._from_package(version) or (None if force else self.store.lookup(version))
         if paths is not None:
             return paths
-        far = [file for file in version.files if self.store.blob(file.sha256) is None]
+        far = [
+            file
+            for file in version.files
+            if not file.in_place and self.store.blob(file.sha256) is None
+        ]
         self._check_offline(version, far)
         with self.store.lock(version.name, version.version):
             if not force:
@@ -343,7 +375,9 @@ class ModelLoader:
                     return paths
             if force:
                 self.store.drop_damaged_derived(version)
-            missing = list(version.files) if force else self.store.adopt(version)
+            missing = self.store.adopt(version)
+            if force:
+                missing = [file for file in version.files if not file.in_place]
             self._check_offline(version, missing)
             self._check_space(version, missing)
             return self._install(version, missing)

@@ -36,6 +36,7 @@ from auto_voice.models.registry.loading import (
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
+    from auto_voice.models.additions import Addition
     from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
     from auto_voice.models.model_loader import ModelLoader, ProgressCallback
     from auto_voice.models.registry.loading import WarmupTiming
@@ -67,6 +68,8 @@ class ModelStatus:
         loaded: it is in this registry's memory.
         problem: why the bare name of the model cannot be used: a pin that asks for what the
             catalog no longer has; empty if all is well.
+        ram_mb: memory that it needs; 0 where that is not known.
+        quantised: its precision where it was made of another version, such as ``int8``.
     """
 
     name: str
@@ -80,6 +83,8 @@ class ModelStatus:
     installed: bool
     loaded: bool
     problem: str = ""
+    ram_mb: int = 0
+    quantised: str = ""
 
 
 class ModelRegistry:
@@ -92,12 +97,16 @@ class ModelRegistry:
         use_mock: numpy stand-ins for everything, deterministic, no files.
         config: the user's YAML that overlays the built-in catalog and may hold settings.
         offline: never open a connection.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino``;
             ``"cuda:0,vocoder=cuda:1"`` or ``{"default": "cuda:0", "vocoder": "cuda:1"}`` gives the
             models of a kind, or one model, a device of their own.
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
         memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
         mirrors: base URLs of servers that are asked first for files.
+
+        prefer: which version a bare name means where there are quantised ones: ``exact`` takes the
+            catalog's default, ``fastest`` and ``smallest`` what was made of it and is faster on
+            a CPU or needs less memory.
         progress: whether downloads draw a bar; None draws it on a terminal; a function is told
             label, bytes done and bytes in all, and no bar is drawn.
 
@@ -116,6 +125,7 @@ class ModelRegistry:
         fallback: str | None = None,
         memory_budget_mb: int | None = None,
         mirrors: Sequence[str] | None = None,
+        prefer: str | None = None,
         progress: bool | ProgressCallback | None = None,
     ) -> None:
         self.settings: Settings = get_settings(
@@ -126,6 +136,7 @@ class ModelRegistry:
             fallback=fallback,
             memory_budget_mb=memory_budget_mb,
             mirrors=mirrors,
+            prefer=prefer,
         )
         self.use_mock = use_mock
         self._progress = progress
@@ -191,7 +202,8 @@ class ModelRegistry:
             return self._loader
 
     def version(self, name: str, version: str | None = None) -> ModelVersion:
-        """The record that a name means: the given version or alias, else the pin, else the default.
+        """The record that a name means: the given version or alias, else the pin, else what the
+        setting ``prefer`` makes of the default.
 
         Raises:
             UnknownModelError: no such model or version, or a pin asks for one that is gone.
@@ -199,7 +211,23 @@ class ModelRegistry:
         """
         name, version = split_key(name, version)
         pinned = self.pins.version(self.catalog, name) if version is None else None
-        return pinned or self.catalog.version(name, version)
+        if pinned is not None or version is not None:
+            return pinned or self.catalog.version(name, version)
+        return self._preferred(self.catalog.version(name))
+
+    def _preferred(self, default: ModelVersion) -> ModelVersion:
+        """The version in place of ``default`` that the setting ``prefer`` asks for."""
+        prefer = self.settings.prefer
+        if prefer == "exact":
+            return default
+        made = self.catalog.entry(default.name).quantised_of(default)
+        choices = [default, *filter(self.is_obtainable, made)]
+        if prefer == "smallest":
+            return min(choices, key=lambda version: (version.needs.ram_mb, version.bytes))
+        # Speeds are those of CPUs.
+        if len(choices) == 1 or self._device(default) != "cpu":
+            return default
+        return max(choices, key=lambda v: v.quantised.speed if v.quantised is not None else 1.0)
 
     def in_space(self, name: str, space: str) -> ModelVersion | None:
         """The last version of a content encoder that speaks ``space``; None if none does.
@@ -229,6 +257,8 @@ class ModelRegistry:
                     installed=self.is_installed(version),
                     loaded=version.key in loaded,
                     problem=problem if version.version == meant else "",
+                    ram_mb=version.needs.ram_mb,
+                    quantised=version.quantised.to if version.quantised is not None else "",
                 )
                 for version in entry.versions.values()
             ]
@@ -243,6 +273,14 @@ class ModelRegistry:
         from auto_voice.models.registry.sources import bundled_files
 
         return bundled_files(version) is not None
+
+    def is_obtainable(self, version: ModelVersion) -> bool:
+        """Whether a version is here or has a source elsewhere; one that was made here and removed
+        is not."""
+        from auto_voice.models.registry.sources import needs_network
+
+        uris = (uri for file in version.files for source in file.sources for uri in source)
+        return self.is_installed(version) or any(map(needs_network, uris))
 
     def pull(
         self, name: str, version: str | None = None, *, force: bool = False
@@ -274,6 +312,20 @@ class ModelRegistry:
             listed = f"its files: {', '.join(names)}" if names else "it has no files"
             raise UnknownModelError(f"{wanted.key} has no file {chosen or 'at all'}; {listed}")
         return self.pull(wanted.name, wanted.version)[chosen]
+
+    def add(self, wanted: Addition) -> ModelVersion:
+        """A model of one's own in the model folder: fetched, hashed, tried once and described.
+
+        Raises:
+            The same as ``additions.add_model``.
+        """
+        from auto_voice.models.additions import add_model
+
+        added = add_model(wanted, self.catalog, self.loader)
+        with self._lock:
+            self._catalog = None
+        self.pull(added.name, added.version)
+        return added
 
     def pin(self, name: str, version: str | None = None) -> ModelVersion:
         """Make a bare ``name`` mean this version in this model folder, with these bytes.
@@ -485,12 +537,15 @@ class ModelRegistry:
     ) -> Mapping[str, Path]:
         from auto_voice.models.registry.architectures import with_safetensors
 
+        convert = with_safetensors
+        if version.quantised is not None and version.quantised.calibration:
+            from auto_voice.models.runtime.quantise import derived_files as convert
         try:
-            return with_safetensors(version, files, self.store)
+            return convert(version, files, self.store)
         except IntegrityError as error:
             # Damage that neither size nor time betrayed, found before it was converted.
             log.warning("%s", error)
-            return with_safetensors(version, self.loader.repair(version), self.store)
+            return convert(version, self.loader.repair(version), self.store)
 
     def _device(self, version: ModelVersion) -> str:
         """Where ``version`` runs: on the CPU, with a note, if the device asked for is missing."""

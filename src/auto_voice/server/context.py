@@ -22,6 +22,7 @@ from auto_voice.server.security import Sessions
 from auto_voice.server.settings import ServerSettings
 from auto_voice.server.telemetry import Metrics, request_id
 from auto_voice.server.uploads import (
+    CUT_IT,
     VOICE_FILE,
     JobFiles,
     check_references,
@@ -157,7 +158,8 @@ class Context:
             load_voice(frozen)
         for n, (file, name) in enumerate(zip(sources, names, strict=True)):
             path = self.files.keep(folder, f"in-{n}", _raw(file), durable=durable)
-            check_upload(path, name, given["most_seconds"], allow_truncated=lenient)
+            advice = given.get("advice", CUT_IT)
+            check_upload(path, name, given["most_seconds"], allow_truncated=lenient, advice=advice)
         speech = 0.0
         for n, (file, name) in enumerate(zip(references, labels, strict=True)):
             path = self.files.keep(folder, f"ref-{n}", _raw(file), durable=durable)

@@ -20,6 +20,7 @@ from auto_voice.server.engine import Engine
 from auto_voice.server.jobs import Claim, Json
 from auto_voice.server.settings import ServerSettings
 from auto_voice.server.uploads import (
+    CUT_IT,
     HIGHEST_RATE_HZ,
     KEPT_RATE_HZ,
     VOICE_FILE,
@@ -261,6 +262,7 @@ class Tasks:
             progress=progress,
             to_hz=to_hz,
             allow_truncated=bool(claim.job.request.get("allow_truncated")),
+            advice=claim.job.request.get("advice", CUT_IT),
         )
 
     def _enrol(self, claim: Claim, token: CancellationToken) -> Json:

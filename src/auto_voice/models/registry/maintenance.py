@@ -94,7 +94,7 @@ def verify(store: ModelStore, version: ModelVersion) -> VerifyReport:
     if record is None:
         damaged = (f"{METADATA} is damaged: {_fix(version)}",)
         return VerifyReport(version.key, False, damaged if (folder / METADATA).exists() else ())
-    paths = {file.file: folder / file.file for file in version.files}
+    paths = {file.file: store.path(version, file.file) for file in version.files}
     problems = list(_file_problems(version, paths))
     unrecorded = [name for name in paths if name not in record["files"]]
     problems += [f"{METADATA} lacks {name}: {_fix(version)}" for name in unrecorded]
