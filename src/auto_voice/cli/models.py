@@ -212,8 +212,8 @@ def add(
 
     SOURCE is a file, an address (https://, hf://, pypi://) or, for HuBERT, a folder of
     transformers. Its files are hashed and tried once, and described in the catalog of the model
-    folder. Of hf://owner/repo@revision/file a branch or tag is pinned to its commit. In place of NAME,
-    hf://owner/repo[@revision] brings the models of a repository that `autovoice models push` made.
+    folder. In hf://owner/repo@revision/file a branch or tag is pinned to its commit.
+    hf://owner/repo[@revision] alone brings the models that `autovoice models push` put there.
 
     \b
     autovoice models add hf://owner/repo@v1.0
