@@ -10,6 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +74,9 @@ if TYPE_CHECKING:
 @click.option(
     "--longest-seconds", default=10800.0, show_default=True, help="Longest recording of a job."
 )
+@click.option(
+    "--live-streams", default=2, show_default=True, help="Live conversions at the same time."
+)
 @click.option("--keep-hours", default=24.0, show_default=True, help="Hours to keep results.")
 @click.option(
     "--keep-mb",
@@ -107,6 +111,7 @@ def serve(
     upload_mb: int,
     direct_seconds: float,
     longest_seconds: float,
+    live_streams: int,
     keep_hours: float,
     keep_mb: int,
     grace: float,
@@ -154,6 +159,8 @@ def serve(
         upload_mb=upload_mb,
         direct_seconds=direct_seconds,
         longest_seconds=longest_seconds,
+        live_streams=live_streams,
+        live_streams_client=max(1, live_streams // 2) if live_streams else 0,
         keep_hours=keep_hours,
         keep_mb=keep_mb,
         grace_seconds=grace,
@@ -173,7 +180,10 @@ def serve(
             host=host,
             port=port,
             http=PatientProtocol,
-            ws="none",
+            # Without that package everything but /v1/live is there.
+            ws="websockets-sansio" if find_spec("websockets") else "none",
+            ws_max_size=1 << 20,
+            ws_per_message_deflate=False,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -233,8 +243,6 @@ def read_tokens(paths: Sequence[Path]) -> list[str]:
 
 def evaluator_of(registry: Any) -> Any:
     """The evaluator of the server; None where the evaluation is not installed."""
-    from importlib.util import find_spec
-
     if not registry.use_mock and find_spec("faster_whisper") is None:
         return None
     return PairJudge(registry)

@@ -14,6 +14,7 @@ from fastapi import Depends, Request, UploadFile
 from filelock import FileLock
 
 from auto_voice.errors import ServerError, UploadError
+from auto_voice.server.admission import LiveStreams
 from auto_voice.server.engine import Engine
 from auto_voice.server.job_store import JobStore
 from auto_voice.server.jobs import MAINTENANCE, JobRecord, JobRequest, QueueLimits
@@ -51,6 +52,7 @@ class Context:
     metrics: Metrics
     sessions: Sessions
     lock: FileLock
+    live_streams: LiveStreams
     warm: bool = False
     warm_problem: str = ""
 
