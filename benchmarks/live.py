@@ -39,7 +39,8 @@ from auto_voice.types import Waveform
 
 # Columns of the table of quality and what they are called in a score.
 FIGURES = {
-    "SECS": "secs", "SECS2": "secs2", "WER": "wer", "DNSMOS": "dnsmos", "F0 corr.": "f0_correlation",
+    "SECS": "secs", "SECS2": "secs2", "WER": "wer", "DNSMOS": "dnsmos",
+    "F0 corr.": "f0_correlation",
 }  # fmt: skip
 # Growth in memory over a soak that is no leak: what allocators keep.
 SOAK_MB = 30.0

