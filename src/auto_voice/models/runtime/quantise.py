@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -60,7 +60,7 @@ from auto_voice.progress import tell
 from auto_voice.types import Waveform
 
 if TYPE_CHECKING:
-    from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.models.registry.catalog import Catalog
     from auto_voice.models.registry.store import ModelStore
 
 log = logging.getLogger(__name__)
@@ -318,8 +318,27 @@ def _weight_file(version: ModelVersion) -> str:
 # Versions that a user makes
 
 
+class Registry(Protocol):
+    """What is used of a :class:`~auto_voice.models.model_registry.ModelRegistry`, which itself
+    needs what stands above."""
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def store(self) -> ModelStore: ...
+
+    def version(self, name: str, version: str | None = None) -> ModelVersion: ...
+
+    def pull(self, name: str, version: str | None = None) -> Mapping[str, Path]: ...
+
+    def load(self, name: str, version: str | None = None) -> Any: ...
+
+    def is_obtainable(self, version: ModelVersion) -> bool: ...
+
+
 def quantise(
-    registry: ModelRegistry,
+    registry: Registry,
     name: str,
     to: str,
     *,
@@ -375,7 +394,7 @@ def quantise(
     return _install(registry, version, made, new, kept, arrays)
 
 
-def check_request(registry: ModelRegistry, version: ModelVersion, to: str, number: str) -> None:
+def check_request(registry: Registry, version: ModelVersion, to: str, number: str) -> None:
     """Whether ``version`` can be made into one of precision ``to``.
 
     Raises:
@@ -429,7 +448,7 @@ def _pieces(version: ModelVersion, speech: Iterable[Waveform]) -> Iterator[Array
 
 
 def _install(
-    registry: ModelRegistry,
+    registry: Registry,
     version: ModelVersion,
     made: ModelVersion,
     new: str,
