@@ -317,9 +317,10 @@ def test_only_what_the_disk_does_is_blamed_on_the_output(
 ):
     """An error of a model is no error of the disk, and what the disk refuses is told in words."""
     monkeypatch.setattr(
-        "auto_voice.inference.conversion.prepare", lambda *_: (_ for _ in ()).throw(OSError("model"))
+        "auto_voice.inference.conversion.prepare",
+        lambda *_: (_ for _ in ()).throw(OSError("model")),
     )
-    with pytest.raises(OSError, match="^model$"):
+    with pytest.raises(OSError, match=r"^model$"):
         on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
     monkeypatch.undo()
 
@@ -327,7 +328,9 @@ def test_only_what_the_disk_does_is_blamed_on_the_output(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("auto_voice.inference.checkpoint.fsync_file", full)
-    with pytest.raises(AudioOutputError, match=r"\(No space left on device\); what is done is kept"):
+    with pytest.raises(
+        AudioOutputError, match=r"\(No space left on device\); what is done is kept"
+    ):
         on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
 
 
