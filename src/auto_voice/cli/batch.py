@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from auto_voice.cli.options import (
+    REGISTRY_NAMES,
     control_options,
     control_values,
     model_options,
@@ -135,15 +136,14 @@ def _spec(mock: bool, workers: int | None, options: dict[str, Any]) -> WorkerSpe
     from auto_voice.inference.voice_conversion_pipeline import PipelineConfig
     from auto_voice.models.runtime.devices import parse_devices, plan_workers
 
-    names = ("config", "model_dir", "offline", "device", "fallback")
-    registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
+    registry = {n: _plain(options[n]) for n in REGISTRY_NAMES if options.get(n) is not None}
     chosen = (
         "content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps",
         "allow_truncated",
     )  # fmt: skip
     models = {n: options[n] for n in chosen if options.get(n) is not None}
     settings = {"mock": mock, "registry": registry, "pipeline": models}
-    opened = open_registry(**{n: options.get(n) for n in names})
+    opened = open_registry(**{n: options.get(n) for n in REGISTRY_NAMES})
     device, config = opened.settings.device, PipelineConfig(**models)
     usual = max(cores() // 2, len(parse_devices(device).general))
     devices = plan_workers(
@@ -154,6 +154,8 @@ def _spec(mock: bool, workers: int | None, options: dict[str, Any]) -> WorkerSpe
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -10,6 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
 @click.option(
     "--longest-seconds", default=10800.0, show_default=True, help="Longest recording of a job."
 )
+@click.option(
+    "--live-streams", default=2, show_default=True, help="Live conversions at the same time."
+)
 @click.option("--keep-hours", default=24.0, show_default=True, help="Hours to keep results.")
 @click.option(
     "--keep-mb",
@@ -90,6 +94,11 @@ if TYPE_CHECKING:
     help="Seconds that running work gets when the server stops.",
 )
 @click.option("--warm", is_flag=True, help="Load the models before the first request.")
+@click.option(
+    "--mirror-fetch",
+    is_flag=True,
+    help="Fetch what other machines ask for as their mirror and is not here, once for all.",
+)
 @click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
@@ -110,10 +119,12 @@ def serve(
     upload_mb: int,
     direct_seconds: float,
     longest_seconds: float,
+    live_streams: int,
     keep_hours: float,
     keep_mb: int,
     grace: float,
     warm: bool,
+    mirror_fetch: bool,
     log_format: str,
     mock: bool,
     **models: Any,
@@ -158,10 +169,13 @@ def serve(
         upload_mb=upload_mb,
         direct_seconds=direct_seconds,
         longest_seconds=longest_seconds,
+        live_streams=live_streams,
+        live_streams_client=max(1, live_streams // 2) if live_streams else 0,
         keep_hours=keep_hours,
         keep_mb=keep_mb,
         grace_seconds=grace,
         warm=warm,
+        mirror_fetch=mirror_fetch,
     )
     engine = Engine(pipelines[0], voice_dir, evaluator_of(pipelines[0].registry), pipelines[1:])
     set_up_logs(log_format, min(logging.INFO, logging.getLogger("auto_voice").level))
@@ -176,7 +190,10 @@ def serve(
             host=host,
             port=port,
             http=PatientProtocol,
-            ws="none",
+            # Without that package everything but /v1/live is there.
+            ws="websockets-sansio" if find_spec("websockets") else "none",
+            ws_max_size=1 << 20,
+            ws_per_message_deflate=False,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -256,8 +273,6 @@ def read_tokens(paths: Sequence[Path]) -> list[str]:
 
 def evaluator_of(registry: Any) -> Any:
     """The evaluator of the server; None where the evaluation is not installed."""
-    from importlib.util import find_spec
-
     needed = ["jiwer", "whisper_normalizer", *(() if registry.use_mock else ("faster_whisper",))]
     if any(find_spec(package) is None for package in needed):
         return None

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice import events
 from auto_voice.audio.loudness import without_rumble
 from auto_voice.errors import ModelLoadError
 from auto_voice.inference.analysis import Analysis, noise_floor, pauses
@@ -342,6 +343,7 @@ class Rendering:
 def timed(timings: dict[str, float], step: str) -> Iterator[None]:
     started = time.perf_counter()
     try:
-        yield
+        with events.span(events.Stage(step)):
+            yield
     finally:
         timings[step] = timings.get(step, 0.0) + time.perf_counter() - started

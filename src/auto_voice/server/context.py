@@ -13,7 +13,9 @@ from typing import Annotated, Any, BinaryIO, cast
 from fastapi import Depends, Request, UploadFile
 from filelock import FileLock
 
+from auto_voice import events
 from auto_voice.errors import ServerError, UploadError
+from auto_voice.server.admission import LiveStreams
 from auto_voice.server.engine import Engine
 from auto_voice.server.job_store import JobStore
 from auto_voice.server.jobs import MAINTENANCE, JobRecord, JobRequest, QueueLimits
@@ -52,6 +54,7 @@ class Context:
     metrics: Metrics
     sessions: Sessions
     lock: FileLock
+    live_streams: LiveStreams
     warm: bool = False
     warm_problem: str = ""
 
@@ -117,6 +120,7 @@ class Context:
                         "references": labels,
                         "names": names,
                         "request_id": request_id.get(),
+                        "traceparent": events.traceparent(),
                         **given,
                     },
                     direct=direct,
@@ -172,7 +176,11 @@ class Context:
                 client=client,
                 kind=kind,
                 names=[name],
-                request={**request, "request_id": request_id.get()},
+                request={
+                    **request,
+                    "request_id": request_id.get(),
+                    "traceparent": events.traceparent(),
+                },
                 lane=MAINTENANCE,
                 keep_seconds=MAINTENANCE_KEEP_SECONDS,
             ),

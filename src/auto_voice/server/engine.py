@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +18,7 @@ import numpy as np
 
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import (
+    AutoVoiceError,
     MissingDependencyError,
     UnknownModelError,
     UnknownVoiceError,
@@ -26,10 +29,15 @@ from auto_voice.inference.controls import controls_from
 from auto_voice.inference.result import ConversionResult, FileResult, OutputSpec
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 from auto_voice.models.model_registry import ModelRegistry
-from auto_voice.types import EMBEDDING_DIMS, Progress, Voice, Waveform
+from auto_voice.models.registry.catalog import ModelFile, ModelVersion
+from auto_voice.models.registry.sources import bundled_files
+from auto_voice.progress import Progress
+from auto_voice.types import EMBEDDING_DIMS, Voice, Waveform
 from auto_voice.voices.inspection import inspect_file
 from auto_voice.voices.library import VoiceLibrary
 from auto_voice.voices.voice_file import load_voice
+
+log = logging.getLogger(__name__)
 
 # Recordings of the catalog for who has none at hand: 4 s to convert, and 10 s of a voice.
 SAMPLES = {"recording": "sample_clone_test", "voice": "sample_beckett"}
@@ -88,6 +96,7 @@ class Engine:
         self.registry = pipeline.registry
         self._evaluator = evaluator
         self.voices = StoredVoices(voice_dir, pipeline.registry)
+        self.blobs = Blobs(pipeline.registry)
         self._sets = [_ModelSet(made, _lenient(made)) for made in (pipeline, *others)]
         self._lock = threading.Lock()
 
@@ -276,6 +285,75 @@ def _plain(timing: Mapping[str, Any]) -> dict[str, Any]:
     return {name: asdict(found) for name, found in timing.items()}
 
 
+# Files for other machines
+
+# Downloads that run at once for others.
+MOST_FETCHES = 2
+# Seconds during which a download that failed is not tried again.
+FETCH_AGAIN_SECONDS = 60.0
+
+
+class Blobs:
+    """Files of models by their sha256, which other machines fetch here instead of from outside.
+
+    Args:
+        registry: its store and catalog say what there is.
+    """
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(MOST_FETCHES)
+        self._under_way: set[str] = set()
+        self._failed: dict[str, float] = {}
+
+    def path(self, sha256: str) -> Path | None:
+        """The file with this hash; None if it is not here."""
+        found = self._registry.store.path_of(sha256)
+        if found is None and (named := self._named(sha256)) is not None:
+            found = (bundled_files(named[0]) or {}).get(named[1].file)
+        return found
+
+    def fetch(self, sha256: str) -> int | None:
+        """Have a file of the catalog fetched, once however many ask.
+
+        Returns:
+            How many of its bytes have arrived; None if the catalog does not name it, or it could
+            not be had a moment ago.
+        """
+        named = self._named(sha256)
+        if named is None or self._registry.settings.offline:
+            return None
+        version, file = named
+        with self._lock:
+            if time.monotonic() - self._failed.get(version.key, -math.inf) < FETCH_AGAIN_SECONDS:
+                return None
+            if version.key not in self._under_way:
+                self._under_way.add(version.key)
+                threading.Thread(
+                    target=self._bring, args=(version,), name="mirror", daemon=True
+                ).start()
+        return self._registry.loader.arrived(file)
+
+    def _named(self, sha256: str) -> tuple[ModelVersion, ModelFile] | None:
+        for version in self._registry.catalog.versions():
+            for file in version.files:
+                if file.sha256 == sha256:
+                    return version, file
+        return None
+
+    def _bring(self, version: ModelVersion) -> None:
+        try:
+            with self._slots:
+                self._registry.pull(version.name, version.version)
+        except AutoVoiceError as error:
+            log.warning("%s could not be fetched for other machines: %s", version.key, error)
+            self._failed[version.key] = time.monotonic()
+        finally:
+            with self._lock:
+                self._under_way.discard(version.key)
+
+
 # Voices
 
 # Bytes of an imported voice: an export of the longest reference that is kept is an eighth of it.
@@ -388,24 +466,24 @@ class StoredVoices:
         return self.add(name or voice.name or "imported", voice, overwrite=False)
 
     def _check_fine_tuning(self, voice: Voice) -> None:
-        if bool(voice.adaptation) != bool(voice.adapted_to):
+        if bool(voice.fine_tuning) != bool(voice.fine_tuned_converter):
             raise VoiceError(
                 "the voice file does not say which converter it was fine-tuned for; export it "
                 "again."
             )
-        if not voice.adaptation:
+        if not voice.fine_tuning:
             return
-        name, _, version = voice.adapted_to.partition("@")
+        name, _, version = voice.fine_tuned_converter.partition("@")
         try:
             known = self._registry.version(name, version or None)
         except UnknownModelError:
             known = None
         if known is None or known.kind != "converter":
             raise VoiceError(
-                f"the voice was fine-tuned for the converter {voice.adapted_to[:80]}, which this "
-                "server does not have; clone it here from its recordings."
+                f"the voice was fine-tuned for the converter {voice.fine_tuned_converter[:80]}, "
+                "which this server does not have; clone it here from its recordings."
             )
-        largest = max(float(np.abs(values).max()) for values in voice.adaptation.values())
+        largest = max(float(np.abs(values).max()) for values in voice.fine_tuning.values())
         if not largest < LARGEST_CHANGE:
             raise VoiceError(
                 "the voice file holds a fine-tuning that would only make noise; clone the voice "

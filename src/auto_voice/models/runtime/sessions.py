@@ -6,14 +6,16 @@ made, so the same graph serves every weight file and every provider, and nothing
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,11 +95,30 @@ _covering = threading.local()
 def moves_noted() -> Iterator[list[str]]:
     """A list that fills with a sentence for each network of this thread that moves to the CPU."""
     before = getattr(_covering, "moves", None)
-    _covering.moves = moves = []
+    moves: list[str] = []
+    _covering.moves = moves
     try:
         yield moves
     finally:
         _covering.moves = before
+
+
+class Port(NamedTuple):
+    """An input or an output of a graph.
+
+    Attributes:
+        dtype: as the runtime writes it, e.g. ``tensor(float)``.
+        shape: None stands for an axis of any size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def _port(value: Any) -> Port:
+    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Port(value.name, value.type, sizes)
 
 
 class Network:
@@ -136,12 +157,20 @@ class Network:
         gpu = f";gpu:{device.partition(':')[2]}" if device.startswith("cuda") else ""
         self._arenas = f"cpu:0{gpu}"
 
+    def ports(self) -> tuple[list[Port], list[Port]]:
+        """What the graph takes, and what it gives."""
+        takes, gives = self._session.get_inputs(), self._session.get_outputs()
+        return [_port(value) for value in takes], [_port(value) for value in gives]
+
     def __call__(self, *inputs: Array, output: str | None = None) -> Array:
-        """The output of that name, the first one by default.
+        """The output of that name, the first one by default; see :meth:`outputs_of`."""
+        return self.outputs_of([output or self.outputs[0]], *inputs)[0]
+
+    def outputs_of(self, wanted: Sequence[str], *inputs: Array) -> list[Array]:
+        """The outputs of those names; what else the graph could give is not computed.
 
         Args:
             inputs: in the order of :attr:`inputs`.
-            output: what else the graph could give is not computed.
 
         Raises:
             Interrupted: see :class:`Interruption`.
@@ -150,11 +179,11 @@ class Network:
         """
         session = self._session
         try:
-            return self._run(session, inputs, output)
+            return self._run(session, inputs, wanted)
         except MemoryError as error:
             if not self._move_to_cpu(session, error):
                 raise
-        return self._run(self._session, inputs, output)
+        return self._run(self._session, inputs, wanted)
 
     def _move_to_cpu(self, full: Any, error: MemoryError) -> bool:
         """Whether another session takes the place of ``full``, whose device has no room left."""
@@ -173,19 +202,18 @@ class Network:
             moves.append(f"{told}.")
         return True
 
-    def _run(self, session: Any, inputs: Sequence[Array], output: str | None) -> Array:
+    def _run(self, session: Any, inputs: Sequence[Array], wanted: Sequence[str]) -> list[Array]:
         from onnxruntime import RunOptions
 
         options = RunOptions()
         options.only_execute_path_to_fetches = True
         # Each session would keep what its longest input needed, beside all the others.
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas)
-        wanted = [output or self.outputs[0]]
         named = dict(zip(self.inputs, inputs, strict=True))
         interruption: Interruption | None = getattr(_covering, "interruption", None)
         with interruption._watches(options) if interruption else nullcontext():
             try:
-                found: Array = session.run(wanted, named, options)[0]
+                found: list[Array] = session.run(list(wanted), named, options)
             except Exception as error:  # onnxruntime raises classes of its own C++ module
                 if any(sign in str(error) for sign in OUT_OF_MEMORY):
                     raise MemoryError(str(error)) from error
@@ -216,6 +244,7 @@ def open_network(
         options.add_external_initializers(list(weights), values)
     session, device, refusal = _session(graph, options, device, name)
     release_pages(weights.values())
+    trim_heap()
     on_cpu = _later_on_cpu(graph, options, name, device)
     return Network(session, device, weights, refusal, on_cpu, name)
 
@@ -231,14 +260,30 @@ def release_pages(arrays: Iterable[Array]) -> None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
+def trim_heap() -> None:
+    """Gives the system back what the C library keeps free for later.
+
+    Making a session leaves holes as large as its weights, and inputs of other lengths leave others.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def _mapping_of(array: Any) -> mmap.mmap | None:
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
     return array
 
 
-def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "cpu") -> Network:
-    """An ONNX file that holds its own weights; its inputs are checked by name.
+def open_model(
+    path: Path, name: str, *, inputs: Sequence[str] | None = None, device: str = "cpu"
+) -> Network:
+    """An ONNX file that holds its own weights.
+
+    Args:
+        inputs: names that its inputs must have; None for any.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
@@ -254,7 +299,7 @@ def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "c
         ) from error
     on_cpu = _later_on_cpu(str(path), options, name, device)
     network = Network(session, device, refusal=refusal, on_cpu=on_cpu, name=name)
-    if network.inputs != tuple(inputs):
+    if inputs is not None and network.inputs != tuple(inputs):
         raise ModelLoadError(
             f"{name}: {path.name} takes the inputs {network.inputs} instead of {tuple(inputs)}; "
             "give the model that the catalog names."
@@ -297,7 +342,8 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
             try:
                 session = runtime.InferenceSession(
                     graph, options,
-                    providers=[(provider, provider_options(device)), PROVIDERS["cpu"]],
+                    providers=[(provider, provider_options(device, threads())), PROVIDERS["cpu"]],
+                    enable_fallback=0,  # It would print why, and we tell it.
                 )  # fmt: skip
                 if session.get_providers()[0] == provider:
                     return session, device, ""
@@ -331,5 +377,11 @@ def _first_line(error: BaseException) -> str:
 
 
 def float32(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays as networks take them: float32 and C-ordered; those that are so are not copied."""
-    return {name: np.ascontiguousarray(values, np.float32) for name, values in arrays.items()}
+    """The arrays as networks take them: C-ordered, and float32 where they are no whole numbers;
+    those that are so are not copied."""
+    return {
+        name: np.asarray(
+            values, values.dtype if values.dtype.kind in "iu" else np.float32, order="C"
+        )
+        for name, values in arrays.items()
+    }
