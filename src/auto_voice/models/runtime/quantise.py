@@ -76,6 +76,8 @@ LARGEST_WEIGHT = 63
 # Of speech that the ranges are taken from: frames of one piece, and moments kept of each tensor in
 # a piece. Every tensor of a piece is in memory at once, some 200 MB.
 PIECE_FRAMES, MOMENTS = 80, 60
+# Pieces that are used of more speech, evenly spread: some 40 s.
+MOST_PIECES = 44
 LEAST_SECONDS = 3.0
 # Numbers of a tensor that its range is fitted to; ends that are tried, as parts of the extremes.
 FITTED_NUMBERS = 60_000
@@ -355,6 +357,8 @@ def quantise(
     check_request(registry, version, to, number)
     if to == "int8":
         pieces = list(_pieces(version, speech))
+        spread = np.linspace(0, len(pieces) - 1, min(len(pieces), MOST_PIECES))
+        pieces = [pieces[int(index)] for index in spread]
     files = registry.pull(version.name, version.version)
     weights = _weight_file(version)
     ready = with_safetensors(version, files, registry.store)
@@ -366,6 +370,8 @@ def quantise(
         arrays = int8_arrays(arrays, calibration(graph, arrays, pieces, progress))
     else:
         arrays = read_weights(ready[weights], convert=_converter(version, weights))
+        if all(values.itemsize < 4 for values in arrays.values() if values.ndim > 1):
+            raise ConfigError(f"the weights of {version.key} are in half precision already")
         arrays = half_arrays(arrays) if to == "fp16" else arrays
     new = f"{Path(weights).name.partition('.')[0]}-{to}.safetensors"
     kept = {file.file: files[file.file] for file in version.files if file.file != weights}
@@ -397,8 +403,8 @@ def check_request(registry: ModelRegistry, version: ModelVersion, to: str, numbe
         )
     if version.kind not in KINDS or not version.files:
         raise ConfigError(
-            f"{version.key} has no weights to quantise; that can be done with a content encoder, "
-            "a converter or a vocoder"
+            f"{version.key} has no version of other precision; content encoders, converters and "
+            "vocoders with weights of their own have"
         )
     if to == "int8" and version.architecture not in EIGHT_BIT:
         raise ConfigError(
