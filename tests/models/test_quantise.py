@@ -97,8 +97,8 @@ def test_wide_convolutions_alone_take_eight_bits(
 ) -> None:
     made = quantise.int8_arrays(weights, ranges)
     whole = {name for name, values in made.items() if values.dtype == np.int8}
-    assert len(whole) == 54
-    assert all(min(made[name].shape[:2]) >= 64 for name in whole)
+    assert len(whole) == 36
+    assert {made[name].shape[0] for name in whole} == {64, 128}
     assert not {"conv_pre.weight", "conv_post.weight"} & whole
     # No processor that adds two products in 16 bits overflows.
     assert max(int(np.abs(made[name]).max()) for name in whole) == 63
@@ -147,7 +147,7 @@ def test_what_is_written_is_read_by_the_library_of_the_format(tmp_path: Path) ->
     [
         (":step", None),
         (":read", None),
-        (":step", np.zeros(256, np.float32)),
+        (":step", np.zeros(128, np.float32)),
         (":step", np.ones(3, np.float32)),
         (":read", np.array([-1.0, 0.0], np.float32)),
         (":given", np.array([1.0, 300.0], np.float32)),
@@ -158,11 +158,11 @@ def test_what_is_written_is_read_by_the_library_of_the_format(tmp_path: Path) ->
 def test_damaged_numbers_are_one_sentence(
     key: str, value: np.ndarray | None, weights: dict[str, np.ndarray]
 ) -> None:
-    name = "resblocks.0.convs1.0.weight"
+    name = "resblocks.3.convs1.0.weight"
     numbers = {f"{name}:read": [0.1, 3.0], f"{name}:given": [0.1, 128.0]}
     arrays = quantise.int8_arrays(weights, {k: np.array(v) for k, v in numbers.items()})
     arrays.pop(name + key) if value is None else arrays.update({name + key: value})
-    with pytest.raises(ModelLoadError, match=r"^the file .*resblocks\.0\.convs1\.0\.weight"):
+    with pytest.raises(ModelLoadError, match=r"^the file .*resblocks\.3\.convs1\.0\.weight"):
         graphs.bound_network(GRAPH, arrays, "the file", "test")
 
 
@@ -265,7 +265,7 @@ def test_a_shipped_version_is_quantised_once_and_made_anew_when_damaged(vocoder:
     made = path.read_bytes()
     record = json.loads((path.parent / "metadata.json").read_text())["derived"][path.name]
     assert record["of"] == "mine.safetensors"
-    assert len(made) < 20e6
+    assert len(made) < 30e6
     expected = first.synthesize(mel(6))
     path.write_bytes(b"\0" * len(made))
     again = ModelRegistry(offline=True, progress=False).load("mine@1-int8")

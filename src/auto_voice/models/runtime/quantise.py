@@ -70,6 +70,9 @@ KINDS = ("content", "converter", "vocoder")
 # Narrower convolutions take little time, and the last ones shape the samples themselves: with them
 # in 8 bits DNSMOS falls by 0.9.
 LEAST_CHANNELS = 64
+# The widest, in the first stage, decide where each wave lies: with them in 8 bits the signal-to-
+# noise ratio is 8 to 17 dB, without 25 dB, and they are a fifth of the work.
+MOST_CHANNELS = 128
 # Largest weight in steps, 7 bits of the 8: processors before AVX-512 VNNI add two products in 16
 # bits, which two weights of 127 would overflow. The sound has the same signal-to-noise ratio.
 LARGEST_WEIGHT = 63
@@ -113,7 +116,7 @@ EIGHT_BIT: Mapping[str, EightBit] = {
 
 
 def eight_bit_convolutions(graph: bytes) -> list[Node]:
-    """The convolutions that are worth 8 bits: wide ones behind the first.
+    """The convolutions that are worth 8 bits: many channels, yet not the most.
 
     What the network reads itself, a mel, has too wide a range for 8 bits.
     """
@@ -124,7 +127,9 @@ def eight_bit_convolutions(graph: bytes) -> list[Node]:
         for node in nodes_of(graph)
         if node.operation == "Conv"
         and node.inputs[0] in made
-        and min(shapes.get(node.inputs[1], (0,))[:2]) >= LEAST_CHANNELS
+        and len(shape := shapes.get(node.inputs[1], ())) > 1
+        and min(shape[:2]) >= LEAST_CHANNELS
+        and max(shape[:2]) <= MOST_CHANNELS
     ]
 
 
@@ -154,8 +159,8 @@ def calibration(
     tensors = list(dict.fromkeys(name for node in found for name in (node.inputs[0], node.output)))
     if not tensors:
         raise ConfigError(
-            f"The network has no convolution of {LEAST_CHANNELS} channels or more, so int8 would "
-            "gain nothing; choose fp16."
+            f"The network has no convolution of {LEAST_CHANNELS} to {MOST_CHANNELS} channels, so "
+            "int8 would gain nothing; choose fp16."
         )
     network = open_network(with_outputs(graph, tensors), float32(arrays))
     samples: dict[str, list[Array]] = {name: [] for name in tensors}
