@@ -11,7 +11,7 @@ from pathlib import Path
 
 from auto_voice import VoiceConversionPipeline
 from auto_voice.audio.picture import draw_spectrograms
-from auto_voice.cli.demo import REFERENCE, SOURCE
+from auto_voice.cli.convert import REFERENCE, SOURCE
 
 SECONDS = 6.0
 

@@ -5,7 +5,8 @@
     │   ├── AudioNotFoundError
     │   ├── AudioFormatError       not audio, truncated, unsupported
     │   ├── AudioContentError      empty, silent, NaN, too short, no speech
-    │   └── AudioOutputError       cannot or must not write there
+    │   ├── AudioOutputError       cannot or must not write there
+    │   └── AudioDeviceError       a microphone or loudspeaker is missing, taken or unplugged
     ├── ConfigError                a setting, an option, a YAML key
     │   └── CatalogError           models.yaml: carries file and line
     ├── ModelError                 a model of the registry
@@ -39,6 +40,25 @@ and exits with 2; the server answers ``http_status`` with the same sentence.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+
+def reason(error: BaseException) -> str:
+    """What the system says, without its number and the path: ``No space left on device``."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def install_hint(extra: str) -> str:
+    """How to install an extra of the package, for the end of a sentence."""
+    hint = f'pip install "auto-voice[{extra}]"'
+    if "train" not in extra.split(","):
+        return hint
+    return (
+        f"{hint} (in a checkout: pip install -c constraints.txt -e '.[{extra}]'); where no NVIDIA "
+        "GPU is, install the CPU build of PyTorch first, which is gigabytes smaller: "
+        "https://pytorch.org/get-started/locally"
+    )
+
 
 class AutoVoiceError(Exception):
     """Root of the tree."""
@@ -70,6 +90,10 @@ class AudioContentError(AudioError, ValueError):
 
 class AudioOutputError(AudioError):
     """The output cannot or must not be written there."""
+
+
+class AudioDeviceError(AudioError):
+    """A microphone or loudspeaker is missing, taken or unplugged."""
 
 
 class ConfigError(AutoVoiceError, ValueError):
@@ -138,11 +162,17 @@ class DownloadError(AutoVoiceError):
 
 
 class DownloadStatusError(DownloadError):
-    """The server answered with an error status."""
+    """The server answered with another status than that of a file.
 
-    def __init__(self, message: str, status: int) -> None:
+    Attributes:
+        status: of HTTP.
+        headers: of the answer.
+    """
+
+    def __init__(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.headers = headers or {}
 
 
 class DownloadStalledError(DownloadError):

@@ -61,13 +61,18 @@ def check_name(name: str, what: str) -> str:
     return name
 
 
+def is_sha256(text: str) -> bool:
+    """Whether ``text`` is a lower-case sha256."""
+    return _SHA256.fullmatch(text) is not None
+
+
 def check_sha256(text: str) -> str:
     """``text`` unchanged if it is a lower-case sha256, since it becomes part of a file name.
 
     Raises:
         UnsafeFileError: it is not.
     """
-    if not _SHA256.fullmatch(text):
+    if not is_sha256(text):
         raise UnsafeFileError(
             f"sha256 {text!r} is not 64 lower-case hexadecimal digits: correct the catalog."
         )
@@ -165,6 +170,22 @@ def copy_into_place(source: Path, target: Path) -> None:
     """Like ``move_into_place``, with ``source`` left where it is."""
     with atomic_write(target) as temporary:
         shutil.copyfile(source, temporary)
+
+
+def link_into_place(source: Path, target: Path) -> None:
+    """Makes ``target`` another name of the file ``source``, in one step.
+
+    Raises:
+        OSError: the file system has no hard links, or the system does not allow this one.
+    """
+    temporary = temporary_beside(target)
+    try:
+        os.link(source, temporary)
+        temporary.replace(target)
+    finally:
+        # A rename over another name of the same file does nothing and leaves both.
+        temporary.unlink(missing_ok=True)
+    fsync_folder(target.parent)
 
 
 def write_json(path: Path, value: Mapping[str, Any], *, durable: bool = True) -> None:

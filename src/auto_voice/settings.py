@@ -10,11 +10,11 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auto_voice.errors import ConfigError
+from auto_voice.errors import ConfigError, reason
 
 if TYPE_CHECKING:
     from auto_voice.yaml_nodes import Node
@@ -37,6 +37,8 @@ class Setting:
     help: str
     # A variable of another program that switches it on, too.
     also: str = ""
+    # Shown as set or not, never by its value.
+    secret: bool = False
 
     @property
     def variable(self) -> str:
@@ -51,11 +53,16 @@ class Settings:
         config: the user's YAML, which overlays the built-in catalog; None for the catalog alone.
         model_dir: where models are kept.
         offline: no socket is opened.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino`` or
+            ``openvino:bf16``. Several, joined by commas, are what workers are spread over; among
+            them ``vocoder=cuda:1`` is for the models of a kind or for one model.
         fallback: ``none``, ``compact`` or ``mock``.
         memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
         prefer: ``exact``, ``fastest`` or ``smallest``: which version a model's bare name means.
         voice_dir: where stored voices are.
+        mirrors: base URLs of servers that are asked for a model's files before anybody else.
+        mirror_token: bearer token for them, sent to nobody else.
+        otlp_endpoint: where traces and metrics go; "" sends none.
     """
 
     config: Path | None
@@ -66,6 +73,9 @@ class Settings:
     memory_budget_mb: int
     prefer: str
     voice_dir: Path
+    mirrors: tuple[str, ...]
+    mirror_token: str = field(repr=False)
+    otlp_endpoint: str
     origins: Mapping[str, str]
 
 
@@ -117,9 +127,13 @@ def _parsed(setting: Setting, raw: Any, origin: str) -> Any:
     try:
         return setting.parse(raw)
     except (TypeError, ValueError) as error:
-        shown = f'"{raw}"' if isinstance(raw, str) else repr(raw)
+        shown = "what was given" if setting.secret else _quoted(raw)
         where = setting.key if origin == "argument" else f"{setting.key} ({origin})"
         raise ConfigError(f"{where} must be {error}, not {shown}") from error
+
+
+def _quoted(raw: Any) -> str:
+    return f'"{raw}"' if isinstance(raw, str) else repr(raw)
 
 
 def _from_file(setting: Setting, node: Node) -> Any:
@@ -161,7 +175,7 @@ def _read_dotenv() -> tuple[Mapping[str, str | None], Path]:
                 raise ConfigError(f"{path.absolute()}:{line.original.line} is not NAME=value")
         return {line.key: line.value for line in lines if line.key is not None}, path
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path.absolute()} cannot be read ({error})") from error
+        raise ConfigError(f"{path.absolute()} cannot be read ({reason(error)})") from error
 
 
 def _boolean(raw: Any) -> bool:
@@ -192,6 +206,14 @@ def _fallback(raw: Any) -> str:
     return str(raw)
 
 
+# A device alone, or after the name of a kind, of a model or of a version of one.
+_DEVICE = re.compile(
+    r"(?:[A-Za-z0-9][A-Za-z0-9_.@+-]*=)?(?:auto|cpu|directml|coreml|openvino(?::bf16)?|cuda(?::\d+)?)"
+)
+# Key of a mapping for models that no other key names.
+DEFAULT_DEVICE = "default"
+
+
 def _preference(raw: Any) -> str:
     if raw not in PREFERENCES:
         raise ValueError("one of exact, fastest, smallest")
@@ -199,11 +221,20 @@ def _preference(raw: Any) -> str:
 
 
 def _device(raw: Any) -> str:
-    if not isinstance(raw, str) or not re.fullmatch(
-        r"auto|cpu|directml|coreml|openvino|cuda(:\d+)?", raw
-    ):
-        raise ValueError("one of auto, cpu, cuda, cuda:0, cuda:1, directml, coreml, openvino")
-    return raw
+    """The one spelling, e.g. ``cuda:0,cuda:1,vocoder=cpu``, of a text, a list or a mapping."""
+    if isinstance(raw, Mapping):
+        named = {str(name): str(device) for name, device in raw.items()}
+        general = named.pop(DEFAULT_DEVICE, "")
+        raw = [*filter(None, [general]), *(f"{name}={device}" for name, device in named.items())]
+    if isinstance(raw, (list, tuple)):
+        raw = ",".join(map(str, raw))
+    parts = [part.strip() for part in raw.split(",")] if isinstance(raw, str) else []
+    if not parts or not all(_DEVICE.fullmatch(part) for part in parts):
+        raise ValueError(
+            "one of auto, cpu, cuda, cuda:0, cuda:1, directml, coreml, openvino, openvino:bf16, or "
+            "several with commas, such as cuda:0,cuda:1 or auto,vocoder=cuda:1"
+        )
+    return ",".join(dict.fromkeys(parts))
 
 
 def _megabytes(raw: Any) -> int:
@@ -211,6 +242,28 @@ def _megabytes(raw: Any) -> int:
     if isinstance(raw, (bool, float)) or not re.fullmatch(r"\d+", str(raw).strip()):
         raise ValueError(wanted)
     return int(raw)
+
+
+def _mirrors(raw: Any) -> tuple[str, ...]:
+    found = [raw] if isinstance(raw, str) else list(raw)
+    urls = [url.rstrip("/") for text in found for url in str(text).replace(",", " ").split()]
+    for url in urls:
+        if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", url):
+            raise ValueError("addresses such as http://10.0.0.5:8000, without a password")
+    return tuple(dict.fromkeys(urls))
+
+
+def _address(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"(https?://[^\s@]+)?", raw):
+        raise ValueError("an address such as http://127.0.0.1:4318")
+    return raw
+
+
+def _token(raw: Any) -> str:
+    text = str(raw).strip()
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError("printable ASCII characters")
+    return text
 
 
 def user_folder(name: str, *, cache: bool = False) -> Path:
@@ -246,7 +299,9 @@ SETTINGS: Mapping[str, Setting] = {
             "device",
             _device,
             lambda: "auto",
-            "auto, cpu, cuda, cuda:N, directml, coreml or openvino",
+            "auto, cpu, cuda, cuda:N, directml, coreml, openvino or openvino:bf16; several with "
+            "commas; "
+            "vocoder=cuda:1 for one kind or model",
         ),
         Setting(
             "fallback",
@@ -264,5 +319,8 @@ SETTINGS: Mapping[str, Setting] = {
             "which version of a model runs: exact, fastest or smallest",
         ),
         Setting("voice_dir", _path, lambda: user_folder("voices"), "where stored voices are"),
+        Setting("mirrors", _mirrors, lambda: (), "servers asked first for a model's files"),
+        Setting("mirror_token", _token, lambda: "", "bearer token for the mirrors", secret=True),
+        Setting("otlp_endpoint", _address, lambda: "", "where telemetry is sent; none by default"),
     )
 }

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from auto_voice.audio.pitch_octaves import (
+from auto_voice.audio.pitch import (
     corrected,
     corrected_by_sound,
     without_octave_errors,

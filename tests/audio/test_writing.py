@@ -148,6 +148,12 @@ def test_outputs_that_are_refused(tmp_path):
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that takes no files")
+def test_a_folder_that_takes_no_file_is_found_before_any_work():
+    with pytest.raises(AudioOutputError, match=r"folder /proc is not writable \([^\[\]]+\); name"):
+        ensure_writable("/proc/x.wav")
+
+
 def test_outputs_that_are_allowed(tmp_path):
     assert (
         ensure_writable(tmp_path / "new.wav", inputs=[tmp_path / "in.wav"]) == tmp_path / "new.wav"
@@ -157,8 +163,11 @@ def test_outputs_that_are_allowed(tmp_path):
 
 
 def test_a_folder_without_permission(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(AudioOutputError, match="not writable"):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(AudioOutputError, match=r"is not writable \(Permission denied\); name"):
         ensure_writable(tmp_path / "o.wav")
 
 

@@ -56,6 +56,71 @@ def test_the_life_of_a_voice(run):
     assert soundfile.info("x.wav").frames == 4 * 22050
 
 
+def test_listing_voices_reads_no_array(run, monkeypatch):
+    from safetensors import safe_open
+
+    run("voices", "add", "ann", "friend.wav", "--mock")
+    shown = json.loads(run("voices", "show", "ann", "--json")[1])
+
+    class HeaderOnly:
+        def __init__(self, *args, **options):
+            self.file = safe_open(*args, **options)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def metadata(self):
+            return self.file.metadata()
+
+        def keys(self):
+            return self.file.keys()
+
+    monkeypatch.setattr("safetensors.safe_open", HeaderOnly)
+    (listed,) = json.loads(run("voices", "list", "--json")[1])["voices"]
+    assert listed.items() <= shown.items()
+    assert run("voices", "list")[1].startswith("ann                  ")
+    assert run("voices", "show", "ann")[0] != 0
+
+
+def test_inspect_goes_on_after_a_file_that_is_no_recording(run):
+    code, out, err = run("inspect", "talk.wav", "text.wav", "friend.wav", "--no-speakers", "--json")
+    assert code == 2
+    assert [json.loads(line)["file"] for line in out.splitlines()] == ["talk.wav", "friend.wav"]
+    assert err.startswith("autovoice: error: text.wav")
+    assert len(err.splitlines()) == 1
+
+
+def test_an_option_before_the_command_says_where_it_belongs(run):
+    code, _, err = run("--offline", "convert", "talk.wav", "--voice", "friend.wav")
+    assert code == 2
+    assert "autovoice COMMAND --offline" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_what_doctor_finds_missing_and_optional_is_not_called_ok(run, monkeypatch):
+    from importlib import metadata
+
+    known = metadata.version
+
+    def version(name):
+        if name == "torch":
+            raise metadata.PackageNotFoundError(name)
+        return known(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    _, out, _ = run("doctor")
+    (line,) = [line for line in out.splitlines() if " torch: " in line]
+    assert line.startswith("absent  torch: not installed")
+    assert "CPU build of PyTorch" in line
+    found = {row["what"]: row for row in json.loads(run("doctor", "--json")[1])}
+    assert (found["torch"]["ok"], found["torch"]["here"]) == (True, False)
+    assert not any(line.startswith("ok") and "not " in line for line in out.splitlines())
+
+
 def test_voices_are_blended_and_compared(run):
     for name, file in (("a", "talk.wav"), ("b", "friend.wav")):
         run("voices", "add", name, file, "--mock")
@@ -74,12 +139,12 @@ def test_a_blend_makes_fittings_of_other_converters_anew_where_it_can(run, recor
         run("voices", "add", name, file, "--mock")
     voice = load_voice(VoiceLibrary().require("a"))
     learnt = {"weight": np.ones(3, np.float16)}
-    old = replace(voice, adaptation=learnt, adapted_to="old@1")
+    old = replace(voice, fine_tuning=learnt, fine_tuned_converter="old@1")
     VoiceLibrary().add("old", old if recorded else replace(old, speech=None))
     code, out, err = run("voices", "blend", "mix", "old=1", "b=1", "--mock")
     assert code == 0
     mix = load_voice(VoiceLibrary().require("mix"))
-    assert mix.adapted_to == ("" if recorded else "old@1")
+    assert mix.fine_tuned_converter == ("" if recorded else "old@1")
     code, out, err = run("convert", "talk.wav", "--voice", "mix", "--mock", "-o", "x.wav")
     assert code == 0
     assert ("was fine-tuned with old@1" in out + err) == (not recorded)

@@ -12,12 +12,12 @@ from auto_voice.inference.chunking import (
     Chunk,
     common_period,
     hop_energies,
-    join,
     plan_chunks,
     quiet_hops,
 )
 from auto_voice.inference.voice_conversion_pipeline import PipelineConfig
 from auto_voice.types import Waveform
+from hand_made_stages import join
 
 MEL = Fraction(22050, 256)
 
@@ -25,7 +25,8 @@ MEL = Fraction(22050, 256)
 def plan(samples, **options):
     frames = int(len(samples) / 16000 * MEL)
     settings = {"frames": frames, "frame_rate": MEL, "grid_frames": 441, "longest_seconds": 10.0}
-    return plan_chunks(samples, 16000, **settings | options), frames
+    energies = hop_energies(samples, 16000)
+    return plan_chunks(energies, len(samples) / 16000, **settings | options), frames
 
 
 def test_every_stage_has_a_frame_boundary_on_the_common_period():

@@ -7,8 +7,8 @@ import pytest
 
 from auto_voice.errors import ModelLoadError
 from auto_voice.inference import PipelineConfig
-from auto_voice.inference import content_windows as listening
-from auto_voice.inference.content_windows import KEPT_WINDOWS, ContentWindows
+from auto_voice.inference import chunking as listening
+from auto_voice.inference.chunking import KEPT_WINDOWS, ContentWindows
 from auto_voice.inference.inputs import MemorySamples
 from auto_voice.types import Content, Waveform
 from hand_made_stages import LocalContent

@@ -21,7 +21,12 @@ from auto_voice.audio.loudness import (
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
 from auto_voice.inference import PipelineConfig
-from auto_voice.inference.analysis import background_notes, high_notes, pauses
+from auto_voice.inference.analysis import (
+    background_notes,
+    gain_of_energies,
+    high_notes,
+    pauses,
+)
 from auto_voice.inference.chunking import hop_energies
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.effects import fill_pauses, source_shape
@@ -188,7 +193,8 @@ def test_breaths_and_ends_of_words_are_not_cut_off():
     parts = [speech, quiet, breath, quiet, speech, decay, quiet]
     edges = np.cumsum([0, *(len(part) for part in parts)]) // 160
     samples = np.concatenate(parts).astype(np.float32)
-    found = pauses(hop_energies(samples, rate), 160)
+    energies = hop_energies(samples, rate)
+    found = pauses(energies, 160, gain_of_energies(energies, 160))
     inside = [found[a + 5 : b - 5].mean() for a, b in pairwise(edges)]
     np.testing.assert_allclose(inside, [0, 1, 0, 1, 0, 0, 1], atol=0.05)
 
@@ -198,7 +204,8 @@ def test_pauses_are_found_in_noise_that_lies_clearly_below_the_speech(snr_db, ex
     rate = 16000
     parts = [noise(2, -20, seed=1), noise(3, -300), noise(2, -20, seed=2)]
     samples = np.concatenate(parts) + noise(7, -20 - snr_db, seed=3)
-    found = pauses(hop_energies(samples, rate), 160)
+    energies = hop_energies(samples, rate)
+    found = pauses(energies, 160, gain_of_energies(energies, 160))
     assert found[210:490].mean() == pytest.approx(expected, abs=0.25)
     assert found[:190].max() == 0
 
@@ -208,7 +215,7 @@ def test_a_pause_gets_the_spectrum_of_the_source():
     frames = 60
     pause = np.zeros(frames, np.float32)
     pause[20:40] = 1
-    source = source_shape(noise(1, -70, RATE), RATE, pause)
+    source = source_shape(noise(1, -70, RATE), RATE, pause, np.zeros(frames, np.float32))
     filled = fill_pauses(Mel(np.full((80, frames), -3.0, np.float32), RATE, HOP), source).values
     np.testing.assert_array_equal(filled[:, 20:40], source.mel[:, 20:40])
     np.testing.assert_array_equal(filled[:, :20], -3.0)

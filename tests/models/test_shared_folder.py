@@ -18,8 +18,8 @@ from auto_voice.errors import StoreError
 from auto_voice.filesystem import atomic_write, write_json
 from auto_voice.models import ModelRegistry
 from auto_voice.models.registry.architectures import ARCHITECTURES, Architecture
+from auto_voice.models.registry.catalog import Pins
 from auto_voice.models.registry.maintenance import verify
-from auto_voice.models.registry.pins import Pins
 from registry_kit import model_entry, version_entry, write_catalog
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="permissions of POSIX")

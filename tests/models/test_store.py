@@ -264,30 +264,71 @@ def test_versions_live_side_by_side(
     assert loader.store.installed() == [("toy", "1.0"), ("toy", "2.0")]
 
 
-def test_two_versions_may_share_a_file(loader: ModelLoader, original: Path) -> None:
-    file = model_file(DATA, original.as_uri())
-    for number in ("1.0", "1.1"):
-        assert loader.ensure(model_version(file, version=number))["weights.bin"].is_file()
+SHARED = hashlib.sha256(DATA).hexdigest()
 
 
-def test_bytes_that_another_version_holds_are_copied_from_there_even_offline(
-    installed: Path, loader: ModelLoader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(socket, "socket", refuse)
-    far = model_file(DATA, "https://example.org/w", name="same.bin")
-    wanted = model_version(far, version="1.1")
+@pytest.fixture
+def sharing(loader: ModelLoader, installed: Path) -> tuple[ModelVersion, Path]:
+    """Another version that holds the bytes of ``installed`` under another name, and its file."""
+    version = model_version(model_file(DATA, "https://example.org/w", name="same.bin"), name="two")
     with ModelLoader(loader.store, offline=True) as offline:
-        path = offline.ensure(wanted)["same.bin"]
-    assert path.read_bytes() == installed.read_bytes() == DATA
-    assert path.stat().st_ino != installed.stat().st_ino
-    record = loader.store.metadata("toy", "1.1")
-    assert record is not None
-    assert record["files"]["same.bin"]["source"] == "the same bytes of toy@1.0"
-    remove(loader.store, "toy", "1.0")
-    assert loader.store.lookup(wanted) == {"same.bin": path}
+        return version, offline.ensure(version)["same.bin"]
 
 
-def test_a_damaged_twin_is_not_copied(installed: Path, loader: ModelLoader, original: Path) -> None:
+def test_two_versions_that_share_a_file_hold_it_once_even_if_one_came_offline(
+    installed: Path, loader: ModelLoader, sharing: tuple[ModelVersion, Path]
+) -> None:
+    other, path = sharing
+    assert path.read_bytes() == DATA
+    assert path.samefile(installed)
+    assert path.samefile(loader.store.root / ".blobs" / SHARED)
+    assert loader.store.lookup(other) == {"same.bin": path}
+
+
+@pytest.mark.parametrize("first", ["toy", "two"])
+def test_what_one_version_gives_up_the_other_keeps_and_the_last_one_frees(
+    installed: Path, loader: ModelLoader, sharing: tuple[ModelVersion, Path], first: str
+) -> None:
+    blob = loader.store.root / ".blobs" / SHARED
+    left = sharing[1] if first == "toy" else installed
+    assert remove(loader.store, first, "1.0") < len(DATA)
+    assert left.read_bytes() == blob.read_bytes() == DATA
+    assert prune(loader.store, older_than_s=-60).freed_bytes == 0
+    assert remove(loader.store, "two" if first == "toy" else "toy", "1.0") >= len(DATA)
+    assert not blob.exists()
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["new mtime", "old mtime"])
+@pytest.mark.parametrize("found_in", ["toy", "two"])
+def test_damage_that_is_found_in_one_version_is_repaired_in_both(
+    installed: Path,
+    loader: ModelLoader,
+    version: ModelVersion,
+    sharing: tuple[ModelVersion, Path],
+    found_in: str,
+    silent: bool,
+) -> None:
+    other, path = sharing
+    before = path.stat()
+    installed.write_bytes(NEWER)
+    if silent:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    near = model_version(
+        model_file(DATA, version.files[0].sources[0][0], name="same.bin"), name="two"
+    )
+    first, second = (version, near) if found_in == "toy" else (near, version)
+    assert not verify(loader.store, first).ok
+    loader.repair(first)
+    # The other one needs no source: it sees that its file changed and takes the new blob.
+    with ModelLoader(loader.store, offline=True) as offline:
+        offline.ensure(second)
+    assert installed.read_bytes() == DATA
+    assert path.samefile(installed)
+    assert verify(loader.store, version).ok
+    assert verify(loader.store, other).ok
+
+
+def test_a_damaged_blob_is_not_taken(installed: Path, loader: ModelLoader, original: Path) -> None:
     installed.write_bytes(NEWER)
     wanted = model_version(model_file(DATA, original.as_uri()), version="1.1")
     assert loader.ensure(wanted)["weights.bin"].read_bytes() == DATA
@@ -298,12 +339,86 @@ def test_a_damaged_twin_is_not_copied(installed: Path, loader: ModelLoader, orig
     assert installed.read_bytes() == NEWER
 
 
+def test_bytes_that_no_version_names_any_more_go_with_the_install_that_replaced_them(
+    installed: Path, loader: ModelLoader, original: Path
+) -> None:
+    original.write_bytes(NEWER)
+    loader.ensure(model_version(model_file(NEWER, original.as_uri())), force=True)
+    blobs = list((loader.store.root / ".blobs").iterdir())
+    assert [path.name for path in blobs] == [hashlib.sha256(NEWER).hexdigest()]
+
+
+def test_what_was_installed_without_blobs_is_shared_all_the_same(
+    installed: Path, loader: ModelLoader, version: ModelVersion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 0.1 left a model folder, or a person who copied one."""
+    blob = loader.store.root / ".blobs" / SHARED
+    blob.unlink()
+    blob.parent.rmdir()
+    monkeypatch.setattr(socket, "socket", refuse)
+    with ModelLoader(ModelStore(loader.store.root), offline=True) as offline:
+        assert offline.ensure(version) == {"weights.bin": installed}
+        assert not blob.parent.exists()
+        far = model_version(model_file(DATA, "https://example.org/w"), version="1.1")
+        assert offline.ensure(far)["weights.bin"].samefile(installed)
+
+
+def test_a_blob_that_lost_its_versions_is_pruned(installed: Path, loader: ModelLoader) -> None:
+    installed.unlink()
+    assert prune(loader.store).freed_bytes == len(DATA)
+    assert list((loader.store.root / ".blobs").iterdir()) == []
+
+
+def test_without_hard_links_each_version_has_its_own_file(
+    loader: ModelLoader, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: object, **options: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    for number in ("1.0", "1.1"):
+        files = [model_file(DATA, original.as_uri(), name=name) for name in ("a.bin", "b.bin")]
+        loader.ensure(model_version(*files, version=number))
+    held = [path for path in loader.store.root.rglob("*.bin") if path.read_bytes() == DATA]
+    assert len(held) == 4
+    assert list((loader.store.root / ".blobs").iterdir()) == []
+
+
+def test_a_blob_of_somebody_else_is_copied(
+    installed: Path, loader: ModelLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux lets nobody link another user's file that they cannot write."""
+
+    def refused(*args: object, **options: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refused)
+    far = model_version(model_file(DATA, "https://example.org/w"), name="two")
+    with ModelLoader(loader.store, offline=True) as offline:
+        path = offline.ensure(far)["weights.bin"]
+    assert path.read_bytes() == DATA
+    assert not path.samefile(installed)
+
+
+def test_an_import_shares_what_is_here_already(
+    installed: Path, loader: ModelLoader, version: ModelVersion, tmp_path: Path
+) -> None:
+    export_versions(loader.store, [version], tmp_path / "models.tar")
+    other = ModelStore(tmp_path / "elsewhere")
+    two = model_version(version.files[0], name="two")
+    with ModelLoader(other) as there:
+        path = there.ensure(two)["weights.bin"]
+    import_archive(other, tmp_path / "models.tar", lambda name, number: version)
+    assert path.samefile(other.root / "toy" / "1.0" / "weights.bin")
+
+
 def test_two_files_of_a_version_may_hold_the_same_bytes(
     loader: ModelLoader, original: Path
 ) -> None:
     files = [model_file(DATA, original.as_uri(), name=name) for name in ("a.bin", "b.bin")]
     paths = loader.ensure(model_version(*files))
     assert [paths[name].read_bytes() for name in ("a.bin", "b.bin")] == [DATA, DATA]
+    assert paths["a.bin"].samefile(paths["b.bin"])
 
 
 def test_a_version_is_absent_until_all_its_files_are_there(
@@ -579,7 +694,8 @@ def test_an_export_of_what_is_absent_or_damaged_is_refused(
 def test_a_damaged_version_is_left_out_of_an_export(
     installed: Path, loader: ModelLoader, version: ModelVersion, tmp_path: Path, original: Path
 ) -> None:
-    second = model_version(model_file(DATA, original.as_uri()), name="second")
+    original.write_bytes(NEWER)
+    second = model_version(model_file(NEWER, original.as_uri()), name="second")
     loader.ensure(second)
     installed.write_bytes(NEWER)
     report = export_versions(loader.store, [version, second], tmp_path / "models.tar")

@@ -16,6 +16,7 @@ from auto_voice.errors import (
     AudioContentError,
     AudioFormatError,
     AudioNotFoundError,
+    BusyError,
     ConfigError,
     JobStateError,
     NotPermittedError,
@@ -132,6 +133,29 @@ def test_inspect_and_evaluate(client, talk, friend):
     figures = client.evaluate(talk, [friend], (made.name, made.content))
     assert figures["mock"] is True
     assert figures["figures"]["duration_ratio"] == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("status", "wait", "slept"), [(507, "60", 60), (429, "0", 1), (503, "x", 1)]
+)
+def test_a_client_waits_while_the_server_is_busy_or_full(monkeypatch, status, wait, slept):
+    """Never without a pause, and for as long as it was given patience."""
+    answers, pauses = [0, 0, 1], []
+
+    def answer(request):
+        if answers.pop(0):
+            return httpx2.Response(200, json={"voices": []})
+        body = {"error": {"type": "BusyError", "message": "Full.", "status": status}}
+        return httpx2.Response(status, json=body, headers={"retry-after": wait})
+
+    monkeypatch.setattr("auto_voice.client.client.time.sleep", pauses.append)
+    patient = Client(transport=httpx2.MockTransport(answer), patience_seconds=1000)
+    assert patient.voices() == []
+    assert pauses == [slept, slept]
+    answers[:] = [0]
+    with pytest.raises(BusyError) as refused, Client(transport=httpx2.MockTransport(answer)) as one:
+        one.voices()
+    assert (refused.value.http_status, refused.value.retry_after) == (status, slept)
 
 
 def test_a_server_without_the_evaluation_says_what_to_install(serve, tmp_path, talk):

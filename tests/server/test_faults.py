@@ -168,6 +168,19 @@ def test_what_is_there_of_a_cut_recording_is_taken_when_asked(client, cut, frien
     assert any("truncated" in note for note in job.items[0].result["summary"]["notes"])
 
 
+def test_a_cut_recording_is_inspected_and_evaluated_when_asked(client, cut, talk, friend):
+    for ask in (
+        lambda lenient: client.inspect(cut, allow_truncated=lenient),
+        lambda lenient: client.evaluate(cut, [friend], talk, allow_truncated=lenient),
+        lambda lenient: client.evaluate(talk, [cut], talk, allow_truncated=lenient),
+    ):
+        with pytest.raises(AudioFormatError, match="allow_truncated=true"):
+            ask(False)
+        assert any("truncated" in note for note in ask(True)["notes"])
+    measured = client.convert(cut, references=[friend], allow_truncated=True, measure=True)
+    assert measured.account["figures"]["words_kept"] == 1.0
+
+
 @pytest.fixture
 def mp3(talk):
     """Three seconds as MP3 without a frame count, as it is written to a pipe."""
@@ -320,9 +333,12 @@ def voice_bytes(tmp_path, **changes):
         {"speech_seconds": 1e9},
         {"speech_seconds": -5.0},
         {"quality": {f"figure {n}": 1.0 for n in range(500)}},
-        {"adaptation": {"no.such.weight": np.ones((3, 3), np.float16)}, "adapted_to": "x@1"},
-        {"adaptation": {"head": np.full((3, 3), 90, np.float16)}, "adapted_to": "x@1"},
-        {"adaptation": {"head": np.ones((3, 3), np.float16)}},
+        {
+            "fine_tuning": {"no.such.weight": np.ones((3, 3), np.float16)},
+            "fine_tuned_converter": "x@1",
+        },
+        {"fine_tuning": {"head": np.full((3, 3), 90, np.float16)}, "fine_tuned_converter": "x@1"},
+        {"fine_tuning": {"head": np.ones((3, 3), np.float16)}},
     ],
 )
 def test_absurd_voices_are_refused(client, tmp_path, changes):

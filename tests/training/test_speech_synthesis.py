@@ -15,6 +15,7 @@ import pytest
 import soundfile as sf
 
 from auto_voice.errors import TrainingError
+from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.training import speech_synthesis as s
 from auto_voice.types import FloatArray
 
@@ -36,7 +37,7 @@ class Recorder:
     def speak(self, tokens: Sequence[int], style: FloatArray, speed: float) -> FloatArray:
         self.asked.append(style)
         length = int(1000 * len(tokens) / speed * (1 + abs(float(style[-1]))))
-        return np.full(length, 0.1 + 0.01 * abs(float(style[0])), np.float32)
+        return np.full(length, 0.2 + 0.01 * float(style[0]), np.float32)
 
 
 def corpus(sentences: Sequence[str] = ("a cat sat.", "a dog ran.")) -> s.ParallelCorpus:
@@ -98,12 +99,12 @@ def test_the_manifest_names_weights_seed_versions_and_hashes(tmp_path: Path) -> 
     assert sum(made["weights"].values()) == pytest.approx(1)
 
 
-def test_each_timbre_of_a_block_speaks_four_sentences_of_it() -> None:
+def test_each_timbre_of_a_block_speaks_three_sentences_of_it() -> None:
     for block in (0, 3):
         plan = s.plan_block(block)
         spoken = Counter(i for _, indices in plan for i in indices)
         first = block * s.BLOCK_TIMBRES
-        assert spoken == {first + i: 4 for i in range(s.BLOCK_TIMBRES)}
+        assert spoken == {first + i: 3 for i in range(s.BLOCK_TIMBRES)}
         for sex, indices in plan:
             same = [i for i in indices if s.SEXES[i % 2] == sex]
             assert len(same) == s.SAME_SEX
@@ -191,7 +192,7 @@ def test_a_corpus_is_made_until_its_hours_and_goes_on(
     (tmp_path / "kokoro.onnx").write_bytes(b"graph")
     (tmp_path / "text.txt").write_text("\n".join(f"sentence {'abcdefgh'[i]}." for i in range(8)))
     sources = s.Sources(
-        *(tmp_path / n for n in ("kokoro.onnx", "vocab.json", "voices", "text.txt"))
+        *(tmp_path / n for n in ("kokoro.onnx", "vocab.json", "voices", "text.txt")), "kokoro@1"
     )
     monkeypatch.setattr(
         s.Sources, "corpus",
@@ -209,9 +210,21 @@ def test_a_corpus_is_made_until_its_hours_and_goes_on(
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
-    missing = s.Sources(*(tmp_path / n for n in ("k.onnx", "v.json", "voices", "text.txt")))
-    with pytest.raises(TrainingError, match="synthesiser cannot be read"):
+    names = ("k.onnx", "v.json", "voices", "text.txt")
+    missing = s.Sources(*(tmp_path / name for name in names), "kokoro@1")
+    with pytest.raises(TrainingError, match="symbols of kokoro@1 cannot be read"):
         missing.corpus(1)
     (tmp_path / "text.txt").write_text("\n\n")
     with pytest.raises(TrainingError, match="no sentences"):
         s.read_sentences(tmp_path / "text.txt")
+
+
+def test_a_file_that_is_no_synthesiser_is_told(tmp_path: Path) -> None:
+    (tmp_path / "kokoro.onnx").write_bytes(b"graph")
+    with pytest.raises(TrainingError, match="give Kokoro as an ONNX graph"):
+        s.OnnxSynthesiser(tmp_path / "kokoro.onnx")
+
+
+def test_a_model_of_another_kind_is_no_synthesiser(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"hifigan_universal@.* is no synthesiser"):
+        s.sources_of(ModelRegistry(tmp_path), "hifigan_universal", tmp_path, tmp_path)

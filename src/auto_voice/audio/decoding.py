@@ -261,7 +261,8 @@ def _as_float(frame: Any) -> FloatArray:
     values = frame.to_ndarray()
     values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
     if values.dtype.kind == "f":
-        return np.asarray(values, np.float32)
+        with np.errstate(over="ignore"):  # Infinity is refused where blocks are checked.
+            return np.asarray(values, np.float32)
     if values.dtype.kind == "u":
         return np.asarray((values.astype(np.float32) - 128) / 128, np.float32)
     return np.asarray(values * 2.0 ** (1 - 8 * values.dtype.itemsize), np.float32)

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from auto_voice.errors import AudioOutputError
+from auto_voice.errors import AudioOutputError, reason
+from auto_voice.filesystem import temporary_beside
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def ensure_writable(
     overwrite: bool = True,
     create_parents: bool = False,
 ) -> Path:
-    """The path to write to, checked before any work is done; nothing is created but parents.
+    """The path to write to, checked before any work is done; nothing stays created but parents.
 
     Args:
         inputs: recordings that are read (paths count, anything else is ignored): none of them
@@ -144,10 +145,25 @@ def ensure_writable(
             raise AudioOutputError(
                 f"{target} exists already; add --overwrite (overwrite=True) or name another output."
             )
-        if not os.access(target.parent, os.W_OK | os.X_OK):
-            raise AudioOutputError(
-                f"The folder {target.parent} is not writable by this user; name another output."
-            )
+        _try_folder(target)
     except (OSError, ValueError, RuntimeError) as error:  # the last from a ~ without a home
-        raise AudioOutputError(f"{str(path)!r} cannot be written to: {error}.") from error
+        raise AudioOutputError(
+            f"{str(path)!r} cannot be written to ({reason(error)}); name another output."
+        ) from error
     return target
+
+
+def _try_folder(target: Path) -> None:
+    """Make a file beside ``target`` and delete it: permissions alone do not tell.
+
+    Raises:
+        AudioOutputError: the folder takes none, as ``/proc`` and disks that are mounted to be read.
+    """
+    trial = temporary_beside(target)
+    try:
+        trial.open("xb").close()
+    except OSError as error:
+        raise AudioOutputError(
+            f"The folder {target.parent} is not writable ({reason(error)}); name another output."
+        ) from error
+    trial.unlink()

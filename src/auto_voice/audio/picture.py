@@ -14,7 +14,7 @@ from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.audio.resample import resample
-from auto_voice.errors import AudioOutputError, MissingDependencyError
+from auto_voice.errors import AudioOutputError, MissingDependencyError, reason
 from auto_voice.types import Waveform
 
 PANEL_INCHES = (9.0, 1.9)
@@ -57,7 +57,9 @@ def draw_spectrograms(
         target.write_bytes(picture.getvalue())
     except OSError as error:
         target.unlink(missing_ok=True)
-        raise AudioOutputError(f"{target} cannot be written: {error}.") from error
+        raise AudioOutputError(
+            f"{target} cannot be written ({reason(error)}); name another output."
+        ) from error
     return target
 
 

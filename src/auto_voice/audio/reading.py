@@ -17,7 +17,7 @@ import numpy as np
 from auto_voice.audio.decoding import Decoder
 from auto_voice.audio.formats import READABLE, AudioFormat, Completeness, completeness, sniff
 from auto_voice.audio.resample import ResampleStream
-from auto_voice.errors import AudioContentError, AudioFormatError, AudioNotFoundError
+from auto_voice.errors import AudioContentError, AudioFormatError, AudioNotFoundError, reason
 from auto_voice.types import BoolArray, FloatArray
 
 AudioSource: TypeAlias = "str | os.PathLike[str] | bytes | BinaryIO"
@@ -409,5 +409,5 @@ def _clear_os_errors(path: Path) -> Iterator[None]:
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise AudioNotFoundError(
-            f"{str(path)!r} cannot be opened ({error}); check the path."
+            f"{str(path)!r} cannot be opened ({reason(error)}); check the path."
         ) from error

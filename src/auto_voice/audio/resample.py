@@ -6,6 +6,7 @@ recording keeps its duration to within half a sample.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import cast
 
 import numpy as np
@@ -16,6 +17,9 @@ from auto_voice.types import FloatArray
 
 # Quality of soxr: 28 bits of precision, more than the 24 of float32.
 QUALITY = "VHQ"
+# Samples at the lower of two rates that the filter is given before a part and after it: beyond the
+# first it has died away; the second leaves an error of -90 dB, and costs 5 ms at 16 kHz.
+REACH_BEFORE, REACH_AFTER = 256, 80
 
 
 def resampled_length(samples: int, from_hz: int, to_hz: int) -> int:
@@ -37,6 +41,35 @@ def resample(samples: ArrayLike, from_hz: int, to_hz: int) -> FloatArray:
         return x
     y = cast(FloatArray, soxr.resample(x, from_hz, to_hz, quality=QUALITY))
     return _fit(y, resampled_length(len(x), from_hz, to_hz))
+
+
+def resampled_part(
+    samples: FloatArray, first: int, from_hz: int, to_hz: int, start: int, stop: int
+) -> FloatArray:
+    """Samples ``[start, stop)`` of what :func:`resample` makes of a whole, from a part of it.
+
+    A stream that is resampled so waits for ``REACH_AFTER`` alone, where soxr's own holds back up
+    to 80 ms.
+
+    Args:
+        samples: the part, which reaches around what is wanted as :func:`part_needed` says, or to
+            the ends of the whole.
+        first: place of its first sample in the whole.
+    """
+    skipped = -first % (from_hz // gcd(from_hz, to_hz))
+    low = (first + skipped) * to_hz // from_hz
+    found = resample(samples[skipped:], from_hz, to_hz)[start - low : stop - low]
+    return _fit(found, stop - start)
+
+
+def part_needed(from_hz: int, to_hz: int, start: int, stop: int) -> tuple[int, int]:
+    """What of a whole :func:`resampled_part` has to be given for ``[start, stop)``."""
+    if from_hz == to_hz:
+        return start, stop
+    lower, step = min(from_hz, to_hz), from_hz // gcd(from_hz, to_hz)
+    low = start * from_hz // to_hz - -(-REACH_BEFORE * from_hz // lower) - step
+    high = -(-stop * from_hz // to_hz) + -(-REACH_AFTER * from_hz // lower)
+    return max(0, low), high
 
 
 class ResampleStream:

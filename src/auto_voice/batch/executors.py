@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
+from auto_voice import events
 from auto_voice.errors import AutoVoiceError
 
 # A job, or what came of it: names to JSON values.
@@ -35,14 +36,18 @@ class WorkerSpec:
     Attributes:
         factory: ``module:function``; called once in each worker with ``settings``.
         settings: JSON values.
+        places: settings that differ from worker to worker, such as the device: worker ``n`` adds
+            entry ``n``, beginning anew after the last.
     """
 
     factory: str
     settings: Record = field(default_factory=dict)
+    places: tuple[Record, ...] = ()
 
-    def build(self) -> Worker:
+    def build(self, worker: int = 0) -> Worker:
         module, _, name = self.factory.partition(":")
-        made: Worker = getattr(import_module(module), name)(**self.settings)
+        place = self.places[worker % len(self.places)] if self.places else {}
+        made: Worker = getattr(import_module(module), name)(**{**self.settings, **place})
         return made
 
 
@@ -92,7 +97,7 @@ class ProcessExecutor:
         crew: list[_Process] = []
         try:
             for job in waiting:
-                crew.append(_Process(spec, threads, job))
+                crew.append(_Process(spec, threads, job, len(crew)))
                 if len(crew) == self.workers:
                     break
             while crew:
@@ -106,7 +111,7 @@ class ProcessExecutor:
                         crew.remove(process)
                         process.end()
                         if following is not None:
-                            crew.append(_Process(spec, threads, following))
+                            crew.append(_Process(spec, threads, following, process.number))
                     else:
                         process.send(following)
         finally:
@@ -115,14 +120,18 @@ class ProcessExecutor:
 
 
 class _Process:
-    """One worker and the job that it has."""
+    """One worker and the job that it has; one that takes another's place has its number."""
 
-    def __init__(self, spec: WorkerSpec, threads: int, job: Record) -> None:
+    def __init__(self, spec: WorkerSpec, threads: int, job: Record, number: int) -> None:
         from multiprocessing import get_context
 
+        self.number = number
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, spec, threads), daemon=True)
+        telemetry = (events.exported_to(), events.traceparent())
+        self._process = context.Process(
+            target=_serve, args=(theirs, spec, threads, number, telemetry), daemon=True
+        )
         self._process.start()
         theirs.close()
         self.send(job)
@@ -153,14 +162,25 @@ class _Process:
         self.pipe.close()
 
 
-def _serve(pipe: Any, spec: WorkerSpec, threads: int) -> None:
-    """The life of a worker process."""
+def _serve(
+    pipe: Any, spec: WorkerSpec, threads: int, number: int, telemetry: tuple[str, str]
+) -> None:
+    """The life of a worker process, whose events belong to the trace of the one that made it."""
+    endpoint, traceparent = telemetry
+    if endpoint:
+        events.export_otlp(endpoint)
+    with events.continued(traceparent):
+        _work(pipe, spec, threads, number)
+    events.flush_otlp()  # A process of multiprocessing runs no handlers at its end.
+
+
+def _work(pipe: Any, spec: WorkerSpec, threads: int, number: int) -> None:
     # Ctrl-C reaches the whole group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     limit_threads(threads)
     try:
-        worker = spec.build()
+        worker = spec.build(number)
     except Exception as error:
         pipe.send({"status": _FATAL, "error": _portable(error)})
         return

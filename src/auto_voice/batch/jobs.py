@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from auto_voice.audio.formats import list_folder
-from auto_voice.errors import AudioNotFoundError, AutoVoiceError, ConfigError
+from auto_voice.errors import AudioNotFoundError, AutoVoiceError, ConfigError, reason
 from auto_voice.inference.controls import controls_from
 from auto_voice.inference.result import HIGHEST_OUTPUT_RATE, LOWEST_OUTPUT_RATE, OutputSpec
 
@@ -99,7 +99,7 @@ def collect(inputs: Iterable[str], defaults: Defaults) -> list[BatchJob]:
         except AutoVoiceError:
             raise
         except (OSError, ValueError) as error:  # Names that no system call takes, locked folders.
-            raise ConfigError(f"{given!r} cannot be read ({error}).") from error
+            raise ConfigError(f"{given!r} cannot be read ({reason(error)}).") from error
     return _apart(_distinct(jobs))
 
 
@@ -222,7 +222,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except FileNotFoundError:
         raise AudioNotFoundError(f"there is no file {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read as text ({error}).") from error
+        raise ConfigError(f"{path} cannot be read as text ({reason(error)}).") from error
     if path.suffix.lower() == ".csv":
         yield from _csv_rows(path, text)
         return

@@ -17,15 +17,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from auto_voice.batch.executors import Executor, Record, Worker, WorkerSpec
 from auto_voice.batch.jobs import BatchJob
-from auto_voice.errors import AudioOutputError, AutoVoiceError
+from auto_voice.errors import AudioOutputError, AutoVoiceError, reason
 from auto_voice.inference.controls import controls_from
 
 if TYPE_CHECKING:
-    from auto_voice.inference.voice_conversion_pipeline import Target, VoiceConversionPipeline
+    from auto_voice.inference.inputs import Target
+    from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 
 FORMAT = "auto_voice.batch/1"
 MANIFEST = "manifest.jsonl"
@@ -78,7 +79,9 @@ class Manifest:
                 f"another batch is writing {self.path}; wait for it or choose another folder."
             ) from None
         except OSError as error:
-            raise AudioOutputError(f"{self.path} cannot be written: {error}.") from error
+            raise AudioOutputError(
+                f"{self.path} cannot be written ({reason(error)}); choose another folder."
+            ) from error
         if self._file.tell() == 0:
             self._append({"format": FORMAT})
         return self
@@ -136,9 +139,9 @@ class Manifest:
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 row = json.loads(line)
-                if number == 1 and row.get("format") != FORMAT:
+                if not isinstance(row, dict) or (number == 1 and row.get("format") != FORMAT):
                     raise ValueError
-            except (ValueError, AttributeError):
+            except (ValueError, RecursionError):
                 raise AudioOutputError(
                     f"{self.path}:{number} is no line of a batch manifest; move the file away or "
                     "choose another folder."
@@ -212,6 +215,15 @@ def worker(mock: bool = False, registry: Mapping[str, Any] | None = None,
     return Converting(made)
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AudioOutputError(
+            f"the folder {folder} cannot be made ({reason(error)}); choose another for the results."
+        ) from error
+
+
 # Voices that a worker keeps, each of some MB; the jobs of a table may name thousands.
 VOICES_KEPT = 8
 
@@ -227,7 +239,7 @@ class Converting:
         started = time.perf_counter()
         job = BatchJob.of(record)
         try:
-            Path(job.target).parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(Path(job.target).parent)
             account = self.pipeline.convert_file(
                 job.source,
                 self._voice(job.voice),
@@ -235,7 +247,7 @@ class Converting:
                 controls=controls_from(job.controls),
             )
         except (AutoVoiceError, OSError, MemoryError) as error:
-            text = " ".join(str(error).split()) or type(error).__name__
+            text = " ".join(reason(error).split()) or type(error).__name__
             return {"status": "failed", "error": text}
         except Exception as error:  # A defect in one file must not end the night's batch.
             return {"status": "failed", "error": f"unexpected {type(error).__name__}: {error}"}
@@ -252,7 +264,8 @@ class Converting:
 
         if names not in self._voices:
             found = [resolve_voice(name) for name in names]
-            target: Target = found[0] if len(found) == 1 else found
+            # A stored voice among several is refused there, in words.
+            target = cast("Target", found[0] if len(found) == 1 else found)
             self._voices[names] = self.pipeline.voice(target)
         self._voices.move_to_end(names)
         if len(self._voices) > VOICES_KEPT:

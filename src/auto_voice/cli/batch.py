@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from auto_voice.cli.options import (
+    REGISTRY_NAMES,
     control_options,
     control_values,
     model_options,
@@ -19,6 +20,7 @@ from auto_voice.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from auto_voice.batch.executors import WorkerSpec
     from auto_voice.batch.jobs import BatchJob
     from auto_voice.batch.manifest import JobOutcome
 
@@ -43,7 +45,11 @@ NOT_ALL_DONE = 2
     show_default=True,
     help="Folder for the results and the manifest; made if it does not exist.",
 )
-@click.option("--workers", type=click.IntRange(1), help="Processes [default: one per two cores].")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Processes [default: one per two cores, and at least one per device].",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--overwrite", is_flag=True, help="Do again what is done; replace what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per file.")
@@ -95,12 +101,13 @@ def batch(
     if dry_run:
         _show(jobs, as_json)
         return 0
-    executor: Executor = InlineExecutor() if workers == 1 else ProcessExecutor(workers)
+    spec = _spec(mock, workers, options)
+    executor: Executor = InlineExecutor() if workers == 1 else ProcessExecutor(len(spec.places))
     started = time.perf_counter()
     counts = {"done": 0, "skipped": 0, "failed": 0, "lost": 0}
     seconds = 0.0
     with Manifest(folder / MANIFEST) as manifest:
-        outcomes = run_batch(jobs, executor, _spec(mock, options), manifest, overwrite=overwrite)
+        outcomes = run_batch(jobs, executor, spec, manifest, overwrite=overwrite)
         for number, outcome in enumerate(outcomes, 1):
             counts[outcome.status] += 1
             seconds += outcome.seconds
@@ -122,22 +129,33 @@ def batch(
     return NOT_ALL_DONE if failed else 0
 
 
-def _spec(mock: bool, options: dict[str, Any]) -> Any:
-    """How each worker makes its pipeline: the options as JSON values."""
-    from auto_voice.batch.executors import WorkerSpec
+def _spec(mock: bool, workers: int | None, options: dict[str, Any]) -> WorkerSpec:
+    """How each worker makes its pipeline: the options as JSON values, and its share of devices."""
+    from auto_voice.batch.executors import WorkerSpec, cores
+    from auto_voice.cli.options import open_registry
+    from auto_voice.inference.voice_conversion_pipeline import PipelineConfig
+    from auto_voice.models.runtime.devices import parse_devices, plan_workers
 
-    names = ("config", "model_dir", "offline", "device", "fallback", "prefer")
-    registry = {n: _plain(options[n]) for n in names if options.get(n) is not None}
+    registry = {n: _plain(options[n]) for n in REGISTRY_NAMES if options.get(n) is not None}
     chosen = (
         "content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps",
         "allow_truncated",
     )  # fmt: skip
     models = {n: options[n] for n in chosen if options.get(n) is not None}
     settings = {"mock": mock, "registry": registry, "pipeline": models}
-    return WorkerSpec("auto_voice.batch.manifest:worker", settings)
+    opened = open_registry(**{n: options.get(n) for n in REGISTRY_NAMES})
+    device, config = opened.settings.device, PipelineConfig(**models)
+    usual = max(cores() // 2, len(parse_devices(device).general))
+    devices = plan_workers(
+        device, lambda: [opened.version(name) for name in config.models.values()], workers or usual
+    )
+    places = tuple({"registry": {**registry, "device": device}} for device in devices)
+    return WorkerSpec("auto_voice.batch.manifest:worker", settings, places)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -33,10 +33,11 @@ def inspect(
     transcribe: bool,
     mock: bool,
     **models: Any,
-) -> None:
+) -> int:
     """Describe recordings: length, level, noise, speech, pitch, speakers and known voices.
 
-    Only the first ten minutes of a recording are examined.
+    Only the first ten minutes of a recording are examined. Of several files, those that cannot be
+    read are named and the others described; the exit code is 2 then.
 
     \b
     autovoice inspect talk.wav
@@ -44,6 +45,7 @@ def inspect(
     autovoice inspect talk.mp3 --png talk.png
     """
     from auto_voice.audio.io import ensure_writable, read_audio
+    from auto_voice.errors import AudioError
     from auto_voice.voices.inspection import inspect_file
     from auto_voice.voices.library import VoiceLibrary
 
@@ -58,8 +60,16 @@ def inspect(
     voices, damaged = ({}, []) if encoder is None else VoiceLibrary().readable()
     for text in damaged:
         click.echo(f"autovoice: {text}", err=True)
+    refused = False
     for path in files:
-        found = inspect_file(path, encoder, voices)
+        try:
+            found = inspect_file(path, encoder, voices)
+        except AudioError as error:
+            if len(files) == 1:
+                raise
+            click.echo(f"autovoice: error: {error}", err=True)
+            refused = True
+            continue
         facts = found.as_dict()
         if transcribe and pipeline is not None:
             facts["text"] = _transcript(pipeline.registry, path)
@@ -73,6 +83,7 @@ def inspect(
         draw_spectrograms({files[0].name: read_audio(files[0], allow_truncated=True)}, png)
         if not as_json:
             click.echo(f"look at {png}")
+    return 2 if refused else 0
 
 
 def describe(found: Inspection, text: str | None = None) -> str:

@@ -10,16 +10,18 @@ import socket
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from auto_voice.cli.options import make_pipeline, model_options
-from auto_voice.errors import ConfigError, MissingDependencyError
+from auto_voice.errors import ConfigError, MissingDependencyError, reason
 
 if TYPE_CHECKING:
     from auto_voice.evaluation.judges import Judges
+    from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
     from auto_voice.models.model_registry import ModelRegistry
 
 
@@ -59,7 +61,9 @@ if TYPE_CHECKING:
     "--trust-proxy", multiple=True, metavar="IP", help="A proxy whose X-Forwarded-For is believed."
 )
 @click.option(
-    "--workers", default=1, show_default=True, help="Conversions that run at the same time."
+    "--workers",
+    type=click.IntRange(1),
+    help="Conversions that run at the same time [default: one per device].",
 )
 @click.option("--queue", default=200, show_default=True, help="Recordings that may wait in jobs.")
 @click.option("--waiting", default=8, show_default=True, help="Direct requests that may wait.")
@@ -72,6 +76,9 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--longest-seconds", default=10800.0, show_default=True, help="Longest recording of a job."
+)
+@click.option(
+    "--live-streams", default=2, show_default=True, help="Live conversions at the same time."
 )
 @click.option("--keep-hours", default=24.0, show_default=True, help="Hours to keep results.")
 @click.option(
@@ -88,6 +95,11 @@ if TYPE_CHECKING:
 )
 @click.option("--warm", is_flag=True, help="Load the models before the first request.")
 @click.option(
+    "--mirror-fetch",
+    is_flag=True,
+    help="Fetch what other machines ask for as their mirror and is not here, once for all.",
+)
+@click.option(
     "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
 )
 @model_options
@@ -101,16 +113,18 @@ def serve(
     allow_host: tuple[str, ...],
     allow_origin: tuple[str, ...],
     trust_proxy: tuple[str, ...],
-    workers: int,
+    workers: int | None,
     queue: int,
     waiting: int,
     upload_mb: int,
     direct_seconds: float,
     longest_seconds: float,
+    live_streams: int,
     keep_hours: float,
     keep_mb: int,
     grace: float,
     warm: bool,
+    mirror_fetch: bool,
     log_format: str,
     mock: bool,
     **models: Any,
@@ -138,6 +152,7 @@ def serve(
     from auto_voice.server.settings import default_data_dir
     from auto_voice.server.telemetry import set_up_logs
 
+    pipelines = make_pipelines(mock, models)
     settings = ServerSettings(
         data_dir=data_dir or default_data_dir(),
         host=host,
@@ -146,7 +161,7 @@ def serve(
         allow_hosts=tuple(name.lower() for name in allow_host),
         allow_origins=allow_origin,
         trusted_proxies=trust_proxy,
-        workers=workers,
+        workers=workers or len(pipelines),
         queue_items=queue,
         queue_items_client=max(1, queue // 2),
         direct_waiting=waiting,
@@ -154,13 +169,15 @@ def serve(
         upload_mb=upload_mb,
         direct_seconds=direct_seconds,
         longest_seconds=longest_seconds,
+        live_streams=live_streams,
+        live_streams_client=max(1, live_streams // 2) if live_streams else 0,
         keep_hours=keep_hours,
         keep_mb=keep_mb,
         grace_seconds=grace,
         warm=warm,
+        mirror_fetch=mirror_fetch,
     )
-    pipeline = make_pipeline(mock, quiet=True, **models)
-    engine = Engine(pipeline, voice_dir, evaluator_of(pipeline.registry))
+    engine = Engine(pipelines[0], voice_dir, evaluator_of(pipelines[0].registry), pipelines[1:])
     set_up_logs(log_format, min(logging.INFO, logging.getLogger("auto_voice").level))
     listening = listen(host, port)
     app = create_app(settings, engine)
@@ -173,7 +190,10 @@ def serve(
             host=host,
             port=port,
             http=PatientProtocol,
-            ws="none",
+            # Without that package everything but /v1/live is there.
+            ws="websockets-sansio" if find_spec("websockets") else "none",
+            ws_max_size=1 << 20,
+            ws_per_message_deflate=False,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -188,6 +208,26 @@ def serve(
     where = f"[{host}]" if ":" in host else host
     click.echo(f"auto_voice listens on http://{where}:{listening.getsockname()[1]}/", err=True)
     server.run([listening])
+
+
+def make_pipelines(mock: bool, models: dict[str, Any]) -> list[VoiceConversionPipeline]:
+    """A pipeline for each device that ``--device`` names and that has room for the models."""
+    from auto_voice.models.runtime.devices import parse_devices, plan_workers
+
+    first = make_pipeline(mock, quiet=True, **models)
+    registry = first.registry
+    general = parse_devices(registry.settings.device).general
+    if len(general) == 1:
+        return [first]
+    devices = plan_workers(
+        registry.settings.device,
+        lambda: [registry.version(name) for name in first.config.models.values()],
+        len(general),
+    )
+    return [
+        make_pipeline(mock, quiet=True, **{**models, "device": device})
+        for device in dict.fromkeys(devices)
+    ]
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -224,7 +264,7 @@ def read_tokens(paths: Sequence[Path]) -> list[str]:
         try:
             lines = path.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the token file {path} cannot be read: {error}.") from error
+            raise ConfigError(f"the token file {path} cannot be read ({reason(error)}).") from error
         if not lines:
             raise ConfigError(f"the token file {path} is empty; write one token a line.")
         found += lines
@@ -233,9 +273,8 @@ def read_tokens(paths: Sequence[Path]) -> list[str]:
 
 def evaluator_of(registry: Any) -> Any:
     """The evaluator of the server; None where the evaluation is not installed."""
-    from importlib.util import find_spec
-
-    if not registry.use_mock and find_spec("faster_whisper") is None:
+    needed = ["jiwer", "whisper_normalizer", *(() if registry.use_mock else ("faster_whisper",))]
+    if any(find_spec(package) is None for package in needed):
         return None
     return PairJudge(registry)
 
@@ -252,25 +291,29 @@ class PairJudge:
         self._lock = threading.Lock()
         self._judges: dict[tuple[str, ...], Judges] = {}
 
-    def words_kept(self, source: Path, converted: Path) -> float:
+    def words_kept(self, source: Path, converted: Path, allow_truncated: bool) -> float:
         """1 - word error rate of what is recognised in ``converted``, not below 0."""
         from auto_voice.evaluation.metrics import word_errors
         from auto_voice.evaluation.scoring import JudgedRecording
 
         judges = self._loaded(("similarity", "quality", "pitch", "signal"))
-        counts = word_errors(
-            JudgedRecording(source, judges).text, JudgedRecording(converted, judges).text
-        )
+        spoken = JudgedRecording(source, judges, allow_truncated=allow_truncated).text
+        counts = word_errors(spoken, JudgedRecording(converted, judges).text)
         return max(0.0, 1.0 - counts.edits / counts.reference) if counts.reference else 1.0
 
     def pair(
-        self, source: Path, targets: Sequence[Path], converted: Path, transcript: str
+        self,
+        source: Path,
+        targets: Sequence[Path],
+        converted: Path,
+        transcript: str,
+        allow_truncated: bool,
     ) -> dict[str, Any]:
         """Every figure of one conversion."""
         from auto_voice.evaluation import Pair, Scorer
 
         judges = self._loaded(())
-        scored = Scorer(judges).score(
+        scored = Scorer(judges, allow_truncated=allow_truncated).score(
             Pair("pair", source, tuple(targets), converted, transcript=transcript)
         )
         return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,15 +102,15 @@ def list_(as_json: bool) -> None:
     autovoice voices list --json
     """
     stored = library()
-    found, damaged = stored.readable()
+    found, damaged = stored.facts()
     for text in damaged:
         click.echo(f"autovoice: {text}", err=True)
     if as_json:
-        facts = [describe(voice) for voice in found.values()]
+        facts = [_described(name, known) for name, known in found.items()]
         click.echo(json.dumps({"folder": str(stored.folder), "voices": facts}, indent=2))
         return
-    for voice in found.values():
-        click.echo(f"{voice.name:<20} {_line(voice)}")
+    for name, known in found.items():
+        click.echo(f"{name:<20} {_summed_up(known)}")
     if not stored.names():
         click.echo("no voice is stored yet; add one: autovoice voices add NAME RECORDING", err=True)
     click.echo(f"kept in {stored.folder}", err=True)
@@ -292,43 +293,56 @@ def compare(names: tuple[str, ...], as_json: bool, mock: bool, **models: Any) ->
     click.echo(" " * width + "".join(f"  {title:>{width}}" for title in titles) + "   pitch")
     for title, row, voice in zip(titles, similarity, found, strict=True):
         cells = "".join(f"  {value:{width}.2f}" for value in row)
-        click.echo(f"{title:<{width}}{cells}  {_pitch(voice)}")
+        click.echo(f"{title:<{width}}{cells}  {_pitch(voice.log_f0_mean)}")
 
 
 def describe(voice: Voice) -> dict[str, Any]:
     """The facts of a voice, ready for JSON."""
-    quality = {k: None if v is None else round(v, 4) for k, v in voice.quality.items()}
+    return _described(voice.name, _facts(voice))
+
+
+def _facts(voice: Voice) -> dict[str, Any]:
+    """What the file of ``voice`` would say of it, see :meth:`VoiceLibrary.facts`."""
+    return vars(voice) | {"has_recording": voice.speech is not None}
+
+
+def _described(name: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    quality = {k: None if v is None else round(v, 4) for k, v in facts["quality"].items()}
+    spread = facts["log_f0_std"]
     return {
-        "name": voice.name,
-        "speech_seconds": round(voice.speech_seconds, 2),
-        "pitch_hz": _hz(voice),
-        "pitch_spread_semitones": None
-        if voice.log_f0_std is None
-        else round(12 * voice.log_f0_std / math.log(2), 2),
+        "name": name,
+        "speech_seconds": round(facts["speech_seconds"], 2),
+        "pitch_hz": _hz(facts["log_f0_mean"]),
+        "pitch_spread_semitones": None if spread is None else round(12 * spread / math.log(2), 2),
         "quality": quality,
-        "consent": voice.consent,
-        "encoder": voice.encoder,
-        "content_space": voice.content_space,
-        "recording_kept": voice.speech is not None,
-        "notes": list(voice.notes),
+        "consent": facts["consent"],
+        "encoder": facts["encoder"],
+        "content_space": facts["content_space"],
+        "recording_kept": facts["has_recording"],
+        "notes": list(facts["notes"]),
     }
 
 
-def _hz(voice: Voice) -> float | None:
-    return None if voice.log_f0_mean is None else round(math.exp(voice.log_f0_mean), 1)
+def _hz(log_f0_mean: float | None) -> float | None:
+    return None if log_f0_mean is None else round(math.exp(log_f0_mean), 1)
 
 
-def _pitch(voice: Voice) -> str:
-    pitch_hz = _hz(voice)
+def _pitch(log_f0_mean: float | None) -> str:
+    pitch_hz = _hz(log_f0_mean)
     return "no pitch" if pitch_hz is None else f"{pitch_hz:.0f} Hz"
 
 
 def _line(voice: Voice) -> str:
-    snr = voice.quality.get("snr_db")
+    return _summed_up(_facts(voice))
+
+
+def _summed_up(facts: Mapping[str, Any]) -> str:
+    snr = facts["quality"].get("snr_db")
     noise = "" if snr is None else f", SNR {snr:.0f} dB"
-    count = len(voice.notes)
+    count = len(facts["notes"])
     warned = f", {count} note{'s' if count > 1 else ''}" if count else ""
-    return f"{voice.speech_seconds:.1f} s of speech, {_pitch(voice)}{noise}{warned}"
+    pitch = _pitch(facts["log_f0_mean"])
+    return f"{facts['speech_seconds']:.1f} s of speech, {pitch}{noise}{warned}"
 
 
 def _weighted(part: str) -> tuple[str, float]:

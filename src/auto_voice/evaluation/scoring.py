@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from auto_voice.audio.io import read_audio
-from auto_voice.audio.pitch import extract_pitch
-from auto_voice.audio.pitch_octaves import without_octave_errors
+from auto_voice.audio.pitch import extract_pitch, without_octave_errors
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
 from auto_voice.evaluation.judges import Judges
@@ -23,6 +22,7 @@ from auto_voice.evaluation.pairs import Pair
 from auto_voice.evaluation.results import Evaluation, PairScore, estimate_all, machine
 from auto_voice.evaluation.statistics import RESAMPLES, SEED
 from auto_voice.models.quality_model import Quality
+from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Pitch, Waveform
 
 log = logging.getLogger(__name__)
@@ -36,17 +36,19 @@ class JudgedRecording:
     Args:
         path: of the recording.
         judges: who listens.
+        allow_truncated: take what is there of a truncated file.
     """
 
-    def __init__(self, path: Path, judges: Judges) -> None:
+    def __init__(self, path: Path, judges: Judges, *, allow_truncated: bool = False) -> None:
         self.path = path
         self._judges = judges
+        self._allow_truncated = allow_truncated
         self._audio: Waveform | None = None
 
     @property
     def audio(self) -> Waveform:
         if self._audio is None:
-            self._audio = read_audio(self.path)
+            self._audio = read_audio(self.path, allow_truncated=self._allow_truncated)
         return self._audio
 
     def release(self) -> None:
@@ -108,17 +110,21 @@ class Scorer:
 
     Args:
         judges: loaded models.
+        allow_truncated: take what is there of truncated recordings.
     """
 
-    def __init__(self, judges: Judges) -> None:
+    def __init__(self, judges: Judges, *, allow_truncated: bool = False) -> None:
         self.judges = judges
+        self._allow_truncated = allow_truncated
         self._recordings: dict[Path, JudgedRecording] = {}
 
     def recording(self, path: Path) -> JudgedRecording:
         """The one record of a file."""
         key = path.resolve()
         if key not in self._recordings:
-            self._recordings[key] = JudgedRecording(path, self.judges)
+            self._recordings[key] = JudgedRecording(
+                path, self.judges, allow_truncated=self._allow_truncated
+            )
         return self._recordings[key]
 
     def score(self, pair: Pair, extra: Mapping[str, float] | None = None) -> PairScore:
@@ -275,7 +281,6 @@ def evaluate(
     system: Mapping[str, str] | None = None,
     peak_memory_mb: float | None = None,
     notes: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every conversion and put intervals around the figures.
 
@@ -288,7 +293,6 @@ def evaluate(
         group_by: what the bootstrap resamples: ``pair``, ``source`` or ``target`` (speakers).
         extra: pair id to figures measured elsewhere.
         system: stage to ``name@version``, where this project converted.
-        progress: told pairs done and pairs in all.
 
     Raises:
         EvaluationError: not one conversion could be scored.
@@ -303,8 +307,7 @@ def evaluate(
             log.warning("%s left out: %s", pair.id, error)
             problems.append(f"{pair.id} was left out: {_without_folders(str(error), pair)}")
             left_out += 1
-        if progress is not None:
-            progress(done, len(pairs))
+        tell("judge", done, len(pairs), name)
     if not scores:
         raise EvaluationError(
             f"None of the {len(pairs)} conversions could be scored: {problems[-1]}"

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.errors import AudioOutputError, AutoVoiceError
+from auto_voice.errors import AudioOutputError, AutoVoiceError, reason
 from auto_voice.filesystem import atomic_write, free_bytes, fsync_file
 from auto_voice.inference.analysis import Analysis
 from auto_voice.inference.controls import Controls
@@ -30,6 +30,7 @@ from auto_voice.inference.inputs import (
     MemorySamples,
     SampleStore,
     SourceFacts,
+    disk_errors,
 )
 from auto_voice.types import FloatArray, Pitch, Voice
 
@@ -144,9 +145,12 @@ class Checkpoint(Workspace):
                 "another output."
             ) from None
         except OSError as error:
-            raise AudioOutputError(f"{self.folder} cannot be made: {error}.") from error
+            raise AudioOutputError(
+                f"{self.folder} cannot be made ({reason(error)}); write to another folder."
+            ) from error
         try:
-            self._read()
+            with disk_errors(self.folder):
+                self._read()
         except BaseException:
             self._lock.release()
             raise
@@ -189,7 +193,8 @@ class Checkpoint(Workspace):
 
     def make_room(self, seconds: float | None) -> None:
         needed = BYTES_PER_SECOND * (seconds or 0.0)
-        free = free_bytes(self.folder)
+        with disk_errors(self.folder):
+            free = free_bytes(self.folder)
         if needed > free:
             raise AudioOutputError(
                 f"converting {seconds or 0:.0f} s of audio needs {needed / 1e6:.0f} MB beside the "
@@ -198,13 +203,18 @@ class Checkpoint(Workspace):
 
     def source_is_complete(self, facts: SourceFacts) -> None:
         # The samples reach the disk before the state that counts them.
-        fsync_file(self.folder / "source.f32")
+        with disk_errors(self.folder):
+            fsync_file(self.folder / "source.f32")
         super().source_is_complete(facts)
         self._write_state()
 
     def save_analysis(self, analysis: Analysis) -> None:
         path = self.folder / "analysis.npz"
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
+        with (
+            disk_errors(self.folder),
+            atomic_write(path) as temporary,
+            temporary.open("wb") as file,
+        ):
             np.savez(
                 file,
                 samples=analysis.samples,
@@ -233,7 +243,8 @@ class Checkpoint(Workspace):
 
     def save_position(self, position: Position) -> None:
         if position.samples:  # They reach the disk before the state that counts them.
-            fsync_file(self.folder / "result.f32")
+            with disk_errors(self.folder):
+                fsync_file(self.folder / "result.f32")
         super().save_position(position)
         self._write_state()
 
@@ -294,7 +305,7 @@ class Checkpoint(Workspace):
         state = {
             "format": FORMAT, "key": self.key, "source": source, "kept": kept, "progress": progress,
         }  # fmt: skip
-        with atomic_write(self.folder / "state.json") as temporary:
+        with disk_errors(self.folder), atomic_write(self.folder / "state.json") as temporary:
             temporary.write_text(json.dumps(state), encoding="utf-8")
 
 
@@ -317,9 +328,9 @@ def fingerprint(
     )  # fmt: skip
     digest.update(repr(facts).encode())
     arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding, **voice.frames}
-    if voice.adaptation:
-        digest.update(voice.adapted_to.encode())
-        arrays |= {f"adaptation.{name}": values for name, values in voice.adaptation.items()}
+    if voice.fine_tuning:
+        digest.update(voice.fine_tuned_converter.encode())
+        arrays |= {f"fine_tuning.{name}": values for name, values in voice.fine_tuning.items()}
     for name, values in sorted(arrays.items()):
         digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import UnsupportedOperation
+from numbers import Number
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias, Union
+from typing import Any, BinaryIO, Protocol, TypeAlias, Union, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,12 +27,21 @@ from auto_voice.audio.reading import (
     dbfs,
 )
 from auto_voice.audio.resample import ResampleStream, resample
-from auto_voice.errors import AudioContentError, AudioError, AudioFormatError, ConfigError
-from auto_voice.types import FloatArray, Waveform
+from auto_voice.errors import (
+    AudioContentError,
+    AudioError,
+    AudioFormatError,
+    AudioOutputError,
+    ConfigError,
+    reason,
+)
+from auto_voice.types import FloatArray, Voice, Waveform
 
 # A file by its path, its bytes or an open binary stream; a waveform; or an array or a tensor of
 # samples, whose rate is given apart.
 AudioInput: TypeAlias = Union[str, "PathLike[str]", bytes, BinaryIO, Waveform, ArrayLike]
+# A voice, a voice file, one or several recordings, or a bare 256-d embedding.
+Target: TypeAlias = Union[Voice, AudioInput, "Sequence[AudioInput | Voice]"]
 
 # Shorter recordings hold no syllable.
 SHORTEST_SECONDS = 0.1
@@ -93,30 +103,34 @@ class FileSamples:
     """Samples in a file of raw little-endian float32.
 
     It is read with plain reads, not mapped: mapped pages would count as this process's memory.
+
+    Raises:
+        AudioOutputError: the disk fails or is full; what is there stays.
     """
 
     def __init__(self, path: Path, sample_rate: int) -> None:
         self.path, self.sample_rate = path, sample_rate
-        self._length = path.stat().st_size // BYTES_PER_SAMPLE if path.exists() else 0
+        with disk_errors(path):
+            self._length = path.stat().st_size // BYTES_PER_SAMPLE if path.exists() else 0
 
     def __len__(self) -> int:
         return self._length
 
     def read(self, start: int, stop: int) -> FloatArray:
         start, stop = max(0, start), min(stop, self._length)
-        with self.path.open("rb") as file:
+        with disk_errors(self.path), self.path.open("rb") as file:
             file.seek(start * BYTES_PER_SAMPLE)
             data = file.read(max(0, stop - start) * BYTES_PER_SAMPLE)
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
 
     def append(self, samples: FloatArray) -> None:
-        with self.path.open("ab") as file:
+        with disk_errors(self.path), self.path.open("ab") as file:
             file.write(np.ascontiguousarray(samples, "<f4").tobytes())
         self._length += len(samples)
 
     def truncate(self, length: int) -> None:
         """Drop what lies beyond ``length`` samples."""
-        with self.path.open("ab") as file:
+        with disk_errors(self.path), self.path.open("ab") as file:
             file.truncate(length * BYTES_PER_SAMPLE)
         self._length = length
 
@@ -238,6 +252,18 @@ class Source:
 
 
 @contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise AudioOutputError for what the system says of a file that a conversion keeps."""
+    try:
+        yield
+    except OSError as error:
+        raise AudioOutputError(
+            f"{path} cannot be used ({reason(error)}); what is done is kept where there was room "
+            "for it, and the same command goes on from there."
+        ) from error
+
+
+@contextmanager
 def _reading(name: str) -> Iterator[None]:
     """Tells the system's errors of a source from those of the output, which may come together."""
     try:
@@ -296,7 +322,7 @@ def _encoded(audio: Any) -> bytes | None:
         data = audio.read()
     except (OSError, ValueError, UnsupportedOperation) as error:
         raise AudioFormatError(
-            f"the open file cannot be read ({error}); open it with open(path, 'rb')."
+            f"the open file cannot be read ({reason(error)}); open it with open(path, 'rb')."
         ) from error
     if not isinstance(data, bytes):
         raise AudioFormatError("the open file gives text; open it with open(path, 'rb').")
@@ -386,3 +412,15 @@ def _check(what: str, samples: int, rate: int, peak: float) -> None:
             f"{what} holds only silence (peak {dbfs(peak)}); check the microphone or choose "
             "another recording."
         )
+
+
+def listed(target: Target) -> list[Any]:
+    """The recordings of ``target``, or what else it is."""
+    return list(cast("Sequence[Any]", target)) if is_several(target) else [target]
+
+
+def is_several(target: Target) -> bool:
+    """Whether it is a list of recordings rather than one recording or a list of numbers."""
+    return isinstance(target, (list, tuple)) and not any(
+        isinstance(item, (list, tuple, Number)) for item in target
+    )

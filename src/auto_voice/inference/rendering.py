@@ -13,25 +13,28 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from auto_voice import events
 from auto_voice.audio.loudness import without_rumble
 from auto_voice.errors import ModelLoadError
-from auto_voice.inference.analysis import Analysis, pauses
+from auto_voice.inference.analysis import Analysis, noise_floor, pauses
 from auto_voice.inference.chunking import (
     CONTEXT_SECONDS,
     HOP,
     Chunk,
+    ContentWindows,
     common_period,
     halved,
     hop_size,
     out_of_memory,
-    plan_from_energies,
+    plan_chunks,
     release_memory,
     with_context,
 )
-from auto_voice.inference.content_windows import ContentWindows
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.effects import (
     aperiodicity,
@@ -58,6 +61,92 @@ SHORTEST_PIECE_SECONDS = 1.0
 SMALLER = 0.8
 
 
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A part of a source, ready for converter and vocoder; all tracks begin where it begins.
+
+    Attributes:
+        speech: ``(samples,)`` at the networks' level.
+        sample_rate: of ``speech``, Hz.
+        pitch: the melody that is to be spoken.
+        own_pitch: the track of the source.
+        pauses: ``(frames,)``, see :func:`auto_voice.inference.analysis.pauses`; one value for each
+            mel frame of the piece.
+        noise: ``(frames,)``, see :func:`auto_voice.inference.analysis.noise_floor`.
+        low, high: mel frames that the vocoder makes audio of; those around are context of the
+            converter alone.
+        first_frame: place of the piece in the whole, in mel frames.
+    """
+
+    speech: FloatArray
+    sample_rate: int
+    content: Content
+    pitch: Pitch
+    own_pitch: Pitch
+    pauses: FloatArray
+    noise: FloatArray
+    low: int
+    high: int
+    first_frame: int
+
+
+def spoken(
+    piece: Piece,
+    voice: Voice,
+    controls: Controls,
+    converter: Converter,
+    vocoder: Vocoder,
+    timings: dict[str, float],
+) -> FloatArray:
+    """``((high - low) * hop_samples,)`` of ``piece`` in ``voice``, as loud as its speech.
+
+    Args:
+        timings: seconds by step; grows.
+
+    Raises:
+        ModelLoadError: the vocoder gives another number of samples.
+    """
+    frames, low, high = len(piece.pauses), piece.low, piece.high
+    ratio = controls.formant_ratio
+    pitch = piece.pitch
+    lower = Pitch(pitch.f0_hz / np.float32(ratio), pitch.voiced, pitch.frame_rate)
+    with timed(timings, "convert"):
+        mel = converter.convert(piece.content, lower, voice, frames)
+        mel = warp_formants(mel, ratio)
+    with timed(timings, "level"):
+        source = source_shape(piece.speech, piece.sample_rate, piece.pauses, piece.noise)
+        mel = fill_pauses(mel, source)
+    with timed(timings, "vocode"):
+        audio = vocoder.synthesize(mel.values[:, low:high])[0]
+    if len(audio) != (high - low) * vocoder.hop_samples:
+        raise ModelLoadError(
+            f"{vocoder.name} gave {len(audio)} samples for {high - low} frames of "
+            f"{vocoder.hop_samples}; the model is damaged or of another kind."
+        )
+    if controls.breathiness:
+        with timed(timings, "breath"):
+            audio = _breathed(piece, audio, vocoder, controls.breathiness)
+    with timed(timings, "level"):
+        audio = without_rumble(audio, vocoder.sample_rate)
+        return follow_level(audio, vocoder.hop_samples, source.part(low, high), controls.energy)
+
+
+def _breathed(piece: Piece, audio: FloatArray, vocoder: Vocoder, amount: float) -> FloatArray:
+    """``audio``, which is that of frames ``[low, high)``, with as much breath as the source has."""
+    low, high, pitch = piece.low, piece.high, piece.pitch
+    rate = vocoder.sample_rate / vocoder.hop_samples
+    wanted = aperiodicity(
+        piece.speech, piece.sample_rate, piece.own_pitch, rate, len(piece.pauses)
+    )[low:high]
+    skipped = round(low / rate * pitch.frame_rate)
+    later = Pitch(pitch.f0_hz[skipped:], pitch.voiced[skipped:], pitch.frame_rate)
+    made = aperiodicity(audio, vocoder.sample_rate, later, rate, high - low)
+    share = np.clip((wanted - made) / np.maximum(1 - made, 1e-3), 0, 1)
+    scattered: FloatArray = (share * amount).astype(np.float32)
+    first = piece.first_frame + low
+    return scatter(audio, scattered, vocoder.sample_rate, vocoder.hop_samples, first)
+
+
 @dataclass(frozen=True)
 class Rendering:
     """One source on its way through the stages.
@@ -71,7 +160,8 @@ class Rendering:
         timings: seconds by step; grows.
         log_f0: of ``pitch``, filled.
         content: the content features of any part.
-        pauses: of ``recording``, see :func:`auto_voice.inference.analysis.pauses`.
+        pauses, noise: of ``recording``, see :func:`auto_voice.inference.analysis.pauses` and
+            :func:`auto_voice.inference.analysis.noise_floor`.
     """
 
     content_encoder: ContentEncoder
@@ -87,13 +177,17 @@ class Rendering:
     log_f0: FloatArray | None = field(init=False)
     content: ContentWindows = field(init=False)
     pauses: FloatArray = field(init=False)
+    noise: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_f0", filled(self.pitch))
         content = ContentWindows(self.content_encoder, self.recording, self.analysis.gain)
         object.__setattr__(self, "content", content)
-        found = pauses(self.analysis.energies, hop_size(self.recording.sample_rate))
+        hop = hop_size(self.recording.sample_rate)
+        found = pauses(self.analysis.energies, hop, self.analysis.gain)
         object.__setattr__(self, "pauses", found)
+        noise = noise_floor(self.analysis.energies, hop, self.analysis.gain)
+        object.__setattr__(self, "noise", noise)
 
     @property
     def frames(self) -> int:
@@ -110,7 +204,7 @@ class Rendering:
         core_seconds = max(longest_seconds / 2, SMALLER * longest_seconds - context)
         if seconds <= longest_seconds:
             core_seconds = longest_seconds
-        return plan_from_energies(
+        return plan_chunks(
             self.analysis.energies,
             seconds,
             frames=self.frames,
@@ -159,60 +253,33 @@ class Rendering:
                 release_memory()
 
     def _piece(self, chunk: Chunk, mean: FloatArray | None) -> tuple[Chunk, FloatArray]:
-        frames = chunk.context_stop - chunk.context_start
+        low = max(chunk.context_start, chunk.start - VOCODER_CONTEXT_FRAMES)
+        high = min(chunk.context_stop, chunk.stop + VOCODER_CONTEXT_FRAMES)
         speech = self._speech(chunk)
         with timed(self.timings, "content"):
             content = self._content(chunk, mean)
-        pitch = self._pitch(chunk)
-        ratio = self.controls.formant_ratio
-        lower = Pitch(pitch.f0_hz / np.float32(ratio), pitch.voiced, pitch.frame_rate)
-        with timed(self.timings, "convert"):
-            mel = self.converter.convert(content, lower, self.voice, frames)
-            mel = warp_formants(mel, ratio)
-        with timed(self.timings, "level"):
-            source = source_shape(speech, self.recording.sample_rate, self._pauses(chunk))
-            mel = fill_pauses(mel, source)
-        low = max(chunk.context_start, chunk.start - VOCODER_CONTEXT_FRAMES)
-        high = min(chunk.context_stop, chunk.stop + VOCODER_CONTEXT_FRAMES)
-        heard = mel.values[:, low - chunk.context_start : high - chunk.context_start]
-        with timed(self.timings, "vocode"):
-            audio = self.vocoder.synthesize(heard)[0]
-        if len(audio) != (high - low) * self.vocoder.hop_samples:
-            raise ModelLoadError(
-                f"{self.vocoder.name} gave {len(audio)} samples for {high - low} frames of "
-                f"{self.vocoder.hop_samples}; the model is damaged or of another kind."
-            )
-        if self.controls.breathiness:
-            with timed(self.timings, "breath"):
-                audio = self._breathe(chunk, speech, audio, low, high, pitch)
-        with timed(self.timings, "level"):
-            kept = source.part(low - chunk.context_start, high - chunk.context_start)
-            audio = without_rumble(audio, self.vocoder.sample_rate)
-            audio = follow_level(audio, self.vocoder.hop_samples, kept, self.controls.energy)
+        piece = Piece(
+            speech=speech,
+            sample_rate=self.recording.sample_rate,
+            content=content,
+            pitch=self._pitch(chunk),
+            own_pitch=self._cut(self.analysis.pitch, chunk),
+            pauses=self._by_frame(self.pauses, chunk),
+            noise=self._by_frame(self.noise, chunk),
+            low=low - chunk.context_start,
+            high=high - chunk.context_start,
+            first_frame=chunk.context_start,
+        )
+        audio = spoken(piece, self.voice, self.controls, self.converter, self.vocoder, self.timings)
         return replace(chunk, context_start=low, context_stop=high), audio
 
-    def _pauses(self, chunk: Chunk) -> FloatArray:
-        """``(frames,)`` of the chunk's context."""
+    def _by_frame(self, hops: NDArray[Any], chunk: Chunk) -> FloatArray:
+        """``(hops,)`` of the recording as ``(frames,)`` of the chunk's context."""
         centres = np.arange(chunk.context_start, chunk.context_stop) + 0.5
         at = centres / float(self._frame_rate * HOP) - 0.5
-        if len(self.pauses) == 0:
+        if len(hops) == 0:
             return np.zeros(len(at), np.float32)
-        return np.asarray(np.interp(at, np.arange(len(self.pauses)), self.pauses), np.float32)
-
-    def _breathe(
-        self, chunk: Chunk, speech: FloatArray, audio: FloatArray, low: int, high: int, pitch: Pitch
-    ) -> FloatArray:
-        rate = float(self._frame_rate)
-        frames = chunk.context_stop - chunk.context_start
-        own_pitch = self._cut(self.analysis.pitch, chunk)
-        wanted = aperiodicity(speech, self.recording.sample_rate, own_pitch, rate, frames)
-        wanted = wanted[low - chunk.context_start : high - chunk.context_start]
-        skipped = round((low - chunk.context_start) / rate * pitch.frame_rate)
-        spoken = Pitch(pitch.f0_hz[skipped:], pitch.voiced[skipped:], pitch.frame_rate)
-        made = aperiodicity(audio, self.vocoder.sample_rate, spoken, rate, high - low)
-        share = np.clip((wanted - made) / np.maximum(1 - made, 1e-3), 0, 1)
-        amount: FloatArray = (share * self.controls.breathiness).astype(np.float32)
-        return scatter(audio, amount, self.vocoder.sample_rate, self.vocoder.hop_samples, low)
+        return np.asarray(np.interp(at, np.arange(len(hops)), hops), np.float32)
 
     def _content(self, chunk: Chunk, mean: FloatArray | None) -> Content:
         rate = Fraction(self.content_encoder.frame_rate) / self._frame_rate
@@ -276,6 +343,7 @@ class Rendering:
 def timed(timings: dict[str, float], step: str) -> Iterator[None]:
     started = time.perf_counter()
     try:
-        yield
+        with events.span(events.Stage(step)):
+            yield
     finally:
         timings[step] = timings.get(step, 0.0) + time.perf_counter() - started

@@ -12,11 +12,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from auto_voice import events
 from auto_voice.errors import (
     AutoVoiceError,
     IntegrityError,
@@ -24,21 +27,23 @@ from auto_voice.errors import (
     UnknownModelError,
 )
 from auto_voice.models.registry.architectures import ARCHITECTURES
-from auto_voice.models.registry.catalog import Catalog, ModelVersion, split_key
+from auto_voice.models.registry.catalog import Catalog, ModelVersion, Pins, split_key
 from auto_voice.models.registry.loading import (
     RECOVERABLE,
     ModelCache,
     Substitute,
     reason_of,
 )
-from auto_voice.models.registry.pins import Pins
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
+    from auto_voice.models.additions import Addition
     from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
-    from auto_voice.models.model_loader import ModelLoader, ProgressCallback
+    from auto_voice.models.model_loader import ModelLoader
     from auto_voice.models.registry.loading import WarmupTiming
+    from auto_voice.models.registry.maintenance import UsageRecord
     from auto_voice.models.registry.store import ModelStore
+    from auto_voice.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +99,19 @@ class ModelRegistry:
         use_mock: numpy stand-ins for everything, deterministic, no files.
         config: the user's YAML that overlays the built-in catalog and may hold settings.
         offline: never open a connection.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino``;
+            ``"cuda:0,vocoder=cuda:1"`` or ``{"default": "cuda:0", "vocoder": "cuda:1"}`` gives the
+            models of a kind, or one model, a device of their own.
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
         memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
+        mirrors: base URLs of servers that are asked first for files.
+
         prefer: which version a bare name means where there are quantised ones: ``exact`` takes the
             catalog's default, ``fastest`` and ``smallest`` what was made of it and is faster on
             a CPU or needs less memory.
-        progress: whether downloads draw a bar; None draws it on a terminal; a function is told
-            label, bytes done and bytes in all, and no bar is drawn.
+        progress: whether downloads draw a bar; None draws it on a terminal; a function is told of
+            each :class:`~auto_voice.progress.Progress`, and no bar is drawn. A call's own listener
+            comes first.
 
     Raises:
         ConfigError: a setting that cannot be.
@@ -114,9 +124,10 @@ class ModelRegistry:
         *,
         config: str | os.PathLike[str] | None = None,
         offline: bool | None = None,
-        device: str | None = None,
+        device: str | Mapping[str, str] | None = None,
         fallback: str | None = None,
         memory_budget_mb: int | None = None,
+        mirrors: Sequence[str] | None = None,
         prefer: str | None = None,
         progress: bool | ProgressCallback | None = None,
     ) -> None:
@@ -127,6 +138,7 @@ class ModelRegistry:
             device=device,
             fallback=fallback,
             memory_budget_mb=memory_budget_mb,
+            mirrors=mirrors,
             prefer=prefer,
         )
         self.use_mock = use_mock
@@ -137,6 +149,7 @@ class ModelRegistry:
         self._deciding = threading.Lock()
         self._catalog: Catalog | None = None
         self._loader: ModelLoader | None = None
+        self._usage: UsageRecord | None = None
         self._substitutes: dict[str, Substitute] = {}
         # Keys of models that were loaded by their own names.
         self._by_name: set[str] = set()
@@ -179,12 +192,14 @@ class ModelRegistry:
         with self._lock:
             if self._loader is None:
                 from auto_voice.models.model_loader import ModelLoader
+                from auto_voice.models.registry.fetchers import Mirrors
                 from auto_voice.models.registry.store import ModelStore
 
                 self._loader = ModelLoader(
                     ModelStore(self.model_dir),
                     offline=self.settings.offline,
-                    show_progress=False if callable(self._progress) else self._progress,
+                    mirrors=Mirrors(self.settings.mirrors, self.settings.mirror_token),
+                    show_progress=None if callable(self._progress) else self._progress,
                     progress=self._progress if callable(self._progress) else None,
                 )
             return self._loader
@@ -284,7 +299,8 @@ class ModelRegistry:
             StoreError: the model folder cannot be used.
         """
         wanted = self.version(name, version)
-        return self.loader.ensure(wanted, force=force) if wanted.files else {}
+        with self._recording():
+            return self.loader.ensure(wanted, force=force) if wanted.files else {}
 
     def path(self, name: str, version: str | None = None, *, file: str | None = None) -> Path:
         """The path of a version's first file, or of ``file``; fetched if need be.
@@ -299,6 +315,20 @@ class ModelRegistry:
             listed = f"its files: {', '.join(names)}" if names else "it has no files"
             raise UnknownModelError(f"{wanted.key} has no file {chosen or 'at all'}; {listed}")
         return self.pull(wanted.name, wanted.version)[chosen]
+
+    def add(self, wanted: Addition) -> ModelVersion:
+        """A model of one's own in the model folder: fetched, hashed, tried once and described.
+
+        Raises:
+            The same as ``additions.add_model``.
+        """
+        from auto_voice.models.additions import add_model
+
+        added = add_model(wanted, self.catalog, self.loader)
+        with self._lock:
+            self._catalog = None
+        self.pull(added.name, added.version)
+        return added
 
     def pin(self, name: str, version: str | None = None) -> ModelVersion:
         """Make a bare ``name`` mean this version in this model folder, with these bytes.
@@ -332,6 +362,23 @@ class ModelRegistry:
             UnsafeFileError: a file would run code.
         """
         wanted = self.version(name, version)
+        with self._recording():
+            model = self._serve(wanted)
+        events.emit(events.Resolve(name, self.resolved(wanted.key)))
+        return model
+
+    def _recording(self) -> AbstractContextManager[None]:
+        """What happens inside goes into the record of the model folder, except by mocks."""
+        if self.use_mock:
+            return nullcontext()
+        from auto_voice.models.registry.maintenance import UsageRecord, recorded
+
+        with self._lock:
+            self._usage = self._usage or UsageRecord(self.model_dir)
+        return recorded(self._usage)
+
+    def _serve(self, wanted: ModelVersion) -> Any:
+        """The loaded model, or what stands in for it."""
         if self.use_mock:
             return self._mock(wanted)
         with self._lock:
@@ -345,6 +392,20 @@ class ModelRegistry:
             except RECOVERABLE as error:
                 substitute = self._substitute(wanted, error)
         return self._mock(wanted) if substitute.version is None else self._load(substitute.version)
+
+    def load_installed(self, names: Iterable[str]) -> None:
+        """Load those of the models that are on this machine side by side, on all cores.
+
+        Downloads are left to :meth:`load`, where they take turns, and so is every failure.
+        """
+        versions = [] if self.use_mock else [self.version(name) for name in names]
+        loaded = self.loaded()
+        keys = [v.key for v in versions if v.key not in loaded and self.is_installed(v)]
+        if len(keys) < 2:
+            return
+        with ThreadPoolExecutor(len(keys)) as pool:
+            for loading in [pool.submit(self._load, self.version(key)) for key in keys]:
+                loading.exception()
 
     def load_hubert(self, version: str | None = None) -> ContentEncoder:
         """HuBERT base: ``extract_features(audio)`` gives ``(batch, time, 768)``.
@@ -450,24 +511,27 @@ class ModelRegistry:
         return WarmupTiming(self.resolved(name), loaded - start, time.perf_counter() - loaded)
 
     def _load(self, version: ModelVersion) -> Any:
-        megabytes = version.needs.ram_mb or -(-version.bytes // 10**6)
-        return self._cache.get(version.key, megabytes, lambda: self._build(version))
+        return self._cache.get(version.key, _megabytes(version), lambda: self._build(version))
 
     def _mock(self, version: ModelVersion) -> Any:
         from auto_voice.models.mock_models import build_mock
 
-        return self._cache.get(
-            _mock_key(version), 0, lambda: build_mock(version, not self.use_mock)
-        )
+        def build() -> Any:
+            with events.span(events.Load(_mock_key(version), "cpu")):
+                return build_mock(version, not self.use_mock)
+
+        return self._cache.get(_mock_key(version), 0, build)
 
     def _build(self, version: ModelVersion) -> Any:
         architecture = ARCHITECTURES[version.architecture]
         files = self.loader.ensure(version) if version.files else {}
         device = self._device(version)
-        started = time.perf_counter()
         try:
-            files = self._with_safetensors(version, files) if files else files
-            model = architecture.build(files, version, device)
+            with events.span(events.Load(version.key, device, _megabytes(version))) as loading:
+                files = self._with_safetensors(version, files) if files else files
+                model = architecture.build(files, version, device)
+                real = getattr(model, "device", device)
+                loading.complete(device=str(real))
         except AutoVoiceError:
             raise
         except MemoryError as error:
@@ -480,11 +544,9 @@ class ModelRegistry:
             raise ModelLoadError(
                 f"{version.key} could not be loaded on {device} ({type(error).__name__}: {error})"
             ) from error
-        seconds = time.perf_counter() - started
-        if (real := getattr(model, "device", device)) != device:
+        if real != device:
             with self._lock:
                 self._on_cpu[version.key] = f"on the CPU, since {device} cannot run it"
-        log.info("loaded %s on %s in %.3f s", version.key, real, seconds)
         return model
 
     def _with_safetensors(
@@ -504,14 +566,16 @@ class ModelRegistry:
 
     def _device(self, version: ModelVersion) -> str:
         """Where ``version`` runs: on the CPU, with a note, if the device asked for is missing."""
-        from auto_voice.models.runtime.devices import choose_device
+        from auto_voice.models.runtime.devices import choose_device, parse_devices
 
-        wanted = self.settings.device
+        plan = parse_devices(self.settings.device)
+        plan.check(self.catalog)
+        wanted = plan.of(version)
         device = choose_device(wanted, version)
         movable = ARCHITECTURES[version.architecture].devices
         if device == "cpu" and movable and wanted not in ("auto", "cpu"):
             with self._lock:
-                self._on_cpu[version.key] = f"on the CPU, since {wanted} is missing"
+                self._on_cpu[version.key] = f"on the CPU, since {wanted} is missing or too small"
         return device
 
     def _substitute(self, wanted: ModelVersion, error: AutoVoiceError) -> Substitute:
@@ -553,6 +617,11 @@ class ModelRegistry:
 
 # Ends the key of a mock in the cache.
 _MOCK = " (mock)"
+
+
+def _megabytes(version: ModelVersion) -> int:
+    """What a version takes in memory, by its declared needs."""
+    return version.needs.ram_mb or -(-version.bytes // 10**6)
 
 
 def _mock_key(version: ModelVersion) -> str:

@@ -31,6 +31,7 @@ from auto_voice.server.jobs import DONE, JobRecord
 from auto_voice.server.schemas import (
     JOB_ID,
     MEDIA_TYPES,
+    AllowTruncated,
     ConvertFields,
     EvaluationAnswer,
     InspectionAnswer,
@@ -78,7 +79,7 @@ async def convert(
         "convert",
         [source],
         reference,
-        options.request(),
+        {**options.request(), "advice": "send it to POST /v1/jobs, or cut it"},
         direct=True,
         most_seconds=here.settings.direct_seconds,
     )
@@ -119,13 +120,20 @@ def account(result: Mapping[str, Any]) -> str:
 
 
 @router.post("/inspect", summary="What is in a recording")
-async def inspect(request: Request, here: Here, client: Client, file: Sound) -> InspectionAnswer:
+async def inspect(
+    request: Request,
+    here: Here,
+    client: Client,
+    file: Sound,
+    allow_truncated: AllowTruncated = False,
+) -> InspectionAnswer:
     """Length, level, noise, speech, pitch, and the stored voices it resembles."""
     job = await run_in_threadpool(
         here.accept,
         client,
         "inspect",
         [file],
+        request={"allow_truncated": allow_truncated},
         direct=True,
         most_seconds=here.settings.reference_seconds,
     )
@@ -143,6 +151,7 @@ async def evaluate(
     transcript: Annotated[
         str, Form(max_length=10_000, description="What is said; empty to hear it in the source.")
     ] = "",
+    allow_truncated: AllowTruncated = False,
 ) -> EvaluationAnswer:
     """Speaker similarity by two encoders, words, sound, pitch and level of a conversion."""
     _ = here.engine.evaluator
@@ -152,7 +161,7 @@ async def evaluate(
         "evaluate",
         [source, converted],
         target,
-        {"transcript": transcript},
+        {"transcript": transcript, "allow_truncated": allow_truncated},
         direct=True,
         most_seconds=here.settings.direct_seconds,
         one_item=True,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
 import re
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -16,19 +18,26 @@ import numpy as np
 
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import (
+    AutoVoiceError,
     MissingDependencyError,
     UnknownModelError,
     UnknownVoiceError,
     VoiceError,
+    install_hint,
 )
 from auto_voice.inference.controls import controls_from
 from auto_voice.inference.result import ConversionResult, FileResult, OutputSpec
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 from auto_voice.models.model_registry import ModelRegistry
-from auto_voice.types import EMBEDDING_DIMS, Progress, Voice, Waveform
+from auto_voice.models.registry.catalog import ModelFile, ModelVersion
+from auto_voice.models.registry.sources import bundled_files
+from auto_voice.progress import Progress
+from auto_voice.types import EMBEDDING_DIMS, Voice, Waveform
 from auto_voice.voices.inspection import inspect_file
 from auto_voice.voices.library import VoiceLibrary
-from auto_voice.voices.voice_file import load_voice, load_voice_facts
+from auto_voice.voices.voice_file import load_voice
+
+log = logging.getLogger(__name__)
 
 # Recordings of the catalog for who has none at hand: 4 s to convert, and 10 s of a voice.
 SAMPLES = {"recording": "sample_clone_test", "voice": "sample_beckett"}
@@ -39,15 +48,30 @@ SPEECH_RATE_HZ = 16_000
 class Evaluator(Protocol):
     """Measures conversions; whoever starts the server gives it, as evaluation is another room."""
 
-    def words_kept(self, source: Path, converted: Path) -> float:
+    def words_kept(self, source: Path, converted: Path, allow_truncated: bool) -> float:
         """Share of the words of ``source`` that are recognised in ``converted``, 0 to 1."""
         ...
 
     def pair(
-        self, source: Path, targets: Sequence[Path], converted: Path, transcript: str
+        self,
+        source: Path,
+        targets: Sequence[Path],
+        converted: Path,
+        transcript: str,
+        allow_truncated: bool,
     ) -> dict[str, Any]:
         """``figures``, ``texts`` and ``models`` of one conversion."""
         ...
+
+
+@dataclass
+class _ModelSet:
+    """Models on one device: the pipeline, another on the same models that takes truncated
+    recordings, and how many calls they are in."""
+
+    pipeline: VoiceConversionPipeline
+    lenient: VoiceConversionPipeline
+    calls: int = 0
 
 
 class Engine:
@@ -57,6 +81,8 @@ class Engine:
         pipeline: one set of loaded models for all threads.
         voice_dir: where enrolled voices are kept; None for the setting ``voice_dir``.
         evaluator: measures conversions; None where evaluation is not installed.
+        others: further sets of the same models on other devices. Each call goes to the set that is
+            in the fewest.
     """
 
     def __init__(
@@ -64,16 +90,26 @@ class Engine:
         pipeline: VoiceConversionPipeline,
         voice_dir: Path | None = None,
         evaluator: Evaluator | None = None,
+        others: Sequence[VoiceConversionPipeline] = (),
     ) -> None:
         self.pipeline = pipeline
         self.registry = pipeline.registry
         self._evaluator = evaluator
         self.voices = StoredVoices(voice_dir, pipeline.registry)
-        # On the same loaded models; whether truncated recordings are taken is set per pipeline.
-        self._lenient = VoiceConversionPipeline(
-            replace(pipeline.config, allow_truncated=True, enable_model_warmup=False),
-            model_registry=pipeline.registry,
-        )
+        self.blobs = Blobs(pipeline.registry)
+        self._sets = [_ModelSet(made, _lenient(made)) for made in (pipeline, *others)]
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def _set(self) -> Iterator[_ModelSet]:
+        with self._lock:
+            chosen = min(self._sets, key=lambda models: models.calls)
+            chosen.calls += 1
+        try:
+            yield chosen
+        finally:
+            with self._lock:
+                chosen.calls -= 1
 
     @property
     def mock(self) -> bool:
@@ -88,9 +124,10 @@ class Engine:
     def clone(
         self, references: Sequence[Waveform], name: str, progress: Callable[[float], None]
     ) -> Voice:
-        return self.pipeline.clone(
-            list(references), name=name, progress=_fraction_of("fine-tune", progress)
-        )
+        with self._set() as models:
+            return models.pipeline.clone(
+                list(references), name=name, progress=_fraction_of("fine-tune", progress)
+            )
 
     def convert(
         self,
@@ -99,12 +136,13 @@ class Engine:
         controls: Mapping[str, Any],
         progress: Callable[[float], None],
     ) -> ConversionResult:
-        return self.pipeline.convert(
-            source,
-            voice,
-            controls=controls_from(controls),
-            progress=_fraction_of("convert", progress),
-        )
+        with self._set() as models:
+            return models.pipeline.convert(
+                source,
+                voice,
+                controls=controls_from(controls),
+                progress=_fraction_of("convert", progress),
+            )
 
     def convert_file(
         self,
@@ -118,15 +156,16 @@ class Engine:
         allow_truncated: bool,
     ) -> FileResult:
         """From file to file in constant memory; goes on where an earlier call was stopped."""
-        pipeline = self._lenient if allow_truncated else self.pipeline
-        return pipeline.convert_file(
-            source,
-            voice,
-            OutputSpec(output, subtype=subtype, allow_mock=True),
-            controls=controls_from(controls),
-            memory_seconds=0,
-            progress=_fraction_of("convert", progress),
-        )
+        with self._set() as models:
+            pipeline = models.lenient if allow_truncated else models.pipeline
+            return pipeline.convert_file(
+                source,
+                voice,
+                OutputSpec(output, subtype=subtype, allow_mock=True),
+                controls=controls_from(controls),
+                memory_seconds=0,
+                progress=_fraction_of("convert", progress),
+            )
 
     def enrol(
         self,
@@ -137,24 +176,27 @@ class Engine:
         progress: Callable[[float], None],
     ) -> dict[str, Any]:
         self.voices.check_name(name, overwrite)
-        voice = self.pipeline.clone(
-            [waveform for _, waveform in references],
-            name=name,
-            labels=[label for label, _ in references],
-            consent=consent,
-            progress=_fraction_of("fine-tune", progress),
-        )
+        with self._set() as models:
+            voice = models.pipeline.clone(
+                [waveform for _, waveform in references],
+                name=name,
+                labels=[label for label, _ in references],
+                consent=consent,
+                progress=_fraction_of("fine-tune", progress),
+            )
         progress(1.0)  # the last moment at which it can be cancelled
         return about(self.voices.add(name, voice, overwrite))
 
     def similarity(self, audio: Waveform, voice: Voice) -> float:
-        return self.pipeline.similarity(audio, voice)
+        with self._set() as models:
+            return models.pipeline.similarity(audio, voice)
 
     # Measuring
 
     def inspect(self, path: Path, name: str) -> dict[str, Any]:
         """Inspect a recording and compare it with the stored voices."""
-        found = inspect_file(path, self.pipeline.speaker_encoder, self.voices.all())
+        with self._set() as models:
+            found = inspect_file(path, models.pipeline.speaker_encoder, self.voices.all())
         return found.as_dict() | {"file": name}
 
     @property
@@ -162,8 +204,8 @@ class Engine:
         """Raises MissingDependencyError where there is none."""
         if self._evaluator is None:
             raise MissingDependencyError(
-                "this server cannot evaluate; install it with: "
-                'pip install "auto-voice[eval,server]"'
+                "this server cannot evaluate; whoever runs it installs that with: "
+                f"{install_hint('eval,server')}"
             )
         return self._evaluator
 
@@ -202,15 +244,31 @@ class Engine:
         return {"files": sorted(files)}
 
     def warm(self, name: str, version: str | None) -> dict[str, Any]:
-        timing = self.registry.warmup_models([name if version is None else f"{name}@{version}"])
+        key = name if version is None else f"{name}@{version}"
+        for models in self._sets[1:]:
+            models.pipeline.registry.warmup_models([key])
+        timing = self.registry.warmup_models([key])
         return {"resolved": self.registry.resolved(name, version), "timings": _plain(timing)}
 
     def warm_up(self) -> dict[str, float]:
-        """Load every stage and run it once."""
-        return self.pipeline.warmup()
+        """Load every stage and run it once; seconds by stage, on all devices together."""
+        total: dict[str, float] = {}
+        for models in self._sets:
+            for stage, seconds in models.pipeline.warmup().items():
+                total[stage] = total.get(stage, 0.0) + seconds
+        return total
 
     def unload(self, name: str, version: str | None) -> None:
-        self.registry.unload(name, version)
+        for models in self._sets:
+            models.pipeline.registry.unload(name, version)
+
+
+def _lenient(pipeline: VoiceConversionPipeline) -> VoiceConversionPipeline:
+    """On the same loaded models; whether truncated recordings are taken is set per pipeline."""
+    return VoiceConversionPipeline(
+        replace(pipeline.config, allow_truncated=True, enable_model_warmup=False),
+        model_registry=pipeline.registry,
+    )
 
 
 def _fraction_of(stage: str, tell: Callable[[float], None]) -> Callable[[Progress], None]:
@@ -225,6 +283,75 @@ def _fraction_of(stage: str, tell: Callable[[float], None]) -> Callable[[Progres
 
 def _plain(timing: Mapping[str, Any]) -> dict[str, Any]:
     return {name: asdict(found) for name, found in timing.items()}
+
+
+# Files for other machines
+
+# Downloads that run at once for others.
+MOST_FETCHES = 2
+# Seconds during which a download that failed is not tried again.
+FETCH_AGAIN_SECONDS = 60.0
+
+
+class Blobs:
+    """Files of models by their sha256, which other machines fetch here instead of from outside.
+
+    Args:
+        registry: its store and catalog say what there is.
+    """
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self._registry = registry
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(MOST_FETCHES)
+        self._under_way: set[str] = set()
+        self._failed: dict[str, float] = {}
+
+    def path(self, sha256: str) -> Path | None:
+        """The file with this hash; None if it is not here."""
+        found = self._registry.store.path_of(sha256)
+        if found is None and (named := self._named(sha256)) is not None:
+            found = (bundled_files(named[0]) or {}).get(named[1].file)
+        return found
+
+    def fetch(self, sha256: str) -> int | None:
+        """Have a file of the catalog fetched, once however many ask.
+
+        Returns:
+            How many of its bytes have arrived; None if the catalog does not name it, or it could
+            not be had a moment ago.
+        """
+        named = self._named(sha256)
+        if named is None or self._registry.settings.offline:
+            return None
+        version, file = named
+        with self._lock:
+            if time.monotonic() - self._failed.get(version.key, -math.inf) < FETCH_AGAIN_SECONDS:
+                return None
+            if version.key not in self._under_way:
+                self._under_way.add(version.key)
+                threading.Thread(
+                    target=self._bring, args=(version,), name="mirror", daemon=True
+                ).start()
+        return self._registry.loader.arrived(file)
+
+    def _named(self, sha256: str) -> tuple[ModelVersion, ModelFile] | None:
+        for version in self._registry.catalog.versions():
+            for file in version.files:
+                if file.sha256 == sha256:
+                    return version, file
+        return None
+
+    def _bring(self, version: ModelVersion) -> None:
+        try:
+            with self._slots:
+                self._registry.pull(version.name, version.version)
+        except AutoVoiceError as error:
+            log.warning("%s could not be fetched for other machines: %s", version.key, error)
+            self._failed[version.key] = time.monotonic()
+        finally:
+            with self._lock:
+                self._under_way.discard(version.key)
 
 
 # Voices
@@ -258,22 +385,13 @@ class StoredVoices:
 
     def listed(self) -> list[dict[str, Any]]:
         """A description of each voice that can be read; no array of a voice is read."""
-        found = []
-        for name in self._library.names():
-            # Whoever asks for a damaged one by its name is told so.
-            with contextlib.suppress(VoiceError):
-                found.append(_shown(name, load_voice_facts(self._library.require(name))))
-        return found
+        # Whoever asks for a damaged one by its name is told so.
+        found, _ = self._library.facts()
+        return [_shown(name, facts) for name, facts in found.items()]
 
     def all(self) -> Mapping[str, Voice]:
         """Every voice that can be read, by name."""
-        found = {}
-        for name in self._library.names():
-            try:
-                found[name] = self._library.get(name)
-            except VoiceError:
-                continue  # who asks for it by name is told why
-        return found
+        return self._library.readable()[0]
 
     def get(self, name: str) -> Voice:
         return self._library.get(name)
@@ -348,24 +466,24 @@ class StoredVoices:
         return self.add(name or voice.name or "imported", voice, overwrite=False)
 
     def _check_fine_tuning(self, voice: Voice) -> None:
-        if bool(voice.adaptation) != bool(voice.adapted_to):
+        if bool(voice.fine_tuning) != bool(voice.fine_tuned_converter):
             raise VoiceError(
                 "the voice file does not say which converter it was fine-tuned for; export it "
                 "again."
             )
-        if not voice.adaptation:
+        if not voice.fine_tuning:
             return
-        name, _, version = voice.adapted_to.partition("@")
+        name, _, version = voice.fine_tuned_converter.partition("@")
         try:
             known = self._registry.version(name, version or None)
         except UnknownModelError:
             known = None
         if known is None or known.kind != "converter":
             raise VoiceError(
-                f"the voice was fine-tuned for the converter {voice.adapted_to[:80]}, which this "
-                "server does not have; clone it here from its recordings."
+                f"the voice was fine-tuned for the converter {voice.fine_tuned_converter[:80]}, "
+                "which this server does not have; clone it here from its recordings."
             )
-        largest = max(float(np.abs(values).max()) for values in voice.adaptation.values())
+        largest = max(float(np.abs(values).max()) for values in voice.fine_tuning.values())
         if not largest < LARGEST_CHANGE:
             raise VoiceError(
                 "the voice file holds a fine-tuning that would only make noise; clone the voice "

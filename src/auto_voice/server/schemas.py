@@ -170,6 +170,7 @@ class EvaluationAnswer(_Model):
     texts: dict[str, str] = Field({}, examples=[{"reference": "one two", "heard": "one two"}])
     models: dict[str, str] = Field({}, examples=[{"speaker": "speaker_encoder@1.0"}])
     mock: bool = False
+    notes: list[str] = Field([], examples=[["talk.wav: mixed 2 channels down to one"]])
 
 
 class Session(_Model):
@@ -194,6 +195,10 @@ def _time(seconds: float) -> datetime:
 
 
 # Form fields
+
+AllowTruncated = Annotated[
+    bool, Form(description="Take what is there of recordings that end early, with a note.")
+]
 
 
 def _number(control: str) -> Any:
@@ -238,9 +243,7 @@ class ConvertFields:
             bool,
             Form(description="Also measure the speaker similarity, and the words that were kept."),
         ] = False,
-        allow_truncated: Annotated[
-            bool, Form(description="Take what is there of recordings that end early.")
-        ] = False,
+        allow_truncated: AllowTruncated = False,
     ) -> None:
         self.voice = voice
         self.format = format

@@ -1,4 +1,4 @@
-"""``/v1/voices``, ``/v1/samples`` and ``/v1/models``."""
+"""``/v1/voices``, ``/v1/samples``, ``/v1/models`` and ``/v1/blobs``."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ import soundfile
 from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, UploadFile
 from fastapi import Path as PathField
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
 
-from auto_voice.errors import NotPermittedError
+from auto_voice.errors import NotPermittedError, UnknownModelError
+from auto_voice.models.registry.fetchers import ARRIVED
 from auto_voice.server.context import Client, Here
 from auto_voice.server.engine import VOICE_FILE_BYTES, about
-from auto_voice.server.schemas import JobView, ModelList, ModelView, Rename, VoiceList, VoiceView
+from auto_voice.server.schemas import (
+    AllowTruncated,
+    JobView,
+    ModelList,
+    ModelView,
+    Rename,
+    VoiceList,
+    VoiceView,
+)
 from auto_voice.types import Waveform
 
 router = APIRouter(prefix="/v1")
@@ -39,9 +49,7 @@ async def enrol(
         str, Form(max_length=500, description="Who allowed it, kept with the voice.")
     ] = "",
     overwrite: Annotated[bool, Form(description="Replace a voice of this name.")] = False,
-    allow_truncated: Annotated[
-        bool, Form(description="Take what is there of recordings that end early.")
-    ] = False,
+    allow_truncated: AllowTruncated = False,
     wait: Annotated[
         bool, Form(description="False: answer 202 with a job, which has progress and a cancel.")
     ] = True,
@@ -206,3 +214,43 @@ def _maintain(
     job = here.maintain(client, kind, {"model": name, "version": version}, name)
     response.headers["location"] = f"/v1/jobs/{job.id}"
     return JobView.of(job)
+
+
+# Files of models, for other machines
+
+Sha256 = Annotated[
+    str, PathField(pattern="^[0-9a-f]{64}$", description="Of the file, in lower case.")
+]
+
+
+@router.get(
+    "/blobs/{sha256}",
+    summary="A file of a model by its hash",
+    response_class=FileResponse,
+    responses={
+        200: {"content": {"application/octet-stream": {}}},
+        202: {"description": "The server fetches it just now; ask again."},
+        206: {"description": "The range that was asked for."},
+        304: {"description": "The client has it."},
+        416: {"description": "The file is shorter than the range."},
+    },
+)
+def blob(here: Here, request: Request, sha256: Sha256) -> Response:
+    """For the stores of other machines (`AUTOVOICE_MIRRORS`). Only files that a model's version
+    names are served; ranges and `If-None-Match` work."""
+    path, arrived = here.engine.blobs.path(sha256), None
+    if path is None and here.settings.mirror_fetch and request.method == "GET":
+        arrived = here.engine.blobs.fetch(sha256)
+        if arrived is None:  # It may have come in just now.
+            path = here.engine.blobs.path(sha256)
+    if arrived is not None:
+        return Response(status_code=202, headers={ARRIVED: str(arrived), "retry-after": "1"})
+    if path is None:
+        raise UnknownModelError("No model that is here has a file with this hash.")
+    etag = f'"{sha256}"'
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers={"etag": etag})
+    return FileResponse(path, media_type="application/octet-stream", headers={"etag": etag})
+
+
+router.head("/blobs/{sha256}", include_in_schema=False)(blob)

@@ -27,7 +27,11 @@ from typing import Any, Protocol
 import numpy as np
 import soundfile as sf
 
-from auto_voice.errors import TrainingError
+from auto_voice.errors import ModelLoadError, TrainingError
+from auto_voice.filesystem import atomic_write
+from auto_voice.models.model_registry import ModelRegistry
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.sessions import open_model
 from auto_voice.types import FloatArray
 
 SAMPLE_RATE = 24000
@@ -37,8 +41,8 @@ MAX_TOKENS = 480
 SEXES = "fm"
 SAME_SEX, OTHER_SEX = 4, 2
 """Timbres of a sentence: of the sex of its prosody, and of the other."""
-BLOCK_SENTENCES, BLOCK_TIMBRES = 40, 60
-"""Each timbre of a block speaks four of its sentences, so that every recording has others of its
+BLOCK_SENTENCES, BLOCK_TIMBRES = 40, 80
+"""Each timbre of a block speaks three of its sentences, so that every recording has others of its
 timbre to serve as reference, however far the corpus has been made."""
 GIVEN_MIXTURE_SHARE = 0.4
 BEYOND = 1.35
@@ -257,9 +261,9 @@ class ParallelCorpus:
             "tokens": len(tokens), "seed": self.seed, "versions": dict(self.versions),
             "clips": clips,
         }  # fmt: skip
-        partial = target / f".manifest.{os.getpid()}"
-        partial.write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
-        partial.replace(stored)
+        # What is lost in a power cut is spoken again.
+        with atomic_write(stored, durable=False) as temporary:
+            temporary.write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
         return manifest
 
 
@@ -272,12 +276,14 @@ class Sources:
         vocabulary: JSON with ``vocab``, symbol to token.
         voices: folder of style tables.
         sentences: text file, one a line.
+        model: name and version of the synthesiser, for the manifests.
     """
 
     synthesiser: Path
     vocabulary: Path
     voices: Path
     sentences: Path
+    model: str
 
     def corpus(self, seed: int) -> ParallelCorpus:
         """What is to be made of them.
@@ -287,13 +293,33 @@ class Sources:
         """
         try:
             vocabulary = json.loads(self.vocabulary.read_text(encoding="utf-8"))["vocab"]
-            made_by = hashlib.sha256(self.synthesiser.read_bytes()).hexdigest()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"The synthesiser cannot be read: {error}.") from error
+            raise TrainingError(
+                f"The symbols of {self.model} cannot be read from {self.vocabulary}: {error}."
+            ) from error
         return ParallelCorpus(
             read_sentences(self.sentences), read_voices(self.voices), vocabulary, seed=seed,
-            versions={"synthesiser": made_by},
+            versions={"synthesiser": self.model},
         )  # fmt: skip
+
+
+def sources_of(registry: ModelRegistry, synthesiser: str, voices: Path, sentences: Path) -> Sources:
+    """What a corpus is made from, with a synthesiser of the catalog, fetched if need be.
+
+    Args:
+        synthesiser: ``NAME[@VERSION]``.
+
+    Raises:
+        TrainingError: it is another kind of model, or comes without symbols.
+    """
+    record = registry.version(synthesiser)
+    if record.kind != "synthesiser" or len(record.files) < 2:
+        raise TrainingError(
+            f"{record.key} is no synthesiser with a graph and its symbols; name one that does, "
+            "such as kokoro."
+        )
+    graph, symbols = (registry.path(record.key, file=f.file) for f in record.files[:2])
+    return Sources(graph, symbols, voices, sentences, record.key)
 
 
 def make(
@@ -337,7 +363,8 @@ _work: list[Any] = []
 
 
 def _begin(sources: Sources, folder: Path, seed: int) -> None:
-    """In a worker: what its sentences have in common."""
+    """In a worker: what its sentences have in common. Workers share the cores: one thread each."""
+    os.environ["OMP_NUM_THREADS"] = "1"
     _work[:] = [sources.corpus(seed), folder, OnnxSynthesiser(sources.synthesiser)]
 
 
@@ -363,10 +390,11 @@ def write_list(folder: Path) -> int:
             )
             for clip in read["clips"]
         ]
-    partial = folder / f".speech.{os.getpid()}.csv"
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_write(folder / "speech.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         csv.writer(file).writerows([("path", "speaker", "corpus", "parallel"), *rows])
-    partial.replace(folder / "speech.csv")
     return len(rows)
 
 
@@ -409,24 +437,32 @@ def read_voices(folder: Path) -> dict[str, FloatArray]:
     return voices
 
 
+def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> OnnxSynthesiser:
+    """Stage ``kokoro``; see ``registry.architectures``. It runs on the CPU."""
+    return OnnxSynthesiser(files[version.files[0].file])
+
+
 class OnnxSynthesiser:
-    """Kokoro as an ONNX graph with the inputs ``tokens``, ``style`` and ``speed``."""
+    """Kokoro as an ONNX graph with the inputs ``tokens``, ``style`` and ``speed``.
+
+    Raises:
+        TrainingError: the file is no such graph.
+    """
 
     def __init__(self, path: Path) -> None:
-        # Set before the import: the library looks up a host of its own otherwise.
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        try:
+            self._network = open_model(path, path.name, inputs=("tokens", "style", "speed"))
+        except ModelLoadError as error:
+            raise TrainingError(
+                f"{path} is no synthesiser: give Kokoro as an ONNX graph with the inputs tokens, "
+                "style and speed."
+            ) from error
 
     def speak(self, tokens: Sequence[int], style: FloatArray, speed: float) -> FloatArray:
-        feed = {
-            "tokens": np.array([[0, *tokens, 0]], np.int64),
-            "style": style[None].astype(np.float32),
-            "speed": np.array([speed], np.float32),
-        }
-        out: FloatArray = self._session.run(None, feed)[0].ravel()
-        return out
+        """``(samples,)`` at ``SAMPLE_RATE``; see :class:`Synthesiser`."""
+        spoken = self._network(
+            np.array([[0, *tokens, 0]], np.int64),
+            style[None].astype(np.float32),
+            np.array([speed], np.float32),
+        )
+        return np.asarray(spoken, np.float32).ravel()

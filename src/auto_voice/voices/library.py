@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from auto_voice.errors import UnknownVoiceError, VoiceError
 from auto_voice.settings import get_settings
 from auto_voice.types import Voice
-from auto_voice.voices.voice_file import SUFFIX, load_voice, save_voice
+from auto_voice.voices.voice_file import SUFFIX, load_voice, load_voice_facts, save_voice
+
+T = TypeVar("T")
 
 NAME = re.compile(r"[^\W_][\w .+-]{0,62}", re.UNICODE)
 
@@ -36,9 +39,6 @@ class VoiceLibrary:
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and _can_name(name) and self.path(name).is_file()
-
-    def __iter__(self) -> Iterator[Voice]:
-        return (self.get(name) for name in self.names())
 
     def path(self, name: str) -> Path:
         """Where the voice ``name`` is, or would be.
@@ -72,13 +72,24 @@ class VoiceLibrary:
             raise UnknownVoiceError(f"there is no voice {name!r}; {self._known()}")
         return path
 
+    def facts(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """What the file of each voice says of it, by name, without reading its arrays.
+
+        See :func:`~auto_voice.voices.voice_file.load_voice_facts`; and one sentence for each whose
+        file is damaged.
+        """
+        return self._each(lambda name: load_voice_facts(self.require(name)))
+
     def readable(self) -> tuple[dict[str, Voice], list[str]]:
         """The voices by name, and one sentence for each whose file is damaged."""
-        found: dict[str, Voice] = {}
+        return self._each(self.get)
+
+    def _each(self, read: Callable[[str], T]) -> tuple[dict[str, T], list[str]]:
+        found: dict[str, T] = {}
         damaged = []
         for name in self.names():
             try:
-                found[name] = self.get(name)
+                found[name] = read(name)
             except VoiceError as error:
                 damaged.append(str(error))
         return found, damaged

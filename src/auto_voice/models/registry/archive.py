@@ -46,13 +46,12 @@ from auto_voice.filesystem import (
     sha256_file,
     storage_errors,
 )
-from auto_voice.models.registry.catalog import ModelEntry, ModelFile, ModelVersion
+from auto_voice.models.registry.catalog import ModelEntry, ModelFile, ModelVersion, PinRecords
 from auto_voice.models.registry.catalog_schema import (
     extend_folder_catalog,
     fields_of,
     read_catalog,
 )
-from auto_voice.models.registry.pins import PinRecords
 from auto_voice.models.registry.sources import bundled_files, needs_network
 from auto_voice.models.registry.store import METADATA, Fetched, ModelStore
 
@@ -413,7 +412,8 @@ def _install(
                 )
             fetched[name] = Fetched(target, f"import {path.name}")
         with store.lock(version.name, version.version):
-            store.install(version, fetched)
+            missing = {file.file for file in store.adopt(version)}
+            store.install(version, {name: it for name, it in fetched.items() if name in missing})
             log.info("%s imported from %s", version.key, path)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

@@ -23,7 +23,7 @@ from auto_voice.filesystem import (
     make_folder,
     storage_errors,
 )
-from auto_voice.models.registry.architectures import ARCHITECTURES, KINDS
+from auto_voice.models.registry.architectures import ARCHITECTURES, KINDS, load_plugins
 from auto_voice.models.registry.catalog import (
     Catalog,
     ModelEntry,
@@ -33,7 +33,7 @@ from auto_voice.models.registry.catalog import (
     Quantised,
     version_order,
 )
-from auto_voice.models.registry.sources import SCHEMES, parse_source
+from auto_voice.models.registry.sources import SCHEMES, local_path, parse_source
 from auto_voice.yaml_nodes import Node
 
 # Whole names; they become folders, and lower-case ones are the same on every file system.
@@ -49,7 +49,7 @@ ALIASES = ("latest", "stable")
 # The keys of each level.
 _ROOT = ("schema", "settings", "models")
 _MODEL = ("kind", "description", "default", "aliases", "compact", "versions")
-_FILE = ("file", "sha256", "bytes", "sources")
+_FILE = ("file", "sha256", "bytes", "sources", "in_place")
 _VERSION = ("architecture", "licence", "params", "needs", "quantised", "files", *_FILE)
 _NEEDS = ("ram_mb", "vram_mb", "gpu")
 _QUANTISED = ("of", "to", "speed", "calibration")
@@ -125,6 +125,7 @@ def fields_of(
             "sha256": file.sha256,
             "bytes": file.bytes,
             "sources": [uris[0] if len(uris) == 1 else list(uris) for uris in sources[file.file]],
+            **({"in_place": True} if file.in_place else {}),
         }
         for file in version.files
     ]
@@ -219,7 +220,8 @@ def _overlay_versions(known: dict[str, tuple[Node, Fields]], section: Node | Non
         earlier = known.get(number, (node, {}))[1]
         if "files" in fields or any(key in fields for key in _FILE[:3]):
             # New bytes: nothing of the old description of the files may survive.
-            earlier = {k: v for k, v in earlier.items() if k != "files" and k not in _FILE[:3]}
+            old = ("files", "in_place", *_FILE[:3])
+            earlier = {k: v for k, v in earlier.items() if k not in old}
         known[number] = (node, {**earlier, **fields})
 
 
@@ -267,6 +269,8 @@ def _known_version(node: Node | None, versions: Mapping[str, Any]) -> str | None
 
 def _version(name: str, number: str, kind: str, owner: Node, fields: Fields) -> ModelVersion:
     yaml_nodes.require(fields, owner, "architecture", "licence")
+    if fields["architecture"].text() not in ARCHITECTURES:
+        load_plugins()
     architecture = fields["architecture"].choice(ARCHITECTURES)
     if ARCHITECTURES[architecture].kind != kind:
         raise fields["architecture"].error(
@@ -337,9 +341,13 @@ def _file(owner: Node, fields: Fields) -> ModelFile:
     if "sha256" not in fields or "bytes" not in fields:
         missing = "sha256" if "sha256" not in fields else "bytes"
         raise owner.error(f"lacks {missing}{_measured(uris)}")
+    in_place = "in_place" in fields and fields["in_place"].boolean()
+    if in_place and (len(uris) != 1 or local_path(uris[0]) is None):
+        raise fields["in_place"].error("needs one source that is a path of this machine")
     return ModelFile(
         file=file,
         sources=uris,
+        in_place=in_place,
         sha256=fields["sha256"].matching(SHA256, "64 hexadecimal digits in lower case"),
         bytes=fields["bytes"].integer(at_least=1),
     )

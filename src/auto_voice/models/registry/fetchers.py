@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.resources
+import logging
 import os
 import shutil
 import stat
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,9 @@ from auto_voice.models.registry.sources import (
     PackageIndexSource,
     WebSource,
 )
-from auto_voice.models.registry.transfer import HttpTransfer
+from auto_voice.models.registry.transfer import HttpTransfer, RetryPolicy
+
+log = logging.getLogger(__name__)
 
 # Where the hub is asked unless HF_ENDPOINT names a mirror.
 HUB = "https://huggingface.co"
@@ -198,6 +201,113 @@ class WheelCache:
         )
 
 
+# Where a server of auto_voice keeps what a mirror serves, followed by the sha256.
+BLOBS = "/v1/blobs/"
+# In the answer of a mirror that fetches a file just now: how much of it is there.
+ARRIVED = "x-bytes-arrived"
+# A mirror is near, so it is given up sooner than a public source: two tries in all, a connection
+# within 3 s, and at least 50 kB a second. What arrived by then stays, and the next source goes on.
+MIRROR_POLICY = RetryPolicy(
+    attempts=2,
+    backoff_s=0.2,
+    retry_after_cap_s=5.0,
+    connect_timeout_s=3.0,
+    read_timeout_s=10.0,
+    min_bytes_per_s=50_000.0,
+    speed_window_s=10.0,
+    progress_bytes=1 << 62,
+)
+# Seconds between two questions to a mirror that fetches a file, and seconds without news of it
+# after which it is left alone: two mirrors that wait for each other end so, too.
+MIRROR_POLL_S, MIRROR_STALL_S = 0.5, 60.0
+
+
+class Mirrors:
+    """Servers that are asked for files by their sha256 before any public source.
+
+    One that fails is told once and left out from then on; one that does not have a file is asked
+    for the next.
+
+    Args:
+        urls: of the servers, in order of preference.
+        token: bearer token, sent to them alone.
+        transfer: reaches them.
+    """
+
+    def __init__(
+        self, urls: Sequence[str] = (), token: str = "", transfer: HttpTransfer | None = None
+    ) -> None:
+        self.urls = tuple(urls)
+        self.transfer = transfer or HttpTransfer(MIRROR_POLICY)
+        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._left_out: set[str] = set()
+
+    def fetch(self, sha256: str, job: FetchJob) -> str:
+        """Brings the file with this hash into ``job.partial``.
+
+        Returns:
+            The address that served it; "" where none did, with what arrived left in the partial.
+        """
+        for mirror in self.urls:
+            if mirror in self._left_out:
+                continue
+            url = f"{mirror}{BLOBS}{sha256}"
+            try:
+                begun = job.partial.size > 0
+                right = self._patiently(url, job) == sha256
+                if begun and not right:  # The first bytes may have come from elsewhere.
+                    job.partial.discard()
+                    right = self._patiently(url, job) == sha256
+                if right:
+                    return url
+                raise IntegrityError(f"{url} served other bytes")
+            except DownloadStatusError as error:
+                if error.status == 404:
+                    log.info("the mirror %s does not have %s", mirror, sha256[:12])
+                    continue
+                self._leave_out(mirror, error)
+            except DownloadError as error:
+                self._leave_out(mirror, error)
+            except IntegrityError as error:
+                job.partial.discard()
+                self._leave_out(mirror, error)
+        return ""
+
+    def _patiently(self, url: str, job: FetchJob) -> str:
+        """The sha256 of what arrived, once a mirror that fetches the file itself has it."""
+        clock, arrived = self.transfer.clock, -1
+        since = clock.now()
+        while True:
+            try:
+                return self.transfer.fetch(
+                    url,
+                    job.partial,
+                    limit=job.limit,
+                    headers=self._headers,
+                    on_position=job.on_position,
+                )
+            except DownloadStatusError as error:
+                if error.status != 202:
+                    raise
+                told = error.headers.get(ARRIVED, "")
+                now = int(told) if told.isascii() and told.isdigit() else 0
+            if now != arrived:
+                arrived, since = now, clock.now()
+                job.on_position(min(arrived, job.limit))
+            elif clock.now() - since > MIRROR_STALL_S:
+                raise DownloadError(f"{url} still waits for the file itself")
+            clock.sleep(MIRROR_POLL_S)
+
+    def _leave_out(self, mirror: str, error: Exception) -> None:
+        if mirror in self._left_out:
+            return
+        self._left_out.add(mirror)
+        hint = ""
+        if isinstance(error, DownloadStatusError) and error.status in (401, 403):
+            hint = "; AUTOVOICE_MIRROR_TOKEN must hold its token"
+        log.warning("the mirror %s is left out from now on: %s%s", mirror, error, hint)
+
+
 @dataclass(frozen=True)
 class FetchContext:
     """What fetchers work with."""
@@ -225,8 +335,7 @@ def _fetch_web(source: WebSource, job: FetchJob, context: FetchContext) -> str:
 
 
 def _fetch_hub(source: HubSource, job: FetchJob, context: FetchContext) -> str:
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
-    url = f"{endpoint}/{source.repo}/resolve/{source.commit}/{quote(source.file)}"
+    url = f"{hub_endpoint()}/{source.repo}/resolve/{source.commit}/{quote(source.file)}"
     token = hub_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
@@ -246,6 +355,11 @@ def _fetch_hub(source: HubSource, job: FetchJob, context: FetchContext) -> str:
             "(hf auth login)",
             error.status,
         ) from error
+
+
+def hub_endpoint() -> str:
+    """Where the hub is, or its mirror that HF_ENDPOINT names."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
 
 
 def hub_token(environ: Mapping[str, str] = os.environ) -> str:

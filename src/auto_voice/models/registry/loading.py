@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from auto_voice import events
 from auto_voice.errors import (
     AutoVoiceError,
     DiskSpaceError,
@@ -24,6 +25,7 @@ from auto_voice.errors import (
     StoreError,
 )
 from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.progress import tell
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +79,12 @@ class ModelCache:
             ModelLoadError: the model alone exceeds the budget.
             Exception: what ``load`` raised, in every thread that waited for it.
         """
+        known = self._known(key)
+        if known is not None:
+            events.emit(events.Reuse(key))
+            return known.model
         with self._lock:
-            if key in self._loaded:
-                self._loaded.move_to_end(key)
+            if key in self._loaded:  # since a moment ago
                 return self._loaded[key].model
             flight = self._flights.get(key)
             if flight is None:
@@ -91,7 +96,9 @@ class ModelCache:
                 raise ModelLoadError(f"loading {key} needs {key} itself; check the catalog")
             return flight.outcome()
         try:
+            tell("load", 0, 1, key)
             mine.model = load()
+            tell("load", 1, 1, key)
         except BaseException as error:
             mine.error = error
             raise
@@ -104,6 +111,12 @@ class ModelCache:
                     self._evict(key)
             mine.done.set()
         return mine.model
+
+    def _known(self, key: str) -> _Loaded | None:
+        with self._lock:
+            if key in self._loaded:
+                self._loaded.move_to_end(key)
+            return self._loaded.get(key)
 
     def keys(self) -> tuple[str, ...]:
         """What is loaded, least recently used first."""
@@ -157,8 +170,8 @@ class ModelCache:
         for other in [other for other in self._loaded if other != key]:
             if self._used() + megabytes <= self._budget_mb:
                 return
-            del self._loaded[other]
-            log.info("unloading %s to make room for %s", other, key)
+            gone = self._loaded.pop(other)
+            events.emit(events.Evict(other, key, gone.megabytes))
 
 
 # Fallbacks
@@ -202,6 +215,8 @@ class Substitute:
 
     def announce(self, error: AutoVoiceError) -> None:
         """Tells it once; ``error`` is why."""
+        answers = "mock" if self.version is None else self.version.key
+        events.emit(events.Fallback(self.wanted.key, answers, self.reason))
         served = "A mock, which makes no speech," if self.version is None else self.version.key
         announce(f"{served} stands in for {self.wanted.key}, which is {self.reason}", error)
 
@@ -252,60 +267,73 @@ class WarmupTiming:
     inference_s: float
 
 
-def run_once(model: Any, version: ModelVersion) -> None:
-    """Run a loaded model on one second of noise."""
-    _RUN[version.kind](model, version)
+def run_once(model: Any, version: ModelVersion, seconds: float = SECONDS) -> Any:
+    """What a loaded model makes of so many seconds of a sweeping tone: an array, where it makes
+    one."""
+    return _RUN[version.kind](model, version, seconds)
 
 
-def _noise(sample_rate: int) -> Any:
+def _noise(sample_rate: int, seconds: float) -> Any:
     import numpy as np
 
     # A quadratic phase sweeps all frequencies; numpy.random would take longer to import than a
     # mock to run.
-    phase = np.arange(int(SECONDS * sample_rate), dtype=np.float64) ** 2
+    phase = np.arange(int(seconds * sample_rate), dtype=np.float64) ** 2
     return (0.05 * np.sin(phase)).astype(np.float32)
 
 
-def _content(model: Any, version: ModelVersion) -> None:
-    model.encode(_noise(model.sample_rate))
+def _content(model: Any, version: ModelVersion, seconds: float) -> Any:
+    return model.encode(_noise(model.sample_rate, seconds)).features
 
 
-def _speaker(model: Any, version: ModelVersion) -> None:
-    model.embed_utterance(_noise(model.sample_rate))
+def _speaker(model: Any, version: ModelVersion, seconds: float) -> Any:
+    return model.embed_utterance(_noise(model.sample_rate, seconds))
 
 
-def _vocoder(model: Any, version: ModelVersion) -> None:
+def _vocoder(model: Any, version: ModelVersion, seconds: float) -> Any:
     import numpy as np
 
-    frames = round(SECONDS * model.sample_rate / model.hop_samples)
-    model.synthesize(np.full((model.bands, frames), -5.0, dtype=np.float32))
+    frames = round(seconds * model.sample_rate / model.hop_samples)
+    return model.synthesize(np.full((model.bands, frames), -5.0, dtype=np.float32))
 
 
-def _converter(model: Any, version: ModelVersion) -> None:
+def _converter(model: Any, version: ModelVersion, seconds: float) -> Any:
     import numpy as np
 
     from auto_voice.types import Content, Pitch, Voice
 
     dims = int(version.params.get("net", {}).get("dims", 64))
-    content = Content(np.zeros((50, dims), dtype=np.float32), 50.0, model.content_space)
-    pitch = Pitch(np.full(63, 120.0, dtype=np.float32), np.ones(63, dtype=np.bool_), 62.5)
+    rows = round(50 * seconds)
+    content = Content(np.zeros((rows, dims), dtype=np.float32), 50.0, model.content_space)
+    hops = round(62.5 * seconds)
+    pitch = Pitch(np.full(hops, 120.0, dtype=np.float32), np.ones(hops, dtype=np.bool_), 62.5)
     voice = Voice(np.full(256, 1 / 16, dtype=np.float32), log_f0_mean=4.8, log_f0_std=0.2)
-    model.convert(content, pitch, voice, round(SECONDS * model.sample_rate / model.hop_samples))
+    frames = round(seconds * model.sample_rate / model.hop_samples)
+    return model.convert(content, pitch, voice, frames).values
 
 
-def _recogniser(model: Any, version: ModelVersion) -> None:
-    model.transcribe(_noise(model.sample_rate))
+def _recogniser(model: Any, version: ModelVersion, seconds: float) -> Any:
+    return model.transcribe(_noise(model.sample_rate, seconds))
 
 
-def _quality(model: Any, version: ModelVersion) -> None:
-    model.score(_noise(model.sample_rate))
+def _quality(model: Any, version: ModelVersion, seconds: float) -> Any:
+    return model.score(_noise(model.sample_rate, seconds))
 
 
-def _sample(model: Any, version: ModelVersion) -> None:
+def _synthesiser(model: Any, version: ModelVersion, seconds: float) -> Any:
+    import numpy as np
+
+    # Ten phonemes take about a second to say.
+    style = np.zeros(int(version.params.get("style", 256)), dtype=np.float32)
+    return model.speak([16] * round(10 * seconds), style, 1.0)
+
+
+def _sample(model: Any, version: ModelVersion, seconds: float) -> Any:
     """A recording is ready once it is read."""
+    return model.samples
 
 
-_RUN: Mapping[str, Callable[[Any, ModelVersion], None]] = {
+_RUN: Mapping[str, Callable[[Any, ModelVersion, float], Any]] = {
     "content": _content,
     "converter": _converter,
     "vocoder": _vocoder,
@@ -313,4 +341,5 @@ _RUN: Mapping[str, Callable[[Any, ModelVersion], None]] = {
     "sample": _sample,
     "recogniser": _recogniser,
     "quality": _quality,
+    "synthesiser": _synthesiser,
 }

@@ -1,7 +1,8 @@
 """The model folder: a version is present or absent, never half.
 
-<root>/<name>/<version>/<file>           as the catalog names it
+<root>/<name>/<version>/<file>           as the catalog names it: a hard link of its blob
 <root>/<name>/<version>/metadata.json    written last; what makes the version exist
+<root>/.blobs/<sha256>                   each file once, however many versions hold it
 <root>/.locks/<name>@<version>.lock      one writer at a time, across processes
 <root>/.partial/<sha256>.part            on its way in, resumable
 <root>/.downloads/<sha256>.whl           wheels of the current run
@@ -14,13 +15,14 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from auto_voice import events
 from auto_voice.errors import IntegrityError, StoreError, UnsafeFileError
 from auto_voice.filesystem import (
     LOCK_TIMEOUT_S,
@@ -30,6 +32,8 @@ from auto_voice.filesystem import (
     check_sha256,
     copy_into_place,
     file_lock,
+    is_sha256,
+    link_into_place,
     make_folder,
     move_into_place,
     read_json,
@@ -39,9 +43,12 @@ from auto_voice.filesystem import (
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 from auto_voice.models.registry.partials import Partial
+from auto_voice.models.registry.sources import local_path
 
 log = logging.getLogger(__name__)
 
+# Folder of files by their hash.
+BLOBS = ".blobs"
 # The completion record of a version, and the layout of what stands in it.
 METADATA = "metadata.json"
 FORMAT = 1
@@ -74,7 +81,6 @@ class ModelStore:
         # Files whose stat differs from the metadata but whose bytes were hashed in this process:
         # a copied cache on a read-only disk is hashed once and not at every load.
         self._hashed: dict[Path, tuple[str, tuple[int, int, int]]] = {}
-        self._copied: dict[Path, str] = {}
 
     def folder(self, name: str, version: str) -> Path:
         """Where a version lies, or would lie.
@@ -137,7 +143,7 @@ class ModelStore:
             return None
         paths = {}
         for file in version.files:
-            path = self._path(version, file.file)
+            path = self.path(version, file.file)
             entry = record["files"].get(file.file)
             if not isinstance(entry, dict) or entry.get("sha256") != file.sha256:
                 return None
@@ -150,48 +156,107 @@ class ModelStore:
         """Files still to be fetched; call under the lock.
 
         A file that is there with the right bytes is kept whatever the metadata says (a crash
-        between rename and record costs no transfer); a wrong one is set aside. One that another
-        version holds is copied from there: several may share a file.
+        between rename and record costs no transfer); a wrong one is set aside. One whose blob is
+        here is linked from there: several versions may share a file.
 
         Raises:
-            StoreError: a file cannot be read, or there is no room for a copy.
+            StoreError: a file cannot be read or made.
         """
         folder = self.folder(version.name, version.version)
         if (folder / METADATA).exists() and self.metadata(version.name, version.version) is None:
             self.set_aside(folder / METADATA, "its metadata is damaged")
         missing = []
         for file in version.files:
-            path = self._path(version, file.file)
-            if not path.exists():
+            path = self.path(version, file.file)
+            if file.in_place:
+                self._check_in_place(version, path, file)
+            elif not path.exists():
                 missing.append(file)
             elif not self._holds(path, file):
                 self.set_aside(path, "its bytes do not match the catalog")
                 missing.append(file)
-        return [file for file in missing if not self._copy(version, file)]
+        return [file for file in missing if not self._take(version, file)]
 
-    def twin(self, version: ModelVersion, file: ModelFile) -> tuple[str, Path] | None:
-        """Another version with a file that should have the same bytes, and its path; not hashed."""
+    def _check_in_place(self, version: ModelVersion, path: Path, file: ModelFile) -> None:
+        """A file that stays with its owner is neither fetched nor set aside."""
+        if path.is_file() and self._holds(path, file):
+            return
+        what = "has other bytes than" if path.exists() else "is no longer there as"
+        raise IntegrityError(
+            f"{path} {what} when {version.key} was added; put it back, or add the model again "
+            "under another version."
+        )
+
+    def blob(self, sha256: str) -> Path | None:
+        """Where these bytes lie, if a version holds them; they are not hashed.
+
+        What 0.1 installed has no blobs yet, so the records of all versions are asked before None.
+        """
+        blob = self._blob(sha256)
+        if blob.exists():
+            return blob
         for name, number in self.installed():
-            if (name, number) == (version.name, version.version):
-                continue
-            record = self.metadata(name, number) or {"files": {}}
-            for other, entry in record["files"].items():
-                if isinstance(entry, dict) and entry.get("sha256") == file.sha256:
-                    path = self.folder(name, number) / check_name(other, "file")
-                    if path.is_file() and path.stat().st_size == file.bytes:
-                        return f"{name}@{number}", path
+            for file, entry in (self.metadata(name, number) or {"files": {}})["files"].items():
+                if entry.get("sha256") == sha256:
+                    self._share(self.folder(name, number) / file, sha256)
+        return blob if blob.exists() else None
+
+    def path_of(self, sha256: str) -> Path | None:
+        """A file with these bytes to hand out, hashed if it changed since it was installed.
+
+        Nothing is written, and what was made here from other files does not count. None if no
+        version that is here names the hash, or its file is damaged.
+        """
+        for name, number in self.installed():
+            for file, entry in (self.metadata(name, number) or {"files": {}})["files"].items():
+                path: Path = self.folder(name, number) / file
+                known = ModelFile(file, (), sha256, int(entry.get("bytes", -1)))
+                if entry.get("sha256") == sha256 and self._intact(path, known, entry):
+                    return path
         return None
 
-    def _copy(self, version: ModelVersion, file: ModelFile) -> bool:
-        found = self.twin(version, file)
-        if found is None or sha256_file(found[1]) != file.sha256:
+    def drop_blobs(self, hashes: Iterable[str]) -> int:
+        """Removes those of these blobs that no version's file is another name of; the bytes freed.
+
+        Without a lock: whoever links a blob at this moment has a name of their own for its bytes,
+        or does not find it and fetches them.
+        """
+        freed = 0
+        for blob in map(self._blob, hashes):
+            with suppress(OSError):  # It is not there, or another user's.
+                if (stat := blob.stat()).st_nlink == 1:
+                    blob.unlink()
+                    freed += stat.st_size
+        return freed
+
+    def _blob(self, sha256: str) -> Path:
+        return self.root / BLOBS / check_sha256(sha256)
+
+    def _share(self, path: Path, sha256: str) -> None:
+        """Makes the blob of these bytes another name of ``path``.
+
+        Where the system has no hard links there is none, rather than every file twice.
+        """
+        blob = self._blob(sha256)
+        with suppress(OSError):
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            link_into_place(path, blob)
+
+    def _take(self, version: ModelVersion, file: ModelFile) -> bool:
+        """Whether the blob of ``file`` is whole and now has its name in the version, too."""
+        blob = self.blob(file.sha256)
+        if blob is None:
             return False
-        path = self._path(version, file.file)
-        make_folder(path.parent, self.root)
-        with storage_errors(self.root, f"copying {file.file}"):
-            copy_into_place(found[1], path)
-        self._copied[path] = f"the same bytes of {found[0]}"
-        log.info("%s of %s was copied from %s", file.file, version.key, found[0])
+        path = self.path(version, file.file)
+        with storage_errors(self.root, f"taking {file.file} from {blob.parent}"):
+            if sha256_file(blob) != file.sha256:
+                with suppress(OSError):
+                    blob.touch()  # The versions that hold the file see that it changed.
+                blob.unlink()
+                return False
+            make_folder(path.parent, self.root)
+            _link_or_copy(blob, path)
+        log.info("%s of %s shares the bytes of %s", file.file, version.key, blob)
         return True
 
     def install(self, version: ModelVersion, fetched: Mapping[str, Fetched]) -> dict[str, Path]:
@@ -203,17 +268,23 @@ class ModelStore:
         old = self.metadata(version.name, version.version) or {"files": {}}
         entries: dict[str, Any] = {}
         paths: dict[str, Path] = {}
+        placed: dict[Path, Path] = {}
         with storage_errors(self.root, f"installing {version.key}"):
-            for index, file in enumerate(version.files):
-                path = self._path(version, file.file)
+            for file in version.files:
+                path = self.path(version, file.file)
                 new = fetched.get(file.file)
                 if new is not None:
                     # Two names for the same bytes are transferred once.
-                    rest = (fetched.get(later.file) for later in version.files[index + 1 :])
-                    again = any(later and later.path == new.path for later in rest)
-                    (copy_into_place if again else move_into_place)(new.path, path)
+                    first = placed.setdefault(new.path, path)
+                    if first == path:
+                        move_into_place(new.path, path)
+                    else:
+                        _link_or_copy(first, path)
                     self._hashed.pop(path, None)
-                source = new.source if new else self._copied.pop(path, _source_of(old, file))
+                shared = new is not None or not self._blob(file.sha256).exists()
+                if shared and not file.in_place:
+                    self._share(path, file.sha256)
+                source = new.source if new else _source_of(old, file)
                 entries[file.file] = _entry(path, file.sha256, source)
                 paths[file.file] = path
             record = {
@@ -228,6 +299,7 @@ class ModelStore:
                 "derived": self._valid_derived(version, old),
             }
             write_json(folder / METADATA, record)
+        self.drop_blobs(hashes_of(old))
         return paths
 
     def derived(self, version: ModelVersion, file: str) -> Path | None:
@@ -236,7 +308,7 @@ class ModelStore:
         entry = record.get("derived", {}).get(file) if record else None
         if not isinstance(entry, dict) or not self._derived_current(version, entry):
             return None
-        path = self._path(version, file)
+        path = self.path(version, file)
         expected = ModelFile(file, (), str(entry.get("sha256")), int(entry.get("bytes", -1)))
         return path if self._intact(path, expected, entry) else None
 
@@ -254,7 +326,7 @@ class ModelStore:
             IntegrityError: the original's bytes changed since it was installed.
             StoreError: the version is not installed, or the folder is not writable.
         """
-        path = self._path(version, file)
+        path = self.path(version, file)
         with self.lock(version.name, version.version):
             existing = self.derived(version, file)
             if existing is not None:
@@ -280,7 +352,7 @@ class ModelStore:
             IntegrityError: it is not the catalog's.
             StoreError: it cannot be read.
         """
-        path = self._path(version, file)
+        path = self.path(version, file)
         with storage_errors(self.root, f"reading {file}"):
             found = sha256_file(path)
         if found not in {known.sha256 for known in version.files if known.file == file}:
@@ -301,7 +373,7 @@ class ModelStore:
         folder = self.folder(version.name, version.version)
         dropped = []
         for file, entry in list(record["derived"].items()):
-            path = self._path(version, file)
+            path = self.path(version, file)
             if not self._derived_current(version, entry):
                 path.unlink(missing_ok=True)
             elif _readable(path) and sha256_file(path) == entry.get("sha256"):
@@ -315,19 +387,34 @@ class ModelStore:
         return dropped
 
     def set_aside(self, path: Path, reason: str) -> Path:
-        """Moves a damaged file out of the way; where it went."""
+        """Moves a damaged file out of the way; where it went.
+
+        Its time is renewed: other versions that hold the same file see that it changed.
+        """
         folder = make_folder(self.root / ".aside", self.root)
         stamp = time.strftime("%Y%m%dT%H%M%S")
         name = "-".join((*path.relative_to(self.root).parts[:-1], stamp, uuid.uuid4().hex[:6]))
         target = folder / f"{name}-{path.name}"
         with storage_errors(self.root, f"setting {path.name} aside"):
             move_into_place(path, target)
+        with suppress(OSError):  # Another user's: they share nothing that this one could repair.
+            target.touch()
         log.warning("%s was set aside: %s; it is now %s", path, reason, target)
         return target
 
-    def _path(self, version: ModelVersion, file: str) -> Path:
+    def path(self, version: ModelVersion, file: str) -> Path:
+        """Where a file of a version lies, or would lie: in its folder, or where its owner keeps it.
+
+        Raises:
+            UnsafeFileError: a name that is more than a file name.
+        """
         if check_name(file, "file").lower() == METADATA:
             raise UnsafeFileError(f"{version.key} may not name a file {METADATA}: rename it.")
+        for known in version.files:
+            if known.file == file and known.in_place:
+                found = local_path(known.sources[0])
+                assert found is not None  # The catalog takes no other.
+                return found
         return self.folder(version.name, version.version) / file
 
     def _holds(self, path: Path, file: ModelFile) -> bool:
@@ -351,7 +438,10 @@ class ModelStore:
         if self._hashed.get(path) == (file.sha256, now):
             return True
         log.info("%s changed on disk since it was installed: hashing it again", path)
-        if sha256_file(path) != file.sha256:
+        right = sha256_file(path) == file.sha256
+        key = "@".join(path.parts[-3:-1])
+        events.emit(events.Verify(key, file.file, file.bytes, ok=right))
+        if not right:
             log.warning("%s does not match its sha256", path)
             return False
         self._hashed[path] = (file.sha256, now)
@@ -380,6 +470,15 @@ def _readable(path: Path) -> bool:
     return os.access(path, os.R_OK, effective_ids=effective)
 
 
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        link_into_place(source, target)
+    except OSError:
+        # File systems without hard links; and Linux lets nobody link another user's file that they
+        # cannot write.
+        copy_into_place(source, target)
+
+
 def _entry(path: Path, sha256: str, source: str) -> dict[str, Any]:
     stat = path.stat()
     return {
@@ -396,6 +495,12 @@ def _are_entries(value: Any) -> bool:
     return isinstance(value, dict) and all(
         SAFE_NAME.fullmatch(name) and isinstance(entry, dict) for name, entry in value.items()
     )
+
+
+def hashes_of(record: Mapping[str, Any]) -> set[str]:
+    """The hashes of the files in a completion record."""
+    found = (str(entry.get("sha256")) for entry in record["files"].values())
+    return {text for text in found if is_sha256(text)}
 
 
 def _source_of(record: Mapping[str, Any], file: ModelFile) -> str:

@@ -8,7 +8,6 @@ import random
 import re
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -153,6 +152,8 @@ def proxy_of(url: str, given: str = "") -> str:
     parts = urlsplit(url)
     if given:
         return given
+    import urllib.request  # 20 ms of importing, and most runs fetch nothing.
+
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all", "")
     return "" if proxy and urllib.request.proxy_bypass(parts.hostname or "") else proxy
@@ -366,7 +367,9 @@ class HttpTransfer:
     def _refuse(self, url: str, response: httpx2.Response) -> None:
         status = response.status_code
         reason = DownloadStatusError(
-            f"{public_url(url)} answered {status} {response.reason_phrase}".rstrip(), status
+            f"{public_url(url)} answered {status} {response.reason_phrase}".rstrip(),
+            status,
+            response.headers,
         )
         if status in (408, 425, 429) or status >= 500:
             raise _RetryableError(reason, _retry_after_s(response.headers.get("retry-after", "")))

@@ -6,14 +6,14 @@ of other sizes brings its graph as one of its files, as published trainings do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from auto_voice.errors import ModelLoadError
+from auto_voice.errors import ModelLoadError, UnsafeFileError
 from auto_voice.models.runtime.sessions import Network, float32, open_network
 from auto_voice.models.runtime.weights import Array, read_weights
 
@@ -31,6 +31,15 @@ FLOAT, UINT8, INT8, INT32, FLOAT16 = 1, 2, 3, 6, 10
 _TYPES = {"float32": FLOAT, "uint8": UINT8, "int8": INT8, "int32": INT32, "float16": FLOAT16}
 # Names that an error message lists before it says how many more there are.
 NAMES_SHOWN = 3
+# Bytes of a file of Protocol Buffers, at most.
+LARGEST_BYTES = 2**31
+# Operations of ONNX itself, and those of the runtime that quantised models use; an operation of
+# anybody else would need a library of theirs.
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+# A compiled network by its path.
+FILE_READERS = frozenset({"EPContext"})
+# Graphs within graphs, as loops and conditions have them.
+DEEPEST = 20
 
 ShapeT = TypeVar("ShapeT")
 
@@ -145,22 +154,98 @@ def read_graph(architecture: str, shape: Any, files: Mapping[str, Path], name: s
     except FileNotFoundError as error:
         raise ModelLoadError(
             f"{name} has sizes of which no graph is installed ({path.stem}); check the model's "
-            'params in the catalog, or with pip install "auto-voice[train]" write the graph by '
-            "python -m auto_voice.training.export_graphs CATALOG FOLDER and list it among the "
+            "params in the catalog, or write the graph by python -m "
+            "auto_voice.training.export_graphs CATALOG FOLDER, which needs the extra train "
+            "(autovoice doctor says how to install it), and list it among the "
             "model's files."
         ) from error
 
 
-def runs_on(device: str) -> bool:
-    """Whether ``device`` really runs a network, a small one without anything learnt."""
+def why_it_fails(device: str) -> str:
+    """What keeps ``device`` from running a small network; empty where it really runs it."""
     graph = (FOLDER / f"ge2e{SUFFIX}").read_bytes()
     weights = {name: np.zeros(shape, np.float32) for name, shape in initialisers(graph).items()}
     try:
         network = open_network(graph, weights, device, "a test network")
         network(np.zeros((1, 8, 40), np.float32))
-    except Exception:  # Drivers and providers fail in every way there is; that is the answer.
-        return False
-    return network.device == device
+    except Exception as error:  # Drivers and providers fail in every way there is.
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    return network.refusal
+
+
+def check_foreign(path: Path, name: str) -> None:
+    """Whether an ONNX file from outside asks for nothing but its own numbers and known operations.
+
+    Raises:
+        UnsafeFileError: it names files beside itself, operations of other makers, or is larger
+            than the format allows.
+        ModelLoadError: it is no ONNX file.
+    """
+    try:
+        if path.stat().st_size >= LARGEST_BYTES:
+            problem: str | None = "is larger than an ONNX file can be (2 GB)"
+        else:
+            problem = next(
+                _foreign_parts(memoryview(cast(bytes, np.memmap(path, np.uint8, "r")))), None
+            )
+    except (IndexError, KeyError, ValueError) as error:  # Bytes that are no Protocol Buffers.
+        raise ModelLoadError(f"{name}: {path.name} is not an ONNX file; give another") from error
+    if problem:
+        raise UnsafeFileError(f"{name}: {path.name} {problem}, so it was not loaded")
+
+
+def _foreign_parts(model: memoryview) -> Iterator[str]:
+    """What a model must not ask for, each as the rest of a sentence about its file."""
+    functions = [value for number, value in _messages(model) if number == 25]
+    # Those that the file defines itself, of operations that are looked at, too.
+    domains = DOMAINS | {_text(function, 10) for function in functions}
+    for number, value in _messages(model):
+        if number == 7:
+            yield from _foreign_in_graph(value, domains)
+    for function in functions:
+        for number, value in _messages(function):
+            if number == 7:
+                yield from _foreign_in_node(value, domains, 0)
+
+
+def _foreign_in_graph(graph: memoryview, domains: Collection[str], depth: int = 0) -> Iterator[str]:
+    if depth > DEEPEST:
+        raise ValueError("graphs within graphs")
+    for number, value in _messages(graph):
+        if number == 1:
+            yield from _foreign_in_node(value, domains, depth)
+        elif number in (5, 15):
+            yield from _outside_numbers(value, sparse=number == 15)
+
+
+def _foreign_in_node(node: memoryview, domains: Collection[str], depth: int) -> Iterator[str]:
+    operation, domain = _text(node, 4), _text(node, 7)
+    if domain not in domains:
+        yield f"uses the operation {operation} of {domain}, which is none of ONNX"
+    if operation in FILE_READERS:
+        yield f"uses the operation {operation}, which reads another file"
+    for number, attribute in _messages(node):
+        if number != 5:
+            continue
+        for part, value in _messages(attribute):
+            if part in (6, 11):
+                yield from _foreign_in_graph(value, domains, depth + 1)
+            elif part in (5, 10, 22, 23):
+                yield from _outside_numbers(value, sparse=part > 20)
+
+
+def _outside_numbers(tensor: memoryview, *, sparse: bool) -> Iterator[str]:
+    if sparse:
+        for number, value in _messages(tensor):
+            if number in (1, 2):
+                yield from _outside_numbers(value, sparse=False)
+    elif any(number == 13 or (number == 14 and value == 1) for number, value in _fields(tensor)):
+        yield "keeps its numbers in another file; save it with all of them inside"
+
+
+def _text(message: memoryview, number: int) -> str:
+    found = [bytes(value) for field, value in _messages(message) if field == number]
+    return found[-1].decode() if found else ""
 
 
 def check_fit(

@@ -6,14 +6,16 @@ made, so the same graph serves every weight file and every provider, and nothing
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import mmap
 import os
+import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +35,10 @@ Array: TypeAlias = NDArray[Any]
 # ONNX Runtime's levels: 3 prints errors alone. What matters is raised, and raised once.
 ERRORS_ONLY = 3
 # What allocators of providers say when memory is full.
-OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "bad allocation")
+OUT_OF_MEMORY = (
+    "Failed to allocate memory", "bad_alloc", "out of memory", "bad allocation", "OUTOFMEMORY",
+    "STATUS_ALLOC_FAILED", "Not enough memory resources",
+)  # fmt: skip
 
 
 class Interrupted(BaseException):
@@ -86,6 +91,36 @@ class Interruption:
 _covering = threading.local()
 
 
+@contextmanager
+def moves_noted() -> Iterator[list[str]]:
+    """A list that fills with a sentence for each network of this thread that moves to the CPU."""
+    before = getattr(_covering, "moves", None)
+    moves: list[str] = []
+    _covering.moves = moves
+    try:
+        yield moves
+    finally:
+        _covering.moves = before
+
+
+class Port(NamedTuple):
+    """An input or an output of a graph.
+
+    Attributes:
+        dtype: as the runtime writes it, e.g. ``tensor(float)``.
+        shape: None stands for an axis of any size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def _port(value: Any) -> Port:
+    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Port(value.name, value.type, sizes)
+
+
 class Network:
     """A graph with its weights. Many threads may call it at once.
 
@@ -93,18 +128,39 @@ class Network:
         session: an ``onnxruntime.InferenceSession``.
         device: where it really runs.
         weights: arrays whose memory the session uses.
+        refusal: why it is not on the device that was wanted, in words of the runtime.
+        on_cpu: makes a session of the same graph on the CPU, which takes over for good when the
+            memory of another device fills up while it runs.
+        name: of the model, for messages.
     """
 
     def __init__(
-        self, session: Any, device: str = "cpu", weights: Mapping[str, Array] | None = None
+        self,
+        session: Any,
+        device: str = "cpu",
+        weights: Mapping[str, Array] | None = None,
+        refusal: str = "",
+        on_cpu: Callable[[], Any] | None = None,
+        name: str = "the model",
     ) -> None:
         self._session = session
         self._weights = weights
+        self._on_cpu, self._name = on_cpu, name
+        self._moving = threading.Lock()
         self.device = device
-        gpu = f";gpu:{device.partition(':')[2]}" if device.startswith("cuda") else ""
-        self._arenas = f"cpu:0{gpu}"
+        self.refusal = refusal
+        self._set_arenas(device)
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
+
+    def _set_arenas(self, device: str) -> None:
+        gpu = f";gpu:{device.partition(':')[2]}" if device.startswith("cuda") else ""
+        self._arenas = f"cpu:0{gpu}"
+
+    def ports(self) -> tuple[list[Port], list[Port]]:
+        """What the graph takes, and what it gives."""
+        takes, gives = self._session.get_inputs(), self._session.get_outputs()
+        return [_port(value) for value in takes], [_port(value) for value in gives]
 
     def __call__(self, *inputs: Array, output: str | None = None) -> Array:
         """The output of that name, the first one by default; see :meth:`outputs_of`."""
@@ -118,8 +174,35 @@ class Network:
 
         Raises:
             Interrupted: see :class:`Interruption`.
-            MemoryError: the memory of the device does not suffice.
+            MemoryError: the memory does not suffice; where the network was on another device than
+                the CPU, that of the CPU does not either.
         """
+        session = self._session
+        try:
+            return self._run(session, inputs, wanted)
+        except MemoryError as error:
+            if not self._move_to_cpu(session, error):
+                raise
+        return self._run(self._session, inputs, wanted)
+
+    def _move_to_cpu(self, full: Any, error: MemoryError) -> bool:
+        """Whether another session takes the place of ``full``, whose device has no room left."""
+        with self._moving:
+            if self._session is not full:  # Another thread has done it.
+                return True
+            if self.device == "cpu" or self._on_cpu is None:
+                return False
+            told = f"{self._name} went on running on the CPU: the memory of {self.device} is full"
+            log.warning("%s (%s)", told, _first_line(error))
+            self._session = self._on_cpu()
+            self.refusal, self.device = _first_line(error), "cpu"
+            self._set_arenas("cpu")
+        moves = getattr(_covering, "moves", None)
+        if moves is not None:
+            moves.append(f"{told}.")
+        return True
+
+    def _run(self, session: Any, inputs: Sequence[Array], wanted: Sequence[str]) -> list[Array]:
         from onnxruntime import RunOptions
 
         options = RunOptions()
@@ -130,7 +213,7 @@ class Network:
         interruption: Interruption | None = getattr(_covering, "interruption", None)
         with interruption._watches(options) if interruption else nullcontext():
             try:
-                found: list[Array] = self._session.run(list(wanted), named, options)
+                found: list[Array] = session.run(list(wanted), named, options)
             except Exception as error:  # onnxruntime raises classes of its own C++ module
                 if any(sign in str(error) for sign in OUT_OF_MEMORY):
                     raise MemoryError(str(error)) from error
@@ -159,9 +242,11 @@ def open_network(
     values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     if values:
         options.add_external_initializers(list(weights), values)
-    session, device = _session(graph, options, device, name)
+    session, device, refusal = _session(graph, options, device, name)
     release_pages(weights.values())
-    return Network(session, device, weights)
+    trim_heap()
+    on_cpu = _later_on_cpu(graph, options, name, device)
+    return Network(session, device, weights, refusal, on_cpu, name)
 
 
 def release_pages(arrays: Iterable[Array]) -> None:
@@ -175,28 +260,46 @@ def release_pages(arrays: Iterable[Array]) -> None:
         mapping.madvise(mmap.MADV_DONTNEED)
 
 
+def trim_heap() -> None:
+    """Gives the system back what the C library keeps free for later.
+
+    Making a session leaves holes as large as its weights, and inputs of other lengths leave others.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 def _mapping_of(array: Any) -> mmap.mmap | None:
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
     return array
 
 
-def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "cpu") -> Network:
-    """An ONNX file that holds its own weights; its inputs are checked by name.
+def open_model(
+    path: Path, name: str, *, inputs: Sequence[str] | None = None, device: str = "cpu"
+) -> Network:
+    """An ONNX file that holds its own weights.
+
+    Args:
+        inputs: names that its inputs must have; None for any.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
         ModelLoadError: the file is no ONNX graph, or one with other inputs.
     """
+    options = session_options()
     try:
-        session, device = _session(str(path), session_options(), device, name)
+        session, device, refusal = _session(str(path), options, device, name)
     except ModelLoadError as error:
         raise ModelLoadError(
             f"{name}: {path.name} is not an ONNX model that onnxruntime can run; fetch it again "
             f"with: autovoice models pull {name} --force"
         ) from error
-    network = Network(session, device)
-    if network.inputs != tuple(inputs):
+    on_cpu = _later_on_cpu(str(path), options, name, device)
+    network = Network(session, device, refusal=refusal, on_cpu=on_cpu, name=name)
+    if inputs is not None and network.inputs != tuple(inputs):
         raise ModelLoadError(
             f"{name}: {path.name} takes the inputs {network.inputs} instead of {tuple(inputs)}; "
             "give the model that the catalog names."
@@ -228,22 +331,26 @@ def threads() -> int:
     return os.cpu_count() or 1
 
 
-def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[Any, str]:
-    kind = device.partition(":")[0]
+def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[Any, str, str]:
+    """A session, the device that it runs on, and why that is not the one that was wanted."""
+    kind, refusal = device.partition(":")[0], ""
     runtime = onnx_runtime()
     if kind != "cpu":
+        refusal = "the runtime has no provider for it"
         provider = PROVIDERS[kind]
         if provider in available_providers():
             try:
                 session = runtime.InferenceSession(
                     graph, options,
-                    providers=[(provider, provider_options(device)), PROVIDERS["cpu"]],
+                    providers=[(provider, provider_options(device, threads())), PROVIDERS["cpu"]],
+                    enable_fallback=0,  # It would print why, and we tell it.
                 )  # fmt: skip
                 if session.get_providers()[0] == provider:
-                    return session, device
+                    return session, device, ""
+                refusal = "its provider does not start"
             except Exception as error:  # A full or missing GPU, in classes of a C++ module.
-                log.info("%s on %s: %s", name, device, error)
-        log.warning("%s cannot run on %s here, so it runs on the CPU", name, device)
+                refusal = _first_line(error)
+        log.warning("%s cannot run on %s here (%s), so it runs on the CPU", name, device, refusal)
     try:
         session = runtime.InferenceSession(graph, options, providers=[PROVIDERS["cpu"]])
     except Exception as error:  # onnxruntime raises classes of its own C++ module
@@ -252,7 +359,17 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
         raise ModelLoadError(
             f"{name} cannot be run by onnxruntime ({_first_line(error)}); fetch it again."
         ) from error
-    return session, "cpu"
+    return session, "cpu", refusal
+
+
+def _later_on_cpu(
+    graph: bytes | str, options: Any, name: str, device: str
+) -> Callable[[], Any] | None:
+    """What makes the session anew on the CPU, for a network on another device.
+
+    ``options`` hold the weights that were handed over.
+    """
+    return None if device == "cpu" else lambda: _session(graph, options, "cpu", name)[0]
 
 
 def _first_line(error: BaseException) -> str:

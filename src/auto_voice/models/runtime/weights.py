@@ -7,7 +7,7 @@ folded, and the arrays go to safetensors beside it. From there a load costs a me
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,9 @@ DTYPES = {
 }  # fmt: skip
 
 
-def checkpoint_arrays(path: Path, under: str | None = None) -> dict[str, Array]:
+def checkpoint_arrays(
+    path: Path, under: str | None = None, ignored: Collection[str] = ()
+) -> dict[str, Array]:
     """The tensors of a torch checkpoint as C-ordered arrays, weight normalisation folded.
 
     Numbers of half and double precision come as float32.
@@ -38,12 +40,13 @@ def checkpoint_arrays(path: Path, under: str | None = None) -> dict[str, Array]:
     Args:
         path: a file of ``torch.save``.
         under: key of the dictionary that holds them; None for the top level.
+        ignored: see ``read_torch_checkpoint``.
 
     Raises:
         UnsafeFileError: as ``read_torch_checkpoint``.
         ModelLoadError: damaged, or no tensors where they should be.
     """
-    state = read_torch_checkpoint(path)
+    state = read_torch_checkpoint(path, ignored)
     if under is not None and isinstance(state, Mapping) and under in state:
         state = state[under]
     if not isinstance(state, Mapping):

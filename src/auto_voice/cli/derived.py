@@ -1,16 +1,16 @@
-"""``autovoice models calibrate`` and ``quantize``: versions and maps that are made of speech."""
+"""``autovoice models map`` and ``quantize``: what is made here of models that are here."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from auto_voice.cli.options import open_registry, registry_options
-from auto_voice.cli.showing import print_json, print_table, quiet_progress, sized
+from auto_voice.cli.showing import print_json, print_table, shown_progress, sized
 from auto_voice.errors import AudioError, AudioNotFoundError, MissingDependencyError
 from auto_voice.models.model_registry import PIPELINE_MODELS
 from auto_voice.models.registry.catalog_schema import PRECISIONS
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from auto_voice.models.registry.catalog import ModelVersion
     from auto_voice.types import Waveform
 
+# Share of the variance explained; with less, words got lost in trials.
 GOOD_R2 = 0.5
 # Kind of a model to the option of a conversion that names it.
 STAGES = {"content": "content_encoder", "converter": "converter", "vocoder": "vocoder"}
@@ -28,7 +29,7 @@ STAGES = {"content": "content_encoder", "converter": "converter", "vocoder": "vo
 COMPARED = ("secs", "secs2", "wer", "dnsmos", "f0_correlation")
 
 
-@click.command()
+@click.command("map")
 @click.argument("name")
 @click.option(
     "--speech",
@@ -50,7 +51,7 @@ COMPARED = ("secs", "secs2", "wer", "dnsmos", "f0_correlation")
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @registry_options
-def calibrate(
+def map_content(
     name: str,
     speech: tuple[Path, ...],
     converter: str,
@@ -64,24 +65,25 @@ def calibrate(
     Afterwards `convert --content-encoder NAME` works.
 
     \b
-    autovoice models calibrate hubert_base --speech recordings/
+    autovoice models map hubert_base --speech recordings/
     """
-    from auto_voice.models import ModelRegistry, calibration
+    from auto_voice.models import ModelRegistry
+    from auto_voice.models.content_map import map_encoder
 
     registry = ModelRegistry(**where)
     waveforms = _recordings(speech) if speech else _samples(registry)
-    adapter, path = calibration.calibrate(
+    found, path = map_encoder(
         registry, name, waveforms, converter=converter, own_encoder=own_encoder
     )
     if as_json:
-        about = {"adapter": str(path), "r2": round(adapter.r2, 4), "seconds": adapter.seconds}
-        click.echo(json.dumps(about | {"source": adapter.source, "target": adapter.target}))
+        about = {"map": str(path), "r2": round(found.r2, 4), "seconds": found.seconds}
+        click.echo(json.dumps(about | {"source": found.source, "target": found.target}))
         return
     click.echo(
-        f"mapped {adapter.source} to {adapter.target} on {adapter.seconds:.0f} s of speech: "
-        f"it explains {100 * adapter.r2:.0f} % of the converter's learned content features"
+        f"mapped {found.source} to {found.target} on {found.seconds:.0f} s of speech: "
+        f"it explains {100 * found.r2:.0f} % of the converter's learned content features"
     )
-    if adapter.r2 < GOOD_R2:
+    if found.r2 < GOOD_R2:
         click.echo("  note       words may get lost; give more speech, of more speakers")
     click.echo(f"  kept in    {path}")
 
@@ -153,10 +155,8 @@ def quantize(
     version = registry.version(name)
     quantise.check_request(registry, version, to, number or f"{version.version}-{to}")
     recordings = (_recordings(speech) if speech else _samples(registry)) if to == "int8" else ()
-    with quiet_progress(f"quantising {version.key}", hidden=as_json) as bar:
-        made = quantise.quantise(
-            registry, version.key, to, speech=recordings, number=number, progress=_percent(bar)
-        )
+    with shown_progress(hidden=as_json):
+        made = quantise.quantise(registry, version.key, to, speech=recordings, number=number)
     rows: dict[str, dict[str, float | None]] = {}
     note = ""
     if not no_report:
@@ -195,10 +195,6 @@ def quantize(
 
 def _told(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _percent(bar: Callable[[int, int], None] | None) -> Callable[[float], None] | None:
-    return None if bar is None else lambda part: bar(round(100 * part), 100)
 
 
 def _parity(
