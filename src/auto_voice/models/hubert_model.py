@@ -257,8 +257,8 @@ def _config_of(folder: Path) -> Mapping[str, Any]:
     for name, wanted in _FIXED.items():
         if config.get(name, wanted) != wanted:
             raise ModelLoadError(
-                f"{path} says {name} {config[name]!r}, and HuBERT base has {wanted!r}; give a model "
-                "of its kind"
+                f"{path} says {name} {config[name]!r}, and HuBERT base has {wanted!r}; give a "
+                "model of its kind"
             )
     return config
 
