@@ -164,9 +164,7 @@ class DownloadStatusError(DownloadError):
         headers: of the answer.
     """
 
-    def __init__(
-        self, message: str, status: int, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers or {}

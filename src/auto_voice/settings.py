@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from auto_voice.yaml_nodes import Node
 
 FALLBACKS = ("none", "compact", "mock")
+PREFERENCES = ("exact", "fastest", "smallest")
 # Read from the current folder.
 DOTENV = Path(".env")
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -57,9 +58,11 @@ class Settings:
             them ``vocoder=cuda:1`` is for the models of a kind or for one model.
         fallback: ``none``, ``compact`` or ``mock``.
         memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
+        prefer: ``exact``, ``fastest`` or ``smallest``: which version a model's bare name means.
         voice_dir: where stored voices are.
         mirrors: base URLs of servers that are asked for a model's files before anybody else.
         mirror_token: bearer token for them, sent to nobody else.
+        otlp_endpoint: where traces and metrics go; "" sends none.
     """
 
     config: Path | None
@@ -68,9 +71,11 @@ class Settings:
     device: str
     fallback: str
     memory_budget_mb: int
+    prefer: str
     voice_dir: Path
     mirrors: tuple[str, ...]
     mirror_token: str = field(repr=False)
+    otlp_endpoint: str
     origins: Mapping[str, str]
 
 
@@ -209,6 +214,12 @@ _DEVICE = re.compile(
 DEFAULT_DEVICE = "default"
 
 
+def _preference(raw: Any) -> str:
+    if raw not in PREFERENCES:
+        raise ValueError("one of exact, fastest, smallest")
+    return str(raw)
+
+
 def _device(raw: Any) -> str:
     """The one spelling, e.g. ``cuda:0,cuda:1,vocoder=cpu``, of a text, a list or a mapping."""
     if isinstance(raw, Mapping):
@@ -240,6 +251,12 @@ def _mirrors(raw: Any) -> tuple[str, ...]:
         if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", url):
             raise ValueError("addresses such as http://10.0.0.5:8000, without a password")
     return tuple(dict.fromkeys(urls))
+
+
+def _address(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"(https?://[^\s@]+)?", raw):
+        raise ValueError("an address such as http://127.0.0.1:4318")
+    return raw
 
 
 def _token(raw: Any) -> str:
@@ -295,8 +312,15 @@ SETTINGS: Mapping[str, Setting] = {
         Setting(
             "memory_budget_mb", _megabytes, lambda: 0, "limit for loaded models in MB, 0 for none"
         ),
+        Setting(
+            "prefer",
+            _preference,
+            lambda: "exact",
+            "which version of a model runs: exact, fastest or smallest",
+        ),
         Setting("voice_dir", _path, lambda: user_folder("voices"), "where stored voices are"),
         Setting("mirrors", _mirrors, lambda: (), "servers asked first for a model's files"),
         Setting("mirror_token", _token, lambda: "", "bearer token for the mirrors", secret=True),
+        Setting("otlp_endpoint", _address, lambda: "", "where telemetry is sent; none by default"),
     )
 }

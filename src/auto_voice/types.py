@@ -144,9 +144,9 @@ class Voice:
         consent: what the owner of the voice agreed to, in the user's words.
         speech: ``(samples,)`` int16 at 16 kHz, the speech that the voice was made from; None where
             it was not kept. With it a voice can be encoded again for other models.
-        adaptation: what fine-tuning to this voice adds to the converter's weights, by parameter;
+        fine_tuning: what fine-tuning to this voice adds to the converter's weights, by parameter;
             empty where the converter speaks it as it is.
-        adapted_to: ``name@version`` of the converter that ``adaptation`` belongs to.
+        fine_tuned_converter: ``name@version`` of the converter that ``fine_tuning`` belongs to.
     """
 
     embedding: FloatArray
@@ -161,9 +161,9 @@ class Voice:
     quality: Mapping[str, float | None] = field(default_factory=dict)
     consent: str = ""
     speech: NDArray[np.int16] | None = None
-    adaptation: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
-    adapted_to: str = ""
+    fine_tuning: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    fine_tuned_converter: str = ""
 
     def __repr__(self) -> str:
-        tuned = f", fine-tuned {self.adapted_to}" if self.adaptation else ""
+        tuned = f", fine-tuned {self.fine_tuned_converter}" if self.fine_tuning else ""
         return f"Voice({self.name!r}, {self.speech_seconds:.1f} s of speech{tuned})"

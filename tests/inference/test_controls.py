@@ -248,7 +248,7 @@ def test_energy_follows_the_source():
     speech, flat = (
         (level * rng.standard_normal(len(swell))).astype(np.float32) for level in (swell / 4, 0.02)
     )
-    source = source_shape(speech, RATE, np.zeros(frames, np.float32))
+    source = source_shape(speech, RATE, *np.zeros((2, frames), np.float32))
     flat = flat[: frames * 256]
     own = source.level_db
     for amount, expected in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0)):

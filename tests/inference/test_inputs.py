@@ -278,3 +278,13 @@ def test_voices_and_results_can_be_sent_to_other_processes(hand_made, source, re
     np.testing.assert_array_equal(again.samples, result.samples)
     bare = Voice(np.full(256, 1 / 16, np.float32))
     assert copy.deepcopy(bare).frames == {}
+
+
+def test_references_that_are_voices_or_lack_labels_are_told(hand_made, reference):
+    pipeline, _ = hand_made()
+    voice = pipeline.clone(reference)
+    with pytest.raises(ConfigError, match="not voices; give one voice"):
+        pipeline.voice([voice, voice])
+    with pytest.raises(ConfigError, match="2 labels for 1 recordings"):
+        pipeline.clone([reference], labels=["one", "two"])
+    assert pipeline.clone([reference, reference], labels=["one", "two"]).name == voice.name

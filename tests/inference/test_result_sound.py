@@ -215,7 +215,7 @@ def test_a_pause_gets_the_spectrum_of_the_source():
     frames = 60
     pause = np.zeros(frames, np.float32)
     pause[20:40] = 1
-    source = source_shape(noise(1, -70, RATE), RATE, pause)
+    source = source_shape(noise(1, -70, RATE), RATE, pause, np.zeros(frames, np.float32))
     filled = fill_pauses(Mel(np.full((80, frames), -3.0, np.float32), RATE, HOP), source).values
     np.testing.assert_array_equal(filled[:, 20:40], source.mel[:, 20:40])
     np.testing.assert_array_equal(filled[:, :20], -3.0)

@@ -162,19 +162,19 @@ def test_audio_without_a_voice_is_refused(
         encoder.embed_utterance(audio.astype(np.float32))
 
 
-def test_the_adapter_takes_batches_and_other_rates(encoder: ge2e.SpeakerEncoder) -> None:
-    adapter = ge2e.SpeakerEncoderModel(encoder)
+def test_the_stage_takes_batches_and_other_rates(encoder: ge2e.SpeakerEncoder) -> None:
+    stage = ge2e.SpeakerEncoderModel(encoder)
     audio = np.stack([noise(2.0, seed=1), noise(2.0, seed=2)])
-    batch = adapter.extract_embedding(audio)
+    batch = stage.extract_embedding(audio)
     assert batch.shape == (2, 256)
     for row, embedding in zip(audio, batch, strict=True):
-        np.testing.assert_array_equal(adapter.embed_utterance(row), embedding)
-        np.testing.assert_array_equal(adapter.extract_embedding(torch.from_numpy(row)), embedding)
+        np.testing.assert_array_equal(stage.embed_utterance(row), embedding)
+        np.testing.assert_array_equal(stage.extract_embedding(torch.from_numpy(row)), embedding)
     t = np.arange(48000 * 2) / 48000
     tones = (0.2 * np.sin(2 * np.pi * 440 * t) + 0.1 * np.sin(2 * np.pi * 900 * t)).astype("f4")
-    fast = adapter.extract_embedding(tones, sample_rate=48000)
-    assert adapter.similarity(fast, adapter.extract_embedding(tones[::3])) > 0.999
-    assert isinstance(adapter, SpeakerEncoderStage)
+    fast = stage.extract_embedding(tones, sample_rate=48000)
+    assert stage.similarity(fast, stage.extract_embedding(tones[::3])) > 0.999
+    assert isinstance(stage, SpeakerEncoderStage)
 
 
 def version() -> ModelVersion:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -286,25 +287,37 @@ def _template_table() -> FloatArray:
     """``(steps, 80)``: the template at every sixtieth of an octave."""
     spec = HIFIGAN_MEL
     bank = mel_filters(spec).astype(np.float64)
-    bins = np.arange(spec.n_fft // 2 + 1) * spec.sample_rate / spec.n_fft
+    bins = np.arange(spec.n_fft // 2 + 1)
+    below = bins * spec.sample_rate < spec.f_max_hz * spec.n_fft
     steps = int(np.ceil(np.log2(F_MAX_HZ / F_MIN_HZ) * STEPS_PER_OCTAVE)) + 1
     rows = np.empty((steps, spec.bands), np.float32)
     for index in range(steps):
         f0 = F_MIN_HZ * 2 ** (index / STEPS_PER_OCTAVE)
-        harmonics = np.arange(1, int(spec.f_max_hz / f0) + 2) * f0
-        offset = (bins[:, None] - harmonics) * spec.n_fft / spec.sample_rate
-        magnitude = np.sqrt(np.square(_hann_lobe(offset)).sum(1))
+        harmonics = np.arange(1, int(spec.f_max_hz / f0) + 2) * (f0 * spec.n_fft / spec.sample_rate)
+        magnitude = np.sqrt(_hann_power(bins, harmonics))
         # A line carries the power that white noise spreads over f0: the comb's mean square is 1.
-        magnitude /= np.sqrt(np.mean(np.square(magnitude[bins < spec.f_max_hz])))
+        magnitude /= np.sqrt(np.mean(np.square(magnitude[below])))
         level = (bank @ magnitude) / bank.sum(1)
         rows[index] = np.log(np.maximum(level, HARMONIC_FLOOR))
     rows.flags.writeable = False
     return rows
 
 
-def _hann_lobe(bins: np.ndarray) -> np.ndarray:
-    """Magnitude of the Hann window's transform, in bins from its centre, 1 at the centre."""
-    # sin(pi x) / (pi x) / (1 - x^2), whose limit at |x| = 1 is one half.
-    near_one = np.isclose(np.abs(bins), 1.0)
-    safe = np.where(near_one, 0.0, bins)
-    return np.abs(np.where(near_one, 0.5, np.sinc(safe) / (1 - safe**2)))
+def _hann_power(bins: NDArray[Any], lines: NDArray[Any]) -> NDArray[Any]:
+    """``(bins,)``: the power of lines of equal amplitude, seen through the Hann window.
+
+    A line ``x`` bins away has the magnitude sin(pi x) / (pi x) / (1 - x^2), which is 1 at 0 and one
+    half at 1 and -1. All whole bins see the same sine but for its sign, so one a line does.
+
+    Args:
+        bins: whole numbers.
+        lines: places of the lines, in bins.
+    """
+    apart = bins[:, None] - lines
+    divisor = np.pi * apart * (1 - np.square(apart))
+    # Where the formula is 0 / 0, its limit stands.
+    limit = np.abs(divisor) < 1e-6
+    divisor[limit] = 1
+    power = np.square(np.sin(np.pi * (lines % 1)) / divisor)
+    power[limit] = np.where(np.abs(apart[limit]) < 0.5, 1.0, 0.25)
+    return np.asarray(power.sum(axis=1))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 import click
 
-from auto_voice import __version__
+from auto_voice import __version__, events
 from auto_voice.cli.errors import open_standard_streams, run_guarded
+from auto_voice.errors import ConfigError
+from auto_voice.settings import get_settings
 
 # Command to where it lives and what ``--help`` says of it.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -74,7 +77,12 @@ class LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="autovoice", message="%(prog)s %(version)s")
 @click.option("--debug", is_flag=True, help="Show tracebacks and everything that is logged.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what is done to stderr.")
-def cli(debug: bool, verbose: bool) -> None:
+@click.option(
+    "--otlp",
+    metavar="URL",
+    help="Send traces and metrics to this OpenTelemetry collector; none are sent otherwise.",
+)
+def cli(debug: bool, verbose: bool, otlp: str | None) -> None:
     """Clone a voice from a few seconds of speech and re-speak any recording in it.
 
     \b
@@ -89,6 +97,23 @@ def cli(debug: bool, verbose: bool) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+    _begin_telemetry(otlp)
+
+
+def _begin_telemetry(otlp: str | None) -> None:
+    """Export where that is asked for, as part of the trace that TRACEPARENT names."""
+    try:
+        settings = get_settings(otlp_endpoint=otlp)
+    except ConfigError:
+        if otlp:
+            raise
+        return  # The command itself says what is wrong.
+    if settings.otlp_endpoint and settings.offline:
+        logging.getLogger("auto_voice").warning("no telemetry is sent: the network is switched off")
+    elif settings.otlp_endpoint:
+        events.export_otlp(settings.otlp_endpoint)
+    if header := os.environ.get("TRACEPARENT"):
+        click.get_current_context().with_resource(events.continued(header))
 
 
 # Shell to the file where its completion goes, and the line to put there.

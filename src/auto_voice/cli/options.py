@@ -125,11 +125,16 @@ _OPTIONS = (
         type=click.Choice(["none", "compact", "mock"]),
         help="What may stand in for a model that cannot be had.",
     ),
+    click.option(
+        "--prefer",
+        type=click.Choice(["exact", "fastest", "smallest"]),
+        help="Which version of a model runs where there are quantised ones [default: exact].",
+    ),
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
 )
 
 # Names of the options that make the registry.
-REGISTRY_NAMES = ("config", "model_dir", "offline", "mirrors", "device", "fallback")
+REGISTRY_NAMES = ("config", "model_dir", "offline", "mirrors", "device", "fallback", "prefer")
 
 
 def model_options(command: F) -> F:

@@ -265,7 +265,8 @@ def evaluator_of(registry: Any) -> Any:
     """The evaluator of the server; None where the evaluation is not installed."""
     from importlib.util import find_spec
 
-    if not registry.use_mock and find_spec("faster_whisper") is None:
+    needed = ["jiwer", "whisper_normalizer", *(() if registry.use_mock else ("faster_whisper",))]
+    if any(find_spec(package) is None for package in needed):
         return None
     return PairJudge(registry)
 

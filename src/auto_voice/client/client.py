@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 
 import httpx2 as httpx
 
-from auto_voice import errors
+from auto_voice import errors, events
 from auto_voice.errors import AutoVoiceError, BusyError, ServerError, UploadError
 
 # A file, or a name and the bytes of one.
@@ -391,13 +391,20 @@ class Client:
         plain = {name: _text(value) for name, value in fields.items() if value not in ("", None)}
         self._check_size(sum(_size(sound) for _, sound in files))
 
+        given = dict(headers or {})
+
         def send() -> httpx.Response:
             # Opened again for each try: a refused upload has been read in part.
             with ExitStack() as opened:
                 parts = [(field, _part(sound, opened)) for field, sound in files]
-                return self._http.post(path, data=plain, files=parts, headers=dict(headers or {}))
+                return self._http.post(path, data=plain, files=parts, headers=given)
 
-        return self._patiently(send)
+        with events.span(events.Call("POST", path)) as call:
+            if trace := events.traceparent():
+                given["traceparent"] = trace
+            answer = self._patiently(send)
+            call.complete(status=answer.status_code)
+        return answer
 
     def _check_size(self, size: int) -> None:
         """Refuse what is too large before it is sent.

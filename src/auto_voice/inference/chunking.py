@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,6 +28,7 @@ from numpy.typing import NDArray
 from auto_voice.errors import ModelLoadError
 from auto_voice.inference.inputs import SampleSource
 from auto_voice.models.base import ContentEncoder, PieceEncoder
+from auto_voice.models.runtime.sessions import trim_heap
 from auto_voice.types import Content, FloatArray
 
 # At least this much is rendered on each side of a core and thrown away.
@@ -213,13 +213,8 @@ def release_memory() -> None:
     Pieces differ in length, so what one leaves free is not what the next one wants, and over hours
     the holes would add up.
     """
-    import ctypes
-
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    trim_heap()
 
 
 log = logging.getLogger(__name__)

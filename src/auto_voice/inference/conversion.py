@@ -43,6 +43,7 @@ from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFac
 from auto_voice.inference.rendering import Rendering, timed
 from auto_voice.inference.result import FileResult, Output
 from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
+from auto_voice.models.runtime.sessions import moves_noted
 from auto_voice.types import FloatArray, Pitch, Progress, ProgressCallback, Voice, Waveform
 from auto_voice.voices.blending import blend_voices
 from auto_voice.voices.cloning import build_voice
@@ -184,7 +185,8 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
     )
     if prepared.rendering.analysis is not known:
         workspace.save_analysis(prepared.rendering.analysis)
-    samples, pieces = _render(conversion, prepared.rendering, workspace)
+    with moves_noted() as moves:
+        samples, pieces = _render(conversion, prepared.rendering, workspace)
     level = output_level(samples, prepared)
     notes = (
         *(f"source: {note}" for note in workspace.facts.notes),
@@ -192,6 +194,7 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
         *conversion.voice.notes,
         *prepared.notes,
         *level.notes,
+        *moves,
         *(f"{stage}: {text}" for stage, text in conversion.models.items() if _noteworthy(text)),
     )
     for note in notes:

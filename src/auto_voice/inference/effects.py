@@ -41,9 +41,11 @@ BEYOND_SHARE = 0.05
 # syllables count and the beat of single periods does not.
 CONTOUR_FRAMES = 9
 # dB by which a frame is turned up or down at most: a phrase far from the microphone is up to 40 dB
-# softer, while little that is turned up further than this was meant to sound.
-MOST_DOWN_DB, MOST_UP_DB = 60.0, 12.0
+# softer, and a converter speaks breaths and the ends of words up to 20 dB too softly.
+MOST_DOWN_DB, MOST_UP_DB = 60.0, 24.0
 MOST_UP_IN_PAUSES_DB = 3.0
+# Of a frame's power that counts as speech at least, however loud the noise around it is: -13 dB.
+LEAST_SPEECH_SHARE = 0.05
 # Power that counts as silence, -130 dBFS at the level of the networks.
 SILENCE_POWER = 1e-13
 # Hz; below it the voice drowns its breath.
@@ -194,32 +196,42 @@ class SourceShape:
     Attributes:
         mel: ``(80, frames)`` log mel of the source itself.
         level_db: ``(frames,)``, see :func:`frame_levels`.
+        speech_db: ``(frames,)`` the same of the speech alone, without the noise it stands in.
         pause: ``(frames,)`` 0 in speech to 1 in pauses, see
             :func:`auto_voice.inference.analysis.pauses`.
     """
 
     mel: FloatArray
     level_db: FloatArray
+    speech_db: FloatArray
     pause: FloatArray
 
     def part(self, start: int, stop: int) -> SourceShape:
         """Frames ``[start, stop)``."""
         part = slice(start, stop)
-        return SourceShape(self.mel[:, part], self.level_db[part], self.pause[part])
+        return SourceShape(
+            self.mel[:, part], self.level_db[part], self.speech_db[part], self.pause[part]
+        )
 
 
-def source_shape(speech: FloatArray, sample_rate: int, pause: FloatArray) -> SourceShape:
+def source_shape(
+    speech: FloatArray, sample_rate: int, pause: FloatArray, noise: FloatArray
+) -> SourceShape:
     """The shape of ``speech``, ``(samples,)`` at the networks' level.
 
     Args:
         pause: ``(frames,)`` of the mel frames, the first of which ``speech`` starts with.
+        noise: ``(frames,)`` power of the noise that the speech stands in.
     """
     frames = len(pause)
     at_rate = resample(speech, sample_rate, HIFIGAN_MEL.sample_rate)
     own = log_mel(at_rate, HIFIGAN_MEL)
     own = np.pad(own, ((0, 0), (0, max(0, frames - own.shape[1]))), mode="edge")[:, :frames]
     plain = without_rumble(at_rate, HIFIGAN_MEL.sample_rate)
-    return SourceShape(own, frame_levels(plain, HIFIGAN_MEL.hop_samples, frames), pause)
+    level_db = frame_levels(plain, HIFIGAN_MEL.hop_samples, frames)
+    power = 10 ** (level_db / 10)
+    speech_db = 10 * np.log10(np.maximum(power - noise, LEAST_SPEECH_SHARE * power))
+    return SourceShape(own, level_db, speech_db.astype(np.float32), pause)
 
 
 def fill_pauses(mel: Mel, source: SourceShape) -> Mel:
@@ -239,15 +251,18 @@ def follow_level(
 ) -> FloatArray:
     """``(frames * hop_samples,)`` made as loud as the source in every frame.
 
+    In speech that is as loud as the source's speech is without its noise, which a converter leaves
+    out: a soft syllable that the noise covers is not turned up to the noise.
+
     Args:
         samples: without rumble.
         amount: share of the source's contour that is taken in speech: 0 leaves it as it is spoken.
             In pauses the result is always as quiet as the source.
     """
     frames = len(source.pause)
-    difference = source.level_db - frame_levels(samples, hop_samples, frames)
-    speech = amount * np.clip(difference, -MOST_DOWN_DB, MOST_UP_DB)
-    pause = np.clip(difference, -MOST_DOWN_DB, MOST_UP_IN_PAUSES_DB)
+    made_db = frame_levels(samples, hop_samples, frames)
+    speech = amount * np.clip(source.speech_db - made_db, -MOST_DOWN_DB, MOST_UP_DB)
+    pause = np.clip(source.level_db - made_db, -MOST_DOWN_DB, MOST_UP_IN_PAUSES_DB)
     gain_db = speech * (1 - source.pause) + pause * source.pause
     at = (np.arange(len(samples)) + 0.5) / hop_samples - 0.5
     gain = 10 ** (np.interp(at, np.arange(frames), gain_db) / 20)

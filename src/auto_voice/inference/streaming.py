@@ -36,7 +36,7 @@ from auto_voice.audio.pitch import (
 from auto_voice.audio.reading import HIGHEST_RATE, LOWEST_RATE
 from auto_voice.audio.resample import part_needed, resampled_length, resampled_part
 from auto_voice.errors import ConfigError
-from auto_voice.inference.analysis import pauses
+from auto_voice.inference.analysis import noise_floor, pauses
 from auto_voice.inference.chunking import HOP, hop_energies, hop_size
 from auto_voice.inference.controls import SOURCE, Controls
 from auto_voice.inference.effects import moved, without_creak
@@ -392,7 +392,7 @@ class LiveStream:
         voice, controls = self._voice, self._chosen[1]
         known = self._speaker.log_f0 if melody.voiced.any() else None
         target, semitones, _ = moved(melody, voice, controls, known)
-        pause, active = self._pauses(at, context, frames)
+        pause, noise, active = self._pauses(at, context, frames)
         with timed(self._timings, "content"):
             content = self._content(speech, at, stop, active)
         piece = Piece(
@@ -402,6 +402,7 @@ class LiveStream:
             pitch=target,
             own_pitch=pitch,
             pauses=pause,
+            noise=noise,
             low=low - context,
             high=high - context,
             first_frame=context,
@@ -458,22 +459,27 @@ class LiveStream:
         )
         return found, spoken
 
-    def _pauses(self, at: int, context: int, frames: int) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """``(mel frames,)`` pauses from frame ``context`` on, and ``(content frames,)`` of the
-        window in which somebody speaks."""
+    def _pauses(
+        self, at: int, context: int, frames: int
+    ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+        """``(mel frames,)`` pauses and noise from frame ``context`` on, and ``(content frames,)``
+        of the window in which somebody speaks."""
         hop = hop_size(self._rate)
         before = at // self._content_frame * self._content_frame
         energies = hop_energies(self._speech[at - before :], self._rate)
         found = pauses(energies, hop, self._speaker.gain)
         centres = np.arange(frames - context) + 0.5
         places = before / hop + centres * float(self._hop_seconds / HOP) - 0.5
-        pause = np.zeros(len(places), np.float32)
+        pause, noise = np.zeros((2, len(places)), np.float32)
         if len(found):
-            pause = np.interp(places, np.arange(len(found)), found).astype(np.float32)
+            hops = np.arange(len(found))
+            pause = np.interp(places, hops, found).astype(np.float32)
+            floor = noise_floor(energies, hop, self._speaker.gain)
+            noise = np.interp(places, hops, floor).astype(np.float32)
         least = 10 ** ((SPEECH_DBFS - ACTIVE_DB) / 10) / self._speaker.gain**2
         pairs = energies[: len(energies) // 2 * 2].reshape(-1, 2).sum(axis=1) / (2 * hop)
         around = np.ones(2 * AROUND_FRAMES + 1)
-        return pause, np.convolve(pairs > least, around, mode="full")[AROUND_FRAMES:] > 0.5
+        return pause, noise, np.convolve(pairs > least, around, mode="full")[AROUND_FRAMES:] > 0.5
 
     def _content(
         self, speech: FloatArray, at: int, stop: int, active: NDArray[np.bool_]

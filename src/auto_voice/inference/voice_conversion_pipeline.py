@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
 import numpy as np
 from numpy.typing import ArrayLike
 
+from auto_voice import events
 from auto_voice.audio.resample import resample
 from auto_voice.errors import ConfigError, ModelLoadError, VoiceError
 from auto_voice.inference.checkpoint import Workspace
@@ -28,13 +30,13 @@ from auto_voice.inference.rendering import timed
 from auto_voice.inference.result import ConversionResult, FileResult, Output, OutputSpec
 from auto_voice.inference.streaming import BLOCK_MS, LOOKAHEAD_MS, LiveStream, StreamSetup
 from auto_voice.models.base import (
-    AdaptiveConverter,
     ContentEncoder,
     Converter,
+    FineTunableConverter,
     SpeakerEncoderStage,
     Vocoder,
 )
-from auto_voice.models.calibration import into_space_of
+from auto_voice.models.content_map import into_space_of
 from auto_voice.models.model_registry import PIPELINE_MODELS
 from auto_voice.types import (
     EMBEDDING_DIMS,
@@ -54,7 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # A voice, a voice file, one or several recordings, or a bare 256-d embedding.
-Target: TypeAlias = Union[Voice, AudioInput, "Sequence[AudioInput | Voice]"]
+Target: TypeAlias = Union[Voice, AudioInput, "Sequence[AudioInput]"]
 
 # Gradient steps of fine-tuning unless told otherwise: 7 s on two cores.
 FINE_TUNE_STEPS = 40
@@ -79,6 +81,7 @@ class PipelineConfig:
             also for single models, see ``ModelRegistry``.
         offline: open no connection.
         fallback: ``none``, ``compact`` or ``mock``.
+        prefer: ``exact``, ``fastest`` or ``smallest``: which version a model's bare name means.
         chunk_seconds: longest piece that is processed at once; bounds the memory.
         allow_truncated: take what is there of truncated recordings, with a note.
         fine_tune: fine-tune the converter to each voice when it is cloned or converted to, which
@@ -99,6 +102,7 @@ class PipelineConfig:
     device: str | Mapping[str, str] | None = None
     offline: bool | None = None
     fallback: str | None = None
+    prefer: str | None = None
     chunk_seconds: float = 30.0
     allow_truncated: bool = False
     fine_tune: bool = False
@@ -167,13 +171,14 @@ class VoiceConversionPipeline:
                     offline=self.config.offline,
                     device=self.config.device,
                     fallback=self.config.fallback,
+                    prefer=self.config.prefer,
                     progress=None if self.progress is None else downloaded,
                 )
             return self._registry
 
     @property
     def content_encoder(self) -> ContentEncoder:
-        """The content encoder, through its adapter where the converter was trained on another."""
+        """The content encoder, mapped where the converter was trained on another."""
         encoder = cast(ContentEncoder, self._load("content", self.config.content_encoder))
         return into_space_of(self.converter, encoder, self.registry, self.config.content_encoder)
 
@@ -217,12 +222,23 @@ class VoiceConversionPipeline:
 
         Raises:
             AudioError: a recording cannot be read, or holds less than half a second of speech.
+            ConfigError: not one label for each recording, or voices among the recordings.
             VoiceError: the consent is longer than a voice file holds.
         """
         if isinstance(references, Voice):
             return references
         check_consent(consent)
         listed = _listed(references)
+        if any(isinstance(item, Voice) for item in listed):
+            raise ConfigError(
+                "a list of references holds recordings of one person, not voices; give one voice, "
+                "or blend several with auto_voice.voices.blending.blend_voices."
+            )
+        if labels and len(labels) != len(listed):
+            raise ConfigError(
+                f"there are {len(labels)} labels for {len(listed)} recordings; give one for each, "
+                "or none."
+            )
         paths = [Path(item) if isinstance(item, (str, PathLike)) else None for item in listed]
         # The notes travel with the voice, and the folder of a file is nobody's business.
         known = labels or [path.name if path is not None else "the reference" for path in paths]
@@ -269,12 +285,14 @@ class VoiceConversionPipeline:
             ModelError: a model that cannot be had or does not fit the others.
         """
         controls = controls or Controls(semitones=semitones, match_pitch=match_pitch)
-        with self._telling(progress):
+        with self._telling(progress), events.span(events.Conversion()) as converting:
             conversion = self._conversion(source_audio, target, sample_rate, controls)
             rendered = run(conversion, Workspace())
-        samples = np.concatenate(list(rendered.blocks()))
-        audio = Waveform(samples, rendered.samples.sample_rate)
-        return ConversionResult(audio=audio, **rendered.account)
+            samples = np.concatenate(list(rendered.blocks()))
+            audio = Waveform(samples, rendered.samples.sample_rate)
+            result = ConversionResult(audio=audio, **rendered.account)
+            converting.complete(**_facts(result))
+        return result
 
     def convert_file(
         self,
@@ -303,11 +321,13 @@ class VoiceConversionPipeline:
         """
         spec = output if isinstance(output, OutputSpec) else OutputSpec(output)
         checked = spec.check([source, *_listed(target)])
-        with self._telling(progress):
+        with self._telling(progress), events.span(events.Conversion()) as converting:
             conversion = self._conversion(
                 source, target, sample_rate, controls or Controls(), memory_seconds, checked
             )
-            return convert_into(conversion, checked)
+            result = convert_into(conversion, checked)
+            converting.complete(**_facts(result), resumed=result.resumed)
+        return result
 
     def stream(
         self,
@@ -437,6 +457,24 @@ class VoiceConversionPipeline:
         self._tell(Progress("load", 1, 1, name))
         return model
 
+    def _load_side_by_side(self, *kinds: str) -> None:
+        """Loads the models of these stages that are installed, on all cores.
+
+        Downloads take turns, each with its bar, and so does what fails: whoever needs the model
+        next is told.
+        """
+        registry = self.registry
+        if registry.use_mock:
+            return
+        versions = [registry.version(self.config.models[kind]) for kind in kinds]
+        here = [v.key for v in versions if registry.is_installed(v)]
+        missing = [key for key in here if key not in registry.loaded()]
+        if len(missing) < 2:
+            return
+        with ThreadPoolExecutor(len(missing)) as pool:
+            for loading in [pool.submit(registry.load, key) for key in missing]:
+                loading.exception()
+
     def _tell(self, progress: Progress) -> None:
         told = _LISTENER.get() or self.progress
         if told is not None:
@@ -457,6 +495,8 @@ class VoiceConversionPipeline:
         Raises:
             ModelError: one cannot be had, or does not fit the others.
         """
+        own_voice = controls is not None and controls.strength < 1
+        self._load_side_by_side("content", "converter", "vocoder", *["speaker"] * own_voice)
         converter, vocoder = self.converter, self.vocoder
         same = (converter.sample_rate, converter.hop_samples)
         if same != (vocoder.sample_rate, vocoder.hop_samples):
@@ -465,7 +505,6 @@ class VoiceConversionPipeline:
                 f"{vocoder.name} takes {vocoder.hop_samples} at {vocoder.sample_rate} Hz; choose "
                 "a vocoder with the converter's mel."
             )
-        own_voice = controls is not None and controls.strength < 1
         speaker = self.speaker_encoder if own_voice else None
         return Stages(self.content_encoder, converter, vocoder, speaker)
 
@@ -492,10 +531,10 @@ class VoiceConversionPipeline:
         """``voice`` with the converter fine-tuned to it, where that is asked for and not done."""
         converter = self.converter
         steps = self.config.fine_tune_steps if self.config.fine_tune else 0
-        if voice.adaptation and voice.adapted_to == converter.name:
+        if voice.fine_tuning and voice.fine_tuned_converter == converter.name:
             return voice
         # A voice without its recording is a blend or was stored so: nothing to learn from.
-        if not steps or not isinstance(converter, AdaptiveConverter) or voice.speech is None:
+        if not steps or not isinstance(converter, FineTunableConverter) or voice.speech is None:
             return _without_fine_tuning(voice, converter.name)
         return self._fine_tunings.fine_tuned(converter, voice, steps, self._tell)
 
@@ -532,6 +571,16 @@ class VoiceConversionPipeline:
             consent=voice.consent,
             quality=voice.quality,
         )
+
+
+def _facts(account: ConversionResult | FileResult) -> dict[str, Any]:
+    """What an event says of a conversion that is done."""
+    return {
+        "audio_seconds": account.seconds,
+        "models": dict(account.models),
+        "timings": dict(account.timings or {}),
+        "seconds_per_second": account.seconds_per_second,
+    }
 
 
 def convert(
@@ -590,13 +639,13 @@ def _pipeline(config: PipelineConfig) -> VoiceConversionPipeline:
 
 def _without_fine_tuning(voice: Voice, converter: str) -> Voice:
     """``voice`` with a note where another converter was fine-tuned to it."""
-    if not voice.adaptation:
+    if not voice.fine_tuning:
         return voice
     note = (
-        f"The voice was fine-tuned with {voice.adapted_to} and is spoken by {converter} without "
-        "that; clone it again from its recordings to come closer."
+        f"The voice was fine-tuned with {voice.fine_tuned_converter} and is spoken by {converter} "
+        "without that; clone it again from its recordings to come closer."
     )
-    return replace(voice, adaptation={}, adapted_to="", notes=(*voice.notes, note))
+    return replace(voice, fine_tuning={}, fine_tuned_converter="", notes=(*voice.notes, note))
 
 
 def _listed(target: Target) -> list[Any]:

@@ -98,7 +98,7 @@ class HuBERTModel:
         self.content_layer = min(CONTENT_LAYER, self.shape.layers)
         if content_layer is not None:
             self.content_layer = self._checked_layer(content_layer)
-        # An adapter fitted on one layer must not be taken for another's.
+        # A map fitted on one layer must not be taken for another's.
         self.space = f"{name}/layer{self.content_layer}"
         self.normalise = normalise
 

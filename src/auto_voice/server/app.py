@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from filelock import FileLock, Timeout
 from starlette.exceptions import HTTPException
 
-from auto_voice import __version__
+from auto_voice import __version__, events
 from auto_voice.errors import AutoVoiceError, ConfigError, ServerError
 from auto_voice.server import conversion_routes, site_routes, voice_routes
 from auto_voice.server.context import Context
@@ -87,10 +87,8 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
     if store is None:
         database = SqliteDatabase(settings.data_dir / "jobs.sqlite")
         store = JobStore(database, settings.workers)
-    metrics = Metrics()
 
     def observe(claim: Claim, how: str, seconds: float) -> None:
-        metrics.work(claim.job.kind, how, seconds)
         log.info(
             "%s %s",
             claim.job.kind,
@@ -98,7 +96,7 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
             extra={"job": claim.job.id, "item": claim.item.index, "seconds": round(seconds, 3)},
         )
 
-    tasks = Tasks(engine, files, settings, metrics)
+    tasks = Tasks(engine, files, settings)
     workers = Workers(
         store,
         files,
@@ -109,12 +107,13 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
         undo=tasks.undo,
     )
     sessions = Sessions(settings.data_dir / "sessions.json")
-    return Context(settings, engine, store, files, workers, metrics, sessions, lock)
+    return Context(settings, engine, store, files, workers, Metrics(), sessions, lock)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
+    unsubscribe = events.subscribe(context.metrics)
     context.workers.start()
     warming = asyncio.create_task(_warm(context)) if context.settings.warm else None
     try:
@@ -123,6 +122,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if warming is not None:
             warming.cancel()
         await asyncio.to_thread(context.workers.stop, context.settings.grace_seconds)
+        unsubscribe()
         context.close()
 
 

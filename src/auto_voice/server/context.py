@@ -13,6 +13,7 @@ from typing import Annotated, Any, BinaryIO, cast
 from fastapi import Depends, Request, UploadFile
 from filelock import FileLock
 
+from auto_voice import events
 from auto_voice.errors import ServerError, UploadError
 from auto_voice.server.engine import Engine
 from auto_voice.server.job_store import JobStore
@@ -21,6 +22,7 @@ from auto_voice.server.security import Sessions
 from auto_voice.server.settings import ServerSettings
 from auto_voice.server.telemetry import Metrics, request_id
 from auto_voice.server.uploads import (
+    CUT_IT,
     VOICE_FILE,
     JobFiles,
     check_references,
@@ -116,6 +118,7 @@ class Context:
                         "references": labels,
                         "names": names,
                         "request_id": request_id.get(),
+                        "traceparent": events.traceparent(),
                         **given,
                     },
                     direct=direct,
@@ -155,7 +158,8 @@ class Context:
             load_voice(frozen)
         for n, (file, name) in enumerate(zip(sources, names, strict=True)):
             path = self.files.keep(folder, f"in-{n}", _raw(file), durable=durable)
-            check_upload(path, name, given["most_seconds"], allow_truncated=lenient)
+            advice = given.get("advice", CUT_IT)
+            check_upload(path, name, given["most_seconds"], allow_truncated=lenient, advice=advice)
         speech = 0.0
         for n, (file, name) in enumerate(zip(references, labels, strict=True)):
             path = self.files.keep(folder, f"ref-{n}", _raw(file), durable=durable)
@@ -170,7 +174,11 @@ class Context:
                 client=client,
                 kind=kind,
                 names=[name],
-                request={**request, "request_id": request_id.get()},
+                request={
+                    **request,
+                    "request_id": request_id.get(),
+                    "traceparent": events.traceparent(),
+                },
                 lane=MAINTENANCE,
                 keep_seconds=MAINTENANCE_KEEP_SECONDS,
             ),

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from auto_voice import events
 from auto_voice.errors import AutoVoiceError, BusyError, NotPermittedError, ServerError
 from auto_voice.server.admission import (
     SESSION,
@@ -69,13 +70,21 @@ class RequestMiddleware:
         started = time.monotonic()
         body = LimitedBody(receive, headers.get("content-type", ""))
         scope["autovoice.address"] = scope["client"][0] if scope.get("client") else "unknown"
-        try:
-            with self._traffic.request(client_of("", scope["autovoice.address"])):
-                await self._refusing(scope, headers, body, exchange)
-        except BusyError as error:
-            await exchange.refuse(error)
-        finally:
-            self._account(scope, exchange, time.monotonic() - started)
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        with (
+            events.continued(headers.get("traceparent", "")),
+            events.span(events.Request(method)) as answering,
+        ):
+            try:
+                with self._traffic.request(client_of("", scope["autovoice.address"])):
+                    await self._refusing(scope, headers, body, exchange)
+            except BusyError as error:
+                await exchange.refuse(error)
+            finally:
+                route = getattr(scope.get("route"), "path", "") or "(none)"
+                status = exchange.status or 499
+                answering.complete(route=route, status=status)
+                self._log(scope, exchange, route, status, time.monotonic() - started)
 
     async def _refusing(
         self, scope: Scope, headers: Mapping[str, str], body: LimitedBody, exchange: _Exchange
@@ -144,19 +153,14 @@ class RequestMiddleware:
             body.limit(limits, ended)
             await self._app(scope, body, exchange.send)
 
-    def _account(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "") or "(none)"
-        status = exchange.status or 499
-        metrics = self._context.metrics
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        metrics.request(method, route, status, seconds)
-        if status in (429, 503, 507) and method in _BODIES:
-            metrics.rejected(status)
+    def _log(
+        self, scope: Scope, exchange: _Exchange, route: str, status: int, seconds: float
+    ) -> None:
         quiet = route in ("/healthz", "/readyz", "/metrics") and status in (200, 503)
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d",
-            method,
+            scope["method"] if scope["method"] in _METHODS else "OTHER",
             route if route != "(none)" else _short(scope["path"]),
             status,
             extra={

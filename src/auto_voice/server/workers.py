@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from auto_voice import events
 from auto_voice.errors import AutoVoiceError, ServerError, UnknownJobError
 from auto_voice.server.cancellation import CancellationToken, Stopped
 from auto_voice.server.job_store import JobStore, JobStoreError
@@ -241,6 +242,22 @@ class Workers:
                 self._wait_for_storage(str(error))
 
     def _do(self, claim: Claim, lane: str) -> None:
+        """The item of a claim, as part of the trace of the request that asked for it."""
+        asked_by = request_id.set(str(claim.job.request.get("request_id", "")))
+        with (
+            events.continued(str(claim.job.request.get("traceparent", ""))),
+            events.span(events.Work(claim.job.kind)) as working,
+        ):
+            job, how = self._perform_claim(claim, lane)
+            working.complete(how=how)
+        request_id.reset(asked_by)
+        if job is not None:
+            self._end(job, claim.item.index)
+        elif how == "cancelled":
+            self._files.remove(claim.job.id)  # again, with what the work wrote since
+
+    def _perform_claim(self, claim: Claim, lane: str) -> tuple[JobRecord | None, str]:
+        """Performs it and notes the outcome; the job, if it is still there, and how it ended."""
         job_id, index = claim.job.id, claim.item.index
         token = CancellationToken(
             lambda fraction: self._report(job_id, index, fraction),
@@ -248,7 +265,6 @@ class Workers:
         )
         with self._wake:
             self._running[job_id, index] = _Running(token, threading.current_thread(), lane)
-        asked_by = request_id.set(str(claim.job.request.get("request_id", "")))
         started = time.monotonic()
         how, job, performed = "failed", None, False
         try:
@@ -274,11 +290,7 @@ class Workers:
             self._undo(claim)
         if self._observe is not None:
             self._observe(claim, how, time.monotonic() - started)
-        request_id.reset(asked_by)
-        if job is not None:
-            self._end(job, index)
-        elif how == "cancelled":
-            self._files.remove(job_id)  # again, with what the work wrote since
+        return job, how
 
     def _report(self, job_id: str, index: int, fraction: float) -> None:
         with contextlib.suppress(JobStoreError):  # progress is not worth the work itself

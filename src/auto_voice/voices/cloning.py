@@ -20,7 +20,7 @@ from auto_voice.audio.pitch import align_pitch, corrected, extract_pitch, log_f0
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import trim_silence
 from auto_voice.errors import AudioContentError, VoiceError
-from auto_voice.models.base import AdaptiveConverter, ContentEncoder, SpeakerEncoderStage
+from auto_voice.models.base import ContentEncoder, FineTunableConverter, SpeakerEncoderStage
 from auto_voice.types import (
     EMBEDDING_DIMS,
     SPEECH_RATE,
@@ -167,7 +167,7 @@ class FineTunedVoices:
 
     def fine_tuned(
         self,
-        converter: AdaptiveConverter,
+        converter: FineTunableConverter,
         voice: Voice,
         steps: int,
         progress: ProgressCallback | None = None,
@@ -191,16 +191,16 @@ class FineTunedVoices:
                         if progress is not None:
                             progress(Progress("fine-tune", done * steps, steps, voice.name))
 
-                    made = converter.adapt(voice, steps, tell)
-                    if made.adapted_to != converter.name:
+                    made = converter.fine_tune(voice, steps, tell)
+                    if made.fine_tuned_converter != converter.name:
                         return voice  # Too little speech to learn from.
-                    learnt = made.adaptation
+                    learnt = made.fine_tuning
                     self._remember(key, learnt)
         finally:
             with self._lock:
                 if self._running.get(key) is turn:
                     del self._running[key]
-        return replace(voice, adaptation=learnt, adapted_to=converter.name)
+        return replace(voice, fine_tuning=learnt, fine_tuned_converter=converter.name)
 
     def _remembered(self, key: Key) -> Mapping[str, NDArray[np.float16]] | None:
         with self._lock:

@@ -30,6 +30,7 @@ from auto_voice.models.registry.catalog import (
     ModelFile,
     ModelVersion,
     Needs,
+    Quantised,
     version_order,
 )
 from auto_voice.models.registry.sources import SCHEMES, local_path, parse_source
@@ -49,8 +50,10 @@ ALIASES = ("latest", "stable")
 _ROOT = ("schema", "settings", "models")
 _MODEL = ("kind", "description", "default", "aliases", "compact", "versions")
 _FILE = ("file", "sha256", "bytes", "sources", "in_place")
-_VERSION = ("architecture", "licence", "params", "needs", "files", *_FILE)
+_VERSION = ("architecture", "licence", "params", "needs", "quantised", "files", *_FILE)
 _NEEDS = ("ram_mb", "vram_mb", "gpu")
+_QUANTISED = ("of", "to", "speed", "calibration")
+PRECISIONS = ("int8", "fp16", "bf16")
 
 # In the model folder: what was imported or added there and no other catalog knows.
 FOLDER_CATALOG = "catalog.yaml"
@@ -135,6 +138,9 @@ def fields_of(
         fields["params"] = dict(version.params)
     if needs:
         fields["needs"] = needs
+    if version.quantised is not None:
+        told = asdict(version.quantised).items()
+        fields["quantised"] = {name: value for name, value in told if value not in (1.0, "")}
     return fields
 
 
@@ -205,7 +211,8 @@ def _entry(
     }
     if not built:
         raise fields["versions"].error("holds no version; give at least one")
-    newest = max(built, key=version_order)
+    published = [number for number, version in built.items() if version.quantised is None]
+    newest = max(published or built, key=version_order)
     default = _known_version(fields.get("default"), built) or newest
     aliases = {"latest": newest, "stable": default}
     if "aliases" in fields:
@@ -244,15 +251,40 @@ def _version(name: str, number: str, kind: str, owner: Node, fields: Fields) -> 
         raise fields["architecture"].error(
             f"is {architecture}, which makes a {ARCHITECTURES[architecture].kind}, not a {kind}"
         )
+    files = _files(owner, fields)
     return ModelVersion(
         name=name,
         version=number,
         kind=kind,
         architecture=architecture,
-        files=_files(owner, fields),
+        files=files,
         licence=fields["licence"].text(),
         params=_params(fields.get("params")),
         needs=_needs(fields.get("needs")),
+        quantised=_quantised(fields.get("quantised"), files),
+    )
+
+
+def _positive(node: Node) -> float:
+    value = node.plain()
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e6:
+        raise node.expected("a number above 0")
+    return float(value)
+
+
+def _quantised(node: Node | None, files: Sequence[ModelFile]) -> Quantised | None:
+    if node is None:
+        return None
+    fields = node.mapping(_QUANTISED)
+    yaml_nodes.require(fields, node, "of", "to")
+    calibration = fields["calibration"].text() if "calibration" in fields else ""
+    if calibration and calibration not in (file.file for file in files):
+        raise fields["calibration"].error(f"names {calibration}, which is none of the files")
+    return Quantised(
+        of=fields["of"].text(),
+        to=fields["to"].choice(PRECISIONS),
+        speed=_positive(fields["speed"]) if "speed" in fields else 1.0,
+        calibration=calibration,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from auto_voice import events
 from auto_voice.errors import (
     AutoVoiceError,
     DiskSpaceError,
@@ -77,9 +78,12 @@ class ModelCache:
             ModelLoadError: the model alone exceeds the budget.
             Exception: what ``load`` raised, in every thread that waited for it.
         """
+        known = self._known(key)
+        if known is not None:
+            events.emit(events.Reuse(key))
+            return known.model
         with self._lock:
-            if key in self._loaded:
-                self._loaded.move_to_end(key)
+            if key in self._loaded:  # since a moment ago
                 return self._loaded[key].model
             flight = self._flights.get(key)
             if flight is None:
@@ -104,6 +108,12 @@ class ModelCache:
                     self._evict(key)
             mine.done.set()
         return mine.model
+
+    def _known(self, key: str) -> _Loaded | None:
+        with self._lock:
+            if key in self._loaded:
+                self._loaded.move_to_end(key)
+            return self._loaded.get(key)
 
     def keys(self) -> tuple[str, ...]:
         """What is loaded, least recently used first."""
@@ -157,8 +167,8 @@ class ModelCache:
         for other in [other for other in self._loaded if other != key]:
             if self._used() + megabytes <= self._budget_mb:
                 return
-            del self._loaded[other]
-            log.info("unloading %s to make room for %s", other, key)
+            gone = self._loaded.pop(other)
+            events.emit(events.Evict(other, key, gone.megabytes))
 
 
 # Fallbacks
@@ -202,6 +212,8 @@ class Substitute:
 
     def announce(self, error: AutoVoiceError) -> None:
         """Tells it once; ``error`` is why."""
+        answers = "mock" if self.version is None else self.version.key
+        events.emit(events.Fallback(self.wanted.key, answers, self.reason))
         served = "A mock, which makes no speech," if self.version is None else self.version.key
         announce(f"{served} stands in for {self.wanted.key}, which is {self.reason}", error)
 

@@ -22,7 +22,6 @@ from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urljoin, urlsplit, urlunsplit
-from urllib.request import url2pathname
 
 from auto_voice.errors import DownloadError, DownloadStatusError, MissingDependencyError
 from auto_voice.models.registry.sources import public_url
@@ -337,6 +336,8 @@ def _key(name: str) -> str:
 def _local_path(place: str) -> Path | None:
     parts = urlsplit(place)
     if parts.scheme == "file":
+        from urllib.request import url2pathname
+
         return Path(url2pathname(parts.path))
     # A drive letter of Windows looks like a scheme.
     return None if "://" in place else Path(place).expanduser()

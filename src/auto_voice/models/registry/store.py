@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from auto_voice import events
 from auto_voice.errors import IntegrityError, StoreError, UnsafeFileError
 from auto_voice.filesystem import (
     LOCK_TIMEOUT_S,
@@ -206,6 +207,20 @@ class ModelStore:
                 if entry.get("sha256") == sha256:
                     self._share(self.folder(name, number) / file, sha256)
         return blob if blob.exists() else None
+
+    def path_of(self, sha256: str) -> Path | None:
+        """A file with these bytes to hand out, hashed if it changed since it was installed.
+
+        Nothing is written, and what was made here from other files does not count. None if no
+        version that is here names the hash, or its file is damaged.
+        """
+        for name, number in self.installed():
+            for file, entry in (self.metadata(name, number) or {"files": {}})["files"].items():
+                path: Path = self.folder(name, number) / file
+                known = ModelFile(file, (), sha256, int(entry.get("bytes", -1)))
+                if entry.get("sha256") == sha256 and self._intact(path, known, entry):
+                    return path
+        return None
 
     def drop_blobs(self, hashes: Iterable[str]) -> int:
         """Removes those of these blobs that no version's file is another name of; the bytes freed.
@@ -430,7 +445,10 @@ class ModelStore:
         if self._hashed.get(path) == (file.sha256, now):
             return True
         log.info("%s changed on disk since it was installed: hashing it again", path)
-        if sha256_file(path) != file.sha256:
+        right = sha256_file(path) == file.sha256
+        key = "@".join(path.parts[-3:-1])
+        events.emit(events.Verify(key, file.file, file.bytes, ok=right))
+        if not right:
             log.warning("%s does not match its sha256", path)
             return False
         self._hashed[path] = (file.sha256, now)

@@ -24,7 +24,7 @@ _MAGNITUDES = {
     "parametrizations.weight.original0": "parametrizations.weight.original1",
 }
 # Types of safetensors that NumPy knows; BF16 is widened.
-_DTYPES = {
+DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "BF16": "<u2",
 }  # fmt: skip
@@ -110,10 +110,10 @@ def map_safetensors(path: Path) -> dict[str, Array]:
 
 
 def _mapped(data: NDArray[np.uint8], about: Mapping[str, Any], path: Path) -> Array:
-    if about["dtype"] not in _DTYPES:
+    if about["dtype"] not in DTYPES:
         raise ModelLoadError(f"{path} holds numbers of type {about['dtype']}, which none can read.")
     start, stop = about["data_offsets"]
-    array: Array = np.asarray(data[start:stop]).view(_DTYPES[about["dtype"]])
+    array: Array = np.asarray(data[start:stop]).view(DTYPES[about["dtype"]])
     array = array.reshape(about["shape"])
     return widened(array) if about["dtype"] == "BF16" else array
 

@@ -1,4 +1,4 @@
-"""``autovoice models calibrate``."""
+"""``autovoice models map``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
     from auto_voice.types import Waveform
 
+# Share of the variance explained; with less, words got lost in trials.
 GOOD_R2 = 0.5
 
 
-@click.command()
+@click.command("map")
 @click.argument("name")
 @click.option(
     "--speech",
@@ -42,7 +43,7 @@ GOOD_R2 = 0.5
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @registry_options
-def calibrate(
+def map_content(
     name: str,
     speech: tuple[Path, ...],
     converter: str,
@@ -56,24 +57,25 @@ def calibrate(
     Afterwards `convert --content-encoder NAME` works.
 
     \b
-    autovoice models calibrate hubert_base --speech recordings/
+    autovoice models map hubert_base --speech recordings/
     """
-    from auto_voice.models import ModelRegistry, calibration
+    from auto_voice.models import ModelRegistry
+    from auto_voice.models.content_map import map_encoder
 
     registry = ModelRegistry(**where)
     waveforms = _recordings(speech) if speech else _samples(registry)
-    adapter, path = calibration.calibrate(
+    found, path = map_encoder(
         registry, name, waveforms, converter=converter, own_encoder=own_encoder
     )
     if as_json:
-        about = {"adapter": str(path), "r2": round(adapter.r2, 4), "seconds": adapter.seconds}
-        click.echo(json.dumps(about | {"source": adapter.source, "target": adapter.target}))
+        about = {"map": str(path), "r2": round(found.r2, 4), "seconds": found.seconds}
+        click.echo(json.dumps(about | {"source": found.source, "target": found.target}))
         return
     click.echo(
-        f"mapped {adapter.source} to {adapter.target} on {adapter.seconds:.0f} s of speech: "
-        f"it explains {100 * adapter.r2:.0f} % of the converter's learned content features"
+        f"mapped {found.source} to {found.target} on {found.seconds:.0f} s of speech: "
+        f"it explains {100 * found.r2:.0f} % of the converter's learned content features"
     )
-    if adapter.r2 < GOOD_R2:
+    if found.r2 < GOOD_R2:
         click.echo("  note       words may get lost; give more speech, of more speakers")
     click.echo(f"  kept in    {path}")
 
