@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "auto_voice"
-FOUNDATION = {"types", "errors", "settings", "filesystem", "yaml_nodes", "events"}
+FOUNDATION = {"types", "errors", "settings", "filesystem", "progress", "yaml_nodes", "events"}
 # What each room may import besides itself.
 MAY_IMPORT = {
     "audio": FOUNDATION,

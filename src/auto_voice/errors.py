@@ -5,7 +5,8 @@
     │   ├── AudioNotFoundError
     │   ├── AudioFormatError       not audio, truncated, unsupported
     │   ├── AudioContentError      empty, silent, NaN, too short, no speech
-    │   └── AudioOutputError       cannot or must not write there
+    │   ├── AudioOutputError       cannot or must not write there
+    │   └── AudioDeviceError       a microphone or loudspeaker is missing, taken or unplugged
     ├── ConfigError                a setting, an option, a YAML key
     │   └── CatalogError           models.yaml: carries file and line
     ├── ModelError                 a model of the registry
@@ -89,6 +90,10 @@ class AudioContentError(AudioError, ValueError):
 
 class AudioOutputError(AudioError):
     """The output cannot or must not be written there."""
+
+
+class AudioDeviceError(AudioError):
+    """A microphone or loudspeaker is missing, taken or unplugged."""
 
 
 class ConfigError(AutoVoiceError, ValueError):

@@ -5,9 +5,8 @@ Nothing here imports torch, reads a file or knows a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,32 +18,6 @@ BoolArray = NDArray[np.bool_]
 SPEECH_RATE = 16_000
 # Of a speaker embedding (GE2E).
 EMBEDDING_DIMS = 256
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far one stage of the work is.
-
-    Attributes:
-        stage: ``download``, ``load``, ``fine-tune`` or ``convert``.
-        done: how much of it is done, in the stage's own unit (bytes, models, steps, frames).
-        total: how much there is in all, in the same unit; 0 where it is not known.
-        item: what the stage works on, such as the name of a model or of a voice.
-    """
-
-    stage: str
-    done: float
-    total: float = 1.0
-    item: str = ""
-
-    @property
-    def fraction(self) -> float:
-        """From 0 to 1; 0 where the total is not known."""
-        return min(1.0, self.done / self.total) if self.total > 0 else 0.0
-
-
-# Is told each step of every stage. What it raises ends the work.
-ProgressCallback: TypeAlias = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

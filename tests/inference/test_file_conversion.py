@@ -23,13 +23,13 @@ from auto_voice.errors import (
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.analysis import Analysis, analyse, pitch_of
 from auto_voice.inference.checkpoint import Checkpoint
-from auto_voice.inference.chunking import Chunk, ContentWindows, Joiner, halved, join
+from auto_voice.inference.chunking import Chunk, ContentWindows, Joiner, halved
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.inputs import FileSamples, MemorySamples, Section
 from auto_voice.inference.result import OutputSpec
 from auto_voice.types import Content, Pitch, Waveform
 from auto_voice.voices.voice_file import save_voice
-from hand_made_stages import LocalContent, LocalVocoder
+from hand_made_stages import LocalContent, LocalVocoder, join
 
 PIECES = PipelineConfig(chunk_seconds=6)
 SECONDS = 20.0
@@ -320,7 +320,7 @@ def test_only_what_the_disk_does_is_blamed_on_the_output(
         "auto_voice.inference.conversion.prepare",
         lambda *_: (_ for _ in ()).throw(OSError("model")),
     )
-    with pytest.raises(OSError, match="^model$"):
+    with pytest.raises(OSError, match=r"^model$"):
         on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
     monkeypatch.undo()
 

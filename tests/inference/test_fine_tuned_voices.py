@@ -15,7 +15,8 @@ from auto_voice.errors import ConfigError, VoiceError
 from auto_voice.inference import PipelineConfig
 from auto_voice.inference.checkpoint import fingerprint
 from auto_voice.inference.controls import Controls
-from auto_voice.types import Progress, Waveform
+from auto_voice.progress import Progress
+from auto_voice.types import Waveform
 from auto_voice.voices.blending import blend_voices
 from hand_made_stages import LocalConverter, speech_like
 

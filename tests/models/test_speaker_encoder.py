@@ -126,15 +126,6 @@ def test_quiet_speech_is_raised_and_loud_speech_left_alone(encoder: ge2e.Speaker
     )
 
 
-def test_several_references_are_averaged(encoder: ge2e.SpeakerEncoder) -> None:
-    parts = [noise(2.0, seed=seed) for seed in range(3)]
-    mean = np.mean([encoder.embed_utterance(part) for part in parts], axis=0)
-    together = encoder.embed_utterances(parts)
-    np.testing.assert_allclose(together, mean / np.linalg.norm(mean), atol=1e-6)
-    with pytest.raises(AudioContentError, match="at least one"):
-        encoder.embed_utterances([])
-
-
 def test_similarity_is_the_cosine(encoder: ge2e.SpeakerEncoder) -> None:
     a, b = np.zeros((2, 256), np.float32)
     a[0], b[:2] = 3.0, 2.0

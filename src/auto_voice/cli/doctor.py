@@ -18,6 +18,7 @@ from typing import Any
 import click
 import numpy as np
 
+from auto_voice.cli.showing import config_option
 from auto_voice.errors import AutoVoiceError, install_hint
 from auto_voice.models.model_registry import PIPELINE_MODELS, ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
@@ -261,7 +262,7 @@ def config() -> None:
 
 
 @config.command()
-@click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models.")
+@config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def show(config: Path | None, as_json: bool) -> None:
     """Every setting with its value and origin.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -192,13 +192,6 @@ class Joiner:
         return joined[:ready]
 
 
-def join(pieces: Iterable[tuple[Chunk, FloatArray]], hop_samples: int, samples: int) -> FloatArray:
-    """Cross-fade rendered pieces, in order, into ``(samples,)`` float32; see :class:`Joiner`."""
-    joiner = Joiner(hop_samples, samples)
-    ready = [joiner.push(chunk, audio) for chunk, audio in pieces]
-    return np.concatenate(ready) if ready else np.zeros(0, np.float32)
-
-
 def out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is what numpy or ONNX Runtime raise where some memory is full."""
     return isinstance(error, MemoryError) or (
@@ -340,6 +333,8 @@ class ContentWindows:
         end = len(self.source) if stop is None else int(stop * self._per_frame)
         samples = self.source.read(int(start * self._per_frame), end)
         samples = (samples * np.float32(self.gain)).astype(np.float32)
+        if self._count > 1:
+            trim_heap()  # Attention over a whole window comes on top of what others left free.
         if self._count > 1 and isinstance(self.encoder, PieceEncoder):
             features = self.encoder.encode_piece(samples)
         else:

@@ -1,21 +1,31 @@
-"""What the controls change on the way from the source to the result: melody, shape and breath.
+"""What the controls change on the way from the source to the result: melody, shape, breath, level.
 
 *Melody*: the pitch is moved to the voice, widened or narrowed. *Shape*: resonances move, pauses
 keep the source's own spectrum, and the loudness contour follows the source's. *Breath*: how noisy a
 voiced sound is shows in how little one period is like the next. That share of noise is measured in
 the source and in the result, and what the result lacks is made by scattering the phases of its
-upper spectrum: the envelope stays, the harmonics lose energy to the noise between them.
+upper spectrum: the envelope stays, the harmonics lose energy to the noise between them. *Level*:
+the result is as loud as the source or as asked for, with its peaks below a ceiling.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.loudness import without_rumble
+from auto_voice.audio.loudness import (
+    CEILING_DBTP,
+    LIMITER_REACH_SAMPLES,
+    LoudnessMeter,
+    limited,
+    speech_loudness,
+    without_rumble,
+)
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.audio.pitch import (
     F_MAX_HZ,
@@ -27,6 +37,7 @@ from auto_voice.audio.pitch import (
 )
 from auto_voice.audio.resample import resample
 from auto_voice.inference.controls import VOICE, Controls
+from auto_voice.inference.inputs import SampleSource
 from auto_voice.types import FloatArray, Mel, Pitch, Voice
 
 # Frames that are interpolated at once.
@@ -56,6 +67,15 @@ BREATH_FRAME = 1024
 SMOOTH_HZ = 400.0
 # Periods that are compared with those after them.
 PERIODS = 3
+# Seconds that are measured at once, and samples that are scaled at once.
+METER_SECONDS = 20.0
+LEVEL_SAMPLES = 1 << 19
+# dB by which peaks are turned down where the loudness needs it: more is heard as distortion.
+MOST_LIMITING_DB = 6.0
+# A limiter takes loudness, which is given back in so many rounds, or until less than the first of
+# these LU is missing; more than the second is worth a note.
+LIMITING_ROUNDS = 4
+NEAR_LU, FAR_LU = 0.1, 0.5
 
 
 def moved(
@@ -369,3 +389,96 @@ def _high_passed(samples: FloatArray, sample_rate: int) -> FloatArray:
     kernel = -low
     kernel[reach] += 1
     return np.convolve(samples, kernel.astype(np.float32), mode="same").astype(np.float32)
+
+
+@dataclass(frozen=True)
+class OutputLevel:
+    """What brings rendered samples to the level that they shall have.
+
+    Attributes:
+        factor: that they are multiplied with.
+        limiting: whether peaks are then turned down to the ceiling.
+        notes: what there is to say about it.
+    """
+
+    factor: float
+    limiting: bool = False
+    notes: tuple[str, ...] = ()
+
+    def blocks(self, recording: SampleSource) -> Iterator[FloatArray]:
+        """``(samples,)`` blocks of ``recording``, finished."""
+        reach = LIMITER_REACH_SAMPLES if self.limiting else 0
+        for start in range(0, len(recording), LEVEL_SAMPLES):
+            low = max(0, start - reach)
+            block = recording.read(low, start + LEVEL_SAMPLES + reach) * np.float32(self.factor)
+            if self.limiting:
+                block = limited(block, recording.sample_rate, low)
+            yield block[start - low : start - low + LEVEL_SAMPLES]
+
+
+def metered(blocks: Iterable[FloatArray], sample_rate: int, peaks: bool = True) -> LoudnessMeter:
+    """Loudness and peaks of the joined ``blocks``."""
+    meter = LoudnessMeter(sample_rate, peaks)
+    for block in blocks:
+        meter.add(block)
+    return meter
+
+
+def output_level(
+    recording: SampleSource, gain: float, controls: Controls, source: LoudnessMeter | None
+) -> OutputLevel:
+    """What brings ``recording``, the rendered samples at the networks' level, to its loudness.
+
+    It is that of the source's speech, over the same time, or what the controls say. Peaks above
+    the ceiling are turned down by some decibels; where that does not suffice, the whole is.
+
+    Args:
+        gain: that brought the source to that level, which a recording without loudness gets back.
+        controls: say the loudness, where ``source`` is None.
+        source: the source, measured, where the result shall be as loud.
+    """
+    rate = recording.sample_rate
+    meter = metered(blocks_of(recording), rate)
+    wanted, found = _loudness(meter, controls, source)
+    if not (math.isfinite(wanted) and math.isfinite(found)):
+        note = "The loudness was not matched: the recording is too quiet to have one."
+        return OutputLevel(1 / gain, notes=(note,))
+    room = CEILING_DBTP - meter.true_peak_db
+    more = wanted - found
+    if more <= room:
+        return OutputLevel(10 ** (more / 20))
+    for _ in range(LIMITING_ROUNDS):
+        more = min(more, room + MOST_LIMITING_DB)
+        level = OutputLevel(10 ** (more / 20), limiting=True)
+        now = metered(level.blocks(recording), rate, peaks=False)
+        short = wanted - _loudness(now, controls, source)[1]
+        if short < NEAR_LU or more >= room + MOST_LIMITING_DB:
+            break
+        more += short
+    notes = [
+        f"Peaks were turned down by up to {more - room:.1f} dB, so that the rest has its loudness "
+        f"and they stay below {CEILING_DBTP:g} dBTP."
+    ]
+    if short > FAR_LU:
+        goal = "the source" if source else f"{wanted:.1f} LUFS"
+        notes.append(
+            f"The result is {short:.1f} dB quieter than {goal}, because its peaks leave no room."
+        )
+    return replace(level, notes=tuple(notes))
+
+
+def _loudness(
+    meter: LoudnessMeter, controls: Controls, source: LoudnessMeter | None
+) -> tuple[float, float]:
+    """LUFS that the result shall have, and that it has."""
+    if source is not None:
+        return speech_loudness(source, meter)
+    assert controls.loudness is not None
+    return float(controls.loudness), meter.loudness_lufs
+
+
+def blocks_of(recording: SampleSource) -> Iterator[FloatArray]:
+    """``(samples,)`` blocks of a recording that are measured one after the other."""
+    size = round(METER_SECONDS * recording.sample_rate)
+    for start in range(0, len(recording), size):
+        yield recording.read(start, start + size)

@@ -14,7 +14,7 @@ from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import load_network
-from auto_voice.models.runtime.sessions import Network
+from auto_voice.models.runtime.sessions import Network, trim_heap
 from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays
 from auto_voice.types import FloatArray
 
@@ -117,6 +117,9 @@ class HiFiGANModel:
         context, hop = self.shape.context_frames, self.hop_samples
         for start in range(0, frames, self.chunk_frames):
             stop = min(start + self.chunk_frames, frames)
+            if frames > self.chunk_frames:
+                # Its arrays are the largest of all and would come on top of what others left free.
+                trim_heap()
             first, last = max(0, start - context), min(frames, stop + context)
             samples = self.network(np.ascontiguousarray(batch[:, :, first:last]))[:, 0]
             audio[:, start * hop : stop * hop] = samples[

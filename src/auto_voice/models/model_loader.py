@@ -43,6 +43,7 @@ from auto_voice.models.registry.sources import (
 )
 from auto_voice.models.registry.store import Fetched, ModelStore, check_bundled
 from auto_voice.models.registry.transfer import Clock, HttpTransfer, RetryPolicy
+from auto_voice.progress import ProgressCallback, listener, tell, told_to
 
 if TYPE_CHECKING:
     import httpx2
@@ -55,18 +56,14 @@ _SPACE_MARGIN_BYTES = 16 << 20
 # Bytes of a file whose size nobody says.
 LARGEST_UNKNOWN_BYTES = 8 << 30
 
-# Is told a label, the bytes done and the bytes in all (0 where the total is unknown).
-ProgressCallback = Callable[[str, int, int], None]
-
 
 class DownloadProgressBar:
-    """A tqdm bar on standard error, silent where nobody watches, and an optional callback.
+    """A tqdm bar on standard error where a person watches; a listener is told in its place.
 
     Args:
         label: shown before the bar.
         total: bytes; 0 if unknown.
-        enabled: None shows the bar on a terminal alone.
-        callback: told every change, whether the bar shows or not.
+        enabled: None shows the bar on a terminal alone, and not beside a listener.
     """
 
     def __init__(
@@ -75,13 +72,12 @@ class DownloadProgressBar:
         total: int,
         *,
         enabled: bool | None = None,
-        callback: ProgressCallback | None = None,
     ) -> None:
         self.label = label
         self.total = total
-        self.enabled = sys.stderr.isatty() if enabled is None else enabled
+        unheard = listener() is None
+        self.enabled = sys.stderr.isatty() and unheard if enabled is None else enabled
         self.position = 0
-        self._callback = callback
         self._bar: Any = None
 
     def update_to(self, position: int) -> None:
@@ -89,8 +85,7 @@ class DownloadProgressBar:
         if position == self.position:
             return
         self.position = position
-        if self._callback is not None:
-            self._callback(self.label, position, self.total)
+        tell("download", position, self.total, self.label)
         if self._bar is None and self.enabled:
             from tqdm import tqdm
 
@@ -134,8 +129,8 @@ class ModelDownloader:
         mirrors: asked before the network at large.
         policy: retries and timeouts of HTTP.
         transport, clock: replace the network and time in tests.
-        show_progress: None shows bars on a terminal alone.
-        progress: told about every change.
+        show_progress: whether bars are drawn; None draws them on a terminal that no listener of
+            :mod:`auto_voice.progress` uses.
     """
 
     def __init__(
@@ -147,11 +142,9 @@ class ModelDownloader:
         transport: httpx2.BaseTransport | None = None,
         clock: Clock | None = None,
         show_progress: bool | None = None,
-        progress: ProgressCallback | None = None,
     ) -> None:
         self.store = store
         self._show = show_progress
-        self._progress = progress
         transfer = HttpTransfer(policy, transport=transport, clock=clock)
         # Only tests give a transport; otherwise the index is reached as pip's settings say.
         index = PackageIndex(policy, transfer=transfer if transport is not None else None)
@@ -193,9 +186,7 @@ class ModelDownloader:
         answers: list[str] = []
         only_wrong_bytes = True
         title = f"{label} {file.file}"
-        with DownloadProgressBar(
-            title, file.bytes, enabled=self._show, callback=self._progress
-        ) as bar:
+        with DownloadProgressBar(title, file.bytes, enabled=self._show) as bar:
             usable = [
                 uris
                 for uris in file.sources
@@ -243,9 +234,7 @@ class ModelDownloader:
         with self.store.partial_lock(key):
             partial = self.store.partial(key)
             with (
-                DownloadProgressBar(
-                    public_url(uri), 0, enabled=self._show, callback=self._progress
-                ) as bar,
+                DownloadProgressBar(public_url(uri), 0, enabled=self._show) as bar,
                 disk.storage_errors(self.store.root, f"downloading {public_url(uri)}"),
             ):
                 job = FetchJob(partial, LARGEST_UNKNOWN_BYTES, False, bar.update_to, bar.expect)
@@ -317,7 +306,8 @@ class ModelLoader:
         offline: opens no socket; what is missing raises ``OfflineError``.
         mirrors: of the default downloader.
         downloader: brings the files; a default one is made when needed.
-        show_progress, progress: as for ``ModelDownloader``.
+        show_progress: as for ``ModelDownloader``.
+        progress: told of downloads where the caller names no listener of its own.
         free_bytes: room on the disk of a path.
     """
 
@@ -335,8 +325,9 @@ class ModelLoader:
         self.store = store
         self.offline = offline
         self.downloader = downloader or ModelDownloader(
-            store, mirrors=mirrors, show_progress=show_progress, progress=progress
+            store, mirrors=mirrors, show_progress=show_progress
         )
+        self._progress = progress
         self._free_bytes = free_bytes
         self._bundled: dict[tuple[str, str], dict[str, Path]] = {}
         self._guard = threading.Lock()
@@ -427,7 +418,7 @@ class ModelLoader:
     def _install(self, version: ModelVersion, missing: Sequence[ModelFile]) -> dict[str, Path]:
         self.downloader.context.wheels.sweep()
         fetched = {}
-        with ExitStack() as locks:
+        with ExitStack() as locks, told_to(listener() or self._progress):
             # In one order everywhere, so that versions which share files cannot deadlock.
             for sha256 in sorted({file.sha256 for file in missing}):
                 locks.enter_context(self.store.partial_lock(sha256))

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +39,11 @@ from auto_voice.settings import Settings, get_settings
 if TYPE_CHECKING:
     from auto_voice.models.additions import Addition
     from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
-    from auto_voice.models.model_loader import ModelLoader, ProgressCallback
+    from auto_voice.models.model_loader import ModelLoader
     from auto_voice.models.registry.loading import WarmupTiming
     from auto_voice.models.registry.maintenance import UsageRecord
     from auto_voice.models.registry.store import ModelStore
+    from auto_voice.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +109,9 @@ class ModelRegistry:
         prefer: which version a bare name means where there are quantised ones: ``exact`` takes the
             catalog's default, ``fastest`` and ``smallest`` what was made of it and is faster on
             a CPU or needs less memory.
-        progress: whether downloads draw a bar; None draws it on a terminal; a function is told
-            label, bytes done and bytes in all, and no bar is drawn.
+        progress: whether downloads draw a bar; None draws it on a terminal; a function is told of
+            each :class:`~auto_voice.progress.Progress`, and no bar is drawn. A call's own listener
+            comes first.
 
     Raises:
         ConfigError: a setting that cannot be.
@@ -196,7 +199,7 @@ class ModelRegistry:
                     ModelStore(self.model_dir),
                     offline=self.settings.offline,
                     mirrors=Mirrors(self.settings.mirrors, self.settings.mirror_token),
-                    show_progress=False if callable(self._progress) else self._progress,
+                    show_progress=None if callable(self._progress) else self._progress,
                     progress=self._progress if callable(self._progress) else None,
                 )
             return self._loader
@@ -389,6 +392,20 @@ class ModelRegistry:
             except RECOVERABLE as error:
                 substitute = self._substitute(wanted, error)
         return self._mock(wanted) if substitute.version is None else self._load(substitute.version)
+
+    def load_installed(self, names: Iterable[str]) -> None:
+        """Load those of the models that are on this machine side by side, on all cores.
+
+        Downloads are left to :meth:`load`, where they take turns, and so is every failure.
+        """
+        versions = [] if self.use_mock else [self.version(name) for name in names]
+        loaded = self.loaded()
+        keys = [v.key for v in versions if v.key not in loaded and self.is_installed(v)]
+        if len(keys) < 2:
+            return
+        with ThreadPoolExecutor(len(keys)) as pool:
+            for loading in [pool.submit(self._load, self.version(key)) for key in keys]:
+                loading.exception()
 
     def load_hubert(self, version: str | None = None) -> ContentEncoder:
         """HuBERT base: ``extract_features(audio)`` gives ``(batch, time, 768)``.

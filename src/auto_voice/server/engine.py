@@ -31,7 +31,8 @@ from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeli
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 from auto_voice.models.registry.sources import bundled_files
-from auto_voice.types import EMBEDDING_DIMS, Progress, Voice, Waveform
+from auto_voice.progress import Progress
+from auto_voice.types import EMBEDDING_DIMS, Voice, Waveform
 from auto_voice.voices.inspection import inspect_file
 from auto_voice.voices.library import VoiceLibrary
 from auto_voice.voices.voice_file import load_voice

@@ -232,9 +232,8 @@ class NoRoomError(BusyError):
 
     kind = "BusyError"  # what clients know
 
-    def __init__(self, wanted: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__("The server's disk is full; try again later.", 60, 507)
-        self.wanted = wanted
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -355,16 +354,16 @@ class JobFiles:
         """Raises NoRoomError unless :meth:`has_room`."""
         with _storage():
             if not self.has_room(wanted):
-                raise NoRoomError(wanted)
+                raise NoRoomError
 
-    def problem(self, wanted: int = 0) -> str:
+    def problem(self) -> str:
         """The reason why no work can be done in the folder now; "" if it can."""
         try:
             if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
                 reason = "missing" if not self.root.is_dir() else "not writable"
                 return f"the data folder is {reason}"
-            if not self.has_room(wanted):
-                megabytes = (wanted + SPARE_BYTES) / 1e6
+            if not self.has_room():
+                megabytes = SPARE_BYTES / 1e6
                 return f"the disk of the data folder is full: {megabytes:.0f} MB must be free"
         except OSError as error:
             return f"the data folder cannot be used ({error.strerror})"

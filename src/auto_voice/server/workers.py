@@ -94,7 +94,7 @@ class Workers:
         self._relieved: list[threading.Thread] = []
         self._waiting: dict[str, list[Callable[[JobRecord], None]]] = {}
         # Bytes that the work which last found the disk full needs, and how often in a row it did.
-        self._wanted, self._full_times = 0, 0
+        self._full_times = 0
         self._warned = ""
         lanes = [(COMPUTE, f"work-{n}") for n in range(count)] + [(MAINTENANCE, "upkeep")]
         self._threads = [self._worker(lane, name) for lane, name in lanes]
@@ -194,14 +194,14 @@ class Workers:
     @property
     def problem(self) -> str:
         """The reason why accepted work has to wait; "" where none has to."""
-        return self._files.problem(self._wanted) or self._store.problem
+        return self._files.problem() or self._store.problem
 
     def _run(self, lane: str) -> None:
         me = threading.current_thread()
         while not self._stopping.is_set() and me not in self._relieved:
             seen = self._news
             try:
-                if lane == COMPUTE and (problem := self._files.problem(self._wanted)):
+                if lane == COMPUTE and (problem := self._files.problem()):
                     self._warn(f"work waits: {problem}")
                     self._stopping.wait(STORAGE_SECONDS)
                     continue
@@ -274,7 +274,7 @@ class Workers:
                 token.check()
                 result = self._perform(claim, token)
             performed = True
-            self._wanted, self._full_times, self._warned = 0, 0, ""
+            self._full_times, self._warned = 0, ""
             job = self._surely(lambda: self._store.finish(job_id, index, result=result))
             how = CANCELLED if job.items[index].state == CANCELLED else DONE
         except UnknownJobError:
@@ -321,7 +321,6 @@ class Workers:
             return self._stopped(job_id, index)
         waits = is_disk_full(error) or isinstance(error, JobStoreError) or self._files.problem()
         if waits and not claim.job.direct:
-            self._wanted = error.wanted if isinstance(error, NoRoomError) else 0
             outcome = self._stopped(job_id, index)
             self._wait_for_storage(self.problem or str(error))
             return outcome

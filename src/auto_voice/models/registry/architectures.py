@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from auto_voice.models.registry.store import ModelStore
 
 # What a model can be in a conversion, in its training or in its evaluation.
-KINDS = ("content", "converter", "vocoder", "speaker", "sample", "recogniser", "quality")
+KINDS = (
+    "content", "converter", "vocoder", "speaker", "sample", "recogniser", "quality", "synthesiser",
+)  # fmt: skip
 
 # Files that carry nothing but numbers as they are; the other checkpoints of an architecture that
 # converts go through its ``convert_checkpoint`` once.
@@ -137,6 +139,7 @@ _TABLE: dict[str, Architecture] = {
     "onnx_content": Architecture("auto_voice.models.onnx_model", "content", devices=True),
     "onnx_speaker": Architecture("auto_voice.models.onnx_model", "speaker", devices=True),
     "onnx_vocoder": Architecture("auto_voice.models.onnx_model", "vocoder", devices=True),
+    "kokoro": Architecture("auto_voice.training.speech_synthesis", "synthesiser"),
 }
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(_TABLE)
 # Entry points by which an installed package offers architectures: functions without arguments that

@@ -25,6 +25,7 @@ from auto_voice.errors import (
     StoreError,
 )
 from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.progress import tell
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,9 @@ class ModelCache:
                 raise ModelLoadError(f"loading {key} needs {key} itself; check the catalog")
             return flight.outcome()
         try:
+            tell("load", 0, 1, key)
             mine.model = load()
+            tell("load", 1, 1, key)
         except BaseException as error:
             mine.error = error
             raise
@@ -317,6 +320,14 @@ def _quality(model: Any, version: ModelVersion, seconds: float) -> Any:
     return model.score(_noise(model.sample_rate, seconds))
 
 
+def _synthesiser(model: Any, version: ModelVersion, seconds: float) -> Any:
+    import numpy as np
+
+    # Ten phonemes take about a second to say.
+    style = np.zeros(int(version.params.get("style", 256)), dtype=np.float32)
+    return model.speak([16] * round(10 * seconds), style, 1.0)
+
+
 def _sample(model: Any, version: ModelVersion, seconds: float) -> Any:
     """A recording is ready once it is read."""
     return model.samples
@@ -330,4 +341,5 @@ _RUN: Mapping[str, Callable[[Any, ModelVersion, float], Any]] = {
     "sample": _sample,
     "recogniser": _recogniser,
     "quality": _quality,
+    "synthesiser": _synthesiser,
 }

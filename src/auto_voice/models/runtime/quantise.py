@@ -37,6 +37,7 @@ from auto_voice.models.registry.catalog_schema import (
     PRECISIONS,
     extend_folder_catalog,
     fields_of,
+    shrink_folder_catalog,
 )
 from auto_voice.models.registry.loading import run_once
 from auto_voice.models.registry.maintenance import remove
@@ -55,6 +56,7 @@ from auto_voice.models.runtime.graphs import (
 )
 from auto_voice.models.runtime.sessions import float32, open_network
 from auto_voice.models.runtime.weights import DTYPES, Array, map_safetensors, read_weights
+from auto_voice.progress import tell
 from auto_voice.types import Waveform
 
 if TYPE_CHECKING:
@@ -129,7 +131,6 @@ def calibration(
     graph: bytes,
     arrays: Mapping[str, Array],
     pieces: Iterable[Array],
-    progress: Callable[[float], None] | None = None,
 ) -> dict[str, Array]:
     """Step and zero point of what each wide convolution reads and gives.
 
@@ -139,7 +140,6 @@ def calibration(
         graph: without weights.
         arrays: its float weights.
         pieces: what the network reads, as long as ``PIECE_FRAMES``.
-        progress: told which part is done.
 
     Returns:
         ``(2,)`` float32 under ``<weight>:read`` and ``<weight>:given``.
@@ -161,13 +161,11 @@ def calibration(
         for name, values in zip(tensors, network.outputs_of(tensors, piece), strict=True):
             stride = max(1, values.shape[2] // MOMENTS)
             samples[name].append(values[0, :, ::stride].ravel())
-        if progress is not None:
-            progress(0.8 * (index + 1) / len(given))
+        tell("quantise", 80 * (index + 1) / len(given), 100)
     numbers: dict[str, Array] = {}
     for index, name in enumerate(tensors):
         numbers[name] = best_range(np.concatenate(samples.pop(name)))
-        if progress is not None:
-            progress(0.8 + 0.2 * (index + 1) / len(tensors))
+        tell("quantise", 80 + 20 * (index + 1) / len(tensors), 100)
     read = {f"{node.inputs[1]}{READ}": numbers[node.inputs[0]] for node in found}
     return read | {f"{node.inputs[1]}{GIVEN}": numbers[node.output] for node in found}
 
@@ -327,7 +325,6 @@ def quantise(
     *,
     speech: Iterable[Waveform] = (),
     number: str | None = None,
-    progress: Callable[[float], None] | None = None,
 ) -> ModelVersion:
     """Makes a version of other precision in the registry's model folder and its catalog.
 
@@ -338,7 +335,6 @@ def quantise(
         to: a key of ``PRECISIONS``.
         speech: what ``int8`` takes its ranges from, a few seconds at least.
         number: of the new version; by default that of the old one with ``-<to>`` after it.
-        progress: told which part is done, from 0 to 1.
 
     Returns:
         The new version's record; a registry that is made from now on knows it.
@@ -362,7 +358,7 @@ def quantise(
         shape = EIGHT_BIT[version.architecture].shape(version)
         graph = read_graph(version.architecture, shape, files, version.key)
         check_fit(initialisers(graph), arrays, str(ready[weights]))
-        arrays = int8_arrays(arrays, calibration(graph, arrays, pieces, progress))
+        arrays = int8_arrays(arrays, calibration(graph, arrays, pieces))
     else:
         arrays = read_weights(ready[weights], convert=_converter(version, weights))
         arrays = half_arrays(arrays) if to == "fp16" else arrays
@@ -479,6 +475,12 @@ def _install(
                 remove(store, made.name, made.version)
             raise
     return made
+
+
+def forget(store: ModelStore, version: ModelVersion) -> None:
+    """Removes what :func:`quantise` made, from the store and from the folder's catalog."""
+    shrink_folder_catalog(store.root, version.name, version.version)
+    remove(store, version.name, version.version)
 
 
 def _times_as_fast(model: Any, made: ModelVersion, files: Mapping[str, Path]) -> float:
