@@ -1,10 +1,12 @@
-"""What the engine costs: cold starts, loads, the vocoder stage, memory; idle and beside others.
+"""What the engine costs: start, loads, warm-up, the vocoder stage, an hour; idle and beside others.
 
-    python benchmarks/engine.py [--runs 5] [--seconds 60] [--only cold,load,stage,long] [--json]
+    python benchmarks/engine.py [--runs 5] [--seconds 60] [--only init,cold,warm] [--json]
+    python benchmarks/engine.py --only cold,long --before /path/to/older/src
 
 The default models must be there (``autovoice models pull``). Cases are interleaved and every figure
 is a median over fresh processes, with wall and CPU time: on a machine that others use, CPU time is
-what can be compared. ``beside`` rows run while one process does nothing but count.
+what can be compared. ``beside`` rows run while one process does nothing but count. ``--before``
+runs the same commands by turns with the code of another checkout.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -47,6 +48,45 @@ for frames in map(int, sys.argv[1:]):
         rows.append([frames, time.perf_counter() - wall, time.process_time() - cpu])
 print(json.dumps(rows))
 """
+# NumPy, which every load needs, is left out of the last two steps.
+INIT = """
+import json, time
+laps = [(time.perf_counter(), time.process_time())]
+lap = lambda: laps.append((time.perf_counter(), time.process_time()))
+from auto_voice.models import ModelRegistry
+lap()
+registry = ModelRegistry(use_mock=True)
+lap()
+import numpy
+lap()
+registry.catalog
+lap()
+registry.load_hifigan()
+lap()
+print(json.dumps([[b[0] - a[0], b[1] - a[1]] for a, b in zip(laps, laps[1:])]))
+"""
+# Lengths that grow by no common step, so that the tenth is as new as the first.
+WARM = """
+import json, time
+import numpy as np
+from auto_voice import Waveform
+from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
+from auto_voice.models.mock_models import mock_sample
+pipeline = VoiceConversionPipeline(PipelineConfig(offline=True, device="cpu"))
+rows = []
+def laps(action):
+    wall, cpu = time.perf_counter(), time.process_time()
+    action()
+    rows.append([time.perf_counter() - wall, time.process_time() - cpu])
+laps(pipeline.warmup)
+voice = pipeline.clone(mock_sample(8.0, f0_hz=210.0))
+talk = mock_sample(6.0, f0_hz=120.0)
+for samples in 62011, 57697, 64189, 59021, 61507, 58337, 63313, 60169, 57107, 62987:
+    source = Waveform(talk.samples[:samples], talk.sample_rate)
+    laps(lambda: pipeline.convert(source, voice))
+    rows[-1] = [value / (samples / talk.sample_rate) for value in rows[-1]]
+print(json.dumps(rows))
+"""
 MODELS = (
     "content_whisper", "converter_compact", "hifigan_universal", "speaker_encoder",
     "content_compact", "speaker_dvector",
@@ -67,20 +107,26 @@ def neighbour(busy: bool) -> Iterator[None]:
             process.wait()
 
 
-def timed(args: list[str]) -> tuple[float, float, float, str]:
-    """Wall seconds, CPU seconds, peak MB and output of a python process."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"AUTOVOICE_OFFLINE": "1"},
-    )  # fmt: skip
-    out, err = process.communicate()
-    wall = time.perf_counter() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if process.returncode:
-        raise SystemExit(err)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return wall, cpu, after.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10), out
+def timed(args: list[str], code: str = "") -> tuple[float, float, float, str]:
+    """Wall seconds, CPU seconds, peak MB and output of a python process.
+
+    Args:
+        code: folder of the package, of the one that is installed if empty.
+    """
+    env = os.environ | {"AUTOVOICE_OFFLINE": "1"} | ({"PYTHONPATH": code} if code else {})
+    started = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen([sys.executable, *args], stdout=out, stderr=err, env=env)
+        # Of this process alone; the peak of all children would be that of the largest so far.
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        if process.returncode:
+            raise SystemExit(err.read())
+        peak_mb = used.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        return wall, used.ru_utime + used.ru_stime, peak_mb, out.read()
 
 
 def prepare(folder: Path, seconds: float) -> None:
@@ -103,17 +149,58 @@ def conversion(folder: Path, source: str) -> list[str]:
     ]  # fmt: skip
 
 
-def cold(folder: Path, runs: int) -> list[dict[str, object]]:
-    """Conversions of 3.5 s with a stored voice, from the shell to the file."""
-    taken: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+def init(runs: int) -> list[dict[str, object]]:
+    """The registry without a weight: imported, made, its catalog read, and a mock loaded."""
+    names = ("import the registry", "make it", "import numpy", "read the catalog", "load a mock")
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    peaks = []
     for _ in range(runs):
-        for busy, values in taken.items():
+        _, _, peak_mb, out = timed(["-c", INIT])
+        peaks.append(peak_mb)
+        for values, (wall, cpu) in zip(taken.values(), json.loads(out), strict=True):
+            values.append((wall, cpu))
+    rows = [row(name, values, 4) for name, values in taken.items()]
+    return [*rows[:-1], rows[-1] | {"peak_mb": round(statistics.median(peaks))}]
+
+
+def cold(folder: Path, runs: int, codes: dict[str, str]) -> list[dict[str, object]]:
+    """Conversions of 3.5 s with a stored voice, from the shell to the file."""
+    return conversions(folder, "talk.wav", "convert 3.5 s, cold", runs, codes)
+
+
+def conversions(
+    folder: Path, source: str, what: str, runs: int, codes: dict[str, str]
+) -> list[dict[str, object]]:
+    """One command with each code by turns, idle and beside a busy process."""
+    cases = [(busy, name) for busy in (False, True) for name in codes]
+    taken: dict[tuple[bool, str], list[tuple[float, float]]] = {case: [] for case in cases}
+    peaks: dict[tuple[bool, str], float] = dict.fromkeys(cases, 0.0)
+    for _ in range(runs):
+        for busy, name in cases:
             with neighbour(busy):
-                values.append(timed(conversion(folder, "talk.wav"))[:2])
-    return [
-        row("convert 3.5 s, cold" + (", beside" if busy else ""), values)
-        for busy, values in taken.items()
-    ]
+                wall, cpu, peak_mb, _ = timed(conversion(folder, source), codes[name])
+            taken[busy, name].append((wall, cpu))
+            peaks[busy, name] = max(peaks[busy, name], peak_mb)
+    rows = []
+    for busy, name in cases:
+        made = row(f"{what}{name}{', beside' if busy else ''}", taken[busy, name])
+        made["peak_mb"] = round(peaks[busy, name])
+        if busy:
+            alone = statistics.median(wall for wall, _ in taken[False, name])
+            made["slower"] = round(float(str(made["wall_s"])) / alone, 2)
+        rows.append(made)
+    return rows
+
+
+def warm(runs: int) -> list[dict[str, object]]:
+    """All stages warmed up in a fresh process, then ten conversions of lengths new to it."""
+    taken: dict[str, list[tuple[float, float]]] = {"warm-up of all stages": []}
+    for _ in range(runs):
+        first, *rest = json.loads(timed(["-c", WARM])[3])
+        taken["warm-up of all stages"].append((first[0], first[1]))
+        for name, (wall, cpu) in (("first", rest[0]), ("tenth", rest[-1])):
+            taken.setdefault(f"{name} conversion, a second of it", []).append((wall, cpu))
+    return [row(name, values) for name, values in taken.items()]
 
 
 def loads(runs: int) -> list[dict[str, object]]:
@@ -144,35 +231,43 @@ def stages(runs: int) -> list[dict[str, object]]:
     return found
 
 
-def long(folder: Path, seconds: float) -> list[dict[str, object]]:
-    """One conversion of some length, with its peak memory."""
-    wall, cpu, peak_mb, _ = timed(conversion(folder, "long.wav"))
-    made = row(f"convert {seconds:g} s", [(wall, cpu)])
-    return [made | {"peak_mb": round(peak_mb), "cpu_s_per_s": round(cpu / seconds, 3)}]
+def long(folder: Path, seconds: float, runs: int, codes: dict[str, str]) -> list[dict[str, object]]:
+    """Conversions of some length, with the peak memory."""
+    rows = conversions(folder, "long.wav", f"convert {seconds:g} s", runs, codes)
+    for made in rows:
+        made["rtf"] = round(float(str(made["wall_s"])) / seconds, 3)
+        made["cpu_s_per_s"] = round(float(str(made["cpu_s"])) / seconds, 3)
+    return rows
 
 
-def row(case: str, values: list[tuple[float, float]]) -> dict[str, object]:
+def row(case: str, values: list[tuple[float, float]], digits: int = 3) -> dict[str, object]:
     wall, cpu = (statistics.median(column) for column in zip(*values, strict=True))
-    return {"case": case, "wall_s": round(wall, 3), "cpu_s": round(cpu, 3)}
+    return {"case": case, "wall_s": round(wall, digits), "cpu_s": round(cpu, digits)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--only", default="cold,load,stage,long")
+    parser.add_argument("--only", default="init,cold,load,warm,stage,long")
+    parser.add_argument("--before", default="", help="folder of older code: its src")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     wanted = options.only.split(",")
+    codes = {"": ""} | ({", before": options.before} if options.before else {})
     rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if {"cold", "long"} & set(wanted):
             prepare(folder, options.seconds)
-        rows += cold(folder, options.runs) if "cold" in wanted else []
+        rows += init(options.runs) if "init" in wanted else []
+        rows += cold(folder, options.runs, codes) if "cold" in wanted else []
         rows += loads(options.runs) if "load" in wanted else []
+        rows += warm(options.runs) if "warm" in wanted else []
         rows += stages(options.runs) if "stage" in wanted else []
-        rows += long(folder, options.seconds) if "long" in wanted else []
+        # Long ones vary little, and a run is a minute.
+        few = (options.runs + 1) // 2
+        rows += long(folder, options.seconds, few, codes) if "long" in wanted else []
     if options.json:
         print(json.dumps(rows, indent=2))
         return

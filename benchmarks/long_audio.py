@@ -20,6 +20,7 @@ CHILD = """
 import json, resource, sys, time
 from pathlib import Path
 from auto_voice import PipelineConfig, VoiceConversionPipeline
+from auto_voice.inference.result import OutputSpec
 folder, vocoder, mock_vocoder, mock = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
 config = PipelineConfig(use_mock_models=bool(mock), vocoder=vocoder)
 class Pipeline(VoiceConversionPipeline):
@@ -32,7 +33,8 @@ class Pipeline(VoiceConversionPipeline):
 pipeline = Pipeline(config)
 started = time.perf_counter()
 result = pipeline.convert_file(
-    folder / "source.wav", folder / "voice.wav", folder / "out.wav", allow_mock=True)
+    folder / "source.wav", folder / "voice.wav",
+    OutputSpec(folder / "out.wav", allow_mock=True))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps({
     "peak_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1),

@@ -120,6 +120,9 @@ class HandMade:
     def load(self, name, version=None):
         return self.stages[name]
 
+    def load_installed(self, names):
+        pass
+
     def resolved(self, name, version=None):
         return self.stages[name].name
 

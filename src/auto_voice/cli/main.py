@@ -32,7 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "live": ("auto_voice.cli.live:live", "Speak in another voice: microphone to loudspeaker."),
     "batch": ("auto_voice.cli.batch:batch", "Convert many recordings, resumably."),
     "voices": ("auto_voice.cli.voices:voices", "Keep voices: add, list, blend, compare."),
-    "inspect": ("auto_voice.cli.inspect:inspect", "Say what is in a recording."),
+    "inspect": ("auto_voice.cli.voices:inspect", "Say what is in a recording."),
     "clone": ("auto_voice.cli.convert:clone", "Save the voice of recordings as one file."),
     "demo": ("auto_voice.cli.convert:demo", "Convert a sample recording and show what happened."),
     "evaluate": ("auto_voice.cli.evaluate:evaluate", "Measure how good conversions are."),

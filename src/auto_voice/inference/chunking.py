@@ -333,6 +333,8 @@ class ContentWindows:
         end = len(self.source) if stop is None else int(stop * self._per_frame)
         samples = self.source.read(int(start * self._per_frame), end)
         samples = (samples * np.float32(self.gain)).astype(np.float32)
+        if self._count > 1:
+            trim_heap()  # Attention over a whole window comes on top of what others left free.
         if self._count > 1 and isinstance(self.encoder, PieceEncoder):
             features = self.encoder.encode_piece(samples)
         else:

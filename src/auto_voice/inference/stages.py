@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -185,26 +183,6 @@ class PipelineStages:
         """What is done inside is told to whom the call names, or else to the pipeline's own."""
         return told_to(progress or listener() or self.progress)
 
-    def _load_side_by_side(self, *kinds: str) -> None:
-        """Loads the models of these stages that are installed, on all cores.
-
-        Downloads take turns, each with its bar, and so does what fails: whoever needs the model
-        next is told.
-        """
-        registry = self.registry
-        if registry.use_mock:
-            return
-        versions = [registry.version(self.config.models[kind]) for kind in kinds]
-        here = [v.key for v in versions if registry.is_installed(v)]
-        missing = [key for key in here if key not in registry.loaded()]
-        if len(missing) < 2:
-            return
-        with ThreadPoolExecutor(len(missing)) as pool:
-            # Each in a copy of this context, so that whoever is told of progress is told of theirs.
-            loads = [pool.submit(copy_context().run, registry.load, key) for key in missing]
-            for loading in loads:
-                loading.exception()
-
     def stages(self, controls: Controls | None = None) -> Stages:
         """The models that a conversion with ``controls`` needs, loaded.
 
@@ -212,6 +190,7 @@ class PipelineStages:
             ModelError: one cannot be had, or does not fit the others.
         """
         own_voice = controls is not None and controls.strength < 1
-        self._load_side_by_side("content", "converter", "vocoder", *["speaker"] * own_voice)
+        kinds = ("content", "converter", "vocoder", *["speaker"] * own_voice)
+        self.registry.load_installed(self.config.models[kind] for kind in kinds)
         speaker = self.speaker_encoder if own_voice else None
         return Stages(self.content_encoder, self.converter, self.vocoder, speaker)

@@ -75,6 +75,8 @@ MOST_WAITING_BLOCKS = 2
 # Seconds over which sound that is skipped fades into what follows, and over which a session looks
 # how much finished sound it never needed.
 SPLICE_SECONDS, LEVEL_SECONDS = 0.005, 3.0
+# Seconds between two warnings.
+SAY_SECONDS = 5.0
 # Durations of blocks that are kept for the report.
 KEPT_BLOCKS = 1024
 
@@ -596,6 +598,7 @@ class LiveSession:
         # Samples that came in and were kept, and those of them whose result has gone out.
         self._taken_in = self._played = 0
         self._dropped = self._dropouts = 0
+        self._said = -math.inf
 
     def feed(self, samples: FloatArray) -> None:
         """The next ``(samples,)`` of the source."""
@@ -605,11 +608,19 @@ class LiveSession:
             if len(self._waiting) >= (MOST_WAITING_BLOCKS + 1) * self._block:
                 self._taken_in -= len(self._waiting.take(self._block))
                 self._dropped += 1
-                log.warning(
-                    "live: the conversion fell behind, so a block of %.0f ms was left out",
-                    1000 * self.stream.block_seconds,
-                )
+                self._say_dropped()
             self._lock.notify_all()
+
+    def _say_dropped(self) -> None:
+        now = time.monotonic()
+        if now - self._said >= SAY_SECONDS:
+            self._said = now
+            log.warning(
+                "the live conversion falls behind: %d blocks of %.0f ms were left out so far; "
+                "longer blocks cost less",
+                self._dropped,
+                1000 * self.stream.block_seconds,
+            )
 
     def take(self, count: int) -> FloatArray:
         """``(count,)`` for the output; silence where nothing is ready."""

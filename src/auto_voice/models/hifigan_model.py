@@ -15,7 +15,7 @@ from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import load_network
-from auto_voice.models.runtime.sessions import Network
+from auto_voice.models.runtime.sessions import Network, trim_heap
 from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays
 from auto_voice.types import FloatArray
 
@@ -117,6 +117,9 @@ class HiFiGANModel:
         audio = np.empty((rows, frames * self.hop_samples), dtype=np.float32)
         hop = self.hop_samples
         for piece in pieces(frames, self.chunk_frames, self.shape.context_frames):
+            if frames > self.chunk_frames:
+                # Its arrays are the largest of all and would come on top of what others left free.
+                trim_heap()
             samples = self.network(np.ascontiguousarray(batch[:, :, piece.low : piece.high]))[:, 0]
             audio[:, piece.start * hop : piece.stop * hop] = samples[:, piece.inside(hop)]
         return audio

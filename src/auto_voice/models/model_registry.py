@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -391,6 +392,20 @@ class ModelRegistry:
             except RECOVERABLE as error:
                 substitute = self._substitute(wanted, error)
         return self._mock(wanted) if substitute.version is None else self._load(substitute.version)
+
+    def load_installed(self, names: Iterable[str]) -> None:
+        """Load those of the models that are on this machine side by side, on all cores.
+
+        Downloads are left to :meth:`load`, where they take turns, and so is every failure.
+        """
+        versions = [] if self.use_mock else [self.version(name) for name in names]
+        loaded = self.loaded()
+        keys = [v.key for v in versions if v.key not in loaded and self.is_installed(v)]
+        if len(keys) < 2:
+            return
+        with ThreadPoolExecutor(len(keys)) as pool:
+            for loading in [pool.submit(self._load, self.version(key)) for key in keys]:
+                loading.exception()
 
     def load_hubert(self, version: str | None = None) -> ContentEncoder:
         """HuBERT base: ``extract_features(audio)`` gives ``(batch, time, 768)``.

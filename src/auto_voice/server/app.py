@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 
 from auto_voice import __version__, events
 from auto_voice.errors import AutoVoiceError, ConfigError, ServerError
-from auto_voice.server import conversion_routes, site_routes, voice_routes
+from auto_voice.server import conversion_routes, live_routes, site_routes, voice_routes
+from auto_voice.server.admission import LiveStreams
 from auto_voice.server.context import Context
 from auto_voice.server.engine import Engine
 from auto_voice.server.job_store import JobStore, SqliteDatabase
@@ -74,6 +75,8 @@ def create_app(
     app.state.context = context
     for module in (conversion_routes, voice_routes, site_routes):
         app.include_router(module.router)
+    # A route of Starlette: what the others depend on reads forms, which a WebSocket has not.
+    app.router.routes.extend(live_routes.ROUTES)
     app.add_exception_handler(AutoVoiceError, _own_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _field_error)
@@ -107,7 +110,9 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
         undo=tasks.undo,
     )
     sessions = Sessions(settings.data_dir / "sessions.json")
-    return Context(settings, engine, store, files, workers, Metrics(), sessions, lock)
+    return Context(
+        settings, engine, store, files, workers, Metrics(), sessions, lock, LiveStreams(settings)
+    )
 
 
 @asynccontextmanager

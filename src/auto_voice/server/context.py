@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from auto_voice import events
 from auto_voice.errors import ServerError, UploadError
+from auto_voice.server.admission import LiveStreams
 from auto_voice.server.engine import Engine
 from auto_voice.server.job_store import JobStore
 from auto_voice.server.jobs import MAINTENANCE, JobRecord, JobRequest, QueueLimits
@@ -53,6 +54,7 @@ class Context:
     metrics: Metrics
     sessions: Sessions
     lock: FileLock
+    live_streams: LiveStreams
     warm: bool = False
     warm_problem: str = ""
 

@@ -56,13 +56,16 @@ class RequestMiddleware:
         self._traffic = Traffic(context.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
         }
+        if scope["type"] == "websocket":
+            await self._admit_websocket(scope, headers, receive, send)
+            return
         given = headers.get("x-request-id", "")
         identity = given if _ID.fullmatch(given) else secrets.token_hex(8)
         request_id.set(identity)
@@ -85,6 +88,26 @@ class RequestMiddleware:
                 status = exchange.status or 499
                 answering.complete(route=route, status=status)
                 self._log(scope, exchange, route, status, time.monotonic() - started)
+
+    async def _admit_websocket(
+        self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send
+    ) -> None:
+        """By the rules of other requests; one that is refused is answered with 403."""
+        settings = self._context.settings
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        request_id.set(secrets.token_hex(8))
+        try:
+            with self._traffic.request(client_of("", address)):
+                check_host(settings, headers.get("host", ""))
+                # A page's origin has the scheme that it was itself loaded with.
+                scheme = scope["scheme"].replace("ws", "http", 1)
+                check_origin(settings, scheme, headers)
+                token = token_of(settings, headers, self._context.sessions)
+                scope["autovoice.client"] = client_of(token, address)
+                await self._app(scope, receive, send)
+        except (NotPermittedError, BusyError) as error:
+            log.info("websocket %s refused: %s", _short(scope["path"]), error)
+            await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:100]})
 
     async def _refusing(
         self, scope: Scope, headers: Mapping[str, str], body: LimitedBody, exchange: _Exchange
