@@ -68,6 +68,7 @@ READABLE = "wav, flac, mp3, m4a, mp4, mov, aac, ogg, opus, webm, wma, amr or aif
 # The one list of endings by which a folder's files are taken as recordings.
 AUDIO_SUFFIXES = frozenset(suffix for row in INPUT_FORMATS.values() for suffix in row.suffixes)
 
+# Offset in the file, the bytes that stand there, and the format that they give away.
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"fLaC", "flac"),
     (0, b"OggS", "ogg"),
@@ -520,6 +521,7 @@ _CHECKS = {
 }
 
 
+# Hz of MPEG-1 by the index in a frame; MPEG-2 halves and MPEG-2.5 quarters them.
 _RATES = (44_100, 48_000, 32_000)
 # kbit/s by layer (1, 2, 3): MPEG-1, then MPEG-2 and 2.5.
 _BITRATES_1 = {

@@ -17,6 +17,7 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import AudioOutputError, MissingDependencyError, reason
 from auto_voice.types import Waveform
 
+# Width and height of one spectrogram.
 PANEL_INCHES = (9.0, 1.9)
 # The upper half of the axis stays free, so that the melody lies over the lower bands.
 F0_RANGE_HZ = (50.0, 2000.0)

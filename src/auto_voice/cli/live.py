@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 # Samples ``(samples,)`` from the microphone in, as many for the loudspeaker out. Must not wait.
 Exchange: TypeAlias = Callable[[FloatArray], FloatArray]
 
+# Hz; what sound cards of today run at, so that the system does not resample once more.
 RATE = 48_000
 # Seconds between two looks at the devices, at the keyboard, and between two status lines.
 LOOK_SECONDS, STATUS_SECONDS = 0.05, 0.25

@@ -178,6 +178,7 @@ def main(args: Sequence[str] | None = None) -> int:
     )
 
 
+# Exit codes; what they say stands at the top.
 DEFECT, USER, INTERRUPTED, NO_READER = 1, 2, 130, 141
 
 # What libraries say, in whatever exception, where the system gives them no more memory.

@@ -30,6 +30,7 @@ from auto_voice.evaluation.statistics import (
 )
 from auto_voice.evaluation.tables import ROLES, figure, interval, title
 
+# Chance of calling systems different that are not, over all metrics together (Holm).
 ALPHA = 0.05
 
 

@@ -27,6 +27,7 @@ from auto_voice.types import Waveform
 if TYPE_CHECKING:
     from auto_voice.models.model_registry import ModelRegistry
 
+# Layout of the stored bounds; another one is refused.
 SCHEMA = 1
 BOUNDS_FILE = Path(__file__).with_name("gate.yaml")
 # Sample of the catalog to seconds of it that are converted and that serve as reference; cut where

@@ -16,6 +16,7 @@ from auto_voice.evaluation.results import METRICS, Evaluation, load_evaluation
 from auto_voice.evaluation.statistics import Estimate
 from auto_voice.evaluation.tables import figure, title
 
+# Layout of a line of the log; lines of another are refused.
 SCHEMA = 1
 
 

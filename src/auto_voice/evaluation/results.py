@@ -17,6 +17,7 @@ from auto_voice.errors import EvaluationError
 from auto_voice.evaluation.statistics import Estimate, estimate
 from auto_voice.filesystem import atomic_write
 
+# Layout of stored results; another one is refused.
 SCHEMA = 1
 
 

@@ -27,6 +27,8 @@ from auto_voice.types import FloatArray, Pitch, Waveform
 
 log = logging.getLogger(__name__)
 
+# The source is recognised a second time from here on: Whisper reads it in other windows then, so
+# that the difference shows how unsure it is.
 LATER_SECONDS = 0.1
 
 

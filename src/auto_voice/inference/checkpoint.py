@@ -36,6 +36,7 @@ from auto_voice.types import FloatArray, Pitch, Voice
 
 log = logging.getLogger(__name__)
 
+# Layout of a checkpoint; one of another layout is begun anew.
 FORMAT = 4
 SUFFIX = ".partial"
 # Of disk for each second of the source: float32 of both, at 16 and 22.05 kHz, and what is known

@@ -23,6 +23,7 @@ from auto_voice.models.runtime.graphs import load_network, shape_from
 from auto_voice.models.runtime.sessions import Network
 from auto_voice.types import Content, FloatArray
 
+# 20 ms at 16 kHz: two mel frames make one of content.
 SAMPLES_PER_FRAME = 2 * CONTENT_MEL.hop_samples
 # Rough mean and spread of ``CONTENT_MEL`` at the level that the networks are trained at.
 MEL_MEAN, MEL_SCALE = -9.0, 4.0

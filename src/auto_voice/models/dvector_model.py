@@ -13,16 +13,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice.audio.frames import framed, spectra
 from auto_voice.audio.mel import MelSpec, mel_filters
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.sessions import Network, open_model
 from auto_voice.types import SPEECH_RATE, FloatArray
 
+# Mel frames of 10 ms that the network embeds at once, half of them new.
 WINDOW_FRAMES = 80
 STRIDE_FRAMES = 40
 # Bounds memory on hour-long input; the LSTM is independent from window to window.
 BATCH_WINDOWS = 64
+# Added to the power, since zero has no logarithm.
 LOG_OFFSET = 1e-10
 DVECTOR_MEL = MelSpec(
     sample_rate=SPEECH_RATE,
@@ -80,14 +83,12 @@ class DVectorModel:
 def log_mel_frames(samples: FloatArray) -> FloatArray:
     """``(samples,)`` to ``(frames, 40)`` log10 mel: 25 ms Hamming, 10 ms hop, no padding."""
     x = np.pad(samples, (0, max(0, DVECTOR_MEL.n_fft - len(samples))))
-    framed = np.lib.stride_tricks.sliding_window_view(x, DVECTOR_MEL.n_fft)
-    framed = framed[:: DVECTOR_MEL.hop_samples]
-    bank, window = mel_filters(DVECTOR_MEL), _hamming()
-    mel = np.empty((len(framed), DVECTOR_MEL.bands), dtype=np.float32)
-    for start in range(0, len(framed), 4096):
-        spectrum = np.fft.rfft(framed[start : start + 4096] * window)
+    frames = framed(x, DVECTOR_MEL.n_fft, DVECTOR_MEL.hop_samples)
+    bank = mel_filters(DVECTOR_MEL)
+    mel = np.empty((len(frames), DVECTOR_MEL.bands), dtype=np.float32)
+    for at, spectrum in spectra(frames, _hamming()):
         power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-        mel[start : start + 4096] = power @ bank.T
+        mel[at] = power @ bank.T
     return np.asarray(np.log10(mel + np.float32(LOG_OFFSET)))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from auto_voice.audio.frames import framed
 from auto_voice.audio.mel import HIFIGAN_MEL, mel_filters
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
@@ -20,6 +21,7 @@ from auto_voice.types import FloatArray
 
 ComplexArray = NDArray[np.complex64]
 
+# As librosa has by default; it stands in for a vocoder, and time counts.
 ITERATIONS = 32
 # Of the fast variant (Perraudin, Balazs and Søndergaard 2013).
 MOMENTUM = 0.99
@@ -103,8 +105,8 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> Grif
 
 
 def _stft(samples: FloatArray) -> ComplexArray:
-    frames = np.lib.stride_tricks.sliding_window_view(samples, HIFIGAN_MEL.n_fft)
-    spectrum = np.fft.rfft(frames[:: HIFIGAN_MEL.hop_samples] * _window())
+    frames = framed(samples, HIFIGAN_MEL.n_fft, HIFIGAN_MEL.hop_samples)
+    spectrum = np.fft.rfft(frames * _window())
     return spectrum.astype(np.complex64, copy=False)
 
 

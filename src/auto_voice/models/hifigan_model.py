@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from auto_voice.audio.frames import pieces
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
@@ -114,17 +115,13 @@ class HiFiGANModel:
         if bands != self.bands:
             raise AudioContentError(f"mel must have {self.bands} bands, not {bands}.")
         audio = np.empty((rows, frames * self.hop_samples), dtype=np.float32)
-        context, hop = self.shape.context_frames, self.hop_samples
-        for start in range(0, frames, self.chunk_frames):
-            stop = min(start + self.chunk_frames, frames)
+        hop = self.hop_samples
+        for piece in pieces(frames, self.chunk_frames, self.shape.context_frames):
             if frames > self.chunk_frames:
                 # Its arrays are the largest of all and would come on top of what others left free.
                 trim_heap()
-            first, last = max(0, start - context), min(frames, stop + context)
-            samples = self.network(np.ascontiguousarray(batch[:, :, first:last]))[:, 0]
-            audio[:, start * hop : stop * hop] = samples[
-                :, (start - first) * hop : (stop - first) * hop
-            ]
+            samples = self.network(np.ascontiguousarray(batch[:, :, piece.low : piece.high]))[:, 0]
+            audio[:, piece.start * hop : piece.stop * hop] = samples[:, piece.inside(hop)]
         return audio
 
 

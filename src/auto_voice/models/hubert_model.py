@@ -19,6 +19,7 @@ from auto_voice.models.runtime.sessions import Network
 from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays, read_weights
 from auto_voice.types import SPEECH_RATE, Content, FloatArray
 
+# Of the seven convolutions that read the samples (Hsu et al. 2021), in samples of their input.
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
 # Product of the strides: 20 ms at 16 kHz.

@@ -17,6 +17,8 @@ from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice, Waveform
 
 MOCK_SPACE = "mock"
+# Samples at 16 kHz: 25 ms of which 20 are new, as HuBERT sees them; then bands and the floor of
+# the logarithm of its features, and how long a syllable of its noise is.
 _WINDOW = 400
 _HOP = 320
 _BANDS = 32

@@ -19,6 +19,7 @@ from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.sessions import Network, open_model
 from auto_voice.types import SPEECH_RATE, FloatArray
 
+# 9.01 s at 16 kHz, the length that DNSMOS was trained on, a second apart as its authors do it.
 WINDOW_SAMPLES = 144_160
 HOP_SAMPLES = SPEECH_RATE
 # Published calibration, highest power first: rows speech, background, overall.

@@ -13,6 +13,7 @@ from auto_voice.errors import AudioContentError, MissingDependencyError, ModelLo
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.types import SPEECH_RATE, FloatArray
 
+# At 16 kHz, one frame of Whisper's mel; less has no spectrum.
 MIN_SAMPLES = 400
 # Text that compresses further than this says the same over and over: Whisper's own sign that it
 # lost the thread (Radford et al. 2022).

@@ -25,6 +25,7 @@ from auto_voice.models.runtime.sessions import Network
 from auto_voice.models.runtime.weights import Array, is_safetensors, map_safetensors
 from auto_voice.types import FloatArray
 
+# As Whisper computes it (Radford et al. 2022): 25 ms windows every 10 ms.
 WHISPER_MEL = MelSpec(
     sample_rate=16000, n_fft=400, win_samples=400, hop_samples=160, bands=80,
     f_min_hz=0.0, f_max_hz=8000.0, power=2, log_floor=None, pad_samples=200,

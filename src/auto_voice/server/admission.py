@@ -65,6 +65,7 @@ class BodyLimits:
             )
 
 
+# Requests that carry no recording.
 SESSION = BodyLimits(SESSION_BYTES, SMALL_SECONDS, 0.0, SMALL_SECONDS)
 SMALL = BodyLimits(SMALL_BYTES, SMALL_SECONDS, 0.0, SMALL_SECONDS)
 

@@ -30,6 +30,7 @@ from auto_voice.server.jobs import (
     state_of,
 )
 
+# Layout of the database; one of another is refused.
 SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (

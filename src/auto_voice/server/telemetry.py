@@ -84,6 +84,8 @@ def set_up_logs(style: str = "json", level: int = logging.INFO) -> None:
 # Figures
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Upper ends of the histograms' buckets: from a request for a page to a long conversion; and of
+# seconds per second of audio around 1, where live use begins.
 _SECONDS = (0.005, 0.02, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 _RTF = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5)
 _STAGES = ("pitch", "content", "convert", "vocode")

@@ -155,6 +155,7 @@ def crop(rng: np.random.Generator, total: int, length: int) -> slice:
     return slice(start, min(start + length, total))
 
 
+# Nats of power in a decibel.
 LOG_POWER_PER_DB = float(np.log(10.0) / 10.0)
 
 

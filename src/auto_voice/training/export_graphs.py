@@ -99,6 +99,7 @@ def _net_sizes(kind: Callable[..., Any]) -> Callable[[ModelVersion], Any]:
     return lambda version: shape_from(kind, version.params.get("net", {}), version.key)
 
 
+# Axes of a graph that may have any length, by their names.
 _BATCH = {0: "batch"}
 _ROWS = {0: "batch", 1: "frames"}
 _REFERENCE = {0: "batch", 1: "reference"}

@@ -34,6 +34,8 @@ from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.sessions import open_model
 from auto_voice.types import FloatArray
 
+# Of Kokoro: Hz of its output, numbers of a style, of which the first half is the timbre, and most
+# tokens of a sentence, of the 510 for which it has styles.
 SAMPLE_RATE = 24000
 STYLE_SIZE = 256
 TIMBRE_SIZE = 128
@@ -47,6 +49,7 @@ timbre to serve as reference, however far the corpus has been made."""
 GIVEN_MIXTURE_SHARE = 0.4
 BEYOND = 1.35
 """How far some mixtures lie outside what lies between their voices."""
+# Least and largest factor of speed; and the peak of a recording, where full scale is 1.
 SPEED = (0.88, 1.25)
 PEAK = 0.95
 

@@ -28,7 +28,9 @@ from auto_voice.training.networks.encoders import ContentNet
 from auto_voice.training.networks.generators import ConverterNet, VoiceCondition
 from auto_voice.types import FloatArray, Mel
 
+# Frames a second of every content encoder.
 CONTENT_RATE = 50.0
+# Mel frames, 0.56 s: about the half second that cloning asks for.
 MIN_REFERENCE_FRAMES = 48
 # Standard deviation of the natural log of the VTLP factor: two of three lie within a tenth of 1.
 VTLP_SPREAD = 0.1

@@ -21,12 +21,14 @@ FORMAT = "auto_voice.voice/1"
 FINE_TUNING = "adaptation."
 # Half a minute takes 3 MB, a fine-tuning 6 MB; what is far larger is no voice.
 MOST_BYTES = 64 << 20
+# Of any number but a weight: mels, features and statistics are of the order of 10.
 LARGEST_VALUE = 1e4
 # Of a weight; a thousand steps do not move one by 1, and far larger ones make no sound but NaN.
 LARGEST_CHANGE = 100.0
 # Notes of a voice that are told without loading it; enrolment writes a few for each recording.
 MOST_LISTED_NOTES = 100
 MOST_CHANGES, LONGEST_NAME = 1000, 200
+# Of HiFi-GAN's mel, which every converter gives.
 MEL_BANDS = 80
 # Characters: what people agree to fits, and so do the agreements of a blend of many voices.
 LONGEST_CONSENT = 10_000
@@ -204,6 +206,7 @@ def _plausible(voice: Voice) -> bool:
     return shaped and bounded and melody and all(math.isfinite(value) for value in known)
 
 
+# ln(Hz) between which a mean pitch is plausible, far beyond any voice.
 LOWEST_LOG_F0, HIGHEST_LOG_F0 = math.log(10.0), math.log(10_000.0)
 
 

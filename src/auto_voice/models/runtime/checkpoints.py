@@ -391,6 +391,7 @@ class _Resolver:
         return self._tensors[tensor]
 
 
+# Type numbers of CTranslate2 files.
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 

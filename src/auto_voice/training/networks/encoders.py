@@ -135,6 +135,7 @@ class ContentNet(nn.Module):
         return out
 
 
+# Width of an attention head, the same in every Whisper.
 HEAD = 64
 
 
