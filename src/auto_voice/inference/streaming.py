@@ -490,6 +490,8 @@ class LiveStream:
             noise = np.interp(places, hops, floor).astype(np.float32)
         least = 10 ** ((SPEECH_DBFS - ACTIVE_DB) / 10) / self._speaker.gain**2
         pairs = energies[: len(energies) // 2 * 2].reshape(-1, 2).sum(axis=1) / (2 * hop)
+        if len(pairs) == 0:  # A stream of less than 20 ms.
+            return pause, noise, np.zeros(0, np.bool_)
         padded = np.pad(pairs > least, AROUND_FRAMES)
         around = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND_FRAMES + 1)
         return pause, noise, np.asarray(around.any(axis=1), np.bool_)
