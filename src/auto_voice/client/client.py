@@ -128,6 +128,8 @@ class ModelInfo:
     installed: bool
     loaded: bool
     problem: str = ""
+    ram_mb: int = 0
+    quantised: str = ""
 
 
 def known(record: type[R], answer: Mapping[str, Any]) -> R:

@@ -490,6 +490,8 @@ class LiveStream:
             noise = np.interp(places, hops, floor).astype(np.float32)
         least = 10 ** ((SPEECH_DBFS - ACTIVE_DB) / 10) / self._speaker.gain**2
         pairs = energies[: len(energies) // 2 * 2].reshape(-1, 2).sum(axis=1) / (2 * hop)
+        if len(pairs) == 0:  # A stream of less than 20 ms.
+            return pause, noise, np.zeros(0, np.bool_)
         padded = np.pad(pairs > least, AROUND_FRAMES)
         around = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND_FRAMES + 1)
         return pause, noise, np.asarray(around.any(axis=1), np.bool_)
@@ -501,13 +503,15 @@ class LiveStream:
         encoder, frame = self._encoder, self._content_frame
         before = at // frame
         window = speech[at - before * frame :]
+        if len(window) < frame:  # The end of a stream of less than one frame.
+            window = np.pad(window, (0, frame - len(window)))
         if not isinstance(encoder, PieceEncoder):
             whole = encoder.encode(window)
             return Content(whole.features[before:], whole.frame_rate, whole.space)
         features = encoder.encode_piece(window)
         edges = (self._position(f) - self._first - at for f in (self._done, stop))
         low, high = (before + max(0, -(-edge // frame)) for edge in edges)
-        new = features[low:high]
+        new = features[low : min(high, len(active))]
         self._speaker.hear_content(new[active[low : low + len(new)]], encoder.frame_rate)
         return encoder.centred(features[before:], self._speaker.content_mean)
 
