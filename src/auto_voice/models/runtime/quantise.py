@@ -1,6 +1,6 @@
 """Smaller and faster versions of a model, made of the one that was published.
 
-``int8`` computes the wide convolutions of a vocoder in 8 bits: half the time, a third of the bytes.
+``int8`` computes the wide convolutions of a vocoder in 8 bits: little more than half the time.
 The ranges of the numbers between them come from speech that the network is run on once. ``fp16``
 and ``bf16`` keep weights in half the bytes; sessions widen them, so they save disk and not time.
 """
