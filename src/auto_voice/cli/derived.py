@@ -152,7 +152,7 @@ def quantize(
     from auto_voice.models.runtime import quantise
 
     registry = open_registry(**where)
-    version = registry.version(name)
+    version = quantise.published(registry, name)
     quantise.check_request(registry, version, to, number or f"{version.version}-{to}")
     recordings = (_recordings(speech) if speech else _samples(registry)) if to == "int8" else ()
     with shown_progress(hidden=as_json):

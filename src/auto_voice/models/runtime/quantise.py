@@ -352,7 +352,7 @@ def quantise(
         AudioContentError: too little speech.
         ModelError: the model cannot be had, or the folder cannot be written.
     """
-    version = registry.version(name)
+    version = published(registry, name)
     number = number or f"{version.version}-{to}"
     check_request(registry, version, to, number)
     if to == "int8":
@@ -383,7 +383,19 @@ def quantise(
         quantised=Quantised(version.version, to),
         needs=replace(version.needs, ram_mb=ram_mb),
     )
-    return _install(registry, version, made, new, kept, arrays)
+    return _install(registry.store, (version, ready), made, new, kept, arrays)
+
+
+def published(registry: ModelRegistry, name: str) -> ModelVersion:
+    """The version that ``name`` means; for a bare name the original, whatever is preferred.
+
+    Raises:
+        UnknownModelError: no such model or version.
+    """
+    version = registry.version(name)
+    if version.quantised is None or "@" in name:
+        return version
+    return registry.version(name, version.quantised.of)
 
 
 def check_request(registry: ModelRegistry, version: ModelVersion, to: str, number: str) -> None:
@@ -401,7 +413,7 @@ def check_request(registry: ModelRegistry, version: ModelVersion, to: str, numbe
             f"{version.key} is quantised already; give the version it was made of, "
             f"{version.name}@{version.quantised.of}"
         )
-    if version.kind not in KINDS or not version.files:
+    if version.kind not in KINDS or all(file.file.endswith(SUFFIX) for file in version.files):
         raise ConfigError(
             f"{version.key} has no version of other precision; content encoders, converters and "
             "vocoders with weights of their own have"
@@ -440,8 +452,8 @@ def _pieces(version: ModelVersion, speech: Iterable[Waveform]) -> Iterator[Array
 
 
 def _install(
-    registry: ModelRegistry,
-    version: ModelVersion,
+    store: ModelStore,
+    original: tuple[ModelVersion, Mapping[str, Path]],
     made: ModelVersion,
     new: str,
     kept: Mapping[str, Path],
@@ -450,10 +462,11 @@ def _install(
     """``made`` with its files in the store, its speed measured, and in the folder's catalog.
 
     Args:
+        original: what it is made of, with the files that a session reads.
         new: name of the file for ``arrays``.
         kept: the other files of ``version``.
     """
-    store = registry.store
+    version, ready = original
     about = made.quantised
     assert about is not None
     source = f"made from {version.key}"
@@ -471,7 +484,7 @@ def _install(
                 found.append(replace(file, sources=()))
         made = replace(made, files=tuple(found))
         arrived = {file.file: folder / file.file for file in found}
-        speed = _times_as_fast(registry.load(version.name, version.version), made, arrived)
+        speed = _times_as_fast((version, ready), (made, arrived))
         made = replace(made, quantised=replace(about, speed=speed))
         try:
             with store.lock(made.name, made.version):
@@ -494,17 +507,17 @@ def forget(store: ModelStore, version: ModelVersion) -> None:
     remove(store, version.name, version.version)
 
 
-def _times_as_fast(model: Any, made: ModelVersion, files: Mapping[str, Path]) -> float:
-    """CPU time of ``model`` over that of ``made``, each run in turn on a second of noise."""
-    other = ARCHITECTURES[made.architecture].build(files, made, "cpu")
-    taken: dict[int, list[float]] = {0: [], 1: []}
+def _times_as_fast(*pair: tuple[ModelVersion, Mapping[str, Path]]) -> float:
+    """CPU time of the first version over that of the second, by turns on a second of noise."""
+    models = [ARCHITECTURES[v.architecture].build(files, v, "cpu") for v, files in pair]
+    taken: list[list[float]] = [[], []]
     for _ in range(TIMED_RUNS):
-        for index, one in enumerate((model, other)):
+        for model, (version, _), times in zip(models, pair, taken, strict=True):
             before = time.process_time()
-            run_once(one, made)
-            taken[index].append(time.process_time() - before)
+            run_once(model, version)
+            times.append(time.process_time() - before)
     # The first run of each makes what the others find.
-    first, second = (float(np.median(values[1:])) for values in taken.values())
+    first, second = (float(np.median(times[1:])) for times in taken)
     return round(first / max(second, 1e-9), 2)
 
 
