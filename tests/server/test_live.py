@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
+from auto_voice.client import Client
+from auto_voice.errors import BusyError, NotPermittedError, ServerError
 from auto_voice.models.mock_models import mock_sample
 from auto_voice.server import ServerSettings, create_app
 from auto_voice.server.security import session_cookie
 from auto_voice.voices.library import VoiceLibrary
-from server_kit import mock_engine
+from server_kit import Live, mock_engine
 
 TOKEN = "a-token-of-the-tests"
 RATE = 16000
@@ -202,3 +205,29 @@ def test_where_every_place_is_taken_the_next_is_told_to_come_later(connect):
         with open_() as four:  # A place is free again.
             four.send_text(json.dumps(START))
             assert four.receive_json()["type"] == "ready"
+
+
+@pytest.mark.skipif(find_spec("websockets") is None, reason="websockets is not installed")
+def test_the_client_converts_live_over_a_socket(engine, tmp_path, spoken):
+    settings = ServerSettings(data_dir=tmp_path / "data", tokens=(TOKEN,))
+    server = Live(create_app(settings, engine))
+    try:
+        with Client(server.url) as client, pytest.raises(NotPermittedError, match="token"):
+            client.live("friend", sample_rate=RATE)
+        with Client(server.url, token=TOKEN) as client:
+            with client.live("friend", sample_rate=RATE, drop=False) as conversion:
+                assert conversion.ready["latency_ms"] > 100
+                with pytest.raises(BusyError, match="too many"):
+                    client.live("friend", sample_rate=RATE)
+                conversion.change(controls={"semitones": 0})
+                for at in range(0, len(spoken), 1600):
+                    conversion.send(spoken[at : at + 1600])
+                result = np.concatenate([conversion.receive(60), conversion.finish()])
+                assert conversion.report["seconds"] == pytest.approx(1.0, abs=0.02)
+            with pytest.raises(ServerError, match="nobody"):
+                client.live("nobody", sample_rate=RATE)
+    finally:
+        server.stop()
+    stream = engine.pipeline.stream(engine.voices.get("friend"), sample_rate=RATE)
+    expected = np.concatenate([stream.push(spoken), stream.flush()])
+    np.testing.assert_array_equal(result, expected)

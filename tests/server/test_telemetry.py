@@ -340,9 +340,7 @@ def test_the_code_of_the_document_runs(live, talk, friend, collector, tmp_path, 
     exec(compile(second, "telemetry.md", "exec"), {})
     events.flush_otlp()
     assert "POST /v1/convert" in {span.name for span in collector.spans()}
-    listed = set(re.findall(r"`(\w+(?:_total|_seconds|_items|_loaded|_bytes|rtf))`", text)) | {
-        "rtf"
-    }
+    listed = set(re.findall(r"`(\w+_(?:total|seconds|items|loaded|bytes)|rtf)`", text))
     page = httpx2.get(f"{live.url}/metrics").text
     given = set(re.findall(r"^# TYPE autovoice_(\w+) ", page, re.MULTILINE))
     assert listed <= given

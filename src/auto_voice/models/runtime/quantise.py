@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -60,7 +60,7 @@ from auto_voice.progress import tell
 from auto_voice.types import Waveform
 
 if TYPE_CHECKING:
-    from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.models.registry.catalog import Catalog
     from auto_voice.models.registry.store import ModelStore
 
 log = logging.getLogger(__name__)
@@ -77,15 +77,10 @@ MOST_CHANNELS = 128
 # Largest weight in steps, 7 bits of the 8: processors before AVX-512 VNNI add two products in 16
 # bits, which two weights of 127 would overflow. The sound has the same signal-to-noise ratio.
 LARGEST_WEIGHT = 63
-# Of speech that the ranges are taken from: frames of one piece, and moments kept of each tensor in
-# a piece. Every tensor of a piece is in memory at once, some 200 MB.
-PIECE_FRAMES, MOMENTS = 80, 60
-# Pieces that are used of more speech, evenly spread: some 40 s.
-MOST_PIECES = 44
+# Frames of one piece of the speech that the ranges are taken from: every tensor of a piece is in
+# memory at once, some 200 MB. Of more pieces than these, two minutes, evenly spread ones are used.
+PIECE_FRAMES, MOST_PIECES = 80, 130
 LEAST_SECONDS = 3.0
-# Numbers of a tensor that its range is fitted to; ends that are tried, as parts of the extremes.
-FITTED_NUMBERS = 60_000
-ENDS = np.arange(0.15, 1.01, 0.05)
 # Of each model, to see how many times as fast the new one is.
 TIMED_RUNS = 4
 
@@ -141,7 +136,7 @@ def calibration(
 ) -> dict[str, Array]:
     """Step and zero point of what each wide convolution reads and gives.
 
-    The range of a tensor is that of least squared error in 8 bits, narrower than its extremes.
+    Ranges reach to the extremes: narrower ones of less squared error lost 10 dB in loud speech.
 
     Args:
         graph: without weights.
@@ -162,44 +157,26 @@ def calibration(
             "int8 would gain nothing; choose fp16."
         )
     network = open_network(with_outputs(graph, tensors), float32(arrays))
-    samples: dict[str, list[Array]] = {name: [] for name in tensors}
+    ends = dict.fromkeys(tensors, (0.0, 0.0))
     given = list(pieces)
     for index, piece in enumerate(given):
         for name, values in zip(tensors, network.outputs_of(tensors, piece), strict=True):
-            stride = max(1, values.shape[2] // MOMENTS)
-            samples[name].append(values[0, :, ::stride].ravel())
-        tell("quantise", 80 * (index + 1) / len(given), 100)
-    numbers: dict[str, Array] = {}
-    for index, name in enumerate(tensors):
-        numbers[name] = best_range(np.concatenate(samples.pop(name)))
-        tell("quantise", 80 + 20 * (index + 1) / len(tensors), 100)
+            low, high = ends[name]
+            ends[name] = min(low, float(values.min())), max(high, float(values.max()))
+        tell("quantise", index + 1, len(given))
+    numbers = {name: step_and_zero(*both) for name, both in ends.items()}
     read = {f"{node.inputs[1]}{READ}": numbers[node.inputs[0]] for node in found}
     return read | {f"{node.inputs[1]}{GIVEN}": numbers[node.output] for node in found}
 
 
-def best_range(values: Array) -> Array:
-    """Step and zero point with which 8 bits keep ``values`` with the least squared error.
+def step_and_zero(low: float, high: float) -> Array:
+    """Step and zero point with which 8 bits reach from ``low`` to ``high``, zero among them.
 
     Returns:
         ``(2,)`` float32; the zero point is a whole number from 0 to 255.
     """
-    thinned = values[:: max(1, len(values) // FITTED_NUMBERS)]
-    ends = [min(float(values.min()), -1e-6), max(float(values.max()), 1e-6)]
-    parts = [1.0, 1.0]
-
-    def scale(at: list[float]) -> tuple[float, float]:
-        step = (ends[1] * at[1] - ends[0] * at[0]) / 255
-        return step, float(np.rint(-ends[0] * at[0] / step))
-
-    def error(at: list[float]) -> float:
-        step, zero = scale(at)
-        whole = np.clip(np.rint(thinned / step) + zero, 0, 255) - zero
-        return float(np.square(whole * step - thinned).mean())
-
-    for side in (1, 0, 1, 0):
-        tried = [[*parts[:side], float(end), *parts[side + 1 :]] for end in ENDS]
-        parts = min(tried, key=error)
-    return np.array(scale(parts), np.float32)
+    step = max(high - low, 1e-6) / 255
+    return np.array([step, np.rint(-low / step)], np.float32)
 
 
 def int8_arrays(arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> dict[str, Array]:
@@ -325,8 +302,27 @@ def _weight_file(version: ModelVersion) -> str:
 # Versions that a user makes
 
 
+class Registry(Protocol):
+    """What is used of a :class:`~auto_voice.models.model_registry.ModelRegistry`, which itself
+    needs what stands above."""
+
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def store(self) -> ModelStore: ...
+
+    def version(self, name: str, version: str | None = None) -> ModelVersion: ...
+
+    def pull(self, name: str, version: str | None = None) -> Mapping[str, Path]: ...
+
+    def load(self, name: str, version: str | None = None) -> Any: ...
+
+    def is_obtainable(self, version: ModelVersion) -> bool: ...
+
+
 def quantise(
-    registry: ModelRegistry,
+    registry: Registry,
     name: str,
     to: str,
     *,
@@ -386,7 +382,7 @@ def quantise(
     return _install(registry.store, (version, ready), made, new, kept, arrays)
 
 
-def published(registry: ModelRegistry, name: str) -> ModelVersion:
+def published(registry: Registry, name: str) -> ModelVersion:
     """The version that ``name`` means; for a bare name the original, whatever is preferred.
 
     Raises:
@@ -398,7 +394,7 @@ def published(registry: ModelRegistry, name: str) -> ModelVersion:
     return registry.version(name, version.quantised.of)
 
 
-def check_request(registry: ModelRegistry, version: ModelVersion, to: str, number: str) -> None:
+def check_request(registry: Registry, version: ModelVersion, to: str, number: str) -> None:
     """Whether ``version`` can be made into one of precision ``to``.
 
     Raises:
