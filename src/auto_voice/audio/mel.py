@@ -321,4 +321,3 @@ def _hann_power(bins: NDArray[Any], lines: NDArray[Any]) -> NDArray[Any]:
     power = np.square(np.sin(np.pi * (lines % 1)) / divisor)
     power[limit] = np.where(np.abs(apart[limit]) < 0.5, 1.0, 0.25)
     return np.asarray(power.sum(axis=1))
-

@@ -384,7 +384,7 @@ class VoiceConversionPipeline:
         if output is not None:
             output.refuse_mock(mock)
         with timed(timings, "voice"):
-            voice = self.voice(target, sample_rate)
+            voice = self._with_gain_note(self.voice(target, sample_rate))
         return ConversionSetup(
             source=recording,
             voice=voice,
@@ -502,6 +502,14 @@ class VoiceConversionPipeline:
         if not steps or not isinstance(converter, AdaptiveConverter) or voice.speech is None:
             return _without_fine_tuning(voice, converter.name)
         return self._fine_tunings.fine_tuned(converter, voice, steps, self._tell)
+
+    def _with_gain_note(self, voice: Voice) -> Voice:
+        """``voice`` with a note on what fine-tuning gains, where it could be done and is not."""
+        gain = getattr(self.converter, "fine_tuning_gain", "")
+        if not gain or voice.adaptation or voice.speech is None:
+            return voice
+        note = f"The voice was cloned without --fine-tune: {gain}."
+        return replace(voice, notes=(*voice.notes, note))
 
     def _of_this_encoder(self, voice: Voice) -> Voice:
         encoder = self.registry.resolved(self.config.speaker_encoder).partition(" ")[0]
