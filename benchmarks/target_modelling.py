@@ -39,7 +39,7 @@ VOCODER_ALONE = "nothing: the source's own mel through the vocoder"
 
 def fitted(
     steps: int,
-    share: float = fitting.Adaptation().share,
+    share: float = fitting.FineTuningPlan().share,
     everywhere: bool = False,
     rate: float = 1e-3,
 ) -> Callable[[Any, Voice], Voice]:
@@ -49,7 +49,7 @@ def fitted(
         kept = fitting.LATE
         fitting.LATE = ("",) if everywhere else kept
         try:
-            plan = fitting.Adaptation(share=share, rate=rate)
+            plan = fitting.FineTuningPlan(share=share, rate=rate)
             return fitting.fine_tune(converter, voice, steps, plan=plan)
         finally:
             fitting.LATE = kept

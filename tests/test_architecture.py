@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "auto_voice"
-FOUNDATION = {"types", "errors", "settings", "filesystem", "yaml_nodes"}
+FOUNDATION = {"types", "errors", "settings", "filesystem", "progress", "yaml_nodes", "events"}
 # What each room may import besides itself.
 MAY_IMPORT = {
     "audio": FOUNDATION,
@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "batch": FOUNDATION | {"audio", "models", "voices", "inference"},
     "training": FOUNDATION | {"audio", "models", "voices", "inference"},
     "evaluation": FOUNDATION | {"audio", "models", "voices", "inference", "batch"},
-    "client": {"errors"},
+    "client": {"errors", "events"},
     "server": FOUNDATION | {"audio", "models", "voices", "inference", "batch"},
     "cli": FOUNDATION
     | {"audio", "models", "voices", "inference", "batch", "server", "training", "evaluation"},

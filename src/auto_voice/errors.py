@@ -5,7 +5,8 @@
     │   ├── AudioNotFoundError
     │   ├── AudioFormatError       not audio, truncated, unsupported
     │   ├── AudioContentError      empty, silent, NaN, too short, no speech
-    │   └── AudioOutputError       cannot or must not write there
+    │   ├── AudioOutputError       cannot or must not write there
+    │   └── AudioDeviceError       a microphone or loudspeaker is missing, taken or unplugged
     ├── ConfigError                a setting, an option, a YAML key
     │   └── CatalogError           models.yaml: carries file and line
     ├── ModelError                 a model of the registry
@@ -91,6 +92,10 @@ class AudioOutputError(AudioError):
     """The output cannot or must not be written there."""
 
 
+class AudioDeviceError(AudioError):
+    """A microphone or loudspeaker is missing, taken or unplugged."""
+
+
 class ConfigError(AutoVoiceError, ValueError):
     """A setting, an option or a configuration file is wrong."""
 
@@ -164,9 +169,7 @@ class DownloadStatusError(DownloadError):
         headers: of the answer.
     """
 
-    def __init__(
-        self, message: str, status: int, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, message: str, status: int, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.headers = headers or {}

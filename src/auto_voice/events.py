@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import re
 import sys
 import threading
@@ -261,10 +260,6 @@ class Span:
 Subscriber: TypeAlias = Callable[[Event], None]
 _subscribers: tuple[Subscriber, ...] = ()
 _changing = threading.Lock()
-# Ids need to be different, not secret.
-_random = random.Random(os.urandom(16))
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: _random.seed(os.urandom(16)))
 
 
 def subscribe(tell: Subscriber) -> Callable[[], None]:
@@ -308,10 +303,10 @@ def span(what: What) -> Iterator[Span]:
 
 
 def _child(around: SpanContext | None) -> SpanContext:
-    span_id = f"{_random.getrandbits(64) or 1:016x}"
+    span_id = os.urandom(8).hex()
     if around is not None:
         return SpanContext(around.trace_id, span_id, around.sampled)
-    return SpanContext(f"{_random.getrandbits(128) or 1:032x}", span_id, _export is not None)
+    return SpanContext(os.urandom(16).hex(), span_id, _export is not None)
 
 
 def _tell(event: Event) -> None:
@@ -373,10 +368,17 @@ def export_otlp(endpoint: str, service: str = "autovoice") -> None:
     """
     global _export
     if not re.fullmatch(r"https?://[^\s@]+", endpoint):
-        raise ConfigError(f'the OTLP endpoint must look like http://127.0.0.1:4318, not "{endpoint}"')
+        raise ConfigError(
+            f'the OTLP endpoint must look like http://127.0.0.1:4318, not "{endpoint}"'
+        )
     if _export is None:
         _export = _Export(endpoint.rstrip("/"), service)
         subscribe(_export)
+
+
+def exported_to() -> str:
+    """The endpoint that events are sent to, for worker processes; "" if they stay here."""
+    return "" if _export is None else _export.endpoint
 
 
 def flush_otlp() -> None:
@@ -402,12 +404,13 @@ class _Export:
             raise MissingDependencyError(
                 f'{error.name} is not installed; run: pip install "auto-voice[otel]"'
             ) from error
-        from auto_voice import __version__
-
+        # Importing the package would be a circle.
+        version = str(vars(sys.modules["auto_voice"])["__version__"])
+        self.endpoint = endpoint
         _tell_trouble_once(endpoint)
         about = {"service.name": os.environ.get("OTEL_SERVICE_NAME") or service}
-        self._resource = Resource.create({**about, "service.version": __version__})
-        self._spans = BatchSpanProcessor(
+        self._resource = Resource.create({**about, "service.version": version})
+        self._spans: Any = BatchSpanProcessor(
             OTLPSpanExporter(f"{endpoint}/v1/traces", timeout=_EXPORT_SECONDS)
         )
         reader = PeriodicExportingMetricReader(
@@ -416,7 +419,7 @@ class _Export:
             export_timeout_millis=_EXPORT_SECONDS * 1000,
         )
         self._meters = MeterProvider([reader], resource=self._resource, shutdown_on_exit=False)
-        meter = self._meters.get_meter("auto_voice", __version__)
+        meter = self._meters.get_meter("auto_voice", version)
         self._seconds = meter.create_histogram(
             "autovoice.duration", "s", "Time that an event took, by its kind and subject.",
             explicit_bucket_boundaries_advisory=list(_BOUNDS),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from auto_voice.yaml_nodes import Node
 
 FALLBACKS = ("none", "compact", "mock")
+PREFERENCES = ("exact", "fastest", "smallest")
 # Read from the current folder.
 DOTENV = Path(".env")
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -52,14 +53,16 @@ class Settings:
         config: the user's YAML, which overlays the built-in catalog; None for the catalog alone.
         model_dir: where models are kept.
         offline: no socket is opened.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
-            several, which workers are spread over, joined by commas; among them ``vocoder=cuda:1``
-            for the models of a kind or for one model.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino`` or
+            ``openvino:bf16``. Several, joined by commas, are what workers are spread over; among
+            them ``vocoder=cuda:1`` is for the models of a kind or for one model.
         fallback: ``none``, ``compact`` or ``mock``.
         memory_budget_mb: loaded models stay under it, least recently used first out; 0 is no limit.
+        prefer: ``exact``, ``fastest`` or ``smallest``: which version a model's bare name means.
         voice_dir: where stored voices are.
         mirrors: base URLs of servers that are asked for a model's files before anybody else.
         mirror_token: bearer token for them, sent to nobody else.
+        otlp_endpoint: where traces and metrics go; "" sends none.
     """
 
     config: Path | None
@@ -68,9 +71,11 @@ class Settings:
     device: str
     fallback: str
     memory_budget_mb: int
+    prefer: str
     voice_dir: Path
     mirrors: tuple[str, ...]
     mirror_token: str = field(repr=False)
+    otlp_endpoint: str
     origins: Mapping[str, str]
 
 
@@ -203,10 +208,16 @@ def _fallback(raw: Any) -> str:
 
 # A device alone, or after the name of a kind, of a model or of a version of one.
 _DEVICE = re.compile(
-    r"(?:[A-Za-z0-9][A-Za-z0-9_.@+-]*=)?(?:auto|cpu|directml|coreml|openvino|cuda(?::\d+)?)"
+    r"(?:[A-Za-z0-9][A-Za-z0-9_.@+-]*=)?(?:auto|cpu|directml|coreml|openvino(?::bf16)?|cuda(?::\d+)?)"
 )
 # Key of a mapping for models that no other key names.
 DEFAULT_DEVICE = "default"
+
+
+def _preference(raw: Any) -> str:
+    if raw not in PREFERENCES:
+        raise ValueError("one of exact, fastest, smallest")
+    return str(raw)
 
 
 def _device(raw: Any) -> str:
@@ -220,8 +231,8 @@ def _device(raw: Any) -> str:
     parts = [part.strip() for part in raw.split(",")] if isinstance(raw, str) else []
     if not parts or not all(_DEVICE.fullmatch(part) for part in parts):
         raise ValueError(
-            "one of auto, cpu, cuda, cuda:0, cuda:1, directml, coreml, openvino, or several with "
-            "commas, such as cuda:0,cuda:1 or auto,vocoder=cuda:1"
+            "one of auto, cpu, cuda, cuda:0, cuda:1, directml, coreml, openvino, openvino:bf16, or "
+            "several with commas, such as cuda:0,cuda:1 or auto,vocoder=cuda:1"
         )
     return ",".join(dict.fromkeys(parts))
 
@@ -240,6 +251,12 @@ def _mirrors(raw: Any) -> tuple[str, ...]:
         if not re.fullmatch(r"https?://[^/@?#\s]+(/[^@?#\s]*)?", url):
             raise ValueError("addresses such as http://10.0.0.5:8000, without a password")
     return tuple(dict.fromkeys(urls))
+
+
+def _address(raw: Any) -> str:
+    if not isinstance(raw, str) or not re.fullmatch(r"(https?://[^\s@]+)?", raw):
+        raise ValueError("an address such as http://127.0.0.1:4318")
+    return raw
 
 
 def _token(raw: Any) -> str:
@@ -282,7 +299,8 @@ SETTINGS: Mapping[str, Setting] = {
             "device",
             _device,
             lambda: "auto",
-            "auto, cpu, cuda, cuda:N, directml, coreml or openvino; several with commas; "
+            "auto, cpu, cuda, cuda:N, directml, coreml, openvino or openvino:bf16; several with "
+            "commas; "
             "vocoder=cuda:1 for one kind or model",
         ),
         Setting(
@@ -294,8 +312,15 @@ SETTINGS: Mapping[str, Setting] = {
         Setting(
             "memory_budget_mb", _megabytes, lambda: 0, "limit for loaded models in MB, 0 for none"
         ),
+        Setting(
+            "prefer",
+            _preference,
+            lambda: "exact",
+            "which version of a model runs: exact, fastest or smallest",
+        ),
         Setting("voice_dir", _path, lambda: user_folder("voices"), "where stored voices are"),
         Setting("mirrors", _mirrors, lambda: (), "servers asked first for a model's files"),
         Setting("mirror_token", _token, lambda: "", "bearer token for the mirrors", secret=True),
+        Setting("otlp_endpoint", _address, lambda: "", "where telemetry is sent; none by default"),
     )
 }

@@ -5,9 +5,8 @@ Nothing here imports torch, reads a file or knows a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,32 +18,6 @@ BoolArray = NDArray[np.bool_]
 SPEECH_RATE = 16_000
 # Of a speaker embedding (GE2E).
 EMBEDDING_DIMS = 256
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far one stage of the work is.
-
-    Attributes:
-        stage: ``download``, ``load``, ``fine-tune`` or ``convert``.
-        done: how much of it is done, in the stage's own unit (bytes, models, steps, frames).
-        total: how much there is in all, in the same unit; 0 where it is not known.
-        item: what the stage works on, such as the name of a model or of a voice.
-    """
-
-    stage: str
-    done: float
-    total: float = 1.0
-    item: str = ""
-
-    @property
-    def fraction(self) -> float:
-        """From 0 to 1; 0 where the total is not known."""
-        return min(1.0, self.done / self.total) if self.total > 0 else 0.0
-
-
-# Is told each step of every stage. What it raises ends the work.
-ProgressCallback: TypeAlias = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -144,9 +117,9 @@ class Voice:
         consent: what the owner of the voice agreed to, in the user's words.
         speech: ``(samples,)`` int16 at 16 kHz, the speech that the voice was made from; None where
             it was not kept. With it a voice can be encoded again for other models.
-        adaptation: what fine-tuning to this voice adds to the converter's weights, by parameter;
+        fine_tuning: what fine-tuning to this voice adds to the converter's weights, by parameter;
             empty where the converter speaks it as it is.
-        adapted_to: ``name@version`` of the converter that ``adaptation`` belongs to.
+        fine_tuned_converter: ``name@version`` of the converter that ``fine_tuning`` belongs to.
     """
 
     embedding: FloatArray
@@ -161,9 +134,9 @@ class Voice:
     quality: Mapping[str, float | None] = field(default_factory=dict)
     consent: str = ""
     speech: NDArray[np.int16] | None = None
-    adaptation: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
-    adapted_to: str = ""
+    fine_tuning: Mapping[str, NDArray[np.float16]] = field(default_factory=dict)
+    fine_tuned_converter: str = ""
 
     def __repr__(self) -> str:
-        tuned = f", fine-tuned {self.adapted_to}" if self.adaptation else ""
+        tuned = f", fine-tuned {self.fine_tuned_converter}" if self.fine_tuning else ""
         return f"Voice({self.name!r}, {self.speech_seconds:.1f} s of speech{tuned})"

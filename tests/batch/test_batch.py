@@ -14,7 +14,13 @@ import soundfile
 
 from auto_voice.batch.executors import InlineExecutor, ProcessExecutor, WorkerSpec
 from auto_voice.batch.jobs import BatchJob, Defaults, collect
-from auto_voice.batch.manifest import VOICES_KEPT, Converting, Manifest, run_batch
+from auto_voice.batch.manifest import (
+    VOICES_KEPT,
+    Converting,
+    Manifest,
+    _make_folder,
+    run_batch,
+)
 from auto_voice.errors import (
     AudioNotFoundError,
     AudioOutputError,
@@ -288,3 +294,35 @@ def test_a_batch_that_is_killed_at_any_point_is_finished_by_the_next():
     assert sorted(set(done)) == [f"talk{i}.wav" for i in range(5)]
     assert all(soundfile.info(f"out/talk{i}.wav").frames == 33075 for i in range(5))
     assert not [p.name for p in Path("out").iterdir() if "partial" in p.name]
+
+
+def test_a_manifest_line_that_is_no_object_is_named(tmp_path):
+    path = tmp_path / "manifest.jsonl"
+    with Manifest(path):
+        pass
+    first = path.read_text()
+    for line in ("5", "null", "[1]", '"output"'):
+        path.write_text(first + line + "\n")
+        with (
+            pytest.raises(AudioOutputError, match=r"jsonl:2 is no line of a batch manifest"),
+            Manifest(path),
+        ):
+            pass
+    path.write_text("5\n")
+    with pytest.raises(AudioOutputError, match=r"jsonl:1 is no line"), Manifest(path):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_words(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        with (
+            pytest.raises(AudioOutputError, match=r"cannot be written \(Read-only file system\)"),
+            Manifest(tmp_path / "out" / "manifest.jsonl"),
+        ):
+            pass
+        with pytest.raises(AudioOutputError, match=r"cannot be made \(Read-only file system\)"):
+            _make_folder(tmp_path / "out")

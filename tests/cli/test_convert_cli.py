@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from auto_voice import __version__
-from auto_voice.cli import errors, main
+from auto_voice.cli import main
 from auto_voice.errors import ModelUnavailableError
 from auto_voice.models.mock_models import mock_sample
 
@@ -196,14 +196,14 @@ def test_other_ends_of_a_command(capsys):
     def full():
         raise MemoryError
 
-    assert errors.run_guarded(full, debug=False) == 2
+    assert main.run_guarded(full, debug=False) == 2
     assert "memory is full" in capsys.readouterr().err
-    assert errors.run_guarded(lambda: 7, debug=False) == 7
+    assert main.run_guarded(lambda: 7, debug=False) == 7
 
 
 def test_a_closed_pipe_is_no_error():
     code = (
-        "import sys; from auto_voice.cli.errors import run_guarded\n"
+        "import sys; from auto_voice.cli.main import run_guarded\n"
         "def write():\n"
         "    raise BrokenPipeError\n"
         "sys.exit(run_guarded(write, debug=False))"

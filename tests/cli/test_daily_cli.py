@@ -139,12 +139,12 @@ def test_a_blend_makes_fittings_of_other_converters_anew_where_it_can(run, recor
         run("voices", "add", name, file, "--mock")
     voice = load_voice(VoiceLibrary().require("a"))
     learnt = {"weight": np.ones(3, np.float16)}
-    old = replace(voice, adaptation=learnt, adapted_to="old@1")
+    old = replace(voice, fine_tuning=learnt, fine_tuned_converter="old@1")
     VoiceLibrary().add("old", old if recorded else replace(old, speech=None))
     code, out, err = run("voices", "blend", "mix", "old=1", "b=1", "--mock")
     assert code == 0
     mix = load_voice(VoiceLibrary().require("mix"))
-    assert mix.adapted_to == ("" if recorded else "old@1")
+    assert mix.fine_tuned_converter == ("" if recorded else "old@1")
     code, out, err = run("convert", "talk.wav", "--voice", "mix", "--mock", "-o", "x.wav")
     assert code == 0
     assert ("was fine-tuned with old@1" in out + err) == (not recorded)

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from auto_voice.cli.errors import run_guarded
+from auto_voice.cli.main import run_guarded
 from auto_voice.cli.showing import ProgressDisplay
-from auto_voice.types import Progress
+from auto_voice.progress import Progress
 from hand_made_stages import speech_like
 
 COMMAND = [sys.executable, "-m", "auto_voice.cli", "convert"]

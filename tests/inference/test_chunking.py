@@ -12,12 +12,12 @@ from auto_voice.inference.chunking import (
     Chunk,
     common_period,
     hop_energies,
-    join,
     plan_chunks,
     quiet_hops,
 )
 from auto_voice.inference.voice_conversion_pipeline import PipelineConfig
 from auto_voice.types import Waveform
+from hand_made_stages import join
 
 MEL = Fraction(22050, 256)
 

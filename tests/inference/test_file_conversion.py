@@ -23,13 +23,13 @@ from auto_voice.errors import (
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.analysis import Analysis, analyse, pitch_of
 from auto_voice.inference.checkpoint import Checkpoint
-from auto_voice.inference.chunking import Chunk, ContentWindows, Joiner, halved, join
+from auto_voice.inference.chunking import Chunk, ContentWindows, Joiner, halved
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.inputs import FileSamples, MemorySamples, Section
 from auto_voice.inference.result import OutputSpec
 from auto_voice.types import Content, Pitch, Waveform
 from auto_voice.voices.voice_file import save_voice
-from hand_made_stages import LocalContent, LocalVocoder
+from hand_made_stages import LocalContent, LocalVocoder, join
 
 PIECES = PipelineConfig(chunk_seconds=6)
 SECONDS = 20.0
@@ -312,6 +312,28 @@ def test_a_source_that_fails_is_not_blamed_on_the_output(
         on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
 
 
+def test_only_what_the_disk_does_is_blamed_on_the_output(
+    hand_made, talk, voice, tmp_path, monkeypatch
+):
+    """An error of a model is no error of the disk, and what the disk refuses is told in words."""
+    monkeypatch.setattr(
+        "auto_voice.inference.conversion.prepare",
+        lambda *_: (_ for _ in ()).throw(OSError("model")),
+    )
+    with pytest.raises(OSError, match=r"^model$"):
+        on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
+    monkeypatch.undo()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("auto_voice.inference.checkpoint.fsync_file", full)
+    with pytest.raises(
+        AudioOutputError, match=r"\(No space left on device\); what is done is kept"
+    ):
+        on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
+
+
 def test_a_checkpoint_is_deleted_while_it_is_held(tmp_path):
     folder = tmp_path / "out.wav.partial"
     cleared = []
@@ -338,7 +360,10 @@ def test_what_the_next_process_put_there_stays(tmp_path):
 
 def test_a_checkpoint_that_cannot_be_read_is_let_go(tmp_path):
     (tmp_path / "out.wav.partial" / "state.json").mkdir(parents=True)
-    with pytest.raises(OSError, match="state"), Checkpoint(tmp_path / "out.wav", "key"):
+    with (
+        pytest.raises(AudioOutputError, match=r"out\.wav\.partial cannot be used"),
+        Checkpoint(tmp_path / "out.wav", "key"),
+    ):
         pass
     (tmp_path / "out.wav.partial" / "state.json").rmdir()
     with Checkpoint(tmp_path / "out.wav", "key") as checkpoint:

@@ -15,7 +15,8 @@ from auto_voice.errors import ConfigError, VoiceError
 from auto_voice.inference import PipelineConfig
 from auto_voice.inference.checkpoint import fingerprint
 from auto_voice.inference.controls import Controls
-from auto_voice.types import Progress, Waveform
+from auto_voice.progress import Progress
+from auto_voice.types import Waveform
 from auto_voice.voices.blending import blend_voices
 from hand_made_stages import LocalConverter, speech_like
 
@@ -27,12 +28,12 @@ class Learning(LocalConverter):
         super().__init__()
         self.fitted = []
 
-    def adapt(self, voice, steps, progress=None):
+    def fine_tune(self, voice, steps, progress=None):
         self.fitted.append(steps)
         if progress is not None:
             progress(1.0)
         learnt = {"weight": np.full(3, float(steps), np.float16)}
-        return replace(voice, adaptation=learnt, adapted_to=self.name)
+        return replace(voice, fine_tuning=learnt, fine_tuned_converter=self.name)
 
 
 @pytest.fixture
@@ -49,10 +50,10 @@ def learning(hand_made):
 def test_cloning_fits_once_and_remembers(learning, reference, source):
     pipeline, converter = learning(fine_tune_steps=12)
     voice = pipeline.clone(reference)
-    assert voice.adapted_to == "follow@1"
+    assert voice.fine_tuned_converter == "follow@1"
     assert converter.fitted == [12]
     pipeline.convert(source, voice)
-    assert converter.calls[-1].voice.adaptation["weight"][0] == 12
+    assert converter.calls[-1].voice.fine_tuning["weight"][0] == 12
     pipeline.convert(source, reference)  # The same recording again.
     assert converter.fitted == [12]
 
@@ -60,7 +61,7 @@ def test_cloning_fits_once_and_remembers(learning, reference, source):
 @pytest.mark.parametrize("config", [{"fine_tune_steps": 0}, {"fine_tune": False}])
 def test_a_converter_is_not_fine_tuned_unless_asked(learning, reference, config):
     pipeline, converter = learning(**config)
-    assert not pipeline.clone(reference).adaptation
+    assert not pipeline.clone(reference).fine_tuning
     assert converter.fitted == []
     assert PipelineConfig().fine_tune is False
 
@@ -74,7 +75,7 @@ def test_a_voice_asked_for_its_embedding_alone_is_not_fitted(learning, reference
 def test_a_voice_stored_fine_tuned_is_used_so_without_asking(learning, reference, source, tmp_path):
     path = save_voice(tmp_path / "ann.safetensors", learning()[0].clone(reference))
     pipeline, converter = learning(fine_tune=False)
-    assert pipeline.convert(source, path).voice.adapted_to == "follow@1"
+    assert pipeline.convert(source, path).voice.fine_tuned_converter == "follow@1"
     assert converter.fitted == []
 
 
@@ -89,7 +90,7 @@ def test_a_stored_voice_is_used_as_it_is_and_refitted_for_another_converter(
     other.name = "follow@2"
     result = fresh.convert(source, path)
     assert len(other.fitted) == 1
-    assert result.voice.adapted_to == "follow@2"
+    assert result.voice.fine_tuned_converter == "follow@2"
 
 
 def test_a_blend_has_no_recording_to_learn_from(learning, reference, source):
@@ -99,25 +100,25 @@ def test_a_blend_has_no_recording_to_learn_from(learning, reference, source):
     fitted = len(converter.fitted)
     result = pipeline.convert(source, blend)
     assert len(converter.fitted) == fitted
-    assert result.voice.adaptation["weight"][0] == pytest.approx(40, rel=1e-3)
+    assert result.voice.fine_tuning["weight"][0] == pytest.approx(40, rel=1e-3)
 
 
 def test_a_fitting_to_another_converter_that_cannot_be_made_again_is_named(
     learning, reference, source
 ):
     pipeline, converter = learning()
-    old = replace(pipeline.clone(reference), adapted_to="follow@0")
+    old = replace(pipeline.clone(reference), fine_tuned_converter="follow@0")
     blend = replace(old, speech=None)
     result = pipeline.convert(source, blend)
     assert any(
         "was fine-tuned with follow@0 and is spoken by follow@1" in note for note in result.notes
     )
-    assert not converter.calls[-1].voice.adaptation
+    assert not converter.calls[-1].voice.fine_tuning
     unfitting, _ = learning(fine_tune_steps=0)
     assert any("fine-tuned with follow@0" in note for note in unfitting.convert(source, old).notes)
     again = pipeline.convert(source, old)
     assert not any("follow@0" in note for note in again.notes)
-    assert again.voice.adapted_to == "follow@1"
+    assert again.voice.fine_tuned_converter == "follow@1"
 
 
 def test_progress_of_the_fitting_is_told(learning, reference):
@@ -138,14 +139,14 @@ def test_impossible_numbers_of_steps(steps):
 def test_threads_that_want_one_voice_fit_it_once(learning, reference):
     pipeline, converter = learning()
     entered, go_on = threading.Event(), threading.Event()
-    fit = converter.adapt
+    fit = converter.fine_tune
 
     def slow(voice, steps, progress=None):
         entered.set()
         assert go_on.wait(30)
         return fit(voice, steps, progress)
 
-    converter.adapt = slow
+    converter.fine_tune = slow
     voice = pipeline.clone(reference, fine_tune=False)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(pipeline.voice, voice)
@@ -154,22 +155,22 @@ def test_threads_that_want_one_voice_fit_it_once(learning, reference):
         go_on.set()
         found = [one.result() for one in (first, *rest)]
     assert converter.fitted == [40]
-    assert all(one.adapted_to == "follow@1" for one in found)
+    assert all(one.fine_tuned_converter == "follow@1" for one in found)
 
 
 def test_a_fitting_that_is_stopped_is_begun_again(learning, reference):
     pipeline, converter = learning()
     voice = pipeline.clone(reference, fine_tune=False)
-    fit = converter.adapt
+    fit = converter.fine_tune
 
     def stopped(*_):
         raise InterruptedError
 
-    converter.adapt = stopped
+    converter.fine_tune = stopped
     with pytest.raises(InterruptedError):
         pipeline.voice(voice)
-    converter.adapt = fit
-    assert pipeline.voice(voice).adaptation
+    converter.fine_tune = fit
+    assert pipeline.voice(voice).fine_tuning
 
 
 def test_another_voice_from_the_same_recording_is_fitted_by_itself(learning, reference):
@@ -177,16 +178,16 @@ def test_another_voice_from_the_same_recording_is_fitted_by_itself(learning, ref
     pipeline, converter = learning()
     voice = pipeline.clone(reference)
     other = {**voice.frames, "mel": voice.frames["mel"] + 1}
-    pipeline.voice(replace(voice, frames=other, adaptation={}, adapted_to=""))
+    pipeline.voice(replace(voice, frames=other, fine_tuning={}, fine_tuned_converter=""))
     assert len(converter.fitted) == 2
 
 
 def test_a_partial_of_another_fitting_is_another_work(learning, reference, tmp_path):
     voice = learning()[0].clone(reference)
-    changed = {"weight": voice.adaptation["weight"] + np.float16(1)}
+    changed = {"weight": voice.fine_tuning["weight"] + np.float16(1)}
     keys = {
         fingerprint("source", one, Controls(), {}, 30.0)
-        for one in (voice, replace(voice, adaptation=changed), replace(voice, adaptation={}))
+        for one in (voice, replace(voice, fine_tuning=changed), replace(voice, fine_tuning={}))
     }
     assert len(keys) == 3
 
@@ -203,15 +204,15 @@ def test_a_partial_of_another_fitting_is_another_work(learning, reference, tmp_p
     ],
     ids=["large", "infinite", "beyond half precision", "whole numbers", "many", "long name"],
 )
-def test_a_forged_adaptation_in_a_file_is_refused(learning, reference, tmp_path, forged):
-    voice = replace(learning()[0].clone(reference), adaptation=forged)
+def test_a_forged_fine_tuning_in_a_file_is_refused(learning, reference, tmp_path, forged):
+    voice = replace(learning()[0].clone(reference), fine_tuning=forged)
     with pytest.raises(VoiceError, match="clone the voice again"):
         load_voice(save_voice(tmp_path / "forged.safetensors", voice))
 
 
 def test_a_blend_says_who_was_fitted_to_another_converter(learning, reference):
     voice = learning()[0].clone(reference)
-    other = replace(voice, name="ben", adapted_to="follow@2")
+    other = replace(voice, name="ben", fine_tuned_converter="follow@2")
     notes = blend_voices([(voice, 0.5), (other, 0.5)]).notes
     assert any("ben was fine-tuned with follow@2" in note for note in notes)
 

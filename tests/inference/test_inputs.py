@@ -13,10 +13,13 @@ import soundfile
 
 from auto_voice import OutputSpec, convert
 from auto_voice.errors import AudioContentError, AudioFormatError, AudioOutputError, ConfigError
-from auto_voice.inference import PipelineConfig
+from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.inputs import Source, as_waveform
+from auto_voice.models import ModelRegistry
+from auto_voice.progress import told_to
 from auto_voice.types import Voice, Waveform
 from hand_made_stages import speech_like
+from registry_kit import tone_catalog
 
 MOCK = PipelineConfig(use_mock_models=True)
 
@@ -203,12 +206,32 @@ def test_progress_of_every_stage_comes_through_one_channel(hand_made, source, re
     pipeline, _ = hand_made()
     seen = []
     pipeline.convert(source, reference, progress=seen.append)
-    assert {event.stage for event in seen} == {"load", "convert"}
+    assert {event.stage for event in seen} == {"convert"}
     assert all(0 <= event.fraction <= 1 for event in seen)
     assert seen[-1].fraction == 1
     pipeline.progress = (default := []).append
     pipeline.convert(source, reference)
     assert len(default) == len(seen)
+
+
+def test_the_progress_of_a_call_carries_downloads_and_loads(tmp_path, source, reference):
+    """Even if neither the pipeline nor its registry has a listener of its own."""
+    registry = ModelRegistry(
+        tmp_path / "models", use_mock=True, config=tone_catalog(tmp_path), progress=False
+    )
+    pipeline = VoiceConversionPipeline(model_registry=registry)
+    seen = []
+    pipeline.convert(source, reference, progress=seen.append)
+    loads = {event.item: event.fraction for event in seen if event.stage == "load"}
+    assert len(loads) == 4
+    assert set(loads.values()) == {1.0}
+    real = ModelRegistry(tmp_path / "models", config=tone_catalog(tmp_path), progress=False)
+    seen.clear()
+    with told_to(seen.append):
+        real.load("tone")
+    assert [event.stage for event in seen] == ["load", "download", "load"]
+    assert seen[1].item == "tone@1.0 tone.wav"
+    assert seen[1].fraction == 1
 
 
 def test_short_references_convert_with_a_warning(hand_made, speech, source):
@@ -278,3 +301,13 @@ def test_voices_and_results_can_be_sent_to_other_processes(hand_made, source, re
     np.testing.assert_array_equal(again.samples, result.samples)
     bare = Voice(np.full(256, 1 / 16, np.float32))
     assert copy.deepcopy(bare).frames == {}
+
+
+def test_references_that_are_voices_or_lack_labels_are_told(hand_made, reference):
+    pipeline, _ = hand_made()
+    voice = pipeline.clone(reference)
+    with pytest.raises(ConfigError, match="not voices; give one voice"):
+        pipeline.voice([voice, voice])
+    with pytest.raises(ConfigError, match="2 labels for 1 recordings"):
+        pipeline.clone([reference], labels=["one", "two"])
+    assert pipeline.clone([reference, reference], labels=["one", "two"]).name == voice.name

@@ -271,7 +271,7 @@ def test_models_that_do_not_fit_each_other_are_named(hand_made, source, referenc
     foreign = LocalContent()
     foreign.space, foreign.name = "elsewhere", "foreign@1"
     pipeline, _ = hand_made(content_whisper=foreign)
-    with pytest.raises(ModelLoadError, match="autovoice models calibrate content_whisper"):
+    with pytest.raises(ModelLoadError, match="autovoice models map content_whisper"):
         pipeline.convert(source, reference)
     coarse = LocalVocoder()
     coarse.hop_samples = 512

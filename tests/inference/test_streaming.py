@@ -130,16 +130,15 @@ def test_it_equals_the_conversion_of_the_file_when_the_speaker_is_known(hand_mad
 
 @pytest.mark.slow
 def test_the_level_follows_the_source(hand_made, voice):
-    """Before the loud part is heard the quiet one comes out as it does when the whole is known."""
+    """What is loud comes out as loud at once, and what is quiet after it as from a file."""
     pipeline, _ = hand_made()
     quiet, loud = (10 ** (db / 20) * speech_like(3.0, 120.0) for db in (-30, -6))
     samples = np.concatenate([quiet, loud, quiet]).astype(np.float32)
     whole = pipeline.convert(samples, voice, sample_rate=16000).samples
     stream = pipeline.stream(voice, sample_rate=16000, output_rate=22050)
     result = run(stream, samples, 1600)
-    for start in (0.5, 3.5, 6.5):
-        part = slice(round(start * 22050), round((start + 2) * 22050))
-        assert level_db(result[part]) == pytest.approx(level_db(whole[part]), abs=1.5)
+    part = slice(round(6.5 * 22050), round(8.5 * 22050))
+    assert level_db(result[part]) == pytest.approx(level_db(whole[part]), abs=1.5)
     loud_part = slice(4 * 16000, 6 * 16000)
     made = level_db(resample(result, 22050, 16000)[loud_part])
     assert made == pytest.approx(level_db(samples[loud_part]), abs=1)
@@ -188,7 +187,8 @@ def test_strength_lies_between_the_speaker_and_the_voice(opened, voice):
     stream.change(controls=Controls(strength=1.0))
     stream.push(speech_like(1.0, 110.0))
     alike = [float(call.voice.embedding @ voice.embedding) for call in converter.calls]
-    assert alike[0] < 0.9999 and alike[-1] == pytest.approx(1)
+    assert alike[0] < 0.9999
+    assert alike[-1] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_session_that_falls_behind_drops_the_oldest_block_and_says_so(caplog):
     with caplog.at_level(logging.WARNING):
         for start in range(0, 16000, 1600):
             session.feed(ramp(0.1, start))
-    assert "left out" in caplog.text
+    assert caplog.text.count("left out") == 1  # Not at every block.
     session.finish()
     heard = session.take(16000)
     assert np.count_nonzero(heard) < 5000
@@ -377,7 +377,11 @@ def test_bypassed_the_source_comes_out_as_late_and_without_a_click():
     assert not joined[:14000].any()
     assert np.abs(np.diff(joined)).max() < 0.08
     later = joined[24000:30000]
-    match = max(range(1000, 4000), key=lambda lag: float(later @ tone[24000 - lag : 30000 - lag]))
+
+    def distance(lag):
+        return np.abs(later - tone[24000 - lag : 30000 - lag]).max()
+
+    match = min(range(1000, 4000), key=distance)
     np.testing.assert_allclose(later, tone[24000 - match : 30000 - match], atol=1e-5)
 
 

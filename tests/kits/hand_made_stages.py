@@ -11,6 +11,7 @@ import numpy as np
 
 from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.pitch import align_pitch
+from auto_voice.inference.chunking import Joiner
 from auto_voice.models.mock_models import mock_sample
 from auto_voice.models.registry.store import ModelStore
 from auto_voice.types import Content, Mel
@@ -96,6 +97,8 @@ class HandMade:
         "speaker_encoder": "speaker",
     }
 
+    use_mock = False
+
     def __init__(self, **stages) -> None:
         self.store = ModelStore(Path("no-such-folder"))
         self.stages = {
@@ -107,6 +110,9 @@ class HandMade:
 
     def version(self, name, version=None):
         return SimpleNamespace(name=name, version="1.0", kind=self.KINDS[name])
+
+    def is_installed(self, version):
+        return False
 
     def in_space(self, name, space):
         return None
@@ -122,3 +128,9 @@ class HandMade:
 
     def is_mock(self, name, version=None):
         return False
+
+
+def join(pieces, hop_samples, samples):
+    """Rendered pieces, pairs of a chunk and its audio in order, as ``(samples,)``."""
+    joiner = Joiner(hop_samples, samples)
+    return np.concatenate([joiner.push(chunk, audio) for chunk, audio in pieces])

@@ -14,6 +14,7 @@ from test_kill_resume import DATA, SIZE, Zygote, job_of, zygote
 
 from auto_voice.models.model_loader import DownloadProgressBar, ModelLoader
 from auto_voice.models.registry.store import ModelStore
+from auto_voice.progress import Progress
 from fault_server import Fault, FaultServer, fault_server, model_file, model_version, random_bytes
 
 __all__ = ["zygote"]
@@ -94,13 +95,15 @@ def test_versions_that_share_files_in_another_order_do_not_deadlock(
 
 
 def test_progress_counts_every_byte_up_to_the_total(server: FaultServer, tmp_path: Path) -> None:
-    heard: list[tuple[str, int, int]] = []
+    heard: list[Progress] = []
     version = model_version(model_file(DATA, server.serve("w", DATA)))
     server.fail("w", Fault(cut_after=SIZE // 2))
-    with ModelLoader(ModelStore(tmp_path), progress=lambda *event: heard.append(event)) as loader:
+    with ModelLoader(ModelStore(tmp_path), progress=heard.append) as loader:
         loader.ensure(version)
-    assert {(label, total) for label, _, total in heard} == {("toy@1.0 weights.bin", SIZE)}
-    positions = [done for _, done, _ in heard]
+    assert {(told.stage, told.item, told.total) for told in heard} == {
+        ("download", "toy@1.0 weights.bin", SIZE)
+    }
+    positions = [told.done for told in heard]
     assert positions == sorted(positions)
     assert positions[-1] == SIZE
 

@@ -128,6 +128,48 @@ def test_a_full_memory_is_a_memory_error() -> None:
         network()
 
 
+class FillsUp:
+    """A session of a GPU whose memory other programs fill after the first run."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.runs = session, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.session, name)
+
+    def run(self, wanted: Any, named: Any, options: Any) -> Any:
+        self.runs += 1
+        if self.runs > 1:
+            raise RuntimeError("CUDA failure 2: out of memory ; GPU=0")
+        return self.session.run(wanted, named)
+
+
+def test_a_network_whose_device_fills_up_goes_on_on_the_cpu(
+    network: Network, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[Any] = []
+
+    def on_cpu() -> Any:
+        made.append(network._session)
+        return network._session
+
+    moved = Network(FillsUp(network._session), "cuda:0", None, "", on_cpu, "ge2e@1.0")
+    wanted = network(mels())
+    with sessions.moves_noted() as moves:
+        np.testing.assert_array_equal(moved(mels()), wanted)
+        assert not moves
+        with ThreadPoolExecutor(4) as pool:  # Whoever meets the full device, one session is made.
+            for got in pool.map(lambda _: moved(mels()), range(4)):
+                np.testing.assert_array_equal(got, wanted)
+    assert (len(made), moved.device) == (1, "cpu")
+    assert "ge2e@1.0 went on running on the CPU: the memory of cuda:0 is full" in caplog.text
+    again = Network(FillsUp(network._session), "cuda:0", None, "", on_cpu, "ge2e@1.0")
+    with sessions.moves_noted() as moves:
+        again(mels())
+        again(mels())
+    assert moves == ["ge2e@1.0 went on running on the CPU: the memory of cuda:0 is full."]
+
+
 def test_an_interruption_stops_what_runs_and_nothing_else(network: Network) -> None:
     work = Interruption()
     entered = threading.Event()

@@ -45,6 +45,7 @@ from auto_voice.models.registry.sources import (
 )
 from auto_voice.models.registry.store import ModelStore
 from auto_voice.models.registry.transfer import HttpTransfer, RetryPolicy
+from auto_voice.progress import Progress
 from fault_server import (
     FakeClock,
     Fault,
@@ -425,17 +426,15 @@ def test_a_wheel_that_is_cut_off_is_resumed_and_its_progress_is_shown(
 ) -> None:
     size = index.stat().st_size
     server.fail(FILE, Fault(cut_after=100_000))
-    heard: list[tuple[str, int, int]] = []
+    heard: list[Progress] = []
     store = ModelStore(tmp_path / "models")
-    downloader = ModelDownloader(
-        store, clock=FakeClock(), progress=lambda *told: heard.append(told)
-    )
-    with ModelLoader(store, downloader=downloader) as loader:
+    downloader = ModelDownloader(store, clock=FakeClock())
+    with ModelLoader(store, downloader=downloader, progress=heard.append) as loader:
         assert pull(loader, member_uri(index, "w.bin")) == DATA
     assert server.of(FILE)[1].headers["range"] == "bytes=100000-"
     assert server.sent(FILE) == size
-    assert heard[-1] == ("toy@1.0 weights.bin", size, size)
-    assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
+    assert heard[-1] == Progress("download", size, size, "toy@1.0 weights.bin")
+    assert [told.done for told in heard] == sorted(told.done for told in heard)
 
 
 def test_a_run_that_ends_half_way_is_resumed_by_the_next_and_leaves_nothing(

@@ -333,9 +333,12 @@ def voice_bytes(tmp_path, **changes):
         {"speech_seconds": 1e9},
         {"speech_seconds": -5.0},
         {"quality": {f"figure {n}": 1.0 for n in range(500)}},
-        {"adaptation": {"no.such.weight": np.ones((3, 3), np.float16)}, "adapted_to": "x@1"},
-        {"adaptation": {"head": np.full((3, 3), 90, np.float16)}, "adapted_to": "x@1"},
-        {"adaptation": {"head": np.ones((3, 3), np.float16)}},
+        {
+            "fine_tuning": {"no.such.weight": np.ones((3, 3), np.float16)},
+            "fine_tuned_converter": "x@1",
+        },
+        {"fine_tuning": {"head": np.full((3, 3), 90, np.float16)}, "fine_tuned_converter": "x@1"},
+        {"fine_tuning": {"head": np.ones((3, 3), np.float16)}},
     ],
 )
 def test_absurd_voices_are_refused(client, tmp_path, changes):

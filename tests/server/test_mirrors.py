@@ -283,9 +283,7 @@ def test_a_mirror_needs_the_servers_token(origin, mirror, tmp_path, monkeypatch)
     assert len(origin.of("tone.wav")) == 1
 
 
-def test_a_mirror_that_could_not_fetch_sends_others_to_the_source(
-    origin, mirror, tmp_path
-) -> None:
+def test_a_mirror_that_could_not_fetch_sends_others_to_the_source(origin, mirror, tmp_path) -> None:
     catalog = tone_at(origin, tmp_path)
     live = mirror(catalog, mirror_fetch=True)
     origin.fail("tone.wav", Fault(status=404))

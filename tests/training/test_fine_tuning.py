@@ -21,7 +21,7 @@ from auto_voice.training.fine_tuning import (
     MOST_TIMES_LONGER,
     SEEN_FRAMES,
     SHORT_FRAMES,
-    Adaptation,
+    FineTuningPlan,
     _leave_out,
     fine_tune,
 )
@@ -72,13 +72,13 @@ def test_new_words_come_closer_to_the_speaker(converter):
     target = voice(tilt=2.0)
     truth = voice(tilt=2.0, seed=5, frames=120).frames["mel"]
     before = np.abs(spoken(converter, target) - truth).mean()
-    after = np.abs(spoken(converter, converter.adapt(target, 60)) - truth).mean()
+    after = np.abs(spoken(converter, converter.fine_tune(target, 60)) - truth).mean()
     assert after < 0.75 * before
 
 
 def test_each_speaker_gets_what_is_theirs(converter):
-    dark = converter.adapt(voice(tilt=-2.0), 60)
-    bright = converter.adapt(voice(tilt=2.0), 60)
+    dark = converter.fine_tune(voice(tilt=-2.0), 60)
+    bright = converter.fine_tune(voice(tilt=2.0), 60)
     slope = np.linspace(-1, 1, 80)
     assert (spoken(converter, bright) @ slope).mean() > (spoken(converter, dark) @ slope).mean() + 5
 
@@ -86,36 +86,36 @@ def test_each_speaker_gets_what_is_theirs(converter):
 def test_the_converter_itself_stays_as_it_was(converter):
     before = {k: v.copy() for k, v in converter.weights.items()}
     plain = spoken(converter, voice())
-    converter.adapt(voice(tilt=2.0), 10)
+    converter.fine_tune(voice(tilt=2.0), 10)
     for name, values in converter.weights.items():
         np.testing.assert_array_equal(values, before[name], err_msg=name)
     np.testing.assert_array_equal(spoken(converter, voice()), plain)
 
 
 def test_the_same_speech_gives_the_same_numbers(converter):
-    one, two = converter.adapt(voice(), 5), converter.adapt(voice(), 5)
-    for name, values in one.adaptation.items():
-        np.testing.assert_array_equal(values, two.adaptation[name])
+    one, two = converter.fine_tune(voice(), 5), converter.fine_tune(voice(), 5)
+    for name, values in one.fine_tuning.items():
+        np.testing.assert_array_equal(values, two.fine_tuning[name])
 
 
 def test_more_speech_is_learnt_from_for_longer():
-    plan = Adaptation(steps=40)
+    plan = FineTuningPlan(steps=40)
     assert plan.steps_for(SHORT_FRAMES // 5) == plan.steps_for(SHORT_FRAMES) == 40
     assert plan.steps_for(2 * SHORT_FRAMES) == 80
     assert plan.steps_for(100 * SHORT_FRAMES) == round(40 * MOST_TIMES_LONGER)
-    assert Adaptation(steps=0).steps_for(2 * SHORT_FRAMES) == 0
+    assert FineTuningPlan(steps=0).steps_for(2 * SHORT_FRAMES) == 0
 
 
 def test_more_of_what_more_speech_taught_is_kept(converter):
-    plan = Adaptation(share=0.5, most_share=0.9)
+    plan = FineTuningPlan(share=0.5, most_share=0.9)
     assert plan.share_for(SHORT_FRAMES // 5) == plan.share_for(SHORT_FRAMES) == 0.5
     assert plan.share_for(round(1.75 * SHORT_FRAMES)) == pytest.approx(0.7)
     assert plan.share_for(100 * SHORT_FRAMES) == pytest.approx(0.9)
     target = voice(tilt=2.0)
     learnt = {}
     for share in (0.3, 0.6):
-        tuned = fine_tune(converter, target, 5, plan=Adaptation(share=share))
-        learnt[share] = tuned.adaptation["head.bias"].astype(np.float32)
+        tuned = fine_tune(converter, target, 5, plan=FineTuningPlan(share=share))
+        learnt[share] = tuned.fine_tuning["head.bias"].astype(np.float32)
     np.testing.assert_allclose(2 * learnt[0.3], learnt[0.6], rtol=0.01, atol=1e-5)
 
 
@@ -134,21 +134,23 @@ def test_no_step_shows_the_attention_what_it_must_predict(converter, monkeypatch
     target = voice(frames=frames)
     target.frames["content"][:, 0] = np.arange(frames)  # A frame tells where it lies.
     monkeypatch.setattr(fine_tuning, "ConverterNet", Watching)
-    fine_tune(converter, target, 3, plan=Adaptation(noise=0.0))  # With some, no frame would tell.
+    fine_tune(
+        converter, target, 3, plan=FineTuningPlan(noise=0.0)
+    )  # With some, no frame would tell.
     assert seen
     assert all(not shared and length == SEEN_FRAMES for shared, length in seen)
 
 
 def test_progress_ends_at_one_and_may_break_off(converter):
     seen = []
-    converter.adapt(voice(), 4, seen.append)
+    converter.fine_tune(voice(), 4, seen.append)
     assert seen == [0.25, 0.5, 0.75, 1.0]
 
     def stop(done):
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        converter.adapt(voice(), 4, stop)
+        converter.fine_tune(voice(), 4, stop)
 
 
 @pytest.mark.parametrize(
@@ -162,60 +164,64 @@ def test_progress_ends_at_one_and_may_break_off(converter):
     ids=["short", "bare", "space", "no pitch"],
 )
 def test_a_voice_without_enough_to_learn_from_comes_back_as_it_was(converter, unfit):
-    assert converter.adapt(unfit, 5) is unfit
+    assert converter.fine_tune(unfit, 5) is unfit
 
 
-def test_an_adaptation_of_another_converter_changes_nothing(converter):
-    learnt = converter.adapt(voice(tilt=2.0), 5)
+def test_a_fine_tuning_of_another_converter_changes_nothing(converter):
+    learnt = converter.fine_tune(voice(tilt=2.0), 5)
     other = converter_model.CompactConverter(
         converter.graph, converter.weights, converter.shape, "toy@2.0", "toy"
     )
     np.testing.assert_array_equal(spoken(other, learnt), spoken(other, voice(tilt=2.0)))
 
 
-def test_a_forged_adaptation_is_refused_with_a_sentence(converter):
-    learnt = converter.adapt(voice(), 2)
+def test_a_forged_fine_tuning_is_refused_with_a_sentence(converter):
+    learnt = converter.fine_tune(voice(), 2)
     for forged in (
         {"stem.weight": np.zeros((2, 2), np.float16)},
         {"no.such": np.zeros(3, np.float16)},
     ):
-        bad = voice(adaptation=forged, adapted_to=learnt.adapted_to)
+        bad = voice(fine_tuning=forged, fine_tuned_converter=learnt.fine_tuned_converter)
         with pytest.raises(VoiceError, match="enrol it again"):
             spoken(converter, bad)
 
 
 def test_a_voice_file_keeps_it(converter, tmp_path):
-    learnt = converter.adapt(voice(tilt=1.0), 5)
+    learnt = converter.fine_tune(voice(tilt=1.0), 5)
     again = load_voice(save_voice(tmp_path / "ann.safetensors", learnt))
-    assert again.adapted_to == "toy@1.0"
+    assert again.fine_tuned_converter == "toy@1.0"
     assert set(again.frames) == set(learnt.frames)
     np.testing.assert_array_equal(spoken(converter, again), spoken(converter, learnt))
 
 
 def test_damaged_numbers_in_it_are_refused(converter, tmp_path):
-    learnt = converter.adapt(voice(), 2)
-    name = next(iter(learnt.adaptation))
-    learnt.adaptation[name].flat[0] = np.nan
+    learnt = converter.fine_tune(voice(), 2)
+    name = next(iter(learnt.fine_tuning))
+    learnt.fine_tuning[name].flat[0] = np.nan
     with pytest.raises(VoiceError, match="damaged"):
         load_voice(save_voice(tmp_path / "ann.safetensors", learnt))
 
 
 def test_a_blend_is_between_its_voices(converter):
-    one, two = converter.adapt(voice(tilt=-2.0), 20), converter.adapt(voice(tilt=2.0), 20)
+    one, two = converter.fine_tune(voice(tilt=-2.0), 20), converter.fine_tune(voice(tilt=2.0), 20)
     blend = blend_voices([(one, 0.5), (two, 0.5)])
     name = "head.bias"
-    middle = (one.adaptation[name].astype(float) + two.adaptation[name]) / 2
-    np.testing.assert_allclose(blend.adaptation[name], middle, atol=1e-4)
+    middle = (one.fine_tuning[name].astype(float) + two.fine_tuning[name]) / 2
+    np.testing.assert_allclose(blend.fine_tuning[name], middle, atol=1e-4)
     stranger = voice()
     half = blend_voices([(one, 0.5), (stranger, 0.5)])
     np.testing.assert_allclose(
-        half.adaptation[name], one.adaptation[name].astype(float) / 2, atol=1e-4
+        half.fine_tuning[name], one.fine_tuning[name].astype(float) / 2, atol=1e-4
     )
 
 
 def test_threads_with_voices_of_their_own_do_not_hear_each_other(converter):
     """Each result is what the voice gives alone, and the converter ends as it began."""
-    voices = [converter.adapt(voice(tilt=-2.0), 20), converter.adapt(voice(tilt=2.0), 20), voice()]
+    voices = [
+        converter.fine_tune(voice(tilt=-2.0), 20),
+        converter.fine_tune(voice(tilt=2.0), 20),
+        voice(),
+    ]
     alone = [spoken(converter, v) for v in voices]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
@@ -230,15 +236,15 @@ def test_threads_with_voices_of_their_own_do_not_hear_each_other(converter):
 
 def test_a_caller_in_inference_mode_may_fit_too(converter):
     with torch.inference_mode():
-        learnt = converter.adapt(voice(tilt=2.0), 5)
-    again = converter.adapt(voice(tilt=2.0), 5)
-    for name, values in learnt.adaptation.items():
-        np.testing.assert_array_equal(values, again.adaptation[name])
+        learnt = converter.fine_tune(voice(tilt=2.0), 5)
+    again = converter.fine_tune(voice(tilt=2.0), 5)
+    for name, values in learnt.fine_tuning.items():
+        np.testing.assert_array_equal(values, again.fine_tuning[name])
 
 
 def test_a_fitting_that_diverges_changes_nothing(converter, caplog):
     broken = voice(embedding=np.full(256, np.nan, np.float32))
-    assert converter.adapt(broken, 3) is broken
+    assert converter.fine_tune(broken, 3) is broken
     assert "diverged" in caplog.text
 
 
@@ -254,25 +260,25 @@ def test_a_voice_is_not_learnt_from_its_own_cepstra():
     target = replace(target, frames={**target.frames, "content": content})
     learnt = {}
     for warp in (0.0, 0.3):
-        plan = Adaptation(warp=warp)
-        learnt[warp] = fine_tune(shaped, target, 20, plan=plan).adaptation
-        again = fine_tune(shaped, target, 20, plan=plan).adaptation
+        plan = FineTuningPlan(warp=warp)
+        learnt[warp] = fine_tune(shaped, target, 20, plan=plan).fine_tuning
+        again = fine_tune(shaped, target, 20, plan=plan).fine_tuning
         assert all(np.array_equal(again[name], values) for name, values in learnt[warp].items())
     assert any(not np.array_equal(learnt[0.0][n], learnt[0.3][n]) for n in learnt[0.0])
     deaf = stage(ConverterNet(dims=4, width=32, blocks=2, heads=2).eval(), "t@1")
     found = []
     for warp in (0.0, 0.3):
-        found.append(fine_tune(deaf, voice(), 20, plan=Adaptation(warp=warp)).adaptation)
+        found.append(fine_tune(deaf, voice(), 20, plan=FineTuningPlan(warp=warp)).fine_tuning)
     assert all(np.array_equal(found[0][name], found[1][name]) for name in found[0])
 
 
 def test_a_fitting_draws_from_no_generator_but_its_own(converter):
     """So that what other threads draw meanwhile changes nothing, and theirs stay as they were."""
     before = torch.random.get_rng_state()
-    quietly = converter.adapt(voice(), 5).adaptation
+    quietly = converter.fine_tune(voice(), 5).fine_tuning
     assert torch.equal(torch.random.get_rng_state(), before)
 
-    amid = converter.adapt(voice(), 5, progress=lambda _: torch.rand(3)).adaptation
+    amid = converter.fine_tune(voice(), 5, progress=lambda _: torch.rand(3)).fine_tuning
     for name, values in quietly.items():
         np.testing.assert_array_equal(values, amid[name])
 
@@ -290,12 +296,12 @@ def test_words_that_were_said_once_are_not_learnt_by_heart(converter):
         tuned = fine_tune(converter, target, 200, plan=plan)
         return np.abs(spoken(converter, tuned) - truth).mean()
 
-    plan = Adaptation(share=1.0)
+    plan = FineTuningPlan(share=1.0)
     assert missed(plan) < 0.99 * missed(replace(plan, noise=0.0))
 
 
 def test_a_fitting_leaves_out_the_share_of_hidden_values_that_it_says():
-    plan = Adaptation(dropout=0.25)
+    plan = FineTuningPlan(dropout=0.25)
     net = ConverterNet(dims=4, width=32, blocks=2, heads=2).eval()
     student = copy.deepcopy(net)
     _leave_out(student, plan)
@@ -312,9 +318,11 @@ def test_a_fitting_leaves_out_the_share_of_hidden_values_that_it_says():
 
 def test_voices_fitted_at_once_are_what_they_are_alone(converter):
     voices = [voice(tilt=tilt, seed=seed) for tilt, seed in ((2.0, 0), (-2.0, 1), (0.0, 2))]
-    alone = [converter.adapt(one, 6).adaptation for one in voices]
+    alone = [converter.fine_tune(one, 6).fine_tuning for one in voices]
     with ThreadPoolExecutor(3) as pool:
-        at_once = [made.adaptation for made in pool.map(lambda v: converter.adapt(v, 6), voices)]
+        at_once = [
+            made.fine_tuning for made in pool.map(lambda v: converter.fine_tune(v, 6), voices)
+        ]
     for first, second in zip(alone, at_once, strict=True):
         for name, values in first.items():
             np.testing.assert_array_equal(values, second[name])
@@ -322,10 +330,10 @@ def test_voices_fitted_at_once_are_what_they_are_alone(converter):
 
 def test_what_a_session_speaks_is_the_network_with_the_difference_added(converter):
     """The fine-tuned weights, put into torch by hand, give what the voice gives in its session."""
-    learnt = converter.adapt(voice(tilt=2.0), 10)
+    learnt = converter.fine_tune(voice(tilt=2.0), 10)
     changed = {
-        name: values + learnt.adaptation[name].astype(np.float32)
-        if name in learnt.adaptation
+        name: values + learnt.fine_tuning[name].astype(np.float32)
+        if name in learnt.fine_tuning
         else values
         for name, values in converter.weights.items()
     }
@@ -337,7 +345,7 @@ def test_what_a_session_speaks_is_the_network_with_the_difference_added(converte
 
 def test_few_sessions_of_fine_tuned_voices_are_kept(converter, monkeypatch):
     monkeypatch.setattr(converter_model, "FINE_TUNED_KEPT", 2)
-    voices = [converter.adapt(voice(tilt=tilt), 2) for tilt in (-1.0, 0.0, 1.0)]
+    voices = [converter.fine_tune(voice(tilt=tilt), 2) for tilt in (-1.0, 0.0, 1.0)]
     first = spoken(converter, voices[0])
     for one in voices:
         spoken(converter, one)
@@ -346,9 +354,9 @@ def test_few_sessions_of_fine_tuned_voices_are_kept(converter, monkeypatch):
 
 
 def test_without_torch_a_voice_converts_and_is_told_what_fine_tuning_needs(converter, monkeypatch):
-    learnt = converter.adapt(voice(tilt=2.0), 5)
+    learnt = converter.fine_tune(voice(tilt=2.0), 5)
     monkeypatch.setitem(sys.modules, "auto_voice.training.fine_tuning", None)
     monkeypatch.setitem(sys.modules, "torch", None)
     assert spoken(converter, learnt).shape == (120, 80)
     with pytest.raises(MissingDependencyError, match=r"auto-voice\[train\]"):
-        converter.adapt(voice(), 5)
+        converter.fine_tune(voice(), 5)

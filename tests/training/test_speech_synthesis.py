@@ -15,6 +15,7 @@ import pytest
 import soundfile as sf
 
 from auto_voice.errors import TrainingError
+from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.training import speech_synthesis as s
 from auto_voice.types import FloatArray
 
@@ -191,7 +192,7 @@ def test_a_corpus_is_made_until_its_hours_and_goes_on(
     (tmp_path / "kokoro.onnx").write_bytes(b"graph")
     (tmp_path / "text.txt").write_text("\n".join(f"sentence {'abcdefgh'[i]}." for i in range(8)))
     sources = s.Sources(
-        *(tmp_path / n for n in ("kokoro.onnx", "vocab.json", "voices", "text.txt"))
+        *(tmp_path / n for n in ("kokoro.onnx", "vocab.json", "voices", "text.txt")), "kokoro@1"
     )
     monkeypatch.setattr(
         s.Sources, "corpus",
@@ -209,8 +210,9 @@ def test_a_corpus_is_made_until_its_hours_and_goes_on(
 
 
 def test_files_that_cannot_be_read_are_told(tmp_path: Path) -> None:
-    missing = s.Sources(*(tmp_path / n for n in ("k.onnx", "v.json", "voices", "text.txt")))
-    with pytest.raises(TrainingError, match="synthesiser cannot be read"):
+    names = ("k.onnx", "v.json", "voices", "text.txt")
+    missing = s.Sources(*(tmp_path / name for name in names), "kokoro@1")
+    with pytest.raises(TrainingError, match="symbols of kokoro@1 cannot be read"):
         missing.corpus(1)
     (tmp_path / "text.txt").write_text("\n\n")
     with pytest.raises(TrainingError, match="no sentences"):
@@ -221,3 +223,8 @@ def test_a_file_that_is_no_synthesiser_is_told(tmp_path: Path) -> None:
     (tmp_path / "kokoro.onnx").write_bytes(b"graph")
     with pytest.raises(TrainingError, match="give Kokoro as an ONNX graph"):
         s.OnnxSynthesiser(tmp_path / "kokoro.onnx")
+
+
+def test_a_model_of_another_kind_is_no_synthesiser(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"hifigan_universal@.* is no synthesiser"):
+        s.sources_of(ModelRegistry(tmp_path), "hifigan_universal", tmp_path, tmp_path)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from auto_voice.errors import TrainingError
+from auto_voice.errors import OfflineError, TrainingError
+from auto_voice.training import features
 from auto_voice.training.data import Utterance, hold_out, scan
 
 
@@ -80,3 +81,17 @@ def test_recordings_of_one_speaker_are_held_out_one_by_one() -> None:
 def test_two_recordings_are_enough_to_hold_one_out() -> None:
     speech = [Utterance(Path(f"{i}.wav"), "anna", "c") for i in range(2)]
     assert [len(side) for side in hold_out(speech, 0.5, "recording")] == [1, 1]
+
+
+def test_workers_look_for_models_where_the_training_does(tmp_path, monkeypatch):
+    """With its catalog, and without a network where it has none."""
+    config = tmp_path / "own.yaml"
+    config.write_text("settings:\n  fallback: none\n")
+    monkeypatch.setattr(features, "load_file", lambda _: {})
+    monkeypatch.setattr(features, "ContentSpace", lambda: None)
+    seen = []
+    monkeypatch.setattr(features, "load_teacher", lambda registry, _: seen.append(registry))
+    models = features.Models(tmp_path / "models", tmp_path / "space", config=config, offline=True)
+    with pytest.raises(OfflineError):
+        features._loaded(models)
+    assert (seen[0].settings.config, seen[0].settings.offline) == (config, True)

@@ -314,7 +314,8 @@ def without_rumble(samples: FloatArray, sample_rate: int) -> FloatArray:
     kernel = _rumble_kernel(sample_rate)
     reach = len(kernel) // 2
     x = np.asarray(samples, np.float32)
-    size = 1 << (max(_RUMBLE_FFT_SAMPLES, 8 * reach) + 2 * reach - 1).bit_length()
+    most = min(len(x), max(_RUMBLE_FFT_SAMPLES, 8 * reach))
+    size = 1 << (most + 2 * reach - 1).bit_length()
     out = filtered(x, np.fft.rfft(kernel, size), size, 2 * reach)
     return out[reach : reach + len(x)]
 

@@ -12,6 +12,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 import soundfile
+from numpy.typing import ArrayLike
 
 from auto_voice.audio.encoding import HOLDS_ANY_PEAK, Encoding, choose_encoding, ensure_writable
 from auto_voice.audio.resample import ResampleStream, resample
@@ -112,6 +113,7 @@ class AudioWriter:
         sample_rate: Hz of the blocks; resampled on the way where the format needs it or
             ``output_rate`` asks for it.
         encoding: as chosen where ``path`` was checked; neither is done again then.
+        channels: of the blocks and of the file.
 
     Raises:
         AudioOutputError: the path or the encoding is not possible.
@@ -127,13 +129,15 @@ class AudioWriter:
         output_rate: int | None = None,
         overwrite: bool = True,
         encoding: Encoding | None = None,
+        channels: int = 1,
     ) -> None:
         checked = encoding is not None
         self.path = Path(path) if checked else ensure_writable(path, overwrite=overwrite)
         self.encoding = encoding or choose_encoding(self.path, format, subtype)
         self.sample_rate = self.encoding.nearest_rate(output_rate or sample_rate)
         self.samples_written = 0
-        self._resampler = ResampleStream(sample_rate, self.sample_rate)
+        self.channels = channels
+        self._resampler = ResampleStream(sample_rate, self.sample_rate, channels)
         self._limited = 0
         self._temporary = temporary_beside(self.path)
         self._file: IO[bytes] | None = None
@@ -146,7 +150,7 @@ class AudioWriter:
                 self._file,
                 "w",
                 samplerate=self.sample_rate,
-                channels=1,
+                channels=self.channels,
                 format=self.encoding.container,
                 subtype=self.encoding.subtype,
             )
@@ -174,15 +178,19 @@ class AudioWriter:
         return (f"{self._limited} samples above full scale were limited in the output",)
 
     def write(self, samples: FloatArray) -> None:
-        """Append ``(samples,)`` float.
+        """Append ``(samples,)`` float, or ``(samples, channels)`` where there are several.
 
         Raises:
             AudioContentError: a sample is not finite.
             AudioOutputError: the disk is full or the file cannot grow.
         """
-        block = np.asarray(samples, np.float32).reshape(-1)
+        block = self._shaped(samples)
         _refuse_non_finite(block)
         self._append(self._resampler.process(block))
+
+    def _shaped(self, samples: ArrayLike) -> FloatArray:
+        shape = (-1,) if self.channels == 1 else (-1, self.channels)
+        return np.asarray(samples, np.float32).reshape(shape)
 
     def _append(self, block: FloatArray) -> None:
         if self._sound is None:
@@ -204,7 +212,7 @@ class AudioWriter:
 
     def _finish(self) -> None:
         try:
-            self._append(self._resampler.process(np.zeros(0, np.float32), last=True))
+            self._append(self._resampler.process(self._shaped(np.zeros(0)), last=True))
             self._close_file()
             move_into_place(self._temporary, self.path)
         except (OSError, soundfile.LibsndfileError) as error:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol
 
+from auto_voice import events
 from auto_voice.errors import AutoVoiceError
 
 # A job, or what came of it: names to JSON values.
@@ -127,8 +128,9 @@ class _Process:
         self.number = number
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
+        telemetry = (events.exported_to(), events.traceparent())
         self._process = context.Process(
-            target=_serve, args=(theirs, spec, threads, number), daemon=True
+            target=_serve, args=(theirs, spec, threads, number, telemetry), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -160,8 +162,19 @@ class _Process:
         self.pipe.close()
 
 
-def _serve(pipe: Any, spec: WorkerSpec, threads: int, number: int) -> None:
-    """The life of a worker process."""
+def _serve(
+    pipe: Any, spec: WorkerSpec, threads: int, number: int, telemetry: tuple[str, str]
+) -> None:
+    """The life of a worker process, whose events belong to the trace of the one that made it."""
+    endpoint, traceparent = telemetry
+    if endpoint:
+        events.export_otlp(endpoint)
+    with events.continued(traceparent):
+        _work(pipe, spec, threads, number)
+    events.flush_otlp()  # A process of multiprocessing runs no handlers at its end.
+
+
+def _work(pipe: Any, spec: WorkerSpec, threads: int, number: int) -> None:
     # Ctrl-C reaches the whole group; the parent decides what happens.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

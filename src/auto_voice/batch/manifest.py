@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from auto_voice.batch.executors import Executor, Record, Worker, WorkerSpec
 from auto_voice.batch.jobs import BatchJob
@@ -25,7 +25,8 @@ from auto_voice.errors import AudioOutputError, AutoVoiceError, reason
 from auto_voice.inference.controls import controls_from
 
 if TYPE_CHECKING:
-    from auto_voice.inference.voice_conversion_pipeline import Target, VoiceConversionPipeline
+    from auto_voice.inference.inputs import Target
+    from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 
 FORMAT = "auto_voice.batch/1"
 MANIFEST = "manifest.jsonl"
@@ -263,7 +264,8 @@ class Converting:
 
         if names not in self._voices:
             found = [resolve_voice(name) for name in names]
-            target: Target = found[0] if len(found) == 1 else found
+            # A stored voice among several is refused there, in words.
+            target = cast("Target", found[0] if len(found) == 1 else found)
             self._voices[names] = self.pipeline.voice(target)
         self._voices.move_to_end(names)
         if len(self._voices) > VOICES_KEPT:

@@ -12,6 +12,7 @@ from auto_voice.cli.judging import (
     FAILED,
     FILE,
     GROUP_NAMES,
+    INNER,
     F,
     convert_and_score,
     gate,
@@ -21,7 +22,7 @@ from auto_voice.cli.judging import (
     resample_option,
     stage_options,
 )
-from auto_voice.cli.showing import DefaultGroup, quiet_progress
+from auto_voice.cli.showing import DefaultGroup, shown_progress
 
 if TYPE_CHECKING:
     from auto_voice.evaluation.results import Evaluation
@@ -98,13 +99,12 @@ def files(path: Path, **options: Any) -> None:
 
     _check_outputs(options)
     pairs = read_pairs(path)
-    with quiet_progress("judging", hidden=options["quiet"]) as progress:
+    with shown_progress(hidden=options["quiet"]):
         result = score(
             pairs,
             judges_for(options),
             name=options["name"] or path.resolve().stem,
             group_by=options["resample"],
-            progress=progress,
         )
     deliver(result, options)
 
@@ -214,10 +214,10 @@ def leakage(folder: Path, pairs: int, as_json: bool, quiet: bool, **options: Any
     judges = judges_for(options, registry)
     with (
         tempfile.TemporaryDirectory(prefix="autovoice-") as scratch,
-        quiet_progress("converting", hidden=quiet or as_json) as progress,
+        shown_progress(hidden=quiet or as_json, without=INNER),
     ):
         convert, encoders = pipeline_parts(made_by, judges, Path(scratch))
-        found = measure(listed, convert, encoders, progress)
+        found = measure(listed, convert, encoders)
     if as_json:
         figures = {r: {k: asdict(v) for k, v in row.items()} for r, row in found.items()}
         click.echo(json.dumps({"models": dict(judges.pins), "leakage": figures}))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from auto_voice.cli.options import REGISTRY_OPTIONS, device_option, fine_tune_options
-from auto_voice.cli.showing import quiet_progress
+from auto_voice.cli.showing import shown_progress
 
 if TYPE_CHECKING:
     from auto_voice.evaluation.gate import Bounds
@@ -27,6 +27,8 @@ FILE = click.Path(path_type=Path)
 GROUP_NAMES = ("similarity", "words", "quality", "pitch", "signal")
 # Exit code of a gate or a history that found something worse; 2 is left to errors.
 FAILED = 1
+# Stages of single conversions, within the progress over all pairs.
+INNER = ("convert", "fine-tune")
 
 resample_option = click.option(
     "--resample",
@@ -109,9 +111,8 @@ def convert_and_score(
     config = PipelineConfig(**{k: options[k] for k in chosen if options[k] is not None})
     registry = registry or registry_for(options)
     pipeline = VoiceConversionPipeline(config, model_registry=registry)
-    with quiet_progress("converting", hidden=options["quiet"]) as progress:
-        made = convert_all(pipeline, pairs, folder, progress=progress)
-    with quiet_progress("judging", hidden=options["quiet"]) as progress:
+    with shown_progress(hidden=options["quiet"], without=INNER):
+        made = convert_all(pipeline, pairs, folder)
         return evaluate(
             made.pairs,
             judges_for(options, registry),
@@ -121,7 +122,6 @@ def convert_and_score(
             system=made.system,
             peak_memory_mb=made.peak_memory_mb,
             notes=made.notes,
-            progress=progress,
         )
 
 
@@ -328,7 +328,8 @@ def compare(
 
     if len(systems) < 2:
         raise click.UsageError("give at least two systems to compare")
-    loaded = _load_all(systems, options)
+    with shown_progress(hidden=as_json):
+        loaded = _load_all(systems, options)
     found = [pair_up(loaded[0], other, group_by=resample) for other in loaded[1:]]
     if strict:
         blocked = [d.why_not for c in found for d in c.differences if d.why_not]
@@ -362,6 +363,5 @@ def _load_all(systems: tuple[Path, ...], options: dict[str, Any]) -> list[Evalua
             continue
         pairs = read_pairs(path)
         judges = judges or judges_for(options)
-        with quiet_progress(f"judging {path.name}", hidden=False) as progress:
-            loaded.append(evaluate(pairs, judges, name=path.resolve().stem, progress=progress))
+        loaded.append(evaluate(pairs, judges, name=path.resolve().stem))
     return loaded

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from auto_voice.cli.showing import ProgressDisplay
+from auto_voice.cli.showing import ProgressDisplay, config_option
 from auto_voice.errors import UnknownModelError
 from auto_voice.inference.controls import CONTROLS, ControlSpec
 from auto_voice.inference.result import HIGHEST_OUTPUT_RATE, LOWEST_OUTPUT_RATE
-from auto_voice.inference.voice_conversion_pipeline import (
-    FINE_TUNE_STEPS,
-    MOST_FINE_TUNE_STEPS,
-    PipelineConfig,
-    VoiceConversionPipeline,
-)
-from auto_voice.types import Progress
+from auto_voice.inference.stages import FINE_TUNE_STEPS, MOST_FINE_TUNE_STEPS, PipelineConfig
+from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -31,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Options of every command that uses models.
 REGISTRY_OPTIONS = (
-    click.option("--config", type=click.Path(path_type=Path), help="YAML of settings and models."),
+    config_option,
     click.option("--model-dir", type=click.Path(path_type=Path), help="Where models are kept."),
     click.option("--offline", is_flag=True, default=None, help="Open no network connection."),
     click.option(
@@ -40,15 +35,17 @@ REGISTRY_OPTIONS = (
         help="A server of auto_voice to ask first for models; repeat for more.",
     ),
 )  # fmt: skip
-# Of commands that run models.
+
+
 def _joined(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> str | None:
     return ",".join(given) or None
 
 
+# Of commands that run models.
 device_option = click.option(
     "--device", metavar="DEVICE", multiple=True, callback=_joined,
-    help="auto, cpu, cuda, cuda:N, directml, coreml or openvino; vocoder=cuda:1 for the models of "
-    "one kind, or one model; may be repeated.",
+    help="auto, cpu, cuda, cuda:N, directml, coreml, openvino or openvino:bf16; vocoder=cuda:1 for "
+    "the models of one kind, or one model; may be repeated.",
 )  # fmt: skip
 
 
@@ -123,11 +120,16 @@ _OPTIONS = (
         type=click.Choice(["none", "compact", "mock"]),
         help="What may stand in for a model that cannot be had.",
     ),
+    click.option(
+        "--prefer",
+        type=click.Choice(["exact", "fastest", "smallest"]),
+        help="Which version of a model runs where there are quantised ones [default: exact].",
+    ),
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
 )
 
 # Names of the options that make the registry.
-REGISTRY_NAMES = ("config", "model_dir", "offline", "mirrors", "device", "fallback")
+REGISTRY_NAMES = ("config", "model_dir", "offline", "mirrors", "device", "fallback", "prefer")
 
 
 def model_options(command: F) -> F:
@@ -155,13 +157,8 @@ def make_pipeline(
     if quiet:
         logging.getLogger("auto_voice").setLevel(logging.ERROR)
     show = None if quiet else ProgressDisplay()
-
-    def downloaded(label: str, done: int, total: int) -> None:
-        if show is not None:
-            show(Progress("download", done, total, label))
-
     where = {name: models.pop(name) for name in REGISTRY_NAMES}
-    registry = ModelRegistry(use_mock=mock, progress=downloaded, **where)
+    registry = ModelRegistry(use_mock=mock, progress=show or False, **where)
     chosen = {name: value for name, value in models.items() if value is not None}
     config = PipelineConfig(use_mock_models=mock, **chosen)
     return VoiceConversionPipeline(config, model_registry=registry, progress=show)

@@ -10,6 +10,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,9 @@ if TYPE_CHECKING:
 @click.option(
     "--longest-seconds", default=10800.0, show_default=True, help="Longest recording of a job."
 )
+@click.option(
+    "--live-streams", default=2, show_default=True, help="Live conversions at the same time."
+)
 @click.option("--keep-hours", default=24.0, show_default=True, help="Hours to keep results.")
 @click.option(
     "--keep-mb",
@@ -115,6 +119,7 @@ def serve(
     upload_mb: int,
     direct_seconds: float,
     longest_seconds: float,
+    live_streams: int,
     keep_hours: float,
     keep_mb: int,
     grace: float,
@@ -164,6 +169,8 @@ def serve(
         upload_mb=upload_mb,
         direct_seconds=direct_seconds,
         longest_seconds=longest_seconds,
+        live_streams=live_streams,
+        live_streams_client=max(1, live_streams // 2) if live_streams else 0,
         keep_hours=keep_hours,
         keep_mb=keep_mb,
         grace_seconds=grace,
@@ -183,7 +190,10 @@ def serve(
             host=host,
             port=port,
             http=PatientProtocol,
-            ws="none",
+            # Without that package everything but /v1/live is there.
+            ws="websockets-sansio" if find_spec("websockets") else "none",
+            ws_max_size=1 << 20,
+            ws_per_message_deflate=False,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -263,9 +273,8 @@ def read_tokens(paths: Sequence[Path]) -> list[str]:
 
 def evaluator_of(registry: Any) -> Any:
     """The evaluator of the server; None where the evaluation is not installed."""
-    from importlib.util import find_spec
-
-    if not registry.use_mock and find_spec("faster_whisper") is None:
+    needed = ["jiwer", "whisper_normalizer", *(() if registry.use_mock else ("faster_whisper",))]
+    if any(find_spec(package) is None for package in needed):
         return None
     return PairJudge(registry)
 

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
-from auto_voice.types import Progress
+from auto_voice.progress import Progress, ProgressCallback, told_to
 
 # Stages that take long enough to be shown, and how a person calls them.
 _SHOWN = {
     "download": "fetching {}",
     "fine-tune": "fine-tuning the converter to the voice",
     "convert": "converting",
+    "pairs": "converting pairs",
+    "judge": "judging {}",
+    "speak": "speaking sentences",
+    "quantise": "measuring the ranges of int8",
 }
+
+
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path), help="YAML of settings and models."
+)
 
 
 class DefaultGroup(click.Group):
@@ -57,19 +67,15 @@ def print_table(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 @contextmanager
-def quiet_progress(label: str, hidden: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr where a person watches, else nothing."""
-    if hidden or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm
+def shown_progress(hidden: bool, without: Sequence[str] = ()) -> Iterator[ProgressCallback | None]:
+    """Everything that is done inside is shown on stderr as :class:`ProgressDisplay` says.
 
-    with tqdm(desc=label, unit="", leave=False) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    Args:
+        hidden: show nothing.
+        without: stages that others contain, and that are not shown.
+    """
+    show = None if hidden else ProgressDisplay(without)
+    with told_to(show):
         yield show
 
 
@@ -79,13 +85,14 @@ class ProgressDisplay:
     Elsewhere it says once that a voice is being fine-tuned, because that wait is not expected.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, without: Sequence[str] = ()) -> None:
+        self._labels = {stage: label for stage, label in _SHOWN.items() if stage not in without}
         self._watched = sys.stderr is not None and sys.stderr.isatty()
         self._stage: tuple[str, str] | None = None
         self._bar: Any = None
 
     def __call__(self, progress: Progress) -> None:
-        if progress.stage not in _SHOWN:
+        if progress.stage not in self._labels:
             return
         stage = (progress.stage, progress.item)
         if stage != self._stage:
@@ -98,7 +105,7 @@ class ProgressDisplay:
             self._close()
 
     def _open(self, progress: Progress) -> None:
-        label = _SHOWN[progress.stage].format(progress.item)
+        label = self._labels[progress.stage].format(progress.item)
         if not self._watched:
             if progress.stage == "fine-tune":
                 click.echo(f"{label}: some seconds, once", err=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from auto_voice.cli.options import open_registry, registry_options
 from auto_voice.cli.showing import DefaultGroup
 
 
@@ -15,8 +17,7 @@ def train() -> None:
 
     \b
     autovoice train recipes/own-speech.yaml --data speech/ --out runs/mine
-    autovoice train corpus sentences.txt --synthesiser kokoro.onnx --vocabulary vocab.json
-      --voices voices/ --out parallel/ --hours 10
+    autovoice train corpus sentences.txt --voices voices/ --out parallel/ --hours 10
     """
 
 
@@ -24,14 +25,15 @@ def train() -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
     "--data", "sources", type=click.Path(path_type=Path), multiple=True, required=True,
-    help="Folder with one subfolder per speaker, or a CSV with path,speaker[,corpus]; repeatable.",
+    help="Folder with one subfolder per speaker, or a CSV with path,speaker"
+    "[,corpus,parallel,role]; repeatable.",
 )  # fmt: skip
 @click.option("--name", help="Version that the result becomes; default: the recipe's name.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: runs/<name>.")
 @click.option("--from", "start", metavar="NAME@VERSION", help="Converter to start from.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that compute features.")
-@click.option("--model-dir", type=click.Path(path_type=Path), help="Folder of the models.")
+@registry_options
 def recipe_(
     recipe: Path,
     sources: tuple[Path, ...],
@@ -40,7 +42,7 @@ def recipe_(
     start: str | None,
     device: str,
     workers: int | None,
-    model_dir: Path | None,
+    **where: Any,
 ) -> None:
     """Train the content encoder and the converter by RECIPE.
 
@@ -53,7 +55,6 @@ def recipe_(
     """
     from dataclasses import replace
 
-    from auto_voice.models import ModelRegistry
     from auto_voice.training.recipes import load_recipe
     from auto_voice.training.workflow import Workflow
 
@@ -64,7 +65,7 @@ def recipe_(
         loaded = replace(loaded, converter=None, converter_from=start)
     folder = out or Path("runs") / loaded.name
     workflow = Workflow(
-        loaded, sources, folder, ModelRegistry(model_dir), device=device, workers=workers,
+        loaded, sources, folder, open_registry(**where), device=device, workers=workers,
         say=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     outcome = workflow.run()
@@ -80,32 +81,28 @@ def recipe_(
 @train.command("corpus")
 @click.argument("sentences", type=click.Path(path_type=Path))
 @click.option(
-    "--synthesiser", type=click.Path(path_type=Path), required=True,
-    help="Kokoro as an ONNX graph with the inputs tokens, style and speed.",
-)  # fmt: skip
-@click.option(
-    "--vocabulary", type=click.Path(path_type=Path), required=True,
-    help="JSON of its phoneme symbols.",
-)  # fmt: skip
-@click.option(
     "--voices", type=click.Path(path_type=Path), required=True,
-    help="Folder of its voices (*.bin).",
+    help="Folder of Kokoro's voices (*.bin), which the catalog does not hold.",
+)  # fmt: skip
+@click.option(
+    "--synthesiser", metavar="MODEL", default="kokoro", show_default=True, help="NAME[@VERSION].",
 )  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
 @click.option("--hours", type=click.FloatRange(0), default=10.0, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=11, show_default=True)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
 @click.option("-q", "--quiet", is_flag=True, help="Draw no progress.")
+@registry_options
 def corpus(
     sentences: Path,
-    synthesiser: Path,
-    vocabulary: Path,
     voices: Path,
+    synthesiser: str,
     out: Path,
     hours: float,
     seed: int,
     workers: int,
     quiet: bool,
+    **where: Any,
 ) -> None:
     """Speak SENTENCES (a text file, one a line) in many timbres, aligned frame by frame.
 
@@ -114,13 +111,17 @@ def corpus(
     whatever the number of workers, and goes on where it stopped. Needs espeak-ng.
 
     \b
-    autovoice train corpus sentences.txt --synthesiser kokoro.onnx --vocabulary vocab.json
-      --voices voices/ --out parallel/ --hours 10
+    autovoice train corpus sentences.txt --voices voices/ --out parallel/ --hours 10
     """
-    from auto_voice.cli.showing import quiet_progress
-    from auto_voice.training.speech_synthesis import Sources, make
+    from auto_voice.cli.showing import shown_progress
+    from auto_voice.progress import tell
+    from auto_voice.training.speech_synthesis import make, sources_of
 
-    sources = Sources(synthesiser, vocabulary, voices, sentences)
-    with quiet_progress("speaking", hidden=quiet) as progress:
-        recordings, made = make(sources, out, hours, seed=seed, workers=workers, progress=progress)
+    sources = sources_of(open_registry(**where), synthesiser, voices, sentences)
+
+    def told(done: int, total: int) -> None:
+        tell("speak", done, total)
+
+    with shown_progress(hidden=quiet):
+        recordings, made = make(sources, out, hours, seed=seed, workers=workers, progress=told)
     click.echo(f"{recordings} recordings, {made:.2f} h: {out / 'speech.csv'}")

@@ -11,8 +11,17 @@ from auto_voice.client.client import (
     Conversion,
     ItemStatus,
     JobStatus,
+    LiveConversion,
     ModelInfo,
     VoiceInfo,
 )
 
-__all__ = ["Client", "Conversion", "ItemStatus", "JobStatus", "ModelInfo", "VoiceInfo"]
+__all__ = [
+    "Client",
+    "Conversion",
+    "ItemStatus",
+    "JobStatus",
+    "LiveConversion",
+    "ModelInfo",
+    "VoiceInfo",
+]

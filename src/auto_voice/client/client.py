@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
 import httpx2 as httpx
+import numpy as np
+from numpy.typing import NDArray
 
-from auto_voice import errors
+from auto_voice import errors, events
 from auto_voice.errors import AutoVoiceError, BusyError, ServerError, UploadError
 
 # A file, or a name and the bytes of one.
@@ -26,6 +28,8 @@ POLL_SECONDS = 0.3
 RECONNECT_SECONDS = 1.0
 # Bytes from which on the server's limit is asked for before they are sent.
 LARGE_BYTES = 1_000_000
+# Close codes of a WebSocket: what was asked cannot be, and the server is full.
+UNUSABLE, TRY_AGAIN_LATER = 1008, 1013
 
 
 R = TypeVar("R")
@@ -211,6 +215,24 @@ class Client:
         account = json.loads(answer.headers.get("x-conversion", "{}"))
         return Conversion(answer.content, _file_name(answer), account)
 
+    def live(self, voice: str, *, sample_rate: int, **options: Any) -> LiveConversion:
+        """A live conversion to a stored voice.
+
+        Args:
+            sample_rate: of the samples that will be sent, Hz.
+            options: ``output_rate``, ``own_voice``, ``block_ms``, ``lookahead_ms``, ``controls``
+                and ``drop``, as the server's documentation describes them.
+
+        Raises:
+            MissingDependencyError: the package websockets is not installed.
+            NotPermittedError: the token is wrong.
+            BusyError: the server has no place for another one.
+            ServerError: the server refuses what is asked, or cannot be reached.
+        """
+        url = str(self._http.base_url.join("v1/live")).replace("http", "ws", 1)
+        request = {"voice": voice, "sample_rate": sample_rate, "format": "float32", **options}
+        return LiveConversion(url, self._http.headers.get("authorization", ""), request)
+
     def submit(
         self,
         sources: Sequence[Sound],
@@ -391,13 +413,20 @@ class Client:
         plain = {name: _text(value) for name, value in fields.items() if value not in ("", None)}
         self._check_size(sum(_size(sound) for _, sound in files))
 
+        given = dict(headers or {})
+
         def send() -> httpx.Response:
             # Opened again for each try: a refused upload has been read in part.
             with ExitStack() as opened:
                 parts = [(field, _part(sound, opened)) for field, sound in files]
-                return self._http.post(path, data=plain, files=parts, headers=dict(headers or {}))
+                return self._http.post(path, data=plain, files=parts, headers=given)
 
-        return self._patiently(send)
+        with events.span(events.Call("POST", path)) as call:
+            if trace := events.traceparent():
+                given["traceparent"] = trace
+            answer = self._patiently(send)
+            call.complete(status=answer.status_code)
+        return answer
 
     def _check_size(self, size: int) -> None:
         """Refuse what is too large before it is sent.
@@ -447,6 +476,107 @@ class Client:
                     f"{self._http.base_url} cannot be reached ({error}); is the server running?",
                     503,
                 ) from error
+
+
+class LiveConversion:
+    """A conversion that goes on while one speaks; one thread may send while another receives.
+
+    Attributes:
+        ready: what the server said at the beginning: ``latency_ms``, ``block_ms``, ``models``, …
+        report: what it said at the end; empty before.
+        dropped_samples: that the server left out so far because it fell behind.
+    """
+
+    def __init__(self, url: str, authorization: str, request: Mapping[str, Any]) -> None:
+        try:
+            from websockets.exceptions import InvalidStatus
+            from websockets.sync.client import connect
+        except ImportError as error:
+            raise errors.MissingDependencyError(
+                'websockets is not installed; run: pip install "auto-voice[live]"'
+            ) from error
+        headers = {"authorization": authorization} if authorization else {}
+        try:
+            self._socket = connect(url, additional_headers=headers, compression=None, max_size=None)
+        except InvalidStatus as error:
+            status = error.response.status_code
+            if status in (401, 403):
+                raise errors.NotPermittedError(
+                    f"{url} refuses this client; give the server's token."
+                ) from error
+            raise ServerError(f"{url} answered {status}.", status) from error
+        except (OSError, TimeoutError) as error:
+            raise ServerError(f"{url} cannot be reached ({error}).", 503) from error
+        self.report: Mapping[str, Any] = {}
+        self.dropped_samples = 0
+        self._say(request)
+        self.ready: Mapping[str, Any] = self._message(None)
+
+    def __enter__(self) -> LiveConversion:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def send(self, samples: NDArray[np.float32]) -> None:
+        """The next ``(samples,)`` of the source."""
+        with self._translated():
+            self._socket.send(samples.astype("<f4").tobytes())
+
+    def receive(self, timeout_seconds: float | None = None) -> NDArray[np.float32]:
+        """The next ``(samples,)`` of the result; none where nothing came in that time."""
+        found = self._message(timeout_seconds)
+        return found if isinstance(found, np.ndarray) else np.zeros(0, np.float32)
+
+    def change(self, voice: str | None = None, controls: Mapping[str, Any] | None = None) -> None:
+        """Another voice or other controls from the next block on."""
+        wanted: dict[str, Any] = {"voice": voice, "controls": controls}
+        self._say({name: value for name, value in wanted.items() if value is not None})
+
+    def finish(self) -> NDArray[np.float32]:
+        """Ends the conversion and gives the rest of the result."""
+        self._say({"end": True})
+        parts = []
+        while not self.report:
+            parts.append(self.receive())
+        return np.concatenate(parts)
+
+    def _say(self, message: Mapping[str, Any]) -> None:
+        with self._translated():
+            self._socket.send(json.dumps(dict(message)))
+
+    def _message(self, timeout: float | None) -> Any:
+        """Samples, or the message ``ready``; others are noted and give None."""
+        try:
+            with self._translated():
+                data = self._socket.recv(timeout=timeout)
+        except TimeoutError:
+            return None
+        if isinstance(data, bytes):
+            return np.frombuffer(data, "<f4").astype(np.float32)
+        message = json.loads(data)
+        if message["type"] == "error":
+            with self._translated():
+                self._socket.recv()  # The reason that follows says of which kind it is.
+            raise ServerError(str(message["message"]))
+        if message["type"] == "dropped":
+            self.dropped_samples += message["samples"]
+        if message["type"] == "report":
+            self.report = message
+        return message if message["type"] == "ready" else None
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            yield
+        except ConnectionClosed as error:
+            code = error.rcvd.code if error.rcvd else 1006
+            reason = (error.rcvd.reason if error.rcvd else "") or "the connection broke"
+            if code == TRY_AGAIN_LATER:
+                raise BusyError(reason, 5) from error
+            raise ServerError(reason, 400 if code == UNUSABLE else 503) from error
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:

@@ -21,6 +21,7 @@ import numpy as np
 from auto_voice.audio.io import read_audio, write_audio
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation.statistics import Estimate, estimate
+from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Voice
 
 if TYPE_CHECKING:
@@ -117,7 +118,6 @@ def measure(
     trials: Sequence[Trial],
     convert: Convert,
     encoders: Mapping[str, Embed],
-    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Estimate]]:
     """Speaker similarity to the reference, by encoder.
 
@@ -127,7 +127,7 @@ def measure(
         ``unconverted`` (the other timbre itself), each with its interval.
     """
     scores: dict[str, list[tuple[float, ...]]] = {name: [] for name in encoders}
-    for number, trial in enumerate(trials):
+    for number, trial in enumerate(trials, 1):
         made = [convert(source, trial.reference) for source in (trial.own, trial.other)]
         for name, embed in encoders.items():
             target = embed(trial.reference)
@@ -135,8 +135,7 @@ def measure(
                 float(embed(path) @ target) for path in (trial.own, *made, trial.other)
             )
             scores[name].append((real, own, other, own - other, source))
-        if progress:
-            progress(number + 1, len(trials))
+        tell("pairs", number, len(trials))
     return {
         name: {column: estimate([row[i] for row in rows]) for i, column in enumerate(COLUMNS)}
         for name, rows in scores.items()

@@ -6,13 +6,14 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auto_voice.audio.formats import list_folder
 from auto_voice.errors import EvaluationError
+from auto_voice.progress import tell
 
 if TYPE_CHECKING:
     from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
@@ -333,8 +334,6 @@ def convert_all(
     pipeline: VoiceConversionPipeline,
     pairs: Sequence[Pair],
     folder: Path,
-    *,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Conversions:
     """Convert each pair into ``folder/<id>.wav``; references are cloned once.
 
@@ -363,8 +362,7 @@ def convert_all(
         extra[pair.id] = {"rtf": result.seconds_per_second}
         system.update(result.models)
         notes.update(dict.fromkeys(n for n in result.notes if "fallback" in n))
-        if progress is not None:
-            progress(number, len(pairs))
+        tell("pairs", number, len(pairs))
     return Conversions(tuple(done), extra, system, peak_memory_mb(), tuple(notes))
 
 

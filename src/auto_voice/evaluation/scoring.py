@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from auto_voice.evaluation.pairs import Pair
 from auto_voice.evaluation.results import Evaluation, PairScore, estimate_all, machine
 from auto_voice.evaluation.statistics import RESAMPLES, SEED
 from auto_voice.models.quality_model import Quality
+from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Pitch, Waveform
 
 log = logging.getLogger(__name__)
@@ -280,7 +281,6 @@ def evaluate(
     system: Mapping[str, str] | None = None,
     peak_memory_mb: float | None = None,
     notes: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Score every conversion and put intervals around the figures.
 
@@ -293,7 +293,6 @@ def evaluate(
         group_by: what the bootstrap resamples: ``pair``, ``source`` or ``target`` (speakers).
         extra: pair id to figures measured elsewhere.
         system: stage to ``name@version``, where this project converted.
-        progress: told pairs done and pairs in all.
 
     Raises:
         EvaluationError: not one conversion could be scored.
@@ -308,8 +307,7 @@ def evaluate(
             log.warning("%s left out: %s", pair.id, error)
             problems.append(f"{pair.id} was left out: {_without_folders(str(error), pair)}")
             left_out += 1
-        if progress is not None:
-            progress(done, len(pairs))
+        tell("judge", done, len(pairs), name)
     if not scores:
         raise EvaluationError(
             f"None of the {len(pairs)} conversions could be scored: {problems[-1]}"

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.denoise import denoise
 from auto_voice.audio.frames import sustained
 from auto_voice.audio.loudness import SPEECH_DBFS, active_level, rumble_reach, without_rumble
 from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, corrected_by_sound, extract_pitch
-from auto_voice.audio.quality import LONG_DECAY_SECONDS, MUSIC_SHARE, decay_time, tonal_background
+from auto_voice.audio.quality import (
+    LONG_DECAY_SECONDS,
+    MUSIC_SHARE,
+    decay_time,
+    denoise,
+    tonal_background,
+)
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
 from auto_voice.inference.chunking import hop_energies, hop_size
@@ -47,6 +52,11 @@ PAUSE_RANGE_DB = 6.0
 # Hops over which levels are smoothed, of frames and of the floor, and those searched for it.
 LEVEL_HOPS, FLOOR_HOPS, FLOOR_REACH_HOPS = 5, 20, 200
 SILENCE_POWER = 1e-13
+# Hops searched for the noise that speech stands in: nobody speaks for eight seconds without a gap.
+NOISE_REACH_HOPS = 400
+# dB by which the mean of the noise lies above its quietest fifth of a second, and below the speech
+# at least: what is steady and louder is the sound of a voice.
+NOISE_ABOVE_QUIETEST_DB, NOISE_BELOW_SPEECH_DB = 1.0, 6.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +122,24 @@ def pauses(energies: NDArray[np.float64], hop_samples: int, gain: float) -> Floa
     highest = np.minimum(lowest + FLOOR_MARGIN_DB, speech - NOISY_PAUSE_DB)
     share = (np.maximum(highest, speech - PAUSE_DB) - level) / PAUSE_RANGE_DB + 0.5
     return np.asarray(np.clip(share, 0, 1), np.float32)
+
+
+def noise_floor(
+    energies: NDArray[np.float64], hop_samples: int, gain: float
+) -> NDArray[np.float64]:
+    """``(hops,)`` power of the noise that the speech stands in, at the networks' level.
+
+    It is that of the quietest of the seconds around.
+
+    Args:
+        energies: see :func:`auto_voice.inference.chunking.hop_energies`.
+        gain: that brings the recording to the networks' level.
+    """
+    if len(energies) == 0:
+        return np.zeros(0)
+    quietest = _lowest_around(_mean_around(energies / hop_samples, FLOOR_HOPS), NOISE_REACH_HOPS)
+    noise = quietest * gain**2 * 10 ** (NOISE_ABOVE_QUIETEST_DB / 10)
+    return np.minimum(noise, 10 ** ((SPEECH_DBFS - NOISE_BELOW_SPEECH_DB) / 10))
 
 
 def _mean_around(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:

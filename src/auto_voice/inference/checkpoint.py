@@ -328,9 +328,9 @@ def fingerprint(
     )  # fmt: skip
     digest.update(repr(facts).encode())
     arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding, **voice.frames}
-    if voice.adaptation:
-        digest.update(voice.adapted_to.encode())
-        arrays |= {f"adaptation.{name}": values for name, values in voice.adaptation.items()}
+    if voice.fine_tuning:
+        digest.update(voice.fine_tuned_converter.encode())
+        arrays |= {f"fine_tuning.{name}": values for name, values in voice.fine_tuning.items()}
     for name, values in sorted(arrays.items()):
         digest.update(name.encode() + np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -190,13 +190,6 @@ class Joiner:
         ready = len(joined) if last else (chunk.stop - 1) * hop - self.done
         self.done, self.pending = self.done + ready, joined[ready:]
         return joined[:ready]
-
-
-def join(pieces: Iterable[tuple[Chunk, FloatArray]], hop_samples: int, samples: int) -> FloatArray:
-    """Cross-fade rendered pieces, in order, into ``(samples,)`` float32; see :class:`Joiner`."""
-    joiner = Joiner(hop_samples, samples)
-    ready = [joiner.push(chunk, audio) for chunk, audio in pieces]
-    return np.concatenate(ready) if ready else np.zeros(0, np.float32)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -10,7 +10,6 @@ only when it is complete.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,13 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from auto_voice.audio.loudness import (
-    CEILING_DBTP,
-    LIMITER_REACH_SAMPLES,
-    LoudnessMeter,
-    limited,
-    speech_loudness,
-)
+from auto_voice.audio.loudness import LoudnessMeter
 from auto_voice.audio.pitch import log_f0_statistics
 from auto_voice.audio.resample import resampled_length
 from auto_voice.errors import AudioContentError
@@ -38,39 +31,31 @@ from auto_voice.inference.analysis import (
 from auto_voice.inference.checkpoint import Checkpoint, Position, Workspace, fingerprint
 from auto_voice.inference.chunking import Joiner
 from auto_voice.inference.controls import SOURCE, Controls
-from auto_voice.inference.effects import moved, without_creak
+from auto_voice.inference.effects import (
+    OutputLevel,
+    blocks_of,
+    metered,
+    moved,
+    output_level,
+    without_creak,
+)
 from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFacts
 from auto_voice.inference.rendering import Rendering, timed
 from auto_voice.inference.result import FileResult, Output
-from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
-from auto_voice.types import FloatArray, Pitch, Progress, ProgressCallback, Voice, Waveform
+from auto_voice.inference.stages import Stages
+from auto_voice.models.runtime.sessions import moves_noted
+from auto_voice.progress import tell
+from auto_voice.types import FloatArray, Pitch, Voice, Waveform
 from auto_voice.voices.blending import blend_voices
 from auto_voice.voices.cloning import build_voice
 
 log = logging.getLogger(__name__)
 
-# Seconds that are measured at once, and samples that are scaled at once.
-METER_SECONDS = 20.0
-LEVEL_SAMPLES = 1 << 19
-# dB by which peaks are turned down where the loudness needs it: more is heard as distortion.
-MOST_LIMITING_DB = 6.0
-# A limiter takes loudness, which is given back in so many rounds, or until less than the first of
-# these LU is missing; more than the second is worth a note.
-LIMITING_ROUNDS = 4
-NEAR_LU, FAR_LU = 0.1, 0.5
 # Seconds of the source that are searched for speech where its own voice is needed, and seconds of
 # that speech that are used.
 OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 30.0
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The models of one conversion."""
-
-    content_encoder: ContentEncoder
-    converter: Converter
-    vocoder: Vocoder
-    speaker_encoder: SpeakerEncoderStage | None = None
+# Seconds; longer recordings go through the disk, shorter ones take 20 MB of memory at most.
+LONG_SECONDS = 300.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +71,6 @@ class ConversionSetup:
             for another.
         mock: whether any stage is a mock.
         timings: seconds by step; grows.
-        progress: told how much of the source is rendered.
     """
 
     source: Source
@@ -97,7 +81,6 @@ class ConversionSetup:
     models: Mapping[str, str]
     mock: bool = False
     timings: dict[str, float] = field(default_factory=dict)
-    progress: ProgressCallback | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,31 +98,6 @@ class Prepared:
     semitones: float
     notes: tuple[str, ...]
     source_meter: LoudnessMeter | None
-
-
-@dataclass(frozen=True)
-class OutputLevel:
-    """What brings rendered samples to the level that they shall have.
-
-    Attributes:
-        factor: that they are multiplied with.
-        limiting: whether peaks are then turned down to the ceiling.
-        notes: what there is to say about it.
-    """
-
-    factor: float
-    limiting: bool = False
-    notes: tuple[str, ...] = ()
-
-    def blocks(self, recording: SampleSource) -> Iterator[FloatArray]:
-        """``(samples,)`` blocks of ``recording``, finished."""
-        reach = LIMITER_REACH_SAMPLES if self.limiting else 0
-        for start in range(0, len(recording), LEVEL_SAMPLES):
-            low = max(0, start - reach)
-            block = recording.read(low, start + LEVEL_SAMPLES + reach) * np.float32(self.factor)
-            if self.limiting:
-                block = limited(block, recording.sample_rate, low)
-            yield block[start - low : start - low + LEVEL_SAMPLES]
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,14 +142,17 @@ def run(conversion: ConversionSetup, workspace: Workspace) -> Rendered:
     )
     if prepared.rendering.analysis is not known:
         workspace.save_analysis(prepared.rendering.analysis)
-    samples, pieces = _render(conversion, prepared.rendering, workspace)
-    level = output_level(samples, prepared)
+    with moves_noted() as moves:
+        samples, pieces = _render(conversion, prepared.rendering, workspace)
+    analysis, controls = prepared.rendering.analysis, conversion.controls
+    level = output_level(samples, analysis.gain, controls, prepared.source_meter)
     notes = (
         *(f"source: {note}" for note in workspace.facts.notes),
         *(note for note in [getattr(stages.content_encoder, "note", "")] if note),
         *conversion.voice.notes,
         *prepared.notes,
         *level.notes,
+        *moves,
         *(f"{stage}: {text}" for stage, text in conversion.models.items() if _noteworthy(text)),
     )
     for note in notes:
@@ -247,9 +208,7 @@ def _render(
         workspace.save_position(
             Position(at.edges, chunk.stop, joiner.done, pieces, joiner.pending, at.mean)
         )
-        if conversion.progress is not None:
-            done = min(chunk.stop, rendering.frames)
-            conversion.progress(Progress("convert", done, rendering.frames))
+        tell("convert", min(chunk.stop, rendering.frames), rendering.frames)
     return samples, pieces
 
 
@@ -300,7 +259,7 @@ def prepare(
     notes += pitch_notes
     source_meter = None
     if controls.loudness in (None, SOURCE):
-        source_meter = metered(_blocks(recording), recording.sample_rate, peaks=False)
+        source_meter = metered(blocks_of(recording), recording.sample_rate, peaks=False)
     rendering = Rendering(
         content_encoder=stages.content_encoder,
         converter=stages.converter,
@@ -314,63 +273,6 @@ def prepare(
         timings=timings,
     )
     return Prepared(rendering, voice, semitones, tuple(notes), source_meter)
-
-
-def metered(blocks: Iterable[FloatArray], sample_rate: int, peaks: bool = True) -> LoudnessMeter:
-    """Loudness and peaks of the joined ``blocks``."""
-    meter = LoudnessMeter(sample_rate, peaks)
-    for block in blocks:
-        meter.add(block)
-    return meter
-
-
-def output_level(recording: SampleSource, prepared: Prepared) -> OutputLevel:
-    """What brings ``recording``, the rendered samples at the networks' level, to its loudness.
-
-    It is that of the source's speech, over the same time, or what the controls say. Peaks above
-    the ceiling are turned down by some decibels; where that does not suffice, the whole is.
-    """
-    rate = recording.sample_rate
-    meter = metered(_blocks(recording), rate)
-    wanted, found = _loudness(meter, prepared)
-    if not (math.isfinite(wanted) and math.isfinite(found)):
-        note = "The loudness was not matched: the recording is too quiet to have one."
-        return OutputLevel(1 / prepared.rendering.analysis.gain, notes=(note,))
-    room = CEILING_DBTP - meter.true_peak_db
-    gain = wanted - found
-    if gain <= room:
-        return OutputLevel(10 ** (gain / 20))
-    for _ in range(LIMITING_ROUNDS):
-        gain = min(gain, room + MOST_LIMITING_DB)
-        level = OutputLevel(10 ** (gain / 20), limiting=True)
-        short = wanted - _loudness(metered(level.blocks(recording), rate, peaks=False), prepared)[1]
-        if short < NEAR_LU or gain >= room + MOST_LIMITING_DB:
-            break
-        gain += short
-    notes = [
-        f"Peaks were turned down by up to {gain - room:.1f} dB, so that the rest has its loudness "
-        f"and they stay below {CEILING_DBTP:g} dBTP."
-    ]
-    if short > FAR_LU:
-        goal = "the source" if prepared.source_meter else f"{wanted:.1f} LUFS"
-        notes.append(
-            f"The result is {short:.1f} dB quieter than {goal}, because its peaks leave no room."
-        )
-    return replace(level, notes=tuple(notes))
-
-
-def _loudness(meter: LoudnessMeter, prepared: Prepared) -> tuple[float, float]:
-    """LUFS that the result shall have, and that it has."""
-    if prepared.source_meter is not None:
-        return speech_loudness(prepared.source_meter, meter)
-    assert prepared.rendering.controls.loudness is not None
-    return float(prepared.rendering.controls.loudness), meter.loudness_lufs
-
-
-def _blocks(recording: SampleSource) -> Iterator[FloatArray]:
-    size = round(METER_SECONDS * recording.sample_rate)
-    for start in range(0, len(recording), size):
-        yield recording.read(start, start + size)
 
 
 def _trimmed(recording: SampleSource) -> tuple[SampleSource, str]:
@@ -412,10 +314,6 @@ def _with_pitch(voice: Voice, pitch: Pitch, controls: Controls) -> Voice:
     if statistics is None:
         return voice
     return replace(voice, log_f0_mean=statistics[0], log_f0_std=statistics[1])
-
-
-# Seconds; longer recordings go through the disk.
-LONG_SECONDS = 300.0
 
 
 def convert_into(conversion: ConversionSetup, output: Output) -> FileResult:

@@ -1,21 +1,31 @@
-"""What the controls change on the way from the source to the result: melody, shape and breath.
+"""What the controls change on the way from the source to the result: melody, shape, breath, level.
 
 *Melody*: the pitch is moved to the voice, widened or narrowed. *Shape*: resonances move, pauses
 keep the source's own spectrum, and the loudness contour follows the source's. *Breath*: how noisy a
 voiced sound is shows in how little one period is like the next. That share of noise is measured in
 the source and in the result, and what the result lacks is made by scattering the phases of its
-upper spectrum: the envelope stays, the harmonics lose energy to the noise between them.
+upper spectrum: the envelope stays, the harmonics lose energy to the noise between them. *Level*:
+the result is as loud as the source or as asked for, with its peaks below a ceiling.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.loudness import without_rumble
+from auto_voice.audio.loudness import (
+    CEILING_DBTP,
+    LIMITER_REACH_SAMPLES,
+    LoudnessMeter,
+    limited,
+    speech_loudness,
+    without_rumble,
+)
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.audio.pitch import (
     F_MAX_HZ,
@@ -27,6 +37,7 @@ from auto_voice.audio.pitch import (
 )
 from auto_voice.audio.resample import resample
 from auto_voice.inference.controls import VOICE, Controls
+from auto_voice.inference.inputs import SampleSource
 from auto_voice.types import FloatArray, Mel, Pitch, Voice
 
 # Frames that are interpolated at once.
@@ -41,9 +52,14 @@ BEYOND_SHARE = 0.05
 # syllables count and the beat of single periods does not.
 CONTOUR_FRAMES = 9
 # dB by which a frame is turned up or down at most: a phrase far from the microphone is up to 40 dB
-# softer, while little that is turned up further than this was meant to sound.
-MOST_DOWN_DB, MOST_UP_DB = 60.0, 12.0
+# softer, and a converter speaks breaths and the ends of words up to 20 dB too softly.
+MOST_DOWN_DB, MOST_UP_DB = 60.0, 24.0
 MOST_UP_IN_PAUSES_DB = 3.0
+# Of a frame's power that counts as speech at least, however loud the noise around it is: -6 dB, so
+# that the result stays near the source's noise between the words, too.
+LEAST_SPEECH_SHARE = 0.25
+# Times that the level is measured and corrected: where it changes fast, one gain is not enough.
+LEVEL_ROUNDS = 2
 # Power that counts as silence, -130 dBFS at the level of the networks.
 SILENCE_POWER = 1e-13
 # Hz; below it the voice drowns its breath.
@@ -54,6 +70,15 @@ BREATH_FRAME = 1024
 SMOOTH_HZ = 400.0
 # Periods that are compared with those after them.
 PERIODS = 3
+# Seconds that are measured at once, and samples that are scaled at once.
+METER_SECONDS = 20.0
+LEVEL_SAMPLES = 1 << 19
+# dB by which peaks are turned down where the loudness needs it: more is heard as distortion.
+MOST_LIMITING_DB = 6.0
+# A limiter takes loudness, which is given back in so many rounds, or until less than the first of
+# these LU is missing; more than the second is worth a note.
+LIMITING_ROUNDS = 4
+NEAR_LU, FAR_LU = 0.1, 0.5
 
 
 def moved(
@@ -194,32 +219,42 @@ class SourceShape:
     Attributes:
         mel: ``(80, frames)`` log mel of the source itself.
         level_db: ``(frames,)``, see :func:`frame_levels`.
+        speech_db: ``(frames,)`` the same of the speech alone, without the noise it stands in.
         pause: ``(frames,)`` 0 in speech to 1 in pauses, see
             :func:`auto_voice.inference.analysis.pauses`.
     """
 
     mel: FloatArray
     level_db: FloatArray
+    speech_db: FloatArray
     pause: FloatArray
 
     def part(self, start: int, stop: int) -> SourceShape:
         """Frames ``[start, stop)``."""
         part = slice(start, stop)
-        return SourceShape(self.mel[:, part], self.level_db[part], self.pause[part])
+        return SourceShape(
+            self.mel[:, part], self.level_db[part], self.speech_db[part], self.pause[part]
+        )
 
 
-def source_shape(speech: FloatArray, sample_rate: int, pause: FloatArray) -> SourceShape:
+def source_shape(
+    speech: FloatArray, sample_rate: int, pause: FloatArray, noise: FloatArray
+) -> SourceShape:
     """The shape of ``speech``, ``(samples,)`` at the networks' level.
 
     Args:
         pause: ``(frames,)`` of the mel frames, the first of which ``speech`` starts with.
+        noise: ``(frames,)`` power of the noise that the speech stands in.
     """
     frames = len(pause)
     at_rate = resample(speech, sample_rate, HIFIGAN_MEL.sample_rate)
     own = log_mel(at_rate, HIFIGAN_MEL)
     own = np.pad(own, ((0, 0), (0, max(0, frames - own.shape[1]))), mode="edge")[:, :frames]
     plain = without_rumble(at_rate, HIFIGAN_MEL.sample_rate)
-    return SourceShape(own, frame_levels(plain, HIFIGAN_MEL.hop_samples, frames), pause)
+    level_db = frame_levels(plain, HIFIGAN_MEL.hop_samples, frames)
+    power = 10 ** (level_db / 10)
+    speech_db = 10 * np.log10(np.maximum(power - noise, LEAST_SPEECH_SHARE * power))
+    return SourceShape(own, level_db, speech_db.astype(np.float32), pause)
 
 
 def fill_pauses(mel: Mel, source: SourceShape) -> Mel:
@@ -239,19 +274,27 @@ def follow_level(
 ) -> FloatArray:
     """``(frames * hop_samples,)`` made as loud as the source in every frame.
 
+    In speech that is as loud as the source's speech is without its noise, which a converter leaves
+    out: a soft syllable that the noise covers is not turned up to the noise.
+
     Args:
         samples: without rumble.
         amount: share of the source's contour that is taken in speech: 0 leaves it as it is spoken.
             In pauses the result is always as quiet as the source.
     """
     frames = len(source.pause)
-    difference = source.level_db - frame_levels(samples, hop_samples, frames)
-    speech = amount * np.clip(difference, -MOST_DOWN_DB, MOST_UP_DB)
-    pause = np.clip(difference, -MOST_DOWN_DB, MOST_UP_IN_PAUSES_DB)
-    gain_db = speech * (1 - source.pause) + pause * source.pause
+    if frames == 0:
+        return samples
+    made_db = frame_levels(samples, hop_samples, frames)
+    speech = amount * np.clip(source.speech_db - made_db, -MOST_DOWN_DB, MOST_UP_DB)
+    pause = np.clip(source.level_db - made_db, -MOST_DOWN_DB, MOST_UP_IN_PAUSES_DB)
+    wanted_db = made_db + speech * (1 - source.pause) + pause * source.pause
     at = (np.arange(len(samples)) + 0.5) / hop_samples - 0.5
-    gain = 10 ** (np.interp(at, np.arange(frames), gain_db) / 20)
-    followed: FloatArray = (samples * gain).astype(np.float32)
+    followed: FloatArray = samples
+    for _ in range(LEVEL_ROUNDS):
+        gain_db = wanted_db - frame_levels(followed, hop_samples, frames)
+        gain = 10 ** (np.interp(at, np.arange(frames), gain_db) / 20)
+        followed = (followed * gain).astype(np.float32)
     return followed
 
 
@@ -260,6 +303,8 @@ def frame_levels(samples: FloatArray, hop_samples: int, frames: int) -> FloatArr
 
     What is missing at the end counts as silence.
     """
+    if frames == 0:
+        return np.zeros(0, np.float32)
     held = samples[: frames * hop_samples]
     held = np.pad(held, (0, frames * hop_samples - len(held)))
     power = np.square(held, dtype=np.float64).reshape(frames, hop_samples).mean(axis=1)
@@ -354,3 +399,96 @@ def _high_passed(samples: FloatArray, sample_rate: int) -> FloatArray:
     kernel = -low
     kernel[reach] += 1
     return np.convolve(samples, kernel.astype(np.float32), mode="same").astype(np.float32)
+
+
+@dataclass(frozen=True)
+class OutputLevel:
+    """What brings rendered samples to the level that they shall have.
+
+    Attributes:
+        factor: that they are multiplied with.
+        limiting: whether peaks are then turned down to the ceiling.
+        notes: what there is to say about it.
+    """
+
+    factor: float
+    limiting: bool = False
+    notes: tuple[str, ...] = ()
+
+    def blocks(self, recording: SampleSource) -> Iterator[FloatArray]:
+        """``(samples,)`` blocks of ``recording``, finished."""
+        reach = LIMITER_REACH_SAMPLES if self.limiting else 0
+        for start in range(0, len(recording), LEVEL_SAMPLES):
+            low = max(0, start - reach)
+            block = recording.read(low, start + LEVEL_SAMPLES + reach) * np.float32(self.factor)
+            if self.limiting:
+                block = limited(block, recording.sample_rate, low)
+            yield block[start - low : start - low + LEVEL_SAMPLES]
+
+
+def metered(blocks: Iterable[FloatArray], sample_rate: int, peaks: bool = True) -> LoudnessMeter:
+    """Loudness and peaks of the joined ``blocks``."""
+    meter = LoudnessMeter(sample_rate, peaks)
+    for block in blocks:
+        meter.add(block)
+    return meter
+
+
+def output_level(
+    recording: SampleSource, gain: float, controls: Controls, source: LoudnessMeter | None
+) -> OutputLevel:
+    """What brings ``recording``, the rendered samples at the networks' level, to its loudness.
+
+    It is that of the source's speech, over the same time, or what the controls say. Peaks above
+    the ceiling are turned down by some decibels; where that does not suffice, the whole is.
+
+    Args:
+        gain: that brought the source to that level, which a recording without loudness gets back.
+        controls: say the loudness, where ``source`` is None.
+        source: the source, measured, where the result shall be as loud.
+    """
+    rate = recording.sample_rate
+    meter = metered(blocks_of(recording), rate)
+    wanted, found = _loudness(meter, controls, source)
+    if not (math.isfinite(wanted) and math.isfinite(found)):
+        note = "The loudness was not matched: the recording is too quiet to have one."
+        return OutputLevel(1 / gain, notes=(note,))
+    room = CEILING_DBTP - meter.true_peak_db
+    more = wanted - found
+    if more <= room:
+        return OutputLevel(10 ** (more / 20))
+    for _ in range(LIMITING_ROUNDS):
+        more = min(more, room + MOST_LIMITING_DB)
+        level = OutputLevel(10 ** (more / 20), limiting=True)
+        now = metered(level.blocks(recording), rate, peaks=False)
+        short = wanted - _loudness(now, controls, source)[1]
+        if short < NEAR_LU or more >= room + MOST_LIMITING_DB:
+            break
+        more += short
+    notes = [
+        f"Peaks were turned down by up to {more - room:.1f} dB, so that the rest has its loudness "
+        f"and they stay below {CEILING_DBTP:g} dBTP."
+    ]
+    if short > FAR_LU:
+        goal = "the source" if source else f"{wanted:.1f} LUFS"
+        notes.append(
+            f"The result is {short:.1f} dB quieter than {goal}, because its peaks leave no room."
+        )
+    return replace(level, notes=tuple(notes))
+
+
+def _loudness(
+    meter: LoudnessMeter, controls: Controls, source: LoudnessMeter | None
+) -> tuple[float, float]:
+    """LUFS that the result shall have, and that it has."""
+    if source is not None:
+        return speech_loudness(source, meter)
+    assert controls.loudness is not None
+    return float(controls.loudness), meter.loudness_lufs
+
+
+def blocks_of(recording: SampleSource) -> Iterator[FloatArray]:
+    """``(samples,)`` blocks of a recording that are measured one after the other."""
+    size = round(METER_SECONDS * recording.sample_rate)
+    for start in range(0, len(recording), size):
+        yield recording.read(start, start + size)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import UnsupportedOperation
+from numbers import Number
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias, Union
+from typing import Any, BinaryIO, Protocol, TypeAlias, Union, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,11 +35,13 @@ from auto_voice.errors import (
     ConfigError,
     reason,
 )
-from auto_voice.types import FloatArray, Waveform
+from auto_voice.types import FloatArray, Voice, Waveform
 
 # A file by its path, its bytes or an open binary stream; a waveform; or an array or a tensor of
 # samples, whose rate is given apart.
 AudioInput: TypeAlias = Union[str, "PathLike[str]", bytes, BinaryIO, Waveform, ArrayLike]
+# A voice, a voice file, one or several recordings, or a bare 256-d embedding.
+Target: TypeAlias = Union[Voice, AudioInput, "Sequence[AudioInput | Voice]"]
 
 # Shorter recordings hold no syllable.
 SHORTEST_SECONDS = 0.1
@@ -409,3 +412,15 @@ def _check(what: str, samples: int, rate: int, peak: float) -> None:
             f"{what} holds only silence (peak {dbfs(peak)}); check the microphone or choose "
             "another recording."
         )
+
+
+def listed(target: Target) -> list[Any]:
+    """The recordings of ``target``, or what else it is."""
+    return list(cast("Sequence[Any]", target)) if is_several(target) else [target]
+
+
+def is_several(target: Target) -> bool:
+    """Whether it is a list of recordings rather than one recording or a list of numbers."""
+    return isinstance(target, (list, tuple)) and not any(
+        isinstance(item, (list, tuple, Number)) for item in target
+    )

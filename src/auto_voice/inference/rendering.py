@@ -13,12 +13,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from auto_voice import events
 from auto_voice.audio.loudness import without_rumble
 from auto_voice.errors import ModelLoadError
-from auto_voice.inference.analysis import Analysis, pauses
+from auto_voice.inference.analysis import Analysis, noise_floor, pauses
 from auto_voice.inference.chunking import (
     CONTEXT_SECONDS,
     HOP,
@@ -69,6 +72,7 @@ class Piece:
         own_pitch: the track of the source.
         pauses: ``(frames,)``, see :func:`auto_voice.inference.analysis.pauses`; one value for each
             mel frame of the piece.
+        noise: ``(frames,)``, see :func:`auto_voice.inference.analysis.noise_floor`.
         low, high: mel frames that the vocoder makes audio of; those around are context of the
             converter alone.
         first_frame: place of the piece in the whole, in mel frames.
@@ -80,6 +84,7 @@ class Piece:
     pitch: Pitch
     own_pitch: Pitch
     pauses: FloatArray
+    noise: FloatArray
     low: int
     high: int
     first_frame: int
@@ -109,7 +114,7 @@ def spoken(
         mel = converter.convert(piece.content, lower, voice, frames)
         mel = warp_formants(mel, ratio)
     with timed(timings, "level"):
-        source = source_shape(piece.speech, piece.sample_rate, piece.pauses)
+        source = source_shape(piece.speech, piece.sample_rate, piece.pauses, piece.noise)
         mel = fill_pauses(mel, source)
     with timed(timings, "vocode"):
         audio = vocoder.synthesize(mel.values[:, low:high])[0]
@@ -155,7 +160,8 @@ class Rendering:
         timings: seconds by step; grows.
         log_f0: of ``pitch``, filled.
         content: the content features of any part.
-        pauses: of ``recording``, see :func:`auto_voice.inference.analysis.pauses`.
+        pauses, noise: of ``recording``, see :func:`auto_voice.inference.analysis.pauses` and
+            :func:`auto_voice.inference.analysis.noise_floor`.
     """
 
     content_encoder: ContentEncoder
@@ -171,6 +177,7 @@ class Rendering:
     log_f0: FloatArray | None = field(init=False)
     content: ContentWindows = field(init=False)
     pauses: FloatArray = field(init=False)
+    noise: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_f0", filled(self.pitch))
@@ -179,6 +186,8 @@ class Rendering:
         hop = hop_size(self.recording.sample_rate)
         found = pauses(self.analysis.energies, hop, self.analysis.gain)
         object.__setattr__(self, "pauses", found)
+        noise = noise_floor(self.analysis.energies, hop, self.analysis.gain)
+        object.__setattr__(self, "noise", noise)
 
     @property
     def frames(self) -> int:
@@ -255,23 +264,22 @@ class Rendering:
             content=content,
             pitch=self._pitch(chunk),
             own_pitch=self._cut(self.analysis.pitch, chunk),
-            pauses=self._pauses(chunk),
+            pauses=self._by_frame(self.pauses, chunk),
+            noise=self._by_frame(self.noise, chunk),
             low=low - chunk.context_start,
             high=high - chunk.context_start,
             first_frame=chunk.context_start,
         )
-        audio = spoken(
-            piece, self.voice, self.controls, self.converter, self.vocoder, self.timings
-        )
+        audio = spoken(piece, self.voice, self.controls, self.converter, self.vocoder, self.timings)
         return replace(chunk, context_start=low, context_stop=high), audio
 
-    def _pauses(self, chunk: Chunk) -> FloatArray:
-        """``(frames,)`` of the chunk's context."""
+    def _by_frame(self, hops: NDArray[Any], chunk: Chunk) -> FloatArray:
+        """``(hops,)`` of the recording as ``(frames,)`` of the chunk's context."""
         centres = np.arange(chunk.context_start, chunk.context_stop) + 0.5
         at = centres / float(self._frame_rate * HOP) - 0.5
-        if len(self.pauses) == 0:
+        if len(hops) == 0:
             return np.zeros(len(at), np.float32)
-        return np.asarray(np.interp(at, np.arange(len(self.pauses)), self.pauses), np.float32)
+        return np.asarray(np.interp(at, np.arange(len(hops)), hops), np.float32)
 
     def _content(self, chunk: Chunk, mean: FloatArray | None) -> Content:
         rate = Fraction(self.content_encoder.frame_rate) / self._frame_rate
@@ -335,6 +343,7 @@ class Rendering:
 def timed(timings: dict[str, float], step: str) -> Iterator[None]:
     started = time.perf_counter()
     try:
-        yield
+        with events.span(events.Stage(step)):
+            yield
     finally:
         timings[step] = timings.get(step, 0.0) + time.perf_counter() - started

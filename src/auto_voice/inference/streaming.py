@@ -36,7 +36,7 @@ from auto_voice.audio.pitch import (
 from auto_voice.audio.reading import HIGHEST_RATE, LOWEST_RATE
 from auto_voice.audio.resample import part_needed, resampled_length, resampled_part
 from auto_voice.errors import ConfigError
-from auto_voice.inference.analysis import pauses
+from auto_voice.inference.analysis import noise_floor, pauses
 from auto_voice.inference.chunking import HOP, hop_energies, hop_size
 from auto_voice.inference.controls import SOURCE, Controls
 from auto_voice.inference.effects import moved, without_creak
@@ -75,6 +75,8 @@ MOST_WAITING_BLOCKS = 2
 # Seconds over which sound that is skipped fades into what follows, and over which a session looks
 # how much finished sound it never needed.
 SPLICE_SECONDS, LEVEL_SECONDS = 0.005, 3.0
+# Seconds between two warnings.
+SAY_SECONDS = 5.0
 # Durations of blocks that are kept for the report.
 KEPT_BLOCKS = 1024
 
@@ -222,9 +224,19 @@ class LiveStream:
 
     Every sample of the source comes out once and in its place: what :meth:`push` and :meth:`flush`
     return, joined, is as long as the source and lies where the source lies.
+
+    Attributes:
+        models: stage to the exact ``name@version`` that runs.
+        notes: what there is to say of models and voice, one sentence each.
     """
 
-    def __init__(self, setup: StreamSetup) -> None:
+    def __init__(
+        self,
+        setup: StreamSetup,
+        models: Mapping[str, str] | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.models, self.notes = dict(models or {}), notes
         self._setup = setup
         self._encoder, self._vocoder = setup.content_encoder, setup.vocoder
         self._rate = setup.content_encoder.sample_rate
@@ -392,7 +404,7 @@ class LiveStream:
         voice, controls = self._voice, self._chosen[1]
         known = self._speaker.log_f0 if melody.voiced.any() else None
         target, semitones, _ = moved(melody, voice, controls, known)
-        pause, active = self._pauses(at, context, frames)
+        pause, noise, active = self._pauses(at, context, frames)
         with timed(self._timings, "content"):
             content = self._content(speech, at, stop, active)
         piece = Piece(
@@ -402,6 +414,7 @@ class LiveStream:
             pitch=target,
             own_pitch=pitch,
             pauses=pause,
+            noise=noise,
             low=low - context,
             high=high - context,
             first_frame=context,
@@ -458,22 +471,28 @@ class LiveStream:
         )
         return found, spoken
 
-    def _pauses(self, at: int, context: int, frames: int) -> tuple[FloatArray, NDArray[np.bool_]]:
-        """``(mel frames,)`` pauses from frame ``context`` on, and ``(content frames,)`` of the
-        window in which somebody speaks."""
+    def _pauses(
+        self, at: int, context: int, frames: int
+    ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
+        """``(mel frames,)`` pauses and noise from frame ``context`` on, and ``(content frames,)``
+        of the window in which somebody speaks."""
         hop = hop_size(self._rate)
         before = at // self._content_frame * self._content_frame
         energies = hop_energies(self._speech[at - before :], self._rate)
         found = pauses(energies, hop, self._speaker.gain)
         centres = np.arange(frames - context) + 0.5
         places = before / hop + centres * float(self._hop_seconds / HOP) - 0.5
-        pause = np.zeros(len(places), np.float32)
+        pause, noise = np.zeros((2, len(places)), np.float32)
         if len(found):
-            pause = np.interp(places, np.arange(len(found)), found).astype(np.float32)
+            hops = np.arange(len(found))
+            pause = np.interp(places, hops, found).astype(np.float32)
+            floor = noise_floor(energies, hop, self._speaker.gain)
+            noise = np.interp(places, hops, floor).astype(np.float32)
         least = 10 ** ((SPEECH_DBFS - ACTIVE_DB) / 10) / self._speaker.gain**2
         pairs = energies[: len(energies) // 2 * 2].reshape(-1, 2).sum(axis=1) / (2 * hop)
-        around = np.ones(2 * AROUND_FRAMES + 1)
-        return pause, np.convolve(pairs > least, around, mode="full")[AROUND_FRAMES:] > 0.5
+        padded = np.pad(pairs > least, AROUND_FRAMES)
+        around = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND_FRAMES + 1)
+        return pause, noise, np.asarray(around.any(axis=1), np.bool_)
 
     def _content(
         self, speech: FloatArray, at: int, stop: int, active: NDArray[np.bool_]
@@ -520,7 +539,8 @@ class LiveStream:
         """Of the speech that ``voice`` was made from; None where it was not kept."""
         if voice is None or voice.speech is None or not isinstance(self._encoder, PieceEncoder):
             return None
-        speech = voice.speech[: round(MEMORY_SECONDS * self._rate)].astype(np.float32) / 32768
+        speech = voice.speech[: round(MEMORY_SECONDS * self._rate)].astype(np.float32)
+        speech = (speech / np.float32(32768)).astype(np.float32)
         return np.asarray(self._encoder.encode_piece(speech).mean(axis=0), np.float32)
 
 
@@ -539,7 +559,7 @@ def as_samples(samples: ArrayLike) -> FloatArray:
     if array.dtype.kind == "i":
         if array.dtype != np.int16:
             raise ConfigError(f"whole numbers must be int16, not {array.dtype}.")
-        return array.astype(np.float32) / np.float32(32768)
+        return np.asarray(array / np.float32(32768), np.float32)
     return np.nan_to_num(array.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
 
 
@@ -573,31 +593,49 @@ class LiveSession:
         self._wet_share = 1.0
         self._levels: deque[int] = deque(maxlen=max(2, round(LEVEL_SECONDS / stream.block_seconds)))
         self._playing = False
+        # Silence that is still to come before what is ready.
+        self._pause = 0
+        # Samples that came in and were kept, and those of them whose result has gone out.
+        self._taken_in = self._played = 0
         self._dropped = self._dropouts = 0
+        self._said = -math.inf
 
     def feed(self, samples: FloatArray) -> None:
         """The next ``(samples,)`` of the source."""
         with self._lock:
             self._waiting.put(samples)
+            self._taken_in += len(samples)
             if len(self._waiting) >= (MOST_WAITING_BLOCKS + 1) * self._block:
-                self._waiting.take(self._block)
+                self._taken_in -= len(self._waiting.take(self._block))
                 self._dropped += 1
-                log.warning(
-                    "live: the conversion fell behind, so a block of %.0f ms was left out",
-                    1000 * self.stream.block_seconds,
-                )
+                self._say_dropped()
             self._lock.notify_all()
+
+    def _say_dropped(self) -> None:
+        now = time.monotonic()
+        if now - self._said >= SAY_SECONDS:
+            self._said = now
+            log.warning(
+                "the live conversion falls behind: %d blocks of %.0f ms were left out so far; "
+                "longer blocks cost less",
+                self._dropped,
+                1000 * self.stream.block_seconds,
+            )
 
     def take(self, count: int) -> FloatArray:
         """``(count,)`` for the output; silence where nothing is ready."""
         with self._lock:
-            found = self._ready.take(count)
-            if len(found) < count and self._playing:
+            pause = min(count, self._pause)
+            self._pause -= pause
+            found = self._ready.take(count - pause)
+            self._played += len(found)
+            missing = count - pause - len(found)
+            if missing and self._playing:
                 self._playing = False
                 self._dropouts += 1
                 fade = min(len(found), self._fade)
                 found[len(found) - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
-            return np.pad(found, (0, count - len(found)))
+            return np.pad(found, (pause, missing))
 
     def step(self, timeout: float = 0.0) -> bool:
         """Converts what waits, a block at most; false where nothing did for ``timeout`` seconds."""
@@ -619,6 +657,12 @@ class LiveSession:
         with self._lock:
             self._playing = False  # What is missing from here on is no drop-out.
 
+    @property
+    def delay_ms(self) -> float:
+        """Milliseconds from what comes in now to its result, as it is at this moment."""
+        with self._lock:
+            return 1000 * (self._taken_in - self._played + self._pause) / self.sample_rate
+
     def report(self) -> StreamReport:
         """How the stream has run, with what was lost on the way."""
         with self._lock:
@@ -634,14 +678,16 @@ class LiveSession:
             if not self._playing:
                 # Silence to begin with, so that a later block may take this much longer.
                 out[: self._fade] *= np.linspace(0, 1, len(out[: self._fade]), dtype=np.float32)
-                out = np.pad(out, (max(0, self._margin - held), 0))
+                self._pause = max(0, self._margin - held)
                 self._levels.clear()
                 self._playing = True
             else:
                 self._levels.append(held)
                 surplus = min(self._levels) - self._margin
                 if len(self._levels) == self._levels.maxlen and surplus > self._margin // 2:
-                    out = spliced(out, min(surplus, len(out)), self._fade)
+                    skipped = min(surplus, len(out))
+                    out = spliced(out, skipped, self._fade)
+                    self._played += skipped
                     self._levels.clear()
             self._ready.put(out)
 
@@ -659,7 +705,7 @@ def spliced(samples: FloatArray, skipped: int, fade: int) -> FloatArray:
     fade = min(fade, len(kept), skipped)
     ramp = (np.arange(fade, dtype=np.float32) + 0.5) / max(1, fade)
     kept[:fade] = samples[:fade] * (1 - ramp) + kept[:fade] * ramp
-    return kept
+    return np.asarray(kept, np.float32)
 
 
 class _Samples:

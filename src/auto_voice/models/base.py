@@ -99,12 +99,12 @@ class Converter(Protocol):
 
 
 @runtime_checkable
-class AdaptiveConverter(Protocol):
+class FineTunableConverter(Protocol):
     """A converter that can be fitted to one voice."""
 
     name: str
 
-    def adapt(
+    def fine_tune(
         self, voice: Voice, steps: int, progress: Callable[[float], None] | None = None
     ) -> Voice:
         """``voice`` with what this converter learnt in ``steps`` from its speech.

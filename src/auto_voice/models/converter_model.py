@@ -166,7 +166,7 @@ class CompactConverter:
         if content.space != self.content_space:
             raise ModelLoadError(
                 f"{self.name} speaks from content in {self.content_space}, not {content.space}; "
-                "choose the content encoder it was trained on or calibrate yours to it."
+                "choose the content encoder it was trained on or map yours to it."
             )
         if voice.frames and voice.content_space != self.content_space:
             raise VoiceError(
@@ -183,7 +183,7 @@ class CompactConverter:
         values = mel[0].T * MEL_SCALE + MEL_MEAN
         return Mel(values.astype(np.float32), self.sample_rate, self.hop_samples)
 
-    def adapt(
+    def fine_tune(
         self, voice: Voice, steps: int, progress: Callable[[float], None] | None = None
     ) -> Voice:
         """``voice`` with what the network learns from its speech in ``steps``.
@@ -236,9 +236,9 @@ class CompactConverter:
 
     def _network(self, voice: Voice) -> Network:
         """The network with what it learnt of ``voice``, where that is known."""
-        if not voice.adaptation or voice.adapted_to != self.name:
+        if not voice.fine_tuning or voice.fine_tuned_converter != self.name:
             return self.network
-        key = _digest(voice.adaptation)
+        key = _digest(voice.fine_tuning)
         with self._lock:
             if key not in self._fine_tuned:
                 self._fine_tuned[key] = self._changed(voice)
@@ -249,7 +249,7 @@ class CompactConverter:
 
     def _changed(self, voice: Voice) -> Network:
         weights = dict(self.weights)
-        for name, difference in voice.adaptation.items():
+        for name, difference in voice.fine_tuning.items():
             if name not in weights or weights[name].shape != difference.shape:
                 raise VoiceError(
                     f"The voice {voice.name or '(unnamed)'} holds a fine-tuning that does not fit "

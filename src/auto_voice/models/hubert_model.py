@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from auto_voice.errors import AudioContentError, ConfigError
+from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.runtime.graphs import load_network
+from auto_voice.models.runtime.graphs import load_network, weight_file
 from auto_voice.models.runtime.sessions import Network
-from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays
+from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays, read_weights
 from auto_voice.types import SPEECH_RATE, Content, FloatArray
 
 KERNELS = (10, 3, 3, 3, 3, 2, 2)
@@ -96,7 +98,7 @@ class HuBERTModel:
         self.content_layer = min(CONTENT_LAYER, self.shape.layers)
         if content_layer is not None:
             self.content_layer = self._checked_layer(content_layer)
-        # An adapter fitted on one layer must not be taken for another's.
+        # A map fitted on one layer must not be taken for another's.
         self.space = f"{name}/layer{self.content_layer}"
         self.normalise = normalise
 
@@ -166,14 +168,117 @@ class HuBERTModel:
 HubertModel = HuBERTModel
 
 
+# Classes that checkpoints of fairseq speak of beside their tensors: options, dictionaries of
+# labels, the state of the training.
+FAIRSEQ = frozenset({
+    "argparse", "fairseq", "omegaconf", "enum", "typing", "numpy", "collections.defaultdict",
+    "_codecs.encode",
+    *(f"{module}.{name}" for module in ("builtins", "__builtin__")
+      for name in ("bool", "dict", "float", "int", "list", "object", "str", "tuple")),
+})  # fmt: skip
+
+
 def convert_checkpoint(path: Path) -> dict[str, Array]:
-    """The published ``pytorch_model.bin`` as arrays under this module's names.
+    """A checkpoint of transformers or fairseq as arrays under this module's names.
 
     Raises:
         UnsafeFileError, ModelLoadError: see ``weights.checkpoint_arrays``.
     """
-    named = ((_select(key), value) for key, value in checkpoint_arrays(path).items())
+    arrays = checkpoint_arrays(path, under="model", ignored=FAIRSEQ)
+    named = ((_select(key), value) for key, value in arrays.items())
     return {key: value for key, value in named if key is not None}
+
+
+# In a folder of transformers, the safer first.
+FOLDER_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# What the network is built for; a ``config.json`` that says otherwise is of another network.
+_FIXED: Mapping[str, Any] = {
+    "model_type": "hubert",
+    "feat_extract_norm": "group",
+    "do_stable_layer_norm": False,
+    "conv_bias": False,
+    "conv_kernel": list(KERNELS),
+    "conv_stride": list(STRIDES),
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "layer_norm_eps": 1e-5,
+}
+
+
+def describe(
+    paths: Sequence[Path], kind: str, params: Mapping[str, Any]
+) -> tuple[list[Path], dict[str, Any]]:
+    """The files of a HuBERT that is being added, and its sizes as they say them.
+
+    Args:
+        paths: a folder of transformers, or a file of weights by the names of transformers or
+            fairseq, and a graph where the sizes are none of the package's.
+        params: what the user says of it.
+
+    Raises:
+        ConfigError: the folder holds no such weights.
+        ModelLoadError, UnsafeFileError: they are of another network.
+    """
+    files: list[Path] = []
+    config: Mapping[str, Any] = {}
+    for path in paths:
+        files.append(_weights_in(path) if path.is_dir() else path)
+        if path.is_dir():
+            config = _config_of(path)
+    weights = weight_file({path.name: path for path in files}, "HuBERT")
+    sizes = _sizes(read_weights(weights, convert=convert_checkpoint, select=_select), weights)
+    if "num_attention_heads" in config:
+        sizes["heads"] = int(config["num_attention_heads"])
+    defaults = HuBERTShape()
+    known = {name: size for name, size in sizes.items() if size != getattr(defaults, name)}
+    rates = {"sample_rate": SPEECH_RATE, "frame_rate": SPEECH_RATE // HOP_SAMPLES}
+    return files, {**rates, "dims": sizes["dims"], **known, **params}
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in FOLDER_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    parts = sorted(path.name for path in folder.glob("*.index.json"))
+    told = f"it is split ({parts[0]}); save it as one file" if parts else "name the file itself"
+    raise ConfigError(f"{folder} holds no {' or '.join(FOLDER_WEIGHTS)}: {told}")
+
+
+def _config_of(folder: Path) -> Mapping[str, Any]:
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path} holds no settings of a model")
+    for name, wanted in _FIXED.items():
+        if config.get(name, wanted) != wanted:
+            raise ModelLoadError(
+                f"{path} says {name} {config[name]!r}, and HuBERT base has {wanted!r}; give a "
+                "model of its kind"
+            )
+    return config
+
+
+def _sizes(arrays: Mapping[str, Array], source: Path) -> dict[str, int]:
+    """The sizes of a network with these arrays; heads of 64 numbers, as all published ones have."""
+    try:
+        dims, channels = arrays["feature_projection.projection.weight"].shape
+        _, a_group, kernel = arrays["encoder.pos_conv_embed.conv.weight"].shape
+        feed_forward = arrays["encoder.layers.0.feed_forward.intermediate_dense.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise ModelLoadError(
+            f"{source} holds no HuBERT by the names of transformers or fairseq ({error})"
+        ) from error
+    layers = {int(key.split(".")[2]) for key in arrays if key.startswith("encoder.layers.")}
+    return {
+        "dims": dims, "layers": len(layers), "heads": max(1, dims // 64),
+        "feed_forward": feed_forward, "channels": channels, "position_kernel": kernel,
+        "position_groups": dims // a_group,
+    }  # fmt: skip
 
 
 def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> HuBERTModel:
@@ -197,9 +302,26 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> HuBE
     )
 
 
+# Names of fairseq by those of transformers, which the graph has.
+_FAIRSEQ_PARTS = (
+    (r"^layer_norm\.", "feature_projection.layer_norm."),
+    (r"^post_extract_proj\.", "feature_projection.projection."),
+    (r"^encoder\.pos_conv\.0\.", "encoder.pos_conv_embed.conv."),
+    (r"^(feature_extractor\.conv_layers\.\d+)\.0\.", r"\1.conv."),
+    (r"^(feature_extractor\.conv_layers\.0)\.2\.", r"\1.layer_norm."),
+    (r"^(encoder\.layers\.\d+)\.self_attn\.", r"\1.attention."),
+    (r"^(encoder\.layers\.\d+)\.self_attn_layer_norm\.", r"\1.layer_norm."),
+    (r"^(encoder\.layers\.\d+)\.fc1\.", r"\1.feed_forward.intermediate_dense."),
+    (r"^(encoder\.layers\.\d+)\.fc2\.", r"\1.feed_forward.output_dense."),
+)
+
+
 def _select(key: str) -> str | None:
-    # Fine-tuned checkpoints prefix the encoder; the mask embedding serves training alone.
-    key = key.removeprefix("hubert.")
+    # Fine-tuned checkpoints prefix the encoder; what predicts labels and masks serves training.
+    for prefix in ("hubert.", "w2v_encoder.w2v_model.", "encoder.w2v_model."):
+        key = key.removeprefix(prefix)
+    for pattern, ours in _FAIRSEQ_PARTS:
+        key = re.sub(pattern, ours, key)
     parts = ("feature_extractor.", "feature_projection.", "encoder.")
     return key if key.startswith(parts) else None
 

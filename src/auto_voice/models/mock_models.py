@@ -6,7 +6,7 @@ pipeline built on them can be tested; what they make is not speech, and ``mock``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -166,6 +166,20 @@ class MockQuality:
         return Quality(overall=3.0, speech=3.0, background=3.0)
 
 
+class MockSynthesiser:
+    """Babble, of a length that follows the tokens and a pitch that follows the timbre."""
+
+    name = "mock"
+    mock = True
+    sample_rate = 24000
+
+    def speak(self, tokens: Sequence[int], style: FloatArray, speed: float) -> FloatArray:
+        """``(samples,)`` at 24 kHz, 60 ms a token."""
+        seconds = 0.06 * (len(tokens) + 2) / speed
+        f0_hz = 150 + 40 * float(np.tanh(style[0]))
+        return mock_sample(seconds, self.sample_rate, f0_hz=f0_hz).samples
+
+
 def mock_sample(
     seconds: float = 6.0, sample_rate: int = 16000, *, f0_hz: float = 140.0, seed: int = 0
 ) -> Waveform:
@@ -221,6 +235,7 @@ _BY_KIND: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "sample": lambda p: mock_sample(),
     "recogniser": lambda p: MockRecogniser(),
     "quality": lambda p: MockQuality(),
+    "synthesiser": lambda p: MockSynthesiser(),
 }
 
 

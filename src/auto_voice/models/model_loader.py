@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import sys
 import threading
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from auto_voice import events
 from auto_voice import filesystem as disk
 from auto_voice.errors import (
     DiskSpaceError,
@@ -28,6 +30,7 @@ from auto_voice.errors import (
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 from auto_voice.models.registry.fetchers import FetchContext, FetchJob, Mirrors, WheelCache, fetch
+from auto_voice.models.registry.hub import cached_copies
 from auto_voice.models.registry.package_index import PackageIndex
 from auto_voice.models.registry.partials import HashingSink, Partial
 from auto_voice.models.registry.sources import (
@@ -40,6 +43,7 @@ from auto_voice.models.registry.sources import (
 )
 from auto_voice.models.registry.store import Fetched, ModelStore, check_bundled
 from auto_voice.models.registry.transfer import Clock, HttpTransfer, RetryPolicy
+from auto_voice.progress import ProgressCallback, listener, tell, told_to
 
 if TYPE_CHECKING:
     import httpx2
@@ -49,18 +53,17 @@ log = logging.getLogger(__name__)
 # Room that must be left after a download, in bytes: metadata, locks and converted headers.
 _SPACE_MARGIN_BYTES = 16 << 20
 
-# Is told a label, the bytes done and the bytes in all (0 where the total is unknown).
-ProgressCallback = Callable[[str, int, int], None]
+# Bytes of a file whose size nobody says.
+LARGEST_UNKNOWN_BYTES = 8 << 30
 
 
 class DownloadProgressBar:
-    """A tqdm bar on standard error, silent where nobody watches, and an optional callback.
+    """A tqdm bar on standard error where a person watches; a listener is told in its place.
 
     Args:
         label: shown before the bar.
         total: bytes; 0 if unknown.
-        enabled: None shows the bar on a terminal alone.
-        callback: told every change, whether the bar shows or not.
+        enabled: None shows the bar on a terminal alone, and not beside a listener.
     """
 
     def __init__(
@@ -69,13 +72,12 @@ class DownloadProgressBar:
         total: int,
         *,
         enabled: bool | None = None,
-        callback: ProgressCallback | None = None,
     ) -> None:
         self.label = label
         self.total = total
-        self.enabled = sys.stderr.isatty() if enabled is None else enabled
+        unheard = listener() is None
+        self.enabled = sys.stderr.isatty() and unheard if enabled is None else enabled
         self.position = 0
-        self._callback = callback
         self._bar: Any = None
 
     def update_to(self, position: int) -> None:
@@ -83,8 +85,7 @@ class DownloadProgressBar:
         if position == self.position:
             return
         self.position = position
-        if self._callback is not None:
-            self._callback(self.label, position, self.total)
+        tell("download", position, self.total, self.label)
         if self._bar is None and self.enabled:
             from tqdm import tqdm
 
@@ -128,8 +129,8 @@ class ModelDownloader:
         mirrors: asked before the network at large.
         policy: retries and timeouts of HTTP.
         transport, clock: replace the network and time in tests.
-        show_progress: None shows bars on a terminal alone.
-        progress: told about every change.
+        show_progress: whether bars are drawn; None draws them on a terminal that no listener of
+            :mod:`auto_voice.progress` uses.
     """
 
     def __init__(
@@ -141,11 +142,9 @@ class ModelDownloader:
         transport: httpx2.BaseTransport | None = None,
         clock: Clock | None = None,
         show_progress: bool | None = None,
-        progress: ProgressCallback | None = None,
     ) -> None:
         self.store = store
         self._show = show_progress
-        self._progress = progress
         transfer = HttpTransfer(policy, transport=transport, clock=clock)
         # Only tests give a transport; otherwise the index is reached as pip's settings say.
         index = PackageIndex(policy, transfer=transfer if transport is not None else None)
@@ -173,6 +172,13 @@ class ModelDownloader:
             IntegrityError: every source served other bytes.
             DiskSpaceError: the disk filled up; the partial is kept.
         """
+        with events.span(events.Download(label, file.file, file.bytes)) as under_way:
+            fetched = self._bring(file, label, offline)
+            under_way.complete(source=fetched.source)
+        events.emit(events.Verify(label, file.file, file.bytes))
+        return fetched
+
+    def _bring(self, file: ModelFile, label: str, offline: bool) -> Fetched:
         partial = self.store.partial(file.sha256)
         if partial.size == file.bytes and disk.sha256_file(partial.path) == file.sha256:
             disk.fsync_file(partial.path)
@@ -180,14 +186,14 @@ class ModelDownloader:
         answers: list[str] = []
         only_wrong_bytes = True
         title = f"{label} {file.file}"
-        with DownloadProgressBar(
-            title, file.bytes, enabled=self._show, callback=self._progress
-        ) as bar:
+        with DownloadProgressBar(title, file.bytes, enabled=self._show) as bar:
             usable = [
                 uris
                 for uris in file.sources
                 if not (offline and any(needs_network(uri) for uri in uris))
             ]
+            # What the hub's own tools fetched is here already, and hashed like all the rest.
+            usable[:0] = [(str(path),) for path in cached_copies(file)]
             asked = offline
             for place, uris in enumerate(usable, 1):
                 if not asked and any(map(needs_network, uris)):
@@ -201,6 +207,7 @@ class ModelDownloader:
                     only_wrong_bytes = False
                     answers.append(str(error).rstrip("."))
                 except (IntegrityError, UnsafeFileError) as error:
+                    events.emit(events.Verify(label, file.file, file.bytes, ok=False))
                     partial.discard()
                     answers.append(str(error).rstrip("."))
                 if place < len(usable):  # The last answer is told by the error itself.
@@ -214,6 +221,28 @@ class ModelDownloader:
             bar.expect(file.bytes)
             job = FetchJob(partial, file.bytes, True, bar.update_to, bar.expect)
             return self.mirrors.fetch(file.sha256, job)
+
+    def fetch_unknown(self, uri: str) -> Path:
+        """The file of a source that no catalog describes yet, as the partial of its own hash, so
+        that it is not fetched again when a catalog does.
+
+        Raises:
+            DownloadError, IntegrityError, UnsafeFileError: see ``fetchers.fetch``.
+            DiskSpaceError: the disk filled up.
+        """
+        key = hashlib.sha256(uri.encode()).hexdigest()
+        with self.store.partial_lock(key):
+            partial = self.store.partial(key)
+            with (
+                DownloadProgressBar(public_url(uri), 0, enabled=self._show) as bar,
+                disk.storage_errors(self.store.root, f"downloading {public_url(uri)}"),
+            ):
+                job = FetchJob(partial, LARGEST_UNKNOWN_BYTES, False, bar.update_to, bar.expect)
+                digest = fetch(parse_source(uri), job, self.context)
+                known = self.store.partial(digest)
+                disk.move_into_place(partial.path, known.path)
+                partial.discard()
+        return known.path
 
     def _from_source(
         self, uris: Sequence[str], file: ModelFile, partial: Partial, bar: DownloadProgressBar
@@ -277,7 +306,8 @@ class ModelLoader:
         offline: opens no socket; what is missing raises ``OfflineError``.
         mirrors: of the default downloader.
         downloader: brings the files; a default one is made when needed.
-        show_progress, progress: as for ``ModelDownloader``.
+        show_progress: as for ``ModelDownloader``.
+        progress: told of downloads where the caller names no listener of its own.
         free_bytes: room on the disk of a path.
     """
 
@@ -295,8 +325,9 @@ class ModelLoader:
         self.store = store
         self.offline = offline
         self.downloader = downloader or ModelDownloader(
-            store, mirrors=mirrors, show_progress=show_progress, progress=progress
+            store, mirrors=mirrors, show_progress=show_progress
         )
+        self._progress = progress
         self._free_bytes = free_bytes
         self._bundled: dict[tuple[str, str], dict[str, Path]] = {}
         self._guard = threading.Lock()
@@ -322,7 +353,11 @@ class ModelLoader:
         paths = self._from_package(version) or (None if force else self.store.lookup(version))
         if paths is not None:
             return paths
-        far = [file for file in version.files if self.store.blob(file.sha256) is None]
+        far = [
+            file
+            for file in version.files
+            if not file.in_place and self.store.blob(file.sha256) is None
+        ]
         self._check_offline(version, far)
         with self.store.lock(version.name, version.version):
             if not force:
@@ -331,7 +366,11 @@ class ModelLoader:
                     return paths
             if force:
                 self.store.drop_damaged_derived(version)
-            missing = list(version.files) if force else self.store.adopt(version)
+            if force:
+                self.store.check_in_place(version)
+                missing = [file for file in version.files if not file.in_place]
+            else:
+                missing = self.store.adopt(version)
             self._check_offline(version, missing)
             self._check_space(version, missing)
             return self._install(version, missing)
@@ -379,7 +418,7 @@ class ModelLoader:
     def _install(self, version: ModelVersion, missing: Sequence[ModelFile]) -> dict[str, Path]:
         self.downloader.context.wheels.sweep()
         fetched = {}
-        with ExitStack() as locks:
+        with ExitStack() as locks, told_to(listener() or self._progress):
             # In one order everywhere, so that versions which share files cannot deadlock.
             for sha256 in sorted({file.sha256 for file in missing}):
                 locks.enter_context(self.store.partial_lock(sha256))
@@ -413,6 +452,7 @@ class ModelLoader:
         folder = self.store.folder(version.name, version.version)
         for file in files:
             local = any(not any(map(needs_network, uris)) for uris in file.sources)
+            local = local or bool(cached_copies(file))
             if local or (folder / file.file).exists():
                 continue
             raise OfflineError(

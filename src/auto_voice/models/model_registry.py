@@ -14,10 +14,12 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from auto_voice import events
 from auto_voice.errors import (
     AutoVoiceError,
     IntegrityError,
@@ -35,10 +37,13 @@ from auto_voice.models.registry.loading import (
 from auto_voice.settings import Settings, get_settings
 
 if TYPE_CHECKING:
+    from auto_voice.models.additions import Addition
     from auto_voice.models.base import ContentEncoder, SpeakerEncoderStage, Vocoder
-    from auto_voice.models.model_loader import ModelLoader, ProgressCallback
+    from auto_voice.models.model_loader import ModelLoader
     from auto_voice.models.registry.loading import WarmupTiming
+    from auto_voice.models.registry.maintenance import UsageRecord
     from auto_voice.models.registry.store import ModelStore
+    from auto_voice.progress import ProgressCallback
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +70,8 @@ class ModelStatus:
         loaded: it is in this registry's memory.
         problem: why the bare name of the model cannot be used: a pin that asks for what the
             catalog no longer has; empty if all is well.
+        ram_mb: memory that it needs; 0 where that is not known.
+        quantised: its precision where it was made of another version, such as ``int8``.
     """
 
     name: str
@@ -78,6 +85,8 @@ class ModelStatus:
     installed: bool
     loaded: bool
     problem: str = ""
+    ram_mb: int = 0
+    quantised: str = ""
 
 
 class ModelRegistry:
@@ -90,14 +99,19 @@ class ModelRegistry:
         use_mock: numpy stand-ins for everything, deterministic, no files.
         config: the user's YAML that overlays the built-in catalog and may hold settings.
         offline: never open a connection.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``;
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino``;
             ``"cuda:0,vocoder=cuda:1"`` or ``{"default": "cuda:0", "vocoder": "cuda:1"}`` gives the
             models of a kind, or one model, a device of their own.
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
         memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
         mirrors: base URLs of servers that are asked first for files.
-        progress: whether downloads draw a bar; None draws it on a terminal; a function is told
-            label, bytes done and bytes in all, and no bar is drawn.
+
+        prefer: which version a bare name means where there are quantised ones: ``exact`` takes the
+            catalog's default, ``fastest`` and ``smallest`` what was made of it and is faster on
+            a CPU or needs less memory.
+        progress: whether downloads draw a bar; None draws it on a terminal; a function is told of
+            each :class:`~auto_voice.progress.Progress`, and no bar is drawn. A call's own listener
+            comes first.
 
     Raises:
         ConfigError: a setting that cannot be.
@@ -114,6 +128,7 @@ class ModelRegistry:
         fallback: str | None = None,
         memory_budget_mb: int | None = None,
         mirrors: Sequence[str] | None = None,
+        prefer: str | None = None,
         progress: bool | ProgressCallback | None = None,
     ) -> None:
         self.settings: Settings = get_settings(
@@ -124,6 +139,7 @@ class ModelRegistry:
             fallback=fallback,
             memory_budget_mb=memory_budget_mb,
             mirrors=mirrors,
+            prefer=prefer,
         )
         self.use_mock = use_mock
         self._progress = progress
@@ -133,6 +149,7 @@ class ModelRegistry:
         self._deciding = threading.Lock()
         self._catalog: Catalog | None = None
         self._loader: ModelLoader | None = None
+        self._usage: UsageRecord | None = None
         self._substitutes: dict[str, Substitute] = {}
         # Keys of models that were loaded by their own names.
         self._by_name: set[str] = set()
@@ -182,13 +199,14 @@ class ModelRegistry:
                     ModelStore(self.model_dir),
                     offline=self.settings.offline,
                     mirrors=Mirrors(self.settings.mirrors, self.settings.mirror_token),
-                    show_progress=False if callable(self._progress) else self._progress,
+                    show_progress=None if callable(self._progress) else self._progress,
                     progress=self._progress if callable(self._progress) else None,
                 )
             return self._loader
 
     def version(self, name: str, version: str | None = None) -> ModelVersion:
-        """The record that a name means: the given version or alias, else the pin, else the default.
+        """The record that a name means: the given version or alias, else the pin, else what the
+        setting ``prefer`` makes of the default.
 
         Raises:
             UnknownModelError: no such model or version, or a pin asks for one that is gone.
@@ -196,7 +214,23 @@ class ModelRegistry:
         """
         name, version = split_key(name, version)
         pinned = self.pins.version(self.catalog, name) if version is None else None
-        return pinned or self.catalog.version(name, version)
+        if pinned is not None or version is not None:
+            return pinned or self.catalog.version(name, version)
+        return self._preferred(self.catalog.version(name))
+
+    def _preferred(self, default: ModelVersion) -> ModelVersion:
+        """The version in place of ``default`` that the setting ``prefer`` asks for."""
+        prefer = self.settings.prefer
+        if prefer == "exact":
+            return default
+        made = self.catalog.entry(default.name).quantised_of(default)
+        choices = [default, *filter(self.is_obtainable, made)]
+        if prefer == "smallest":
+            return min(choices, key=lambda version: (version.needs.ram_mb, version.bytes))
+        # Speeds are those of CPUs.
+        if len(choices) == 1 or self._device(default) != "cpu":
+            return default
+        return max(choices, key=lambda v: v.quantised.speed if v.quantised is not None else 1.0)
 
     def in_space(self, name: str, space: str) -> ModelVersion | None:
         """The last version of a content encoder that speaks ``space``; None if none does.
@@ -226,6 +260,8 @@ class ModelRegistry:
                     installed=self.is_installed(version),
                     loaded=version.key in loaded,
                     problem=problem if version.version == meant else "",
+                    ram_mb=version.needs.ram_mb,
+                    quantised=version.quantised.to if version.quantised is not None else "",
                 )
                 for version in entry.versions.values()
             ]
@@ -241,6 +277,14 @@ class ModelRegistry:
 
         return bundled_files(version) is not None
 
+    def is_obtainable(self, version: ModelVersion) -> bool:
+        """Whether a version is here or has a source elsewhere; one that was made here and removed
+        is not."""
+        from auto_voice.models.registry.sources import needs_network
+
+        uris = (uri for file in version.files for source in file.sources for uri in source)
+        return self.is_installed(version) or any(map(needs_network, uris))
+
     def pull(
         self, name: str, version: str | None = None, *, force: bool = False
     ) -> Mapping[str, Path]:
@@ -255,7 +299,8 @@ class ModelRegistry:
             StoreError: the model folder cannot be used.
         """
         wanted = self.version(name, version)
-        return self.loader.ensure(wanted, force=force) if wanted.files else {}
+        with self._recording():
+            return self.loader.ensure(wanted, force=force) if wanted.files else {}
 
     def path(self, name: str, version: str | None = None, *, file: str | None = None) -> Path:
         """The path of a version's first file, or of ``file``; fetched if need be.
@@ -270,6 +315,20 @@ class ModelRegistry:
             listed = f"its files: {', '.join(names)}" if names else "it has no files"
             raise UnknownModelError(f"{wanted.key} has no file {chosen or 'at all'}; {listed}")
         return self.pull(wanted.name, wanted.version)[chosen]
+
+    def add(self, wanted: Addition) -> ModelVersion:
+        """A model of one's own in the model folder: fetched, hashed, tried once and described.
+
+        Raises:
+            The same as ``additions.add_model``.
+        """
+        from auto_voice.models.additions import add_model
+
+        added = add_model(wanted, self.catalog, self.loader)
+        with self._lock:
+            self._catalog = None
+        self.pull(added.name, added.version)
+        return added
 
     def pin(self, name: str, version: str | None = None) -> ModelVersion:
         """Make a bare ``name`` mean this version in this model folder, with these bytes.
@@ -303,6 +362,23 @@ class ModelRegistry:
             UnsafeFileError: a file would run code.
         """
         wanted = self.version(name, version)
+        with self._recording():
+            model = self._serve(wanted)
+        events.emit(events.Resolve(name, self.resolved(wanted.key)))
+        return model
+
+    def _recording(self) -> AbstractContextManager[None]:
+        """What happens inside goes into the record of the model folder, except by mocks."""
+        if self.use_mock:
+            return nullcontext()
+        from auto_voice.models.registry.maintenance import UsageRecord, recorded
+
+        with self._lock:
+            self._usage = self._usage or UsageRecord(self.model_dir)
+        return recorded(self._usage)
+
+    def _serve(self, wanted: ModelVersion) -> Any:
+        """The loaded model, or what stands in for it."""
         if self.use_mock:
             return self._mock(wanted)
         with self._lock:
@@ -435,24 +511,27 @@ class ModelRegistry:
         return WarmupTiming(self.resolved(name), loaded - start, time.perf_counter() - loaded)
 
     def _load(self, version: ModelVersion) -> Any:
-        megabytes = version.needs.ram_mb or -(-version.bytes // 10**6)
-        return self._cache.get(version.key, megabytes, lambda: self._build(version))
+        return self._cache.get(version.key, _megabytes(version), lambda: self._build(version))
 
     def _mock(self, version: ModelVersion) -> Any:
         from auto_voice.models.mock_models import build_mock
 
-        return self._cache.get(
-            _mock_key(version), 0, lambda: build_mock(version, not self.use_mock)
-        )
+        def build() -> Any:
+            with events.span(events.Load(_mock_key(version), "cpu")):
+                return build_mock(version, not self.use_mock)
+
+        return self._cache.get(_mock_key(version), 0, build)
 
     def _build(self, version: ModelVersion) -> Any:
         architecture = ARCHITECTURES[version.architecture]
         files = self.loader.ensure(version) if version.files else {}
         device = self._device(version)
-        started = time.perf_counter()
         try:
-            files = self._with_safetensors(version, files) if files else files
-            model = architecture.build(files, version, device)
+            with events.span(events.Load(version.key, device, _megabytes(version))) as loading:
+                files = self._with_safetensors(version, files) if files else files
+                model = architecture.build(files, version, device)
+                real = getattr(model, "device", device)
+                loading.complete(device=str(real))
         except AutoVoiceError:
             raise
         except MemoryError as error:
@@ -465,11 +544,9 @@ class ModelRegistry:
             raise ModelLoadError(
                 f"{version.key} could not be loaded on {device} ({type(error).__name__}: {error})"
             ) from error
-        seconds = time.perf_counter() - started
-        if (real := getattr(model, "device", device)) != device:
+        if real != device:
             with self._lock:
                 self._on_cpu[version.key] = f"on the CPU, since {device} cannot run it"
-        log.info("loaded %s on %s in %.3f s", version.key, real, seconds)
         return model
 
     def _with_safetensors(
@@ -477,12 +554,15 @@ class ModelRegistry:
     ) -> Mapping[str, Path]:
         from auto_voice.models.registry.architectures import with_safetensors
 
+        convert = with_safetensors
+        if version.quantised is not None and version.quantised.calibration:
+            from auto_voice.models.runtime.quantise import derived_files as convert
         try:
-            return with_safetensors(version, files, self.store)
+            return convert(version, files, self.store)
         except IntegrityError as error:
             # Damage that neither size nor time betrayed, found before it was converted.
             log.warning("%s", error)
-            return with_safetensors(version, self.loader.repair(version), self.store)
+            return convert(version, self.loader.repair(version), self.store)
 
     def _device(self, version: ModelVersion) -> str:
         """Where ``version`` runs: on the CPU, with a note, if the device asked for is missing."""
@@ -537,6 +617,11 @@ class ModelRegistry:
 
 # Ends the key of a mock in the cache.
 _MOCK = " (mock)"
+
+
+def _megabytes(version: ModelVersion) -> int:
+    """What a version takes in memory, by its declared needs."""
+    return version.needs.ram_mb or -(-version.bytes // 10**6)
 
 
 def _mock_key(version: ModelVersion) -> str:

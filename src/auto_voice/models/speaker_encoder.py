@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,16 +77,6 @@ class SpeakerEncoder:
             for start in range(0, len(windows), WINDOWS_AT_ONCE)
         ]
         return _unit(np.concatenate(parts).mean(axis=0))
-
-    def embed_utterances(self, utterances: Sequence[FloatArray]) -> FloatArray:
-        """Several recordings of one person to the normalised mean of their embeddings, ``(256,)``.
-
-        Raises:
-            AudioContentError: no recording, or one that ``embed_utterance`` refuses.
-        """
-        if not utterances:
-            raise AudioContentError("Give at least one recording of the speaker.")
-        return _unit(np.mean([self.embed_utterance(samples) for samples in utterances], axis=0))
 
     def similarity(self, a: FloatArray, b: FloatArray) -> float:
         """Cosine of two embeddings, in [-1, 1]; above about 0.75 they are likely one person.

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from email.message import Message as MimeHeaders
 from typing import Any, ClassVar
 
+import h11
 from starlette.types import Message, Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -230,6 +231,32 @@ class Traffic:
             self.upload_bytes -= size
 
 
+class LiveStreams:
+    """Live conversions that are open, of everybody and of each client; used in the event loop.
+
+    Args:
+        settings: how many there may be.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def slot(self, client: str) -> Iterator[None]:
+        """A place while it is used.
+
+        Raises:
+            BusyError: there is none.
+        """
+        if self._open[client] >= self._settings.live_streams_client:
+            raise BusyError("You have too many live conversions open; end one of them.", 5, 429)
+        if self._open.total() >= self._settings.live_streams:
+            raise BusyError("Every live conversion of this server is taken; try again later.", 5)
+        with _counted(self._open, client):
+            yield
+
+
 @contextmanager
 def _counted(counter: Counter[str], key: str) -> Iterator[None]:
     counter[key] += 1
@@ -268,12 +295,20 @@ class PatientProtocol(H11Protocol):
         self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._forget()
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """The connection goes on under another protocol, which has limits of its own."""
+        self._forget()
+        super().handle_websocket_upgrade(event)
+
+    def _forget(self) -> None:
         if self._due is not None:
             self._due.cancel()
         self._connections[self._address] -= 1
         if self._connections[self._address] <= 0:
             del self._connections[self._address]
-        super().connection_lost(exc)
 
     def _watch(self) -> None:
         self._due = self.loop.call_later(self.header_seconds, self._look)

@@ -13,9 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from filelock import FileLock, Timeout
 from starlette.exceptions import HTTPException
 
-from auto_voice import __version__
+from auto_voice import __version__, events
 from auto_voice.errors import AutoVoiceError, ConfigError, ServerError
-from auto_voice.server import conversion_routes, site_routes, voice_routes
+from auto_voice.server import conversion_routes, live_routes, site_routes, voice_routes
+from auto_voice.server.admission import LiveStreams
 from auto_voice.server.context import Context
 from auto_voice.server.engine import Engine
 from auto_voice.server.job_store import JobStore, SqliteDatabase
@@ -74,6 +75,8 @@ def create_app(
     app.state.context = context
     for module in (conversion_routes, voice_routes, site_routes):
         app.include_router(module.router)
+    # A route of Starlette: what the others depend on reads forms, which a WebSocket has not.
+    app.router.routes.extend(live_routes.ROUTES)
     app.add_exception_handler(AutoVoiceError, _own_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _field_error)
@@ -87,10 +90,8 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
     if store is None:
         database = SqliteDatabase(settings.data_dir / "jobs.sqlite")
         store = JobStore(database, settings.workers)
-    metrics = Metrics()
 
     def observe(claim: Claim, how: str, seconds: float) -> None:
-        metrics.work(claim.job.kind, how, seconds)
         log.info(
             "%s %s",
             claim.job.kind,
@@ -98,7 +99,7 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
             extra={"job": claim.job.id, "item": claim.item.index, "seconds": round(seconds, 3)},
         )
 
-    tasks = Tasks(engine, files, settings, metrics)
+    tasks = Tasks(engine, files, settings)
     workers = Workers(
         store,
         files,
@@ -109,12 +110,15 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
         undo=tasks.undo,
     )
     sessions = Sessions(settings.data_dir / "sessions.json")
-    return Context(settings, engine, store, files, workers, metrics, sessions, lock)
+    return Context(
+        settings, engine, store, files, workers, Metrics(), sessions, lock, LiveStreams(settings)
+    )
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context: Context = app.state.context
+    unsubscribe = events.subscribe(context.metrics)
     context.workers.start()
     warming = asyncio.create_task(_warm(context)) if context.settings.warm else None
     try:
@@ -123,6 +127,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         if warming is not None:
             warming.cancel()
         await asyncio.to_thread(context.workers.stop, context.settings.grace_seconds)
+        unsubscribe()
         context.close()
 
 

@@ -13,7 +13,9 @@ from typing import Annotated, Any, BinaryIO, cast
 from fastapi import Depends, Request, UploadFile
 from filelock import FileLock
 
+from auto_voice import events
 from auto_voice.errors import ServerError, UploadError
+from auto_voice.server.admission import LiveStreams
 from auto_voice.server.engine import Engine
 from auto_voice.server.job_store import JobStore
 from auto_voice.server.jobs import MAINTENANCE, JobRecord, JobRequest, QueueLimits
@@ -21,6 +23,7 @@ from auto_voice.server.security import Sessions
 from auto_voice.server.settings import ServerSettings
 from auto_voice.server.telemetry import Metrics, request_id
 from auto_voice.server.uploads import (
+    CUT_IT,
     VOICE_FILE,
     JobFiles,
     check_references,
@@ -51,6 +54,7 @@ class Context:
     metrics: Metrics
     sessions: Sessions
     lock: FileLock
+    live_streams: LiveStreams
     warm: bool = False
     warm_problem: str = ""
 
@@ -116,6 +120,7 @@ class Context:
                         "references": labels,
                         "names": names,
                         "request_id": request_id.get(),
+                        "traceparent": events.traceparent(),
                         **given,
                     },
                     direct=direct,
@@ -155,7 +160,8 @@ class Context:
             load_voice(frozen)
         for n, (file, name) in enumerate(zip(sources, names, strict=True)):
             path = self.files.keep(folder, f"in-{n}", _raw(file), durable=durable)
-            check_upload(path, name, given["most_seconds"], allow_truncated=lenient)
+            advice = given.get("advice", CUT_IT)
+            check_upload(path, name, given["most_seconds"], allow_truncated=lenient, advice=advice)
         speech = 0.0
         for n, (file, name) in enumerate(zip(references, labels, strict=True)):
             path = self.files.keep(folder, f"ref-{n}", _raw(file), durable=durable)
@@ -170,7 +176,11 @@ class Context:
                 client=client,
                 kind=kind,
                 names=[name],
-                request={**request, "request_id": request_id.get()},
+                request={
+                    **request,
+                    "request_id": request_id.get(),
+                    "traceparent": events.traceparent(),
+                },
                 lane=MAINTENANCE,
                 keep_seconds=MAINTENANCE_KEEP_SECONDS,
             ),

@@ -79,7 +79,7 @@ async def convert(
         "convert",
         [source],
         reference,
-        options.request(),
+        {**options.request(), "advice": "send it to POST /v1/jobs, or cut it"},
         direct=True,
         most_seconds=here.settings.direct_seconds,
     )

@@ -23,6 +23,7 @@ from auto_voice.errors import (
     UnknownModelError,
     UnknownVoiceError,
     VoiceError,
+    install_hint,
 )
 from auto_voice.inference.controls import controls_from
 from auto_voice.inference.result import ConversionResult, FileResult, OutputSpec
@@ -30,7 +31,8 @@ from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeli
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 from auto_voice.models.registry.sources import bundled_files
-from auto_voice.types import EMBEDDING_DIMS, Progress, Voice, Waveform
+from auto_voice.progress import Progress
+from auto_voice.types import EMBEDDING_DIMS, Voice, Waveform
 from auto_voice.voices.inspection import inspect_file
 from auto_voice.voices.library import VoiceLibrary
 from auto_voice.voices.voice_file import load_voice
@@ -202,8 +204,8 @@ class Engine:
         """Raises MissingDependencyError where there is none."""
         if self._evaluator is None:
             raise MissingDependencyError(
-                "this server cannot evaluate; install it with: "
-                'pip install "auto-voice[eval,server]"'
+                "this server cannot evaluate; whoever runs it installs that with: "
+                f"{install_hint('eval,server')}"
             )
         return self._evaluator
 
@@ -307,7 +309,7 @@ class Blobs:
 
     def path(self, sha256: str) -> Path | None:
         """The file with this hash; None if it is not here."""
-        found = self._registry.store.blob(sha256)
+        found = self._registry.store.path_of(sha256)
         if found is None and (named := self._named(sha256)) is not None:
             found = (bundled_files(named[0]) or {}).get(named[1].file)
         return found
@@ -464,24 +466,24 @@ class StoredVoices:
         return self.add(name or voice.name or "imported", voice, overwrite=False)
 
     def _check_fine_tuning(self, voice: Voice) -> None:
-        if bool(voice.adaptation) != bool(voice.adapted_to):
+        if bool(voice.fine_tuning) != bool(voice.fine_tuned_converter):
             raise VoiceError(
                 "the voice file does not say which converter it was fine-tuned for; export it "
                 "again."
             )
-        if not voice.adaptation:
+        if not voice.fine_tuning:
             return
-        name, _, version = voice.adapted_to.partition("@")
+        name, _, version = voice.fine_tuned_converter.partition("@")
         try:
             known = self._registry.version(name, version or None)
         except UnknownModelError:
             known = None
         if known is None or known.kind != "converter":
             raise VoiceError(
-                f"the voice was fine-tuned for the converter {voice.adapted_to[:80]}, which this "
-                "server does not have; clone it here from its recordings."
+                f"the voice was fine-tuned for the converter {voice.fine_tuned_converter[:80]}, "
+                "which this server does not have; clone it here from its recordings."
             )
-        largest = max(float(np.abs(values).max()) for values in voice.adaptation.values())
+        largest = max(float(np.abs(values).max()) for values in voice.fine_tuning.values())
         if not largest < LARGEST_CHANGE:
             raise VoiceError(
                 "the voice file holds a fine-tuning that would only make noise; clone the voice "

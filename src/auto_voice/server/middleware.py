@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from auto_voice import events
 from auto_voice.errors import AutoVoiceError, BusyError, NotPermittedError, ServerError
 from auto_voice.server.admission import (
     SESSION,
@@ -55,13 +56,16 @@ class RequestMiddleware:
         self._traffic = Traffic(context.settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = {
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
         }
+        if scope["type"] == "websocket":
+            await self._admit_websocket(scope, headers, receive, send)
+            return
         given = headers.get("x-request-id", "")
         identity = given if _ID.fullmatch(given) else secrets.token_hex(8)
         request_id.set(identity)
@@ -69,13 +73,41 @@ class RequestMiddleware:
         started = time.monotonic()
         body = LimitedBody(receive, headers.get("content-type", ""))
         scope["autovoice.address"] = scope["client"][0] if scope.get("client") else "unknown"
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        with (
+            events.continued(headers.get("traceparent", "")),
+            events.span(events.Request(method)) as answering,
+        ):
+            try:
+                with self._traffic.request(client_of("", scope["autovoice.address"])):
+                    await self._refusing(scope, headers, body, exchange)
+            except BusyError as error:
+                await exchange.refuse(error)
+            finally:
+                route = getattr(scope.get("route"), "path", "") or "(none)"
+                status = exchange.status or 499
+                answering.complete(route=route, status=status)
+                self._log(scope, exchange, route, status, time.monotonic() - started)
+
+    async def _admit_websocket(
+        self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send
+    ) -> None:
+        """By the rules of other requests; one that is refused is answered with 403."""
+        settings = self._context.settings
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        request_id.set(secrets.token_hex(8))
         try:
-            with self._traffic.request(client_of("", scope["autovoice.address"])):
-                await self._refusing(scope, headers, body, exchange)
-        except BusyError as error:
-            await exchange.refuse(error)
-        finally:
-            self._account(scope, exchange, time.monotonic() - started)
+            with self._traffic.request(client_of("", address)):
+                check_host(settings, headers.get("host", ""))
+                # A page's origin has the scheme that it was itself loaded with.
+                scheme = scope["scheme"].replace("ws", "http", 1)
+                check_origin(settings, scheme, headers)
+                token = token_of(settings, headers, self._context.sessions)
+                scope["autovoice.client"] = client_of(token, address)
+                await self._app(scope, receive, send)
+        except (NotPermittedError, BusyError) as error:
+            log.info("websocket %s refused: %s", _short(scope["path"]), error)
+            await send({"type": "websocket.close", "code": 1008, "reason": str(error)[:100]})
 
     async def _refusing(
         self, scope: Scope, headers: Mapping[str, str], body: LimitedBody, exchange: _Exchange
@@ -144,19 +176,14 @@ class RequestMiddleware:
             body.limit(limits, ended)
             await self._app(scope, body, exchange.send)
 
-    def _account(self, scope: Scope, exchange: _Exchange, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "") or "(none)"
-        status = exchange.status or 499
-        metrics = self._context.metrics
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        metrics.request(method, route, status, seconds)
-        if status in (429, 503, 507) and method in _BODIES:
-            metrics.rejected(status)
+    def _log(
+        self, scope: Scope, exchange: _Exchange, route: str, status: int, seconds: float
+    ) -> None:
         quiet = route in ("/healthz", "/readyz", "/metrics") and status in (200, 503)
         log.log(
             logging.DEBUG if quiet else logging.INFO,
             "%s %s %d",
-            method,
+            scope["method"] if scope["method"] in _METHODS else "OTHER",
             route if route != "(none)" else _short(scope["path"]),
             status,
             extra={

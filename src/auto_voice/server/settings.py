@@ -41,6 +41,8 @@ class ServerSettings:
         batch_items: recordings of one job.
         direct_seconds: of audio that is answered directly.
         longest_seconds: of audio in a job.
+        live_streams: live conversions at the same time, of all clients together.
+        live_streams_client: of one client.
         reference_seconds: of all references of a request together.
         reference_items: how many those may be.
         decode_seconds: of work that decoding one upload may take.
@@ -74,6 +76,8 @@ class ServerSettings:
     batch_items: int = 100
     direct_seconds: float = 60.0
     longest_seconds: float = 3 * 3600.0
+    live_streams: int = 2
+    live_streams_client: int = 1
     reference_seconds: float = 300.0
     reference_items: int = 20
     decode_seconds: float = 120.0
@@ -111,6 +115,8 @@ class ServerSettings:
             "uploads_at_once_client": 1,
             "upload_mb": 1,
             "batch_items": 1,
+            "live_streams": 0,
+            "live_streams_client": 0,
             "keep_hours": 0,
             "keep_mb": 1,
         }

@@ -19,8 +19,8 @@ from auto_voice.server.cancellation import CancellationToken
 from auto_voice.server.engine import Engine
 from auto_voice.server.jobs import Claim, Json
 from auto_voice.server.settings import ServerSettings
-from auto_voice.server.telemetry import Metrics
 from auto_voice.server.uploads import (
+    CUT_IT,
     HIGHEST_RATE_HZ,
     KEPT_RATE_HZ,
     VOICE_FILE,
@@ -39,8 +39,6 @@ KEPT_VOICES = 8
 IN_MEMORY_SECONDS = 60.0
 # Seconds: longer ones are not measured, the recogniser would take longer than the conversion did.
 MEASURED_SECONDS = 300.0
-# Models of a conversion: content, speaker, converter, vocoder.
-STAGES = 4
 # Shares of the progress, by the time that the steps usually take.
 DECODED_SHARE = 0.05
 CONVERTED_SHARE = 0.75
@@ -56,14 +54,10 @@ class Tasks:
         engine: models and voices.
         files: where uploads lie and results go.
         settings: limits of decoding.
-        metrics: told of each conversion.
     """
 
-    def __init__(
-        self, engine: Engine, files: JobFiles, settings: ServerSettings, metrics: Metrics
-    ) -> None:
-        self._engine, self._files = engine, files
-        self._settings, self._metrics = settings, metrics
+    def __init__(self, engine: Engine, files: JobFiles, settings: ServerSettings) -> None:
+        self._engine, self._files, self._settings = engine, files, settings
         self._voices: OrderedDict[str, Voice] = OrderedDict()
         self._lock = Lock()
         self._kinds: Mapping[str, Callable[[Claim, CancellationToken], Json]] = {
@@ -76,15 +70,11 @@ class Tasks:
         }
 
     def __call__(self, claim: Claim, token: CancellationToken) -> Json:
-        before = self._engine.registry.loaded()
         try:
-            result = self._kinds[claim.job.kind](claim, token)
+            return self._kinds[claim.job.kind](claim, token)
         except AutoVoiceError as error:
             self._rename(claim, error)
             raise
-        stages = STAGES if claim.job.kind == "convert" else 1
-        self._metrics.models_used(before, self._engine.registry.loaded(), stages)
-        return result
 
     def undo(self, claim: Claim) -> None:
         """Forget the voice of a cancelled enrolment; one that replaced another stays."""
@@ -131,7 +121,6 @@ class Tasks:
         else:
             account = self._convert_long(claim, original, voice, path, share, token)
             summary, resumed = account.summary(), account.resumed
-        self._metrics.conversion(summary, whole=not resumed)
         result = {
             "file": path.name,
             "bytes": path.stat().st_size,
@@ -273,6 +262,7 @@ class Tasks:
             progress=progress,
             to_hz=to_hz,
             allow_truncated=bool(claim.job.request.get("allow_truncated")),
+            advice=claim.job.request.get("advice", CUT_IT),
         )
 
     def _enrol(self, claim: Claim, token: CancellationToken) -> Json:

@@ -45,6 +45,8 @@ USUAL_RATE_HZ = 96_000
 KEPT_RATE_HZ = 48_000
 # Of full scale, 60 dB above it: no recording reaches it, and squares of it overflow.
 HIGHEST_PEAK = 1000.0
+# What to do about a recording that is too long, where nothing longer is taken elsewhere.
+CUT_IT = "cut it"
 # Frames that are decoded at once.
 _BLOCK_FRAMES = 1 << 16
 # Characters of a file name that are shown.
@@ -85,20 +87,28 @@ def _field_of_the_api() -> Iterator[None]:
 
 
 def check_upload(
-    path: Path, name: str, most_seconds: float, *, allow_truncated: bool = False
+    path: Path,
+    name: str,
+    most_seconds: float,
+    *,
+    allow_truncated: bool = False,
+    advice: str = CUT_IT,
 ) -> float | None:
     """Seconds by the header, which is all that is read; None where it does not tell.
+
+    Args:
+        advice: what to do about a recording that is too long.
 
     Raises:
         AudioError: not a recording, damaged, or beyond the limits.
     """
     with _opened(path, name, allow_truncated) as recording:
-        _check_shape(recording, name, most_seconds)
+        _check_shape(recording, name, most_seconds, advice)
         frames = recording.frames
         return None if frames is None else frames / recording.sample_rate
 
 
-def _check_shape(recording: RecordingReader, name: str, most_seconds: float) -> None:
+def _check_shape(recording: RecordingReader, name: str, most_seconds: float, advice: str) -> None:
     if recording.channels > MOST_CHANNELS or recording.sample_rate > HIGHEST_RATE_HZ:
         raise AudioFormatError(
             f"{name} has {recording.channels} channels at {recording.sample_rate} Hz; at most "
@@ -106,21 +116,22 @@ def _check_shape(recording: RecordingReader, name: str, most_seconds: float) -> 
         )
     frames = recording.frames
     if frames is not None and frames > _most_frames(recording, most_seconds):
-        raise AudioContentError(_too_long(name, frames / recording.sample_rate, most_seconds))
+        seconds = frames / recording.sample_rate
+        raise AudioContentError(_too_long(name, seconds, most_seconds, advice))
 
 
 def _most_frames(recording: RecordingReader, seconds: float) -> float:
     return seconds * min(recording.sample_rate, USUAL_RATE_HZ)
 
 
-def _too_long(name: str, seconds: float | None, most_seconds: float) -> str:
+def _too_long(name: str, seconds: float | None, most_seconds: float, advice: str) -> str:
     length = "" if seconds is None else f"{seconds:.0f} s long, "
     if seconds is not None and seconds <= most_seconds:
         return (
             f"{name} has more samples than {most_seconds:g} s at {USUAL_RATE_HZ} Hz; resample it "
             f"to {KEPT_RATE_HZ} Hz."
         )
-    return f"{name} is {length}longer than the {most_seconds:g} s that are taken here; cut it."
+    return f"{name} is {length}longer than the {most_seconds:g} s that are taken here; {advice}."
 
 
 def check_references(seconds: float, most_seconds: float) -> None:
@@ -139,6 +150,7 @@ class Decoding:
         within_seconds: of work; more than that is an attack or a mistake.
         token: stops it.
         allow_truncated: take what is there of a recording that ends early, with a note.
+        advice: what to do about a recording that is too long.
         progress: told the fraction decoded, where the length is known.
         to_hz: rate of the blocks; higher ones only are brought down to it.
 
@@ -157,18 +169,19 @@ class Decoding:
         progress: Callable[[float], None] | None = None,
         to_hz: int = HIGHEST_RATE_HZ,
         allow_truncated: bool = False,
+        advice: str = CUT_IT,
     ) -> None:
         self._progress, self._to_hz = progress, to_hz
         self._path, self._name = path, name
         self._most_seconds, self._within_seconds = most_seconds, within_seconds
-        self._token, self._allow_truncated = token, allow_truncated
+        self._token, self._allow_truncated, self._advice = token, allow_truncated, advice
         self.sample_rate = 0
         self.notes: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[FloatArray]:
         deadline = time.monotonic() + self._within_seconds
         with _opened(self._path, self._name, self._allow_truncated) as recording:
-            _check_shape(recording, self._name, self._most_seconds)
+            _check_shape(recording, self._name, self._most_seconds, self._advice)
             most = _most_frames(recording, self._most_seconds)
             rate = min(recording.sample_rate, self._to_hz)
             for block in recording.blocks(_BLOCK_FRAMES, rate, None):
@@ -176,7 +189,9 @@ class Decoding:
                 if self._progress is not None and recording.frames:
                     self._progress(recording.frames_read / recording.frames)
                 if recording.frames_read > most:
-                    raise AudioContentError(_too_long(self._name, None, self._most_seconds))
+                    raise AudioContentError(
+                        _too_long(self._name, None, self._most_seconds, self._advice)
+                    )
                 if time.monotonic() > deadline:
                     raise AudioContentError(
                         f"{self._name} took more than {self._within_seconds:g} s to decode; "
@@ -217,9 +232,8 @@ class NoRoomError(BusyError):
 
     kind = "BusyError"  # what clients know
 
-    def __init__(self, wanted: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__("The server's disk is full; try again later.", 60, 507)
-        self.wanted = wanted
 
 
 def is_disk_full(error: BaseException | None) -> bool:
@@ -340,16 +354,16 @@ class JobFiles:
         """Raises NoRoomError unless :meth:`has_room`."""
         with _storage():
             if not self.has_room(wanted):
-                raise NoRoomError(wanted)
+                raise NoRoomError
 
-    def problem(self, wanted: int = 0) -> str:
+    def problem(self) -> str:
         """The reason why no work can be done in the folder now; "" if it can."""
         try:
             if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
                 reason = "missing" if not self.root.is_dir() else "not writable"
                 return f"the data folder is {reason}"
-            if not self.has_room(wanted):
-                megabytes = (wanted + SPARE_BYTES) / 1e6
+            if not self.has_room():
+                megabytes = SPARE_BYTES / 1e6
                 return f"the disk of the data folder is full: {megabytes:.0f} MB must be free"
         except OSError as error:
             return f"the data folder cannot be used ({error.strerror})"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from auto_voice import events
 from auto_voice.errors import AutoVoiceError, ServerError, UnknownJobError
 from auto_voice.server.cancellation import CancellationToken, Stopped
 from auto_voice.server.job_store import JobStore, JobStoreError
@@ -93,7 +94,7 @@ class Workers:
         self._relieved: list[threading.Thread] = []
         self._waiting: dict[str, list[Callable[[JobRecord], None]]] = {}
         # Bytes that the work which last found the disk full needs, and how often in a row it did.
-        self._wanted, self._full_times = 0, 0
+        self._full_times = 0
         self._warned = ""
         lanes = [(COMPUTE, f"work-{n}") for n in range(count)] + [(MAINTENANCE, "upkeep")]
         self._threads = [self._worker(lane, name) for lane, name in lanes]
@@ -193,14 +194,14 @@ class Workers:
     @property
     def problem(self) -> str:
         """The reason why accepted work has to wait; "" where none has to."""
-        return self._files.problem(self._wanted) or self._store.problem
+        return self._files.problem() or self._store.problem
 
     def _run(self, lane: str) -> None:
         me = threading.current_thread()
         while not self._stopping.is_set() and me not in self._relieved:
             seen = self._news
             try:
-                if lane == COMPUTE and (problem := self._files.problem(self._wanted)):
+                if lane == COMPUTE and (problem := self._files.problem()):
                     self._warn(f"work waits: {problem}")
                     self._stopping.wait(STORAGE_SECONDS)
                     continue
@@ -241,6 +242,22 @@ class Workers:
                 self._wait_for_storage(str(error))
 
     def _do(self, claim: Claim, lane: str) -> None:
+        """The item of a claim, as part of the trace of the request that asked for it."""
+        asked_by = request_id.set(str(claim.job.request.get("request_id", "")))
+        with (
+            events.continued(str(claim.job.request.get("traceparent", ""))),
+            events.span(events.Work(claim.job.kind)) as working,
+        ):
+            job, how = self._perform_claim(claim, lane)
+            working.complete(how=how)
+        request_id.reset(asked_by)
+        if job is not None:
+            self._end(job, claim.item.index)
+        elif how == "cancelled":
+            self._files.remove(claim.job.id)  # again, with what the work wrote since
+
+    def _perform_claim(self, claim: Claim, lane: str) -> tuple[JobRecord | None, str]:
+        """Performs it and notes the outcome; the job, if it is still there, and how it ended."""
         job_id, index = claim.job.id, claim.item.index
         token = CancellationToken(
             lambda fraction: self._report(job_id, index, fraction),
@@ -248,7 +265,6 @@ class Workers:
         )
         with self._wake:
             self._running[job_id, index] = _Running(token, threading.current_thread(), lane)
-        asked_by = request_id.set(str(claim.job.request.get("request_id", "")))
         started = time.monotonic()
         how, job, performed = "failed", None, False
         try:
@@ -258,7 +274,7 @@ class Workers:
                 token.check()
                 result = self._perform(claim, token)
             performed = True
-            self._wanted, self._full_times, self._warned = 0, 0, ""
+            self._full_times, self._warned = 0, ""
             job = self._surely(lambda: self._store.finish(job_id, index, result=result))
             how = CANCELLED if job.items[index].state == CANCELLED else DONE
         except UnknownJobError:
@@ -274,11 +290,7 @@ class Workers:
             self._undo(claim)
         if self._observe is not None:
             self._observe(claim, how, time.monotonic() - started)
-        request_id.reset(asked_by)
-        if job is not None:
-            self._end(job, index)
-        elif how == "cancelled":
-            self._files.remove(job_id)  # again, with what the work wrote since
+        return job, how
 
     def _report(self, job_id: str, index: int, fraction: float) -> None:
         with contextlib.suppress(JobStoreError):  # progress is not worth the work itself
@@ -309,7 +321,6 @@ class Workers:
             return self._stopped(job_id, index)
         waits = is_disk_full(error) or isinstance(error, JobStoreError) or self._files.problem()
         if waits and not claim.job.direct:
-            self._wanted = error.wanted if isinstance(error, NoRoomError) else 0
             outcome = self._stopped(job_id, index)
             self._wait_for_storage(self.problem or str(error))
             return outcome

@@ -149,7 +149,7 @@ class Models:
     """What the extraction needs, by name, so that workers load it themselves.
 
     Attributes:
-        model_dir: of the registry that serves the teacher and the speaker encoder.
+        model_dir, config, offline: of the registry that serves the teacher and the speaker encoder.
         content_space: file that ``fit_content_space`` wrote.
         layers: of the teacher.
         envelope, cepstra: whether the content ends with those.
@@ -164,6 +164,8 @@ class Models:
     cepstra: bool = False
     pauses: float = 0.0
     perturbed: int = 0
+    config: Path | None = None
+    offline: bool = False
 
 
 def feature_path(folder: Path, utterance: Utterance) -> Path:
@@ -310,7 +312,7 @@ def _single_thread() -> None:
 
 @lru_cache(maxsize=1)
 def _loaded(models: Models) -> tuple[WhisperEncoder, ContentSpace, SpeakerEncoderStage]:
-    registry = ModelRegistry(models.model_dir)
+    registry = ModelRegistry(models.model_dir, config=models.config, offline=models.offline)
     space = ContentSpace(**load_file(models.content_space))
     return load_teacher(registry, models.layers), space, registry.load_speaker_encoder()
 

@@ -40,7 +40,7 @@ LATE = ("embed", "describe", "mix", "film", "project", "head", "attention.out")
 GUARD_FRAMES = 16
 # Of the voice that the attention sees in a step, 7.4 s: elsewhere each time.
 SEEN_FRAMES = 640
-# Ten seconds. From so much speech ``Adaptation.steps`` learn what there is to learn.
+# Ten seconds. From so much speech ``FineTuningPlan.steps`` learn what there is to learn.
 SHORT_FRAMES = 860
 # More speech is learnt from for longer, in proportion, up to this.
 MOST_TIMES_LONGER = 2.5
@@ -49,7 +49,7 @@ LEAST_FRAMES = 96
 
 
 @dataclass(frozen=True)
-class Adaptation:
+class FineTuningPlan:
     """How far a converter goes towards a voice.
 
     Attributes:
@@ -116,7 +116,7 @@ def fine_tune(
     voice: Voice,
     steps: int,
     progress: Callable[[float], None] | None = None,
-    plan: Adaptation | None = None,
+    plan: FineTuningPlan | None = None,
 ) -> Voice:
     """``voice`` with what the network of ``converter`` learns from its speech in ``steps``.
 
@@ -148,14 +148,16 @@ def fine_tune(
             )
         )  # fmt: skip
     speech = Speech(content, inputs, values, embedding, profile)
-    learnt = difference(net, speech, replace(plan or Adaptation(), steps=steps), progress)
-    return replace(voice, adaptation=learnt, adapted_to=converter.name) if learnt else voice
+    learnt = difference(net, speech, replace(plan or FineTuningPlan(), steps=steps), progress)
+    return (
+        replace(voice, fine_tuning=learnt, fine_tuned_converter=converter.name) if learnt else voice
+    )
 
 
 def difference(
     net: ConverterNet,
     speech: Speech,
-    plan: Adaptation,
+    plan: FineTuningPlan,
     progress: Callable[[float], None] | None = None,
 ) -> dict[str, NDArray[np.float16]]:
     """What to add to the weights of ``net`` to speak as in ``speech``.
@@ -203,7 +205,7 @@ def difference(
     return learnt
 
 
-def _leave_out(net: Module, plan: Adaptation) -> None:
+def _leave_out(net: Module, plan: FineTuningPlan) -> None:
     """Has the blocks of ``net`` leave out hidden values while it is fitted."""
     generator = torch.Generator().manual_seed(plan.seed)
     for module in net.modules():
@@ -211,7 +213,9 @@ def _leave_out(net: Module, plan: Adaptation) -> None:
             module.dropout = Dropout(plan.dropout, generator)
 
 
-def _loss(net: ConverterNet, speech: Speech, plan: Adaptation, rng: np.random.Generator) -> Tensor:
+def _loss(
+    net: ConverterNet, speech: Speech, plan: FineTuningPlan, rng: np.random.Generator
+) -> Tensor:
     """Mean distance of the mel of random crops, in standardised units."""
     total = len(speech.mel)
     length = min(plan.frames, total // 3)

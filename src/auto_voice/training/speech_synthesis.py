@@ -29,6 +29,8 @@ import soundfile as sf
 
 from auto_voice.errors import ModelLoadError, TrainingError
 from auto_voice.filesystem import atomic_write
+from auto_voice.models.model_registry import ModelRegistry
+from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.sessions import open_model
 from auto_voice.types import FloatArray
 
@@ -274,12 +276,14 @@ class Sources:
         vocabulary: JSON with ``vocab``, symbol to token.
         voices: folder of style tables.
         sentences: text file, one a line.
+        model: name and version of the synthesiser, for the manifests.
     """
 
     synthesiser: Path
     vocabulary: Path
     voices: Path
     sentences: Path
+    model: str
 
     def corpus(self, seed: int) -> ParallelCorpus:
         """What is to be made of them.
@@ -289,13 +293,33 @@ class Sources:
         """
         try:
             vocabulary = json.loads(self.vocabulary.read_text(encoding="utf-8"))["vocab"]
-            made_by = hashlib.sha256(self.synthesiser.read_bytes()).hexdigest()
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise TrainingError(f"The synthesiser cannot be read: {error}.") from error
+            raise TrainingError(
+                f"The symbols of {self.model} cannot be read from {self.vocabulary}: {error}."
+            ) from error
         return ParallelCorpus(
             read_sentences(self.sentences), read_voices(self.voices), vocabulary, seed=seed,
-            versions={"synthesiser": made_by},
+            versions={"synthesiser": self.model},
         )  # fmt: skip
+
+
+def sources_of(registry: ModelRegistry, synthesiser: str, voices: Path, sentences: Path) -> Sources:
+    """What a corpus is made from, with a synthesiser of the catalog, fetched if need be.
+
+    Args:
+        synthesiser: ``NAME[@VERSION]``.
+
+    Raises:
+        TrainingError: it is another kind of model, or comes without symbols.
+    """
+    record = registry.version(synthesiser)
+    if record.kind != "synthesiser" or len(record.files) < 2:
+        raise TrainingError(
+            f"{record.key} is no synthesiser with a graph and its symbols; name one that does, "
+            "such as kokoro."
+        )
+    graph, symbols = (registry.path(record.key, file=f.file) for f in record.files[:2])
+    return Sources(graph, symbols, voices, sentences, record.key)
 
 
 def make(
@@ -411,6 +435,11 @@ def read_voices(folder: Path) -> dict[str, FloatArray]:
     if not voices:
         raise TrainingError(f"{folder} holds no voices (*.bin); name the folder of them.")
     return voices
+
+
+def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> OnnxSynthesiser:
+    """Stage ``kokoro``; see ``registry.architectures``. It runs on the CPU."""
+    return OnnxSynthesiser(files[version.files[0].file])
 
 
 class OnnxSynthesiser:

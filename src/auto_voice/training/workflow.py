@@ -211,6 +211,7 @@ class Workflow:
         models = features.Models(
             self.registry.model_dir, target, wanted.layers, shape.envelope, shape.cepstra,
             self.recipe.data.pauses, self.recipe.data.perturbed,
+            self.registry.settings.config, self.registry.settings.offline,
         )  # fmt: skip
         self.registry.pull("speaker_encoder")
         failures = features.extract(utterances, self.folder / "features", models, self.workers)

@@ -25,7 +25,7 @@ def fine_tuned_alike(
     Args:
         fine_tuned: gives a voice that one converter is fine-tuned to.
     """
-    if len({voice.adapted_to for voice, _ in parts}) < 2:
+    if len({voice.fine_tuned_converter for voice, _ in parts}) < 2:
         return list(parts)
     return [(v if v.speech is None else fine_tuned(v), weight) for v, weight in parts]
 
@@ -59,7 +59,7 @@ def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
     norm = float(np.linalg.norm(embedding))
     if norm < 1e-3:
         raise VoiceError("these voices cancel each other out; choose other weights.")
-    adapted_to = next((v.adapted_to for v in voices if v.adapted_to), "")
+    converter = next((v.fine_tuned_converter for v in voices if v.fine_tuned_converter), "")
     return Voice(
         embedding=(embedding / norm).astype(np.float32),
         log_f0_mean=_mean([(voice.log_f0_mean, weight) for voice, weight in parts]),
@@ -70,11 +70,11 @@ def blend_voices(parts: Sequence[tuple[Voice, float]], name: str = "") -> Voice:
         encoder=voices[0].encoder,
         content_space=next((v.content_space for v in voices if v.content_space), ""),
         consent="; ".join(f"{v.name or '?'}: {v.consent}" for v in voices if v.consent),
-        adaptation=_adaptation(parts, adapted_to),
-        adapted_to=adapted_to,
+        fine_tuning=_fine_tuning(parts, converter),
+        fine_tuned_converter=converter,
         notes=(
             "A blend of " + ", ".join(f"{v.name or '?'} ({w:.2f})" for v, w in parts) + ".",
-            *_left_out(voices, adapted_to),
+            *_left_out(voices, converter),
         ),
     )
 
@@ -85,26 +85,28 @@ def _mean(pairs: list[tuple[float | None, float]]) -> float | None:
     return sum(value * weight for value, weight in known) / total if known else None
 
 
-def _adaptation(
-    parts: Sequence[tuple[Voice, float]], adapted_to: str
+def _fine_tuning(
+    parts: Sequence[tuple[Voice, float]], converter: str
 ) -> dict[str, NDArray[np.float16]]:
     """The weighted sum; voices that another converter was fine-tuned to add nothing."""
-    known = [(v, weight) for v, weight in parts if adapted_to and v.adapted_to == adapted_to]
-    names = {name for voice, _ in known for name in voice.adaptation}
+    known = [
+        (v, weight) for v, weight in parts if converter and v.fine_tuned_converter == converter
+    ]
+    names = {name for voice, _ in known for name in voice.fine_tuning}
     return {
-        name: np.sum([np.float32(w) * voice.adaptation[name] for voice, w in known], axis=0).astype(
-            np.float16
-        )
+        name: np.sum(
+            [np.float32(w) * voice.fine_tuning[name] for voice, w in known], axis=0
+        ).astype(np.float16)
         for name in sorted(names)
     }
 
 
-def _left_out(voices: Sequence[Voice], adapted_to: str) -> list[str]:
+def _left_out(voices: Sequence[Voice], converter: str) -> list[str]:
     """Sentences on voices that another converter was fine-tuned to."""
-    others = [v for v in voices if v.adaptation and v.adapted_to != adapted_to]
+    others = [v for v in voices if v.fine_tuning and v.fine_tuned_converter != converter]
     return [
-        f"{v.name or '?'} was fine-tuned with {v.adapted_to} and not with {adapted_to}, so the "
-        "blend is less like it; add it again from its recordings."
+        f"{v.name or '?'} was fine-tuned with {v.fine_tuned_converter} and not with {converter}, "
+        "so the blend is less like it; add it again from its recordings."
         for v in others
     ]
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -20,14 +20,18 @@ from auto_voice.audio.pitch import align_pitch, corrected, extract_pitch, log_f0
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import trim_silence
 from auto_voice.errors import AudioContentError, VoiceError
-from auto_voice.models.base import AdaptiveConverter, ContentEncoder, SpeakerEncoderStage
+from auto_voice.models.base import (
+    ContentEncoder,
+    Converter,
+    FineTunableConverter,
+    SpeakerEncoderStage,
+)
+from auto_voice.progress import tell
 from auto_voice.types import (
     EMBEDDING_DIMS,
     SPEECH_RATE,
     FloatArray,
     Pitch,
-    Progress,
-    ProgressCallback,
     Voice,
     Waveform,
 )
@@ -122,6 +126,67 @@ def bare_voice(embedding: FloatArray) -> Voice:
     return Voice(embedding=values / norm, notes=(note,))
 
 
+def of_encoders(
+    voice: Voice,
+    speaker_encoder: str,
+    content_encoder: ContentEncoder,
+    content_space: str,
+    load_speaker_encoder: Callable[[], SpeakerEncoderStage],
+) -> Voice:
+    """``voice`` as the models of a pipeline understand it: as it is, or encoded again.
+
+    Args:
+        speaker_encoder: ``name@version`` of the one that the pipeline uses.
+        content_encoder: of the pipeline.
+        content_space: that its converter takes.
+        load_speaker_encoder: gives that encoder, which is only needed to encode again.
+
+    Raises:
+        VoiceError: a voice of other encoders that kept no recording to encode again.
+    """
+    encoder, made_with = speaker_encoder, voice.encoder
+    of_space = not (voice.content_space and voice.frames) or voice.content_space == content_space
+    if made_with in ("", encoder) and not of_space:
+        encoder, made_with = content_space, voice.content_space
+    if made_with in ("", encoder):
+        content = voice.frames.get("content")
+        if content is not None and content.shape[1] != content_encoder.dims:
+            raise VoiceError(
+                f"the voice {voice.name or '(unnamed)'} holds content of {content.shape[1]} "
+                f"numbers a frame, and this pipeline has {content_encoder.dims}; clone it "
+                "again from its recordings."
+            )
+        return voice
+    if voice.speech is None:
+        raise VoiceError(
+            f"the voice {voice.name or '(unnamed)'} was made with {made_with}, and this "
+            f"pipeline uses {encoder}; clone it again from its recordings."
+        )
+    speech = Waveform(voice.speech.astype(np.float32) / np.float32(32768), SPEECH_RATE)
+    again = build_voice(
+        [("the reference", speech)], load_speaker_encoder(), content_encoder, voice.name
+    )
+    note = f"The voice was made with {made_with} and encoded again with {encoder}."
+    log.info(note)
+    return replace(
+        again,
+        notes=(*again.notes, note),
+        consent=voice.consent,
+        quality=voice.quality,
+    )
+
+
+def _without_fine_tuning(voice: Voice, converter: str) -> Voice:
+    """``voice`` with a note where another converter was fine-tuned to it."""
+    if not voice.fine_tuning:
+        return voice
+    note = (
+        f"The voice was fine-tuned with {voice.fine_tuned_converter} and is spoken by {converter} "
+        "without that; clone it again from its recordings to come closer."
+    )
+    return replace(voice, fine_tuning={}, fine_tuned_converter="", notes=(*voice.notes, note))
+
+
 def _speech(what: str, waveform: Waveform) -> FloatArray:
     samples = resample(waveform.samples, waveform.sample_rate, SPEECH_RATE)
     speech = trim_silence(samples, SPEECH_RATE, max_pause_seconds=LONGEST_PAUSE_SECONDS)
@@ -167,16 +232,22 @@ class FineTunedVoices:
 
     def fine_tuned(
         self,
-        converter: AdaptiveConverter,
+        converter: Converter,
         voice: Voice,
         steps: int,
-        progress: ProgressCallback | None = None,
     ) -> Voice:
-        """``voice`` with ``converter`` fine-tuned to it in ``steps`` gradient steps.
+        """``voice`` with ``converter`` fine-tuned to it in ``steps`` gradient steps, 0 for none.
+
+        One that is fine-tuned already stays as it is, and so does one without its recording, which
+        is a blend or was stored so: there is nothing to learn from.
 
         Threads that ask for the same voice at once wait for the first of them; where that one is
         stopped, the next goes on in its place.
         """
+        if voice.fine_tuning and voice.fine_tuned_converter == converter.name:
+            return voice
+        if not steps or not isinstance(converter, FineTunableConverter) or voice.speech is None:
+            return _without_fine_tuning(voice, converter.name)
         key = (converter.name, steps, _fingerprint(voice))
         with self._lock:
             turn = self._running.setdefault(key, threading.Lock())
@@ -187,20 +258,19 @@ class FineTunedVoices:
                     name = voice.name or "(unnamed)"
                     log.info("fine-tuning %s to the voice %s", converter.name, name)
 
-                    def tell(done: float) -> None:
-                        if progress is not None:
-                            progress(Progress("fine-tune", done * steps, steps, voice.name))
+                    def told(done: float) -> None:
+                        tell("fine-tune", done * steps, steps, voice.name)
 
-                    made = converter.adapt(voice, steps, tell)
-                    if made.adapted_to != converter.name:
+                    made = converter.fine_tune(voice, steps, told)
+                    if made.fine_tuned_converter != converter.name:
                         return voice  # Too little speech to learn from.
-                    learnt = made.adaptation
+                    learnt = made.fine_tuning
                     self._remember(key, learnt)
         finally:
             with self._lock:
                 if self._running.get(key) is turn:
                     del self._running[key]
-        return replace(voice, adaptation=learnt, adapted_to=converter.name)
+        return replace(voice, fine_tuning=learnt, fine_tuned_converter=converter.name)
 
     def _remembered(self, key: Key) -> Mapping[str, NDArray[np.float16]] | None:
         with self._lock:

@@ -17,7 +17,9 @@ from auto_voice.types import EMBEDDING_DIMS, Voice
 
 SUFFIX = ".safetensors"
 FORMAT = "auto_voice.voice/1"
-# Half a minute takes 3 MB, an adaptation 6 MB; what is far larger is no voice.
+# Prefix of the arrays of a fine-tuning, and "adapted_to" of its converter: words of 0.1.
+FINE_TUNING = "adaptation."
+# Half a minute takes 3 MB, a fine-tuning 6 MB; what is far larger is no voice.
 MOST_BYTES = 64 << 20
 LARGEST_VALUE = 1e4
 # Of a weight; a thousand steps do not move one by 1, and far larger ones make no sound but NaN.
@@ -64,13 +66,13 @@ def save_voice(path: str | os.PathLike[str], voice: Voice) -> Path:
         "notes": list(voice.notes),
         "quality": dict(voice.quality),
         "consent": check_consent(voice.consent),
-        "adapted_to": voice.adapted_to,
+        "adapted_to": voice.fine_tuned_converter,
     }
     arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding}
     if voice.speech is not None:
         arrays["speech"] = voice.speech
     arrays |= {f"frames.{name}": values for name, values in voice.frames.items()}
-    arrays |= {f"adaptation.{name}": values for name, values in voice.adaptation.items()}
+    arrays |= {f"{FINE_TUNING}{name}": values for name, values in voice.fine_tuning.items()}
     contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
     data = save(contiguous, metadata={"format": FORMAT, "voice": json.dumps(about)})
     try:
@@ -116,7 +118,7 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
             frames={
                 name.removeprefix("frames."): value.astype(np.float32)
                 for name, value in arrays.items()
-                if not name.startswith("adaptation.")
+                if not name.startswith(FINE_TUNING)
             },
             name=_line(about["name"]),
             speech_seconds=float(about["speech_seconds"]),
@@ -127,12 +129,12 @@ def load_voice(path: str | os.PathLike[str]) -> Voice:
             quality={_line(k): _number(v) for k, v in about.get("quality", {}).items()},
             consent=_consent(about.get("consent", "")),
             speech=speech,
-            adaptation={
-                name.removeprefix("adaptation."): _half(value)
+            fine_tuning={
+                name.removeprefix(FINE_TUNING): _half(value)
                 for name, value in arrays.items()
-                if name.startswith("adaptation.")
+                if name.startswith(FINE_TUNING)
             },
-            adapted_to=_line(about.get("adapted_to", "")),
+            fine_tuned_converter=_line(about.get("adapted_to", "")),
         )
     except (SafetensorError, *_DAMAGE) as error:
         if isinstance(error, VoiceError):
@@ -189,7 +191,7 @@ def _plausible(voice: Voice) -> bool:
     if "mel" in voice.frames:
         shaped &= voice.frames["mel"].shape[-1] == MEL_BANDS
     floats: list[NDArray[Any]] = [voice.embedding, *voice.frames.values()]
-    changes = voice.adaptation
+    changes = voice.fine_tuning
     shaped &= len(changes) <= MOST_CHANGES and all(len(name) <= LONGEST_NAME for name in changes)
     shaped &= all((np.abs(values) < LARGEST_CHANGE).all() for values in changes.values())
     shaped &= bool(0.5 < np.linalg.norm(voice.embedding) < 2)
@@ -218,7 +220,7 @@ def _consent(value: Any) -> str:
 
 def _half(values: NDArray[Any]) -> NDArray[np.float16]:
     if values.dtype.kind != "f":
-        raise TypeError(f"an adaptation is of floating point, not {values.dtype}")
+        raise TypeError(f"a fine-tuning is of floating point, not {values.dtype}")
     # What half precision cannot hold is far beyond the bound that is checked later.
     halves: NDArray[np.float16] = np.clip(values, -65504, 65504).astype(np.float16)
     return halves

@@ -30,12 +30,15 @@ class ModelFile:
             joined in order (schemes: ``hf``, ``https``, ``pypi``, ``file``, ``package``).
         sha256: lower-case hex of the whole file.
         bytes: its size.
+        in_place: used where its one source, a path of this machine, says that it lies, and not
+            copied into the model folder.
     """
 
     file: str
     sources: tuple[tuple[str, ...], ...]
     sha256: str
     bytes: int
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,30 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Quantised:
+    """How a version was made of another one of the same model.
+
+    Attributes:
+        of: number of that version.
+        to: ``int8``, ``fp16`` or ``bf16``.
+        speed: how many times as fast as that one it runs on a CPU.
+        calibration: the file with the ranges by which its weights are quantised on each machine;
+            empty where the quantised weights are its files.
+    """
+
+    of: str
+    to: str
+    speed: float = 1.0
+    calibration: str = ""
+
+
+@dataclass(frozen=True)
 class ModelVersion:
-    """One version of a model; ``files[0]`` is the one that ``registry.path`` returns."""
+    """One version of a model; ``files[0]`` is the one that ``registry.path`` returns.
+
+    Attributes:
+        quantised: None for a version as it was published.
+    """
 
     name: str
     version: str
@@ -59,6 +84,7 @@ class ModelVersion:
     licence: str
     params: Mapping[str, Any] = field(default_factory=dict)
     needs: Needs = field(default_factory=Needs)
+    quantised: Quantised | None = None
 
     @property
     def key(self) -> str:
@@ -80,7 +106,8 @@ class ModelEntry:
     """A model with its versions.
 
     Attributes:
-        aliases: other names of versions; ``latest`` and ``stable`` are always there.
+        aliases: other names of versions; ``latest`` and ``stable`` are always there and mean no
+            quantised version.
         compact: whether it stands in for models of its kind that cannot be had.
     """
 
@@ -92,9 +119,14 @@ class ModelEntry:
     aliases: Mapping[str, str] = field(default_factory=dict)
     compact: bool = False
 
+    def quantised_of(self, version: ModelVersion) -> list[ModelVersion]:
+        """The versions that were made of ``version``."""
+        others = self.versions.values()
+        return [v for v in others if v.quantised is not None and v.quantised.of == version.version]
+
     def in_space(self, space: str) -> ModelVersion | None:
         """The last version whose content lies in ``space``; None if none does."""
-        versions = reversed(tuple(self.versions.values()))
+        versions = [v for v in reversed(tuple(self.versions.values())) if v.quantised is None]
         return next((v for v in versions if v.params.get("space") == space), None)
 
 

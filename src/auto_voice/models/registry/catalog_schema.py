@@ -23,16 +23,17 @@ from auto_voice.filesystem import (
     make_folder,
     storage_errors,
 )
-from auto_voice.models.registry.architectures import ARCHITECTURES, KINDS
+from auto_voice.models.registry.architectures import ARCHITECTURES, KINDS, load_plugins
 from auto_voice.models.registry.catalog import (
     Catalog,
     ModelEntry,
     ModelFile,
     ModelVersion,
     Needs,
+    Quantised,
     version_order,
 )
-from auto_voice.models.registry.sources import SCHEMES, parse_source
+from auto_voice.models.registry.sources import SCHEMES, local_path, parse_source
 from auto_voice.yaml_nodes import Node
 
 # Whole names; they become folders, and lower-case ones are the same on every file system.
@@ -48,9 +49,11 @@ ALIASES = ("latest", "stable")
 # The keys of each level.
 _ROOT = ("schema", "settings", "models")
 _MODEL = ("kind", "description", "default", "aliases", "compact", "versions")
-_FILE = ("file", "sha256", "bytes", "sources")
-_VERSION = ("architecture", "licence", "params", "needs", "files", *_FILE)
+_FILE = ("file", "sha256", "bytes", "sources", "in_place")
+_VERSION = ("architecture", "licence", "params", "needs", "quantised", "files", *_FILE)
 _NEEDS = ("ram_mb", "vram_mb", "gpu")
+_QUANTISED = ("of", "to", "speed", "calibration")
+PRECISIONS = ("int8", "fp16", "bf16")
 
 # In the model folder: what was imported or added there and no other catalog knows.
 FOLDER_CATALOG = "catalog.yaml"
@@ -122,6 +125,7 @@ def fields_of(
             "sha256": file.sha256,
             "bytes": file.bytes,
             "sources": [uris[0] if len(uris) == 1 else list(uris) for uris in sources[file.file]],
+            **({"in_place": True} if file.in_place else {}),
         }
         for file in version.files
     ]
@@ -134,6 +138,9 @@ def fields_of(
         fields["params"] = dict(version.params)
     if needs:
         fields["needs"] = needs
+    if version.quantised is not None:
+        told = asdict(version.quantised).items()
+        fields["quantised"] = {name: value for name, value in told if value not in (1.0, "")}
     return fields
 
 
@@ -167,6 +174,31 @@ def extend_folder_catalog(
             read_catalog([temporary])  # What is not sound must not stop the next start.
 
 
+def shrink_folder_catalog(folder: Path, name: str, number: str) -> None:
+    """Makes the model folder's own catalog forget a version.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    import yaml
+
+    path = folder / FOLDER_CATALOG
+    if not path.is_file():
+        return
+    with (
+        file_lock(folder / ".catalog.lock", folder, "the folder's catalog"),
+        storage_errors(folder, "forgetting a model"),
+    ):
+        models = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("models", {})
+        model = models.get(name, {})
+        model.get("versions", {}).pop(number, None)
+        if not model.get("versions"):
+            models.pop(name, None)
+        with atomic_write(path) as temporary:
+            written = yaml.safe_dump({"schema": 1, "models": models}, sort_keys=False)
+            temporary.write_text(str(written), encoding="utf-8")
+
+
 def version_problem(number: str) -> str | None:
     """What keeps ``number`` from being a version, said of it; None where nothing does."""
     if not re.fullmatch(VERSION, number):
@@ -188,7 +220,8 @@ def _overlay_versions(known: dict[str, tuple[Node, Fields]], section: Node | Non
         earlier = known.get(number, (node, {}))[1]
         if "files" in fields or any(key in fields for key in _FILE[:3]):
             # New bytes: nothing of the old description of the files may survive.
-            earlier = {k: v for k, v in earlier.items() if k != "files" and k not in _FILE[:3]}
+            old = ("files", "in_place", *_FILE[:3])
+            earlier = {k: v for k, v in earlier.items() if k not in old}
         known[number] = (node, {**earlier, **fields})
 
 
@@ -203,7 +236,8 @@ def _entry(
     }
     if not built:
         raise fields["versions"].error("holds no version; give at least one")
-    newest = max(built, key=version_order)
+    published = [number for number, version in built.items() if version.quantised is None]
+    newest = max(published or built, key=version_order)
     default = _known_version(fields.get("default"), built) or newest
     aliases = {"latest": newest, "stable": default}
     if "aliases" in fields:
@@ -235,20 +269,47 @@ def _known_version(node: Node | None, versions: Mapping[str, Any]) -> str | None
 
 def _version(name: str, number: str, kind: str, owner: Node, fields: Fields) -> ModelVersion:
     yaml_nodes.require(fields, owner, "architecture", "licence")
+    if fields["architecture"].text() not in ARCHITECTURES:
+        load_plugins()
     architecture = fields["architecture"].choice(ARCHITECTURES)
     if ARCHITECTURES[architecture].kind != kind:
         raise fields["architecture"].error(
             f"is {architecture}, which makes a {ARCHITECTURES[architecture].kind}, not a {kind}"
         )
+    files = _files(owner, fields)
     return ModelVersion(
         name=name,
         version=number,
         kind=kind,
         architecture=architecture,
-        files=_files(owner, fields),
+        files=files,
         licence=fields["licence"].text(),
         params=_params(fields.get("params")),
         needs=_needs(fields.get("needs")),
+        quantised=_quantised(fields.get("quantised"), files),
+    )
+
+
+def _positive(node: Node) -> float:
+    value = node.plain()
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e6:
+        raise node.expected("a number above 0")
+    return float(value)
+
+
+def _quantised(node: Node | None, files: Sequence[ModelFile]) -> Quantised | None:
+    if node is None:
+        return None
+    fields = node.mapping(_QUANTISED)
+    yaml_nodes.require(fields, node, "of", "to")
+    calibration = fields["calibration"].text() if "calibration" in fields else ""
+    if calibration and calibration not in (file.file for file in files):
+        raise fields["calibration"].error(f"names {calibration}, which is none of the files")
+    return Quantised(
+        of=fields["of"].text(),
+        to=fields["to"].choice(PRECISIONS),
+        speed=_positive(fields["speed"]) if "speed" in fields else 1.0,
+        calibration=calibration,
     )
 
 
@@ -280,9 +341,13 @@ def _file(owner: Node, fields: Fields) -> ModelFile:
     if "sha256" not in fields or "bytes" not in fields:
         missing = "sha256" if "sha256" not in fields else "bytes"
         raise owner.error(f"lacks {missing}{_measured(uris)}")
+    in_place = "in_place" in fields and fields["in_place"].boolean()
+    if in_place and (len(uris) != 1 or local_path(uris[0]) is None):
+        raise fields["in_place"].error("needs one source that is a path of this machine")
     return ModelFile(
         file=file,
         sources=uris,
+        in_place=in_place,
         sha256=fields["sha256"].matching(SHA256, "64 hexadecimal digits in lower case"),
         bytes=fields["bytes"].integer(at_least=1),
     )

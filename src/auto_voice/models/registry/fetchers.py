@@ -335,8 +335,7 @@ def _fetch_web(source: WebSource, job: FetchJob, context: FetchContext) -> str:
 
 
 def _fetch_hub(source: HubSource, job: FetchJob, context: FetchContext) -> str:
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
-    url = f"{endpoint}/{source.repo}/resolve/{source.commit}/{quote(source.file)}"
+    url = f"{hub_endpoint()}/{source.repo}/resolve/{source.commit}/{quote(source.file)}"
     token = hub_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
@@ -356,6 +355,11 @@ def _fetch_hub(source: HubSource, job: FetchJob, context: FetchContext) -> str:
             "(hf auth login)",
             error.status,
         ) from error
+
+
+def hub_endpoint() -> str:
+    """Where the hub is, or its mirror that HF_ENDPOINT names."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or HUB
 
 
 def hub_token(environ: Mapping[str, str] = os.environ) -> str:

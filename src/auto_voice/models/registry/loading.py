@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from auto_voice import events
 from auto_voice.errors import (
     AutoVoiceError,
     DiskSpaceError,
@@ -24,6 +25,7 @@ from auto_voice.errors import (
     StoreError,
 )
 from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.progress import tell
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +79,12 @@ class ModelCache:
             ModelLoadError: the model alone exceeds the budget.
             Exception: what ``load`` raised, in every thread that waited for it.
         """
+        known = self._known(key)
+        if known is not None:
+            events.emit(events.Reuse(key))
+            return known.model
         with self._lock:
-            if key in self._loaded:
-                self._loaded.move_to_end(key)
+            if key in self._loaded:  # since a moment ago
                 return self._loaded[key].model
             flight = self._flights.get(key)
             if flight is None:
@@ -91,7 +96,9 @@ class ModelCache:
                 raise ModelLoadError(f"loading {key} needs {key} itself; check the catalog")
             return flight.outcome()
         try:
+            tell("load", 0, 1, key)
             mine.model = load()
+            tell("load", 1, 1, key)
         except BaseException as error:
             mine.error = error
             raise
@@ -104,6 +111,12 @@ class ModelCache:
                     self._evict(key)
             mine.done.set()
         return mine.model
+
+    def _known(self, key: str) -> _Loaded | None:
+        with self._lock:
+            if key in self._loaded:
+                self._loaded.move_to_end(key)
+            return self._loaded.get(key)
 
     def keys(self) -> tuple[str, ...]:
         """What is loaded, least recently used first."""
@@ -157,8 +170,8 @@ class ModelCache:
         for other in [other for other in self._loaded if other != key]:
             if self._used() + megabytes <= self._budget_mb:
                 return
-            del self._loaded[other]
-            log.info("unloading %s to make room for %s", other, key)
+            gone = self._loaded.pop(other)
+            events.emit(events.Evict(other, key, gone.megabytes))
 
 
 # Fallbacks
@@ -202,6 +215,8 @@ class Substitute:
 
     def announce(self, error: AutoVoiceError) -> None:
         """Tells it once; ``error`` is why."""
+        answers = "mock" if self.version is None else self.version.key
+        events.emit(events.Fallback(self.wanted.key, answers, self.reason))
         served = "A mock, which makes no speech," if self.version is None else self.version.key
         announce(f"{served} stands in for {self.wanted.key}, which is {self.reason}", error)
 
@@ -305,6 +320,14 @@ def _quality(model: Any, version: ModelVersion, seconds: float) -> Any:
     return model.score(_noise(model.sample_rate, seconds))
 
 
+def _synthesiser(model: Any, version: ModelVersion, seconds: float) -> Any:
+    import numpy as np
+
+    # Ten phonemes take about a second to say.
+    style = np.zeros(int(version.params.get("style", 256)), dtype=np.float32)
+    return model.speak([16] * round(10 * seconds), style, 1.0)
+
+
 def _sample(model: Any, version: ModelVersion, seconds: float) -> Any:
     """A recording is ready once it is read."""
     return model.samples
@@ -318,4 +341,5 @@ _RUN: Mapping[str, Callable[[Any, ModelVersion, float], Any]] = {
     "sample": _sample,
     "recogniser": _recogniser,
     "quality": _quality,
+    "synthesiser": _synthesiser,
 }

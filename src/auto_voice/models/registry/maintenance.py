@@ -1,17 +1,31 @@
-"""Upkeep of the model folder: verify in full, remove, list partials, prune."""
+"""Upkeep of the model folder: verify in full, remove, list partials, prune, and what was used."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from auto_voice import events
 from auto_voice.errors import StoreError
-from auto_voice.filesystem import file_lock, is_sha256, read_json, sha256_file, storage_errors
+from auto_voice.events import Event
+from auto_voice.filesystem import (
+    atomic_write,
+    file_lock,
+    is_sha256,
+    read_json,
+    sha256_file,
+    storage_errors,
+)
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.registry.fetchers import WheelCache
 from auto_voice.models.registry.partials import Partial
@@ -80,7 +94,7 @@ def verify(store: ModelStore, version: ModelVersion) -> VerifyReport:
     if record is None:
         damaged = (f"{METADATA} is damaged: {_fix(version)}",)
         return VerifyReport(version.key, False, damaged if (folder / METADATA).exists() else ())
-    paths = {file.file: folder / file.file for file in version.files}
+    paths = {file.file: store.path(version, file.file) for file in version.files}
     problems = list(_file_problems(version, paths))
     unrecorded = [name for name in paths if name not in record["files"]]
     problems += [f"{METADATA} lacks {name}: {_fix(version)}" for name in unrecorded]
@@ -103,6 +117,7 @@ def _file_problems(version: ModelVersion, paths: dict[str, Path]) -> Iterator[st
             wrong: str | None = f"has {path.stat().st_size} bytes and not {file.bytes}"
         else:
             wrong = _hash_problem(path, file.sha256)
+        events.emit(events.Verify(version.key, file.file, file.bytes, ok=not wrong))
         if wrong:
             yield f"{file.file} {wrong}: {_fix(version)}"
 
@@ -220,3 +235,157 @@ def _size(path: Path) -> int:
     """Bytes that are free once ``path`` is gone: a file with further names stays."""
     found = [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]
     return sum(stat.st_size for item in found if (stat := item.stat()).st_nlink == 1)
+
+
+# What was used
+
+# In the model folder: a line of JSON for each load, download and fallback, the newest last.
+USAGE = ".usage.jsonl"
+# The record is cut to its newer half beyond so many bytes: about 1500 loads.
+MOST_USAGE_BYTES = 256_000
+# Seconds for which a model that stays loaded needs no further line.
+_USE_AGAIN_S = 3600.0
+
+
+@dataclass(frozen=True)
+class ModelUsage:
+    """What the record of a model folder tells of one version.
+
+    Attributes:
+        model: ``name@version``.
+        first, last: seconds since the epoch; of its oldest and newest line.
+        loads: how often it was loaded into memory.
+        load_s, longest_load_s: seconds of the last load and of the longest; None without a load.
+        device: of the last load.
+        fetched_bytes: that its downloads brought.
+        fetch_s: seconds that they took.
+        source: of the last download.
+        fallbacks: how often something else stood in for it.
+    """
+
+    model: str
+    first: float
+    last: float
+    loads: int = 0
+    load_s: float | None = None
+    longest_load_s: float | None = None
+    device: str = ""
+    fetched_bytes: int = 0
+    fetch_s: float = 0.0
+    source: str = ""
+    fallbacks: int = 0
+
+
+class UsageRecord:
+    """Keeps the record of a model folder from the events inside :func:`recorded`.
+
+    A line is one write at the end of the file, so several processes may keep it together. A
+    folder that is not there or cannot be written has no record.
+
+    Args:
+        folder: the model folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / USAGE
+        self._lock = threading.Lock()
+        self._noted: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        what, facts = event.what, dict[str, object]()
+        if event.error:
+            return
+        if isinstance(what, events.Load):
+            facts = {"device": what.device}
+        elif isinstance(what, events.Download):
+            facts = {"bytes": what.bytes, "source": what.source}
+        elif not isinstance(what, (events.Reuse, events.Fallback)):
+            return
+        if what.model.endswith(")"):  # a mock
+            return
+        with self._lock:
+            known = self._noted.get(what.model, 0.0)
+            if isinstance(what, events.Reuse) and event.started - known < _USE_AGAIN_S:
+                return
+            self._noted[what.model] = event.started
+        times = {"at": round(event.started, 3), "seconds": round(event.seconds, 4)}
+        with suppress(OSError):
+            self._append({**times, "event": event.name, "model": what.model, **facts})
+
+    def _append(self, line: dict[str, object]) -> None:
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(self._path, flags, 0o666)
+        try:
+            os.write(descriptor, data)
+            size = os.fstat(descriptor).st_size
+        finally:
+            os.close(descriptor)
+        if size > MOST_USAGE_BYTES:
+            self._shorten()
+
+    def _shorten(self) -> None:
+        # Whoever comes second finds it short; a line that is written meanwhile may be lost.
+        with (
+            suppress(StoreError),
+            file_lock(self._folder / ".usage.lock", self._folder, "the record", 0.0),
+        ):
+            data = self._path.read_bytes()
+            if len(data) > MOST_USAGE_BYTES:
+                kept = data[-MOST_USAGE_BYTES // 2 :].partition(b"\n")[2]
+                with atomic_write(self._path, durable=False) as temporary:
+                    temporary.write_bytes(kept)
+
+
+_record: ContextVar[UsageRecord | None] = ContextVar("auto_voice_usage", default=None)
+
+
+@contextmanager
+def recorded(record: UsageRecord) -> Iterator[None]:
+    """What happens inside goes into ``record``."""
+    token = _record.set(record)
+    try:
+        yield
+    finally:
+        _record.reset(token)
+
+
+def _keep(event: Event) -> None:
+    if (record := _record.get()) is not None:
+        record(event)
+
+
+events.subscribe(_keep)
+
+
+def usage(store: ModelStore) -> list[ModelUsage]:
+    """What was used, the latest first; lines that cannot be read are left out."""
+    found: dict[str, ModelUsage] = {}
+    try:
+        text = (store.root / USAGE).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    for raw in text.splitlines():
+        with suppress(ValueError, KeyError, TypeError):
+            line = json.loads(raw)
+            model, at, seconds = str(line["model"]), float(line["at"]), float(line["seconds"])
+            known = found.get(model) or ModelUsage(model, at, at)
+            known = replace(known, first=min(known.first, at), last=max(known.last, at))
+            found[model] = _with_line(known, line, seconds)
+    return sorted(found.values(), key=lambda one: -one.last)
+
+
+def _with_line(known: ModelUsage, line: dict[str, Any], seconds: float) -> ModelUsage:
+    if line["event"] == "load":
+        longest = max(seconds, known.longest_load_s or 0.0)
+        return replace(
+            known, loads=known.loads + 1, load_s=seconds, longest_load_s=longest,
+            device=str(line["device"]),
+        )  # fmt: skip
+    if line["event"] == "download":
+        return replace(
+            known, fetched_bytes=known.fetched_bytes + int(line["bytes"]),
+            fetch_s=known.fetch_s + seconds, source=str(line["source"]),
+        )  # fmt: skip
+    return replace(known, fallbacks=known.fallbacks + (line["event"] == "fallback"))

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
@@ -125,6 +125,19 @@ def public_url(url: str) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def local_path(source: Sequence[str]) -> Path | None:
+    """Where a source of one file of this machine lies; None for any other source."""
+    found = parse_source(source[0]) if len(source) == 1 else None
+    return found.path if isinstance(found, FileSource) else None
+
+
+def file_name(source: str) -> str:
+    """What a catalog calls the file of a source: its last part, in letters that a name may have."""
+    last = urlsplit(source).path if "://" in source else Path(source).expanduser().name
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "_", unquote(last.rsplit("/", 1)[-1]))
+    return name.lstrip("_.+-") or "model"
 
 
 def bundled_path(uri: str) -> Path | None:

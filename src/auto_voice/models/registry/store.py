@@ -22,6 +22,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from auto_voice import events
 from auto_voice.errors import IntegrityError, StoreError, UnsafeFileError
 from auto_voice.filesystem import (
     LOCK_TIMEOUT_S,
@@ -42,6 +43,7 @@ from auto_voice.filesystem import (
 )
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
 from auto_voice.models.registry.partials import Partial
+from auto_voice.models.registry.sources import local_path
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +143,7 @@ class ModelStore:
             return None
         paths = {}
         for file in version.files:
-            path = self._path(version, file.file)
+            path = self.path(version, file.file)
             entry = record["files"].get(file.file)
             if not isinstance(entry, dict) or entry.get("sha256") != file.sha256:
                 return None
@@ -163,15 +165,34 @@ class ModelStore:
         folder = self.folder(version.name, version.version)
         if (folder / METADATA).exists() and self.metadata(version.name, version.version) is None:
             self.set_aside(folder / METADATA, "its metadata is damaged")
+        self.check_in_place(version)
         missing = []
         for file in version.files:
-            path = self._path(version, file.file)
+            path = self.path(version, file.file)
+            if file.in_place:
+                continue
             if not path.exists():
                 missing.append(file)
             elif not self._holds(path, file):
                 self.set_aside(path, "its bytes do not match the catalog")
                 missing.append(file)
         return [file for file in missing if not self._take(version, file)]
+
+    def check_in_place(self, version: ModelVersion) -> None:
+        """Hashes what stays with its owner, which is neither fetched nor set aside.
+
+        Raises:
+            IntegrityError: a file is gone or has other bytes.
+        """
+        for file in version.files:
+            path = self.path(version, file.file)
+            if not file.in_place or (path.is_file() and self._holds(path, file)):
+                continue
+            what = "has other bytes than" if path.exists() else "is no longer there as"
+            raise IntegrityError(
+                f"{path} {what} when {version.key} was added; put it back, or add the model again "
+                "under another version."
+            )
 
     def blob(self, sha256: str) -> Path | None:
         """Where these bytes lie, if a version holds them; they are not hashed.
@@ -186,6 +207,20 @@ class ModelStore:
                 if entry.get("sha256") == sha256:
                     self._share(self.folder(name, number) / file, sha256)
         return blob if blob.exists() else None
+
+    def path_of(self, sha256: str) -> Path | None:
+        """A file with these bytes to hand out, hashed if it changed since it was installed.
+
+        Nothing is written, and what was made here from other files does not count. None if no
+        version that is here names the hash, or its file is damaged.
+        """
+        for name, number in self.installed():
+            for file, entry in (self.metadata(name, number) or {"files": {}})["files"].items():
+                path: Path = self.folder(name, number) / file
+                known = ModelFile(file, (), sha256, int(entry.get("bytes", -1)))
+                if entry.get("sha256") == sha256 and self._intact(path, known, entry):
+                    return path
+        return None
 
     def drop_blobs(self, hashes: Iterable[str]) -> int:
         """Removes those of these blobs that no version's file is another name of; the bytes freed.
@@ -219,7 +254,7 @@ class ModelStore:
         blob = self.blob(file.sha256)
         if blob is None:
             return False
-        path = self._path(version, file.file)
+        path = self.path(version, file.file)
         with storage_errors(self.root, f"taking {file.file} from {blob.parent}"):
             if sha256_file(blob) != file.sha256:
                 with suppress(OSError):
@@ -243,7 +278,7 @@ class ModelStore:
         placed: dict[Path, Path] = {}
         with storage_errors(self.root, f"installing {version.key}"):
             for file in version.files:
-                path = self._path(version, file.file)
+                path = self.path(version, file.file)
                 new = fetched.get(file.file)
                 if new is not None:
                     # Two names for the same bytes are transferred once.
@@ -253,7 +288,8 @@ class ModelStore:
                     else:
                         _link_or_copy(first, path)
                     self._hashed.pop(path, None)
-                if new is not None or not self._blob(file.sha256).exists():
+                shared = new is not None or not self._blob(file.sha256).exists()
+                if shared and not file.in_place:
                     self._share(path, file.sha256)
                 source = new.source if new else _source_of(old, file)
                 entries[file.file] = _entry(path, file.sha256, source)
@@ -279,7 +315,7 @@ class ModelStore:
         entry = record.get("derived", {}).get(file) if record else None
         if not isinstance(entry, dict) or not self._derived_current(version, entry):
             return None
-        path = self._path(version, file)
+        path = self.path(version, file)
         expected = ModelFile(file, (), str(entry.get("sha256")), int(entry.get("bytes", -1)))
         return path if self._intact(path, expected, entry) else None
 
@@ -297,7 +333,7 @@ class ModelStore:
             IntegrityError: the original's bytes changed since it was installed.
             StoreError: the version is not installed, or the folder is not writable.
         """
-        path = self._path(version, file)
+        path = self.path(version, file)
         with self.lock(version.name, version.version):
             existing = self.derived(version, file)
             if existing is not None:
@@ -323,7 +359,7 @@ class ModelStore:
             IntegrityError: it is not the catalog's.
             StoreError: it cannot be read.
         """
-        path = self._path(version, file)
+        path = self.path(version, file)
         with storage_errors(self.root, f"reading {file}"):
             found = sha256_file(path)
         if found not in {known.sha256 for known in version.files if known.file == file}:
@@ -344,7 +380,7 @@ class ModelStore:
         folder = self.folder(version.name, version.version)
         dropped = []
         for file, entry in list(record["derived"].items()):
-            path = self._path(version, file)
+            path = self.path(version, file)
             if not self._derived_current(version, entry):
                 path.unlink(missing_ok=True)
             elif _readable(path) and sha256_file(path) == entry.get("sha256"):
@@ -373,9 +409,19 @@ class ModelStore:
         log.warning("%s was set aside: %s; it is now %s", path, reason, target)
         return target
 
-    def _path(self, version: ModelVersion, file: str) -> Path:
+    def path(self, version: ModelVersion, file: str) -> Path:
+        """Where a file of a version lies, or would lie: in its folder, or where its owner keeps it.
+
+        Raises:
+            UnsafeFileError: a name that is more than a file name.
+        """
         if check_name(file, "file").lower() == METADATA:
             raise UnsafeFileError(f"{version.key} may not name a file {METADATA}: rename it.")
+        for known in version.files:
+            if known.file == file and known.in_place:
+                found = local_path(known.sources[0])
+                assert found is not None  # The catalog takes no other.
+                return found
         return self.folder(version.name, version.version) / file
 
     def _holds(self, path: Path, file: ModelFile) -> bool:
@@ -399,7 +445,10 @@ class ModelStore:
         if self._hashed.get(path) == (file.sha256, now):
             return True
         log.info("%s changed on disk since it was installed: hashing it again", path)
-        if sha256_file(path) != file.sha256:
+        right = sha256_file(path) == file.sha256
+        key = "@".join(path.parts[-3:-1])
+        events.emit(events.Verify(key, file.file, file.bytes, ok=right))
+        if not right:
             log.warning("%s does not match its sha256", path)
             return False
         self._hashed[path] = (file.sha256, now)

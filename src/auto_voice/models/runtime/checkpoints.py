@@ -8,7 +8,7 @@ import pickletools
 import struct
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeAlias, cast
@@ -77,11 +77,39 @@ class _ForeignError(Exception):
     """The name that a pickle asked for."""
 
 
-def read_torch_checkpoint(path: Path) -> Any:
+class _Inert:
+    """Stands where a pickle asks for a class of a training program: it keeps and does nothing."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __call__(self, *_: Any) -> _Inert:
+        return self
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def __setitem__(self, _: Any, __: Any) -> None:
+        pass
+
+    def append(self, _: Any) -> None:
+        pass
+
+    def extend(self, _: Any) -> None:
+        pass
+
+
+def read_torch_checkpoint(path: Path, ignored: Collection[str] = ()) -> Any:
     """What ``torch.save`` wrote to ``path``: containers of numbers, texts and arrays.
 
     Reads the zip layout and the older one of several pickles. Strided tensors come C-ordered,
     bfloat16 as float32.
+
+    Args:
+        ignored: packages, and classes in full, of the program that made the file; what it says of
+            them is left out. Nothing of them is imported.
 
     Raises:
         UnsafeFileError: the file names anything but tensors and plain containers, or has the
@@ -90,7 +118,7 @@ def read_torch_checkpoint(path: Path) -> Any:
     """
     try:
         if zipfile.is_zipfile(path):
-            return _read_zip(path)
+            return _read_zip(path, ignored)
         if tarfile.is_tarfile(path):
             raise UnsafeFileError(
                 f"{path} has the legacy tar layout of PyTorch, which cannot be read without "
@@ -100,7 +128,7 @@ def read_torch_checkpoint(path: Path) -> Any:
             if file.read(2) == b"PK":
                 raise _DamageError("it is a zip file without its end")
             file.seek(0)
-            return _read_old(file)
+            return _read_old(file, ignored)
     except _ForeignError as error:
         raise UnsafeFileError(
             f"{path} is a pickle that asks for {error}, so it could run code and was not loaded; "
@@ -127,7 +155,7 @@ def widened(halves: Array) -> Array:
 # Both layouts
 
 
-def _read_zip(path: Path) -> Any:
+def _read_zip(path: Path, ignored: Collection[str]) -> Any:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if any(member.compress_type != zipfile.ZIP_STORED for member in members):
@@ -140,7 +168,7 @@ def _read_zip(path: Path) -> Any:
         order = f"{folder}byteorder"
         if order in names and archive.read(order).strip() != b"little":
             raise _DamageError("its numbers are big-endian")
-        described = _unpickle(io.BytesIO(archive.read(index)), _zip_storage)
+        described = _unpickle(io.BytesIO(archive.read(index)), _zip_storage, ignored)
         resolver = _Resolver(lambda storage: archive.read(f"{folder}data/{storage.key}"))
         return resolver.resolve(described)
 
@@ -150,7 +178,7 @@ def _zip_storage(saved: tuple[Any, ...]) -> _Storage:
     return _storage(kind, storage_type, key, count)
 
 
-def _read_old(file: BinaryIO) -> Any:
+def _read_old(file: BinaryIO, ignored: Collection[str]) -> Any:
     if _unpickle(file, _no_storage) != OLD_MAGIC or _unpickle(file, _no_storage) != OLD_PROTOCOL:
         raise _DamageError("it begins otherwise")
     about = _unpickle(file, _no_storage)
@@ -167,7 +195,7 @@ def _read_old(file: BinaryIO) -> Any:
             raise _DamageError("two of its storages have one name")
         return made
 
-    described = _unpickle(file, storage)
+    described = _unpickle(file, storage, ignored)
     keys = _unpickle(file, _no_storage)
     named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not named or sorted(keys) != sorted(known):
@@ -253,15 +281,22 @@ _NAMES: Mapping[tuple[str, str], Any] = {
 class _Unpickler(pickle._Unpickler):
     """The reader in Python, since the one in C makes dictionaries that hash any key."""
 
-    def __init__(self, file: BinaryIO, storage: Callable[[tuple[Any, ...]], _Storage]) -> None:
+    def __init__(
+        self,
+        file: BinaryIO,
+        storage: Callable[[tuple[Any, ...]], _Storage],
+        ignored: Collection[str],
+    ) -> None:
         super().__init__(file)
         self._storage = storage
+        self._ignored = ignored
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
+        if (module, name) in _NAMES:
             return _NAMES[module, name]
-        except KeyError:
-            raise _ForeignError(f"{module}.{name}") from None
+        if module.partition(".")[0] in self._ignored or f"{module}.{name}" in self._ignored:
+            return _Inert
+        raise _ForeignError(f"{module}.{name}")
 
     def persistent_load(self, saved: Any) -> _Storage:
         if not isinstance(saved, tuple):
@@ -281,7 +316,11 @@ class _Unpickler(pickle._Unpickler):
     dispatch[pickle.DICT[0]] = load_dict
 
 
-def _unpickle(file: BinaryIO, storage: Callable[[tuple[Any, ...]], _Storage]) -> Any:
+def _unpickle(
+    file: BinaryIO,
+    storage: Callable[[tuple[Any, ...]], _Storage],
+    ignored: Collection[str] = (),
+) -> Any:
     """The next pickle of ``file``, first looked through and then read."""
     start = file.tell()
     for opcode, argument, at in pickletools.genops(file):
@@ -293,7 +332,7 @@ def _unpickle(file: BinaryIO, storage: Callable[[tuple[Any, ...]], _Storage]) ->
     size = file.tell() - start
     file.seek(start)
     # The reader looks ahead, so it gets this pickle alone.
-    return _Unpickler(io.BytesIO(file.read(size)), storage).load()
+    return _Unpickler(io.BytesIO(file.read(size)), storage, ignored).load()
 
 
 # From descriptions to arrays

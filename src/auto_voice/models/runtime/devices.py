@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -133,10 +134,8 @@ def plan_workers(
 
 def _cuda_index(device: str) -> int | None:
     """The CUDA device that ``device`` means here; None for another kind or one that is missing."""
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cuda") or why_not("cuda", int(index or 0)):
-        return None
-    return int(index or 0)
+    kind, index = kind_and_index(device)
+    return None if kind not in ("auto", "cuda") or why_not("cuda", index) else index
 
 
 @cache
@@ -156,7 +155,8 @@ def onnx_runtime() -> Any:
 
 
 def choose_device(wanted: str, version: ModelVersion) -> str:
-    """The device for ``version``: ``cpu``, ``cuda:N``, ``directml``, ``coreml`` or ``openvino``.
+    """The device for ``version``: ``cpu``, ``cuda:N``, ``directml``, ``coreml``, ``openvino`` or
+    ``openvino:bf16``.
 
     A device that is not there gives way to the CPU, which runs the same model, with a warning.
 
@@ -179,16 +179,22 @@ def choose_device(wanted: str, version: ModelVersion) -> str:
 
 
 def _accelerator(wanted: str, version: ModelVersion) -> str:
-    kind, _, index = wanted.partition(":")
+    kind, index = kind_and_index(wanted)
     if kind == "auto":
         return "cpu" if why_not("cuda", 0, version.needs.vram_mb) else "cuda:0"
-    if problem := why_not(kind, int(index or 0), version.needs.vram_mb):
+    if problem := why_not(kind, index, version.needs.vram_mb):
         log.warning(
             "%s runs on the CPU, because device %s is not available: %s",
             version.key, wanted, problem,
         )  # fmt: skip
         return "cpu"
-    return f"cuda:{int(index or 0)}" if kind == "cuda" else kind
+    return f"cuda:{index}" if kind == "cuda" else wanted
+
+
+def kind_and_index(device: str) -> tuple[str, int]:
+    """``cuda:1`` to ``("cuda", 1)``; the index of what has none is 0."""
+    kind, _, index = device.partition(":")
+    return kind, int(index) if index.isdecimal() else 0
 
 
 def why_not(kind: str, index: int = 0, needs_mb: int = 0) -> str:
@@ -239,14 +245,20 @@ def available_providers() -> tuple[str, ...]:
         return ()
 
 
-def provider_options(device: str) -> dict[str, Any]:
-    """What the provider of ``device`` is told."""
-    kind, _, index = device.partition(":")
+def provider_options(device: str, threads: int) -> dict[str, Any]:
+    """What the provider of ``device`` is told.
+
+    Args:
+        threads: of one network; providers that compute on the CPU have threads of their own.
+    """
+    kind, index = kind_and_index(device)
     if kind == "cuda":
         # Measuring every algorithm for each new length would take longer than the work.
-        return {"device_id": int(index or 0), "cudnn_conv_algo_search": "HEURISTIC"}
+        return {"device_id": index, "cudnn_conv_algo_search": "HEURISTIC"}
     if kind == "openvino":
-        return {"device_type": "CPU"}
+        precision = "bf16" if device.endswith(":bf16") else "f32"
+        told = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+        return {"device_type": "CPU", "load_config": json.dumps({"CPU": told})}
     if kind == "coreml":
         return {"ModelFormat": "MLProgram"}
     return {}

@@ -6,14 +6,14 @@ of other sizes brings its graph as one of its files, as published trainings do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from auto_voice.errors import ModelLoadError
+from auto_voice.errors import ModelLoadError, UnsafeFileError
 from auto_voice.models.runtime.sessions import Network, float32, open_network
 from auto_voice.models.runtime.weights import Array, read_weights
 
@@ -23,10 +23,23 @@ SUFFIX = ".onnx"
 UNUSED = "unused"
 # What follows the name of an array that is handed over in half precision.
 HALF = ":half"
+# What follows the name of a convolution's int8 weight: its step for each output channel, and step
+# and zero point of the 8-bit numbers that the convolution reads and gives.
+STEP, READ, GIVEN = ":step", ":read", ":given"
 # ``TensorProto.DataType``.
-FLOAT, FLOAT16 = 1, 10
+FLOAT, UINT8, INT8, INT32, FLOAT16 = 1, 2, 3, 6, 10
+_TYPES = {"float32": FLOAT, "uint8": UINT8, "int8": INT8, "int32": INT32, "float16": FLOAT16}
 # Names that an error message lists before it says how many more there are.
 NAMES_SHOWN = 3
+# Bytes of a file of Protocol Buffers, at most.
+LARGEST_BYTES = 2**31
+# Operations of ONNX itself, and those of the runtime that quantised models use; an operation of
+# anybody else would need a library of theirs.
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+# A compiled network by its path.
+FILE_READERS = frozenset({"EPContext"})
+# Graphs within graphs, as loops and conditions have them.
+DEEPEST = 20
 
 ShapeT = TypeVar("ShapeT")
 
@@ -115,6 +128,8 @@ def bound_network(
     Raises:
         ModelLoadError: they are not.
     """
+    if any(values.dtype == np.int8 for values in arrays.values()):
+        graph, arrays = with_int8(graph, arrays, source)
     check_fit(initialisers(graph), arrays, source)
     used = {name: arrays[name] for name in initialisers(graph, used=True)}
     halves = {name for name, values in used.items() if values.dtype == np.float16}
@@ -156,6 +171,81 @@ def why_it_fails(device: str) -> str:
     except Exception as error:  # Drivers and providers fail in every way there is.
         return next(iter(str(error).splitlines()), type(error).__name__)
     return network.refusal
+
+
+def check_foreign(path: Path, name: str) -> None:
+    """Whether an ONNX file from outside asks for nothing but its own numbers and known operations.
+
+    Raises:
+        UnsafeFileError: it names files beside itself, operations of other makers, or is larger
+            than the format allows.
+        ModelLoadError: it is no ONNX file.
+    """
+    try:
+        if path.stat().st_size >= LARGEST_BYTES:
+            problem: str | None = "is larger than an ONNX file can be (2 GB)"
+        else:
+            problem = next(
+                _foreign_parts(memoryview(cast(bytes, np.memmap(path, np.uint8, "r")))), None
+            )
+    except (IndexError, KeyError, ValueError) as error:  # Bytes that are no Protocol Buffers.
+        raise ModelLoadError(f"{name}: {path.name} is not an ONNX file; give another") from error
+    if problem:
+        raise UnsafeFileError(f"{name}: {path.name} {problem}, so it was not loaded")
+
+
+def _foreign_parts(model: memoryview) -> Iterator[str]:
+    """What a model must not ask for, each as the rest of a sentence about its file."""
+    functions = [value for number, value in _messages(model) if number == 25]
+    # Those that the file defines itself, of operations that are looked at, too.
+    domains = DOMAINS | {_text(function, 10) for function in functions}
+    for number, value in _messages(model):
+        if number == 7:
+            yield from _foreign_in_graph(value, domains)
+    for function in functions:
+        for number, value in _messages(function):
+            if number == 7:
+                yield from _foreign_in_node(value, domains, 0)
+
+
+def _foreign_in_graph(graph: memoryview, domains: Collection[str], depth: int = 0) -> Iterator[str]:
+    if depth > DEEPEST:
+        raise ValueError("graphs within graphs")
+    for number, value in _messages(graph):
+        if number == 1:
+            yield from _foreign_in_node(value, domains, depth)
+        elif number in (5, 15):
+            yield from _outside_numbers(value, sparse=number == 15)
+
+
+def _foreign_in_node(node: memoryview, domains: Collection[str], depth: int) -> Iterator[str]:
+    operation, domain = _text(node, 4), _text(node, 7)
+    if domain not in domains:
+        yield f"uses the operation {operation} of {domain}, which is none of ONNX"
+    if operation in FILE_READERS:
+        yield f"uses the operation {operation}, which reads another file"
+    for number, attribute in _messages(node):
+        if number != 5:
+            continue
+        for part, value in _messages(attribute):
+            if part in (6, 11):
+                yield from _foreign_in_graph(value, domains, depth + 1)
+            elif part in (5, 10, 22, 23):
+                yield from _outside_numbers(value, sparse=part > 20)
+
+
+def _outside_numbers(tensor: memoryview, *, sparse: bool) -> Iterator[str]:
+    if sparse:
+        for number, value in _messages(tensor):
+            if number in (1, 2):
+                yield from _outside_numbers(value, sparse=False)
+    elif any(number == 13 or (number == 14 and value == 1) for number, value in _fields(tensor)):
+        yield "keeps its numbers in another file; save it with all of them inside"
+
+
+def _text(message: memoryview, number: int) -> str:
+    found = [bytes(value) for field, value in _messages(message) if field == number]
+    return found[-1].decode() if found else ""
 
 
 def check_fit(
@@ -201,36 +291,191 @@ def with_halves(graph: bytes, names: Collection[str]) -> bytes:
 
     A Cast gives each its name back; the session computes it once, when it is made.
     """
-    parts = []
-    for number, value in _fields(graph):
-        if number != 7 or isinstance(value, int):
-            parts.append(_field(number, value))
+    casts: list[tuple[int, bytes]] = []
+    rest: list[tuple[int, int | bytes | memoryview]] = []
+    for number, content in fields_of_graph(graph):
+        known = _outside(content) if number == 5 and not isinstance(content, int) else None
+        if known is None or known[0] not in names:
+            rest.append((number, content))
             continue
-        casts, rest = [], []
-        for inner, content in _fields(value):
-            known = _outside(content) if inner == 5 and not isinstance(content, int) else None
-            if known is None or known[0] not in names:
-                rest.append(_field(inner, content))
-                continue
-            name, shape, _ = known
-            rest.append(_field(5, _half_tensor(name, shape)))
-            casts.append(_field(1, _cast(name)))
-        parts.append(_field(7, b"".join(casts + rest)))
-    return b"".join(parts)
+        name, shape, _ = known
+        rest.append((5, _tensor(f"{name}{HALF}", shape, FLOAT16)))
+        casts.append((1, _node("Cast", [f"{name}{HALF}"], name, to=FLOAT)))
+    return with_fields(graph, [*casts, *rest])
 
 
-def _half_tensor(name: str, shape: tuple[int, ...]) -> bytes:
+def with_int8(
+    graph: bytes, arrays: Mapping[str, Array], source: str
+) -> tuple[bytes, dict[str, Array]]:
+    """``graph`` with the convolutions computed in 8 bits whose weights are int8, and its arrays.
+
+    The numbers that such a convolution reads and gives pass through QuantizeLinear and
+    DequantizeLinear, which is how ONNX writes it; the session makes one operation of it all.
+
+    Args:
+        arrays: as ``quantise.int8_arrays`` gives them.
+        source: what to call the place that they come from.
+
+    Raises:
+        ModelLoadError: a step is missing or is no positive number, or a weight is of another shape.
+    """
+    edit = _Int8(arrays, initialisers(graph), source)
+    for number, content in fields_of_graph(graph):
+        if number == 1 and not isinstance(content, int):
+            edit.take(content)
+        else:
+            edit.rest.append((number, content))
+    kept = [
+        (number, content)
+        for number, content in edit.rest
+        if number != 5 or isinstance(content, int)
+        or (known := _outside(content)) is None or known[0] not in edit.replaced
+    ]  # fmt: skip
+    tensors = [
+        (5, _tensor(name, values.shape, _TYPES[values.dtype.name]))
+        for name, values in edit.made.items()
+    ]
+    others = {name: values for name, values in arrays.items() if name not in edit.taken}
+    return with_fields(graph, [*edit.nodes, *tensors, *kept]), others | edit.made
+
+
+class _Int8:
+    """What :func:`with_int8` collects while it walks over the nodes, which stand in order."""
+
+    def __init__(
+        self, arrays: Mapping[str, Array], shapes: Mapping[str, tuple[int, ...]], source: str
+    ) -> None:
+        self.arrays, self.shapes, self.source = arrays, shapes, source
+        self.nodes: list[tuple[int, bytes]] = []
+        self.rest: list[tuple[int, int | memoryview]] = []
+        # New arrays of the graph; names of those that it no longer has; names that were read.
+        self.made: dict[str, Array] = {}
+        self.replaced: set[str] = set()
+        self.taken: set[str] = set()
+        # Tensor to what stands for it after its 8 bits, and to their step.
+        self._eighths: dict[str, tuple[str, np.float32]] = {}
+
+    def take(self, content: memoryview) -> None:
+        node = read_node(content)
+        inputs = [self._eighths.get(name, (name,))[0] for name in node.inputs]
+        weight = node.inputs[1] if node.operation == "Conv" else ""
+        if weight not in self.arrays or self.arrays[weight].dtype != np.int8:
+            self.nodes.append((1, _renamed(content, inputs)))
+            return
+        inputs[0], step = self._eight_bits(node.inputs[0], f"{weight}{READ}")
+        steps = self._array(f"{weight}{STEP}", self.shapes[weight][:1])
+        if self.arrays[weight].shape != self.shapes[weight] or not (steps > 0).all():
+            raise ModelLoadError(f"{self.source} holds {weight!r} with steps that do not fit it.")
+        inputs[1] = self._constant(weight, self.arrays[weight], steps)
+        self.taken.add(weight)
+        if len(inputs) > 2:
+            bias = node.inputs[2]
+            both = (step * steps).astype(np.float32)
+            whole = np.rint(self._array(bias, self.shapes[bias]).astype(np.float64) / both)
+            limit = 2**31 - 1
+            whole = np.clip(whole, -limit, limit).astype(np.int32)
+            inputs[2] = self._constant(bias, whole, both)
+        self.nodes.append((1, _renamed(content, inputs)))
+        self._eight_bits(node.output, f"{weight}{GIVEN}")
+
+    def _eight_bits(self, tensor: str, numbers: str) -> tuple[str, np.float32]:
+        """The name of ``tensor`` after it went through 8 bits, and their step."""
+        step, zero = self._array(numbers, (2,))
+        if tensor not in self._eighths:
+            if not (step > 0 and 0 <= zero <= 255):
+                raise ModelLoadError(f"{self.source} holds {numbers!r} with impossible numbers.")
+            scale = (f"{tensor}:scale", f"{tensor}:zero")
+            self.made |= {scale[0]: np.array(step, np.float32), scale[1]: np.array(zero, np.uint8)}
+            whole, again = f"{tensor}:whole", f"{tensor}:again"
+            self.nodes.append((1, _node("QuantizeLinear", [tensor, *scale], whole)))
+            self.nodes.append((1, _node("DequantizeLinear", [whole, *scale], again)))
+            self._eighths[tensor] = again, np.float32(step)
+        return self._eighths[tensor]
+
+    def _constant(self, name: str, values: Array, steps: Array) -> str:
+        """The name of an array that is kept in whole numbers, after it was widened again."""
+        if name not in self.replaced:
+            parts = [f"{name}:whole", f"{name}:scale", f"{name}:zero"]
+            arrays = (values, steps, np.zeros(len(steps), values.dtype))
+            self.made |= dict(zip(parts, arrays, strict=True))
+            self.nodes.append((1, _node("DequantizeLinear", parts, f"{name}:again", axis=0)))
+            self.replaced.add(name)
+        return f"{name}:again"
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> Array:
+        values = self.arrays.get(name)
+        if values is None or values.shape != shape or not np.isfinite(values).all():
+            raise ModelLoadError(
+                f"{self.source} lacks {name!r} of {shape[0]} numbers; quantise the model again."
+            )
+        self.taken.add(name)
+        return values
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operation of a graph: what it is, what it reads, and its first output."""
+
+    operation: str
+    inputs: tuple[str, ...]
+    output: str
+
+
+def nodes_of(graph: bytes) -> list[Node]:
+    """The operations of an ONNX graph, each after those whose outputs it reads."""
+    found = fields_of_graph(graph)
+    return [read_node(v) for number, v in found if number == 1 and not isinstance(v, int)]
+
+
+def with_outputs(graph: bytes, names: Iterable[str]) -> bytes:
+    """``graph`` that also gives the tensors ``names``."""
+    outputs = [(12, _field(1, name.encode())) for name in names]
+    return with_fields(graph, [*fields_of_graph(graph), *outputs])
+
+
+def fields_of_graph(graph: bytes) -> list[tuple[int, int | memoryview]]:
+    """Number and value of each field of the graph in an ONNX model."""
+    (model_graph,) = (value for number, value in _messages(graph) if number == 7)
+    return list(_fields(model_graph))
+
+
+def with_fields(graph: bytes, fields: Iterable[tuple[int, int | bytes | memoryview]]) -> bytes:
+    """The ONNX model with ``fields`` in place of those of its graph."""
+    inner = b"".join(_field(number, value) for number, value in fields)
+    return b"".join(
+        _field(number, inner if number == 7 else value) for number, value in _fields(graph)
+    )
+
+
+def read_node(content: memoryview) -> Node:
+    texts: dict[int, list[str]] = {1: [], 2: [], 4: []}
+    for number, value in _messages(content):
+        if number in texts:
+            texts[number].append(bytes(value).decode())
+    return Node(texts[4][0], tuple(texts[1]), texts[2][0])
+
+
+def _renamed(content: memoryview, inputs: Sequence[str]) -> bytes:
+    """A NodeProto that reads ``inputs``."""
+    rest = (_field(number, value) for number, value in _fields(content) if number != 1)
+    return b"".join([*(_field(1, name.encode()) for name in inputs), *rest])
+
+
+def _node(operation: str, inputs: Sequence[str], output: str, **attributes: int) -> bytes:
+    """A NodeProto."""
+    reads = b"".join(_field(1, name.encode()) for name in inputs)
+    told = (
+        _field(5, _field(1, name.encode()) + _field(3, value) + _field(20, 2))
+        for name, value in attributes.items()
+    )
+    return reads + _field(2, output.encode()) + _field(4, operation.encode()) + b"".join(told)
+
+
+def _tensor(name: str, shape: tuple[int, ...], kind: int) -> bytes:
+    """A TensorProto whose numbers lie outside."""
     place = _field(1, b"location") + _field(2, b"weights")
     dims = b"".join(_field(1, size) for size in shape)
-    about = _field(2, FLOAT16) + _field(8, f"{name}{HALF}".encode())
-    return dims + about + _field(13, place) + _field(14, 1)
-
-
-def _cast(name: str) -> bytes:
-    """A NodeProto that makes the float32 array ``name`` of its half."""
-    to = _field(1, b"to") + _field(3, FLOAT) + _field(20, 2)
-    ends = _field(1, f"{name}{HALF}".encode()) + _field(2, name.encode())
-    return ends + _field(4, b"Cast") + _field(5, to)
+    return dims + _field(2, kind) + _field(8, name.encode()) + _field(13, place) + _field(14, 1)
 
 
 def _field(number: int, value: int | bytes | memoryview) -> bytes:

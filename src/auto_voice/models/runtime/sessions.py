@@ -12,10 +12,10 @@ import mmap
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,10 @@ Array: TypeAlias = NDArray[Any]
 # ONNX Runtime's levels: 3 prints errors alone. What matters is raised, and raised once.
 ERRORS_ONLY = 3
 # What allocators of providers say when memory is full.
-OUT_OF_MEMORY = ("Failed to allocate memory", "bad_alloc", "out of memory", "bad allocation")
+OUT_OF_MEMORY = (
+    "Failed to allocate memory", "bad_alloc", "out of memory", "bad allocation", "OUTOFMEMORY",
+    "STATUS_ALLOC_FAILED", "Not enough memory resources",
+)  # fmt: skip
 
 
 class Interrupted(BaseException):
@@ -88,6 +91,36 @@ class Interruption:
 _covering = threading.local()
 
 
+@contextmanager
+def moves_noted() -> Iterator[list[str]]:
+    """A list that fills with a sentence for each network of this thread that moves to the CPU."""
+    before = getattr(_covering, "moves", None)
+    moves: list[str] = []
+    _covering.moves = moves
+    try:
+        yield moves
+    finally:
+        _covering.moves = before
+
+
+class Port(NamedTuple):
+    """An input or an output of a graph.
+
+    Attributes:
+        dtype: as the runtime writes it, e.g. ``tensor(float)``.
+        shape: None stands for an axis of any size.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+def _port(value: Any) -> Port:
+    sizes = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Port(value.name, value.type, sizes)
+
+
 class Network:
     """A graph with its weights. Many threads may call it at once.
 
@@ -96,6 +129,9 @@ class Network:
         device: where it really runs.
         weights: arrays whose memory the session uses.
         refusal: why it is not on the device that was wanted, in words of the runtime.
+        on_cpu: makes a session of the same graph on the CPU, which takes over for good when the
+            memory of another device fills up while it runs.
+        name: of the model, for messages.
     """
 
     def __init__(
@@ -104,39 +140,80 @@ class Network:
         device: str = "cpu",
         weights: Mapping[str, Array] | None = None,
         refusal: str = "",
+        on_cpu: Callable[[], Any] | None = None,
+        name: str = "the model",
     ) -> None:
         self._session = session
         self._weights = weights
+        self._on_cpu, self._name = on_cpu, name
+        self._moving = threading.Lock()
         self.device = device
         self.refusal = refusal
-        gpu = f";gpu:{device.partition(':')[2]}" if device.startswith("cuda") else ""
-        self._arenas = f"cpu:0{gpu}"
+        self._set_arenas(device)
         self.inputs = tuple(value.name for value in session.get_inputs())
         self.outputs = tuple(value.name for value in session.get_outputs())
 
+    def _set_arenas(self, device: str) -> None:
+        gpu = f";gpu:{device.partition(':')[2]}" if device.startswith("cuda") else ""
+        self._arenas = f"cpu:0{gpu}"
+
+    def ports(self) -> tuple[list[Port], list[Port]]:
+        """What the graph takes, and what it gives."""
+        takes, gives = self._session.get_inputs(), self._session.get_outputs()
+        return [_port(value) for value in takes], [_port(value) for value in gives]
+
     def __call__(self, *inputs: Array, output: str | None = None) -> Array:
-        """The output of that name, the first one by default.
+        """The output of that name, the first one by default; see :meth:`outputs_of`."""
+        return self.outputs_of([output or self.outputs[0]], *inputs)[0]
+
+    def outputs_of(self, wanted: Sequence[str], *inputs: Array) -> list[Array]:
+        """The outputs of those names; what else the graph could give is not computed.
 
         Args:
             inputs: in the order of :attr:`inputs`.
-            output: what else the graph could give is not computed.
 
         Raises:
             Interrupted: see :class:`Interruption`.
-            MemoryError: the memory of the device does not suffice.
+            MemoryError: the memory does not suffice; where the network was on another device than
+                the CPU, that of the CPU does not either.
         """
+        session = self._session
+        try:
+            return self._run(session, inputs, wanted)
+        except MemoryError as error:
+            if not self._move_to_cpu(session, error):
+                raise
+        return self._run(self._session, inputs, wanted)
+
+    def _move_to_cpu(self, full: Any, error: MemoryError) -> bool:
+        """Whether another session takes the place of ``full``, whose device has no room left."""
+        with self._moving:
+            if self._session is not full:  # Another thread has done it.
+                return True
+            if self.device == "cpu" or self._on_cpu is None:
+                return False
+            told = f"{self._name} went on running on the CPU: the memory of {self.device} is full"
+            log.warning("%s (%s)", told, _first_line(error))
+            self._session = self._on_cpu()
+            self.refusal, self.device = _first_line(error), "cpu"
+            self._set_arenas("cpu")
+        moves = getattr(_covering, "moves", None)
+        if moves is not None:
+            moves.append(f"{told}.")
+        return True
+
+    def _run(self, session: Any, inputs: Sequence[Array], wanted: Sequence[str]) -> list[Array]:
         from onnxruntime import RunOptions
 
         options = RunOptions()
         options.only_execute_path_to_fetches = True
         # Each session would keep what its longest input needed, beside all the others.
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas)
-        wanted = [output or self.outputs[0]]
         named = dict(zip(self.inputs, inputs, strict=True))
         interruption: Interruption | None = getattr(_covering, "interruption", None)
         with interruption._watches(options) if interruption else nullcontext():
             try:
-                found: Array = self._session.run(wanted, named, options)[0]
+                found: list[Array] = session.run(list(wanted), named, options)
             except Exception as error:  # onnxruntime raises classes of its own C++ module
                 if any(sign in str(error) for sign in OUT_OF_MEMORY):
                     raise MemoryError(str(error)) from error
@@ -168,7 +245,8 @@ def open_network(
     session, device, refusal = _session(graph, options, device, name)
     release_pages(weights.values())
     trim_heap()
-    return Network(session, device, weights, refusal)
+    on_cpu = _later_on_cpu(graph, options, name, device)
+    return Network(session, device, weights, refusal, on_cpu, name)
 
 
 def release_pages(arrays: Iterable[Array]) -> None:
@@ -199,22 +277,29 @@ def _mapping_of(array: Any) -> mmap.mmap | None:
     return array
 
 
-def open_model(path: Path, name: str, *, inputs: Sequence[str], device: str = "cpu") -> Network:
-    """An ONNX file that holds its own weights; its inputs are checked by name.
+def open_model(
+    path: Path, name: str, *, inputs: Sequence[str] | None = None, device: str = "cpu"
+) -> Network:
+    """An ONNX file that holds its own weights.
+
+    Args:
+        inputs: names that its inputs must have; None for any.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
         ModelLoadError: the file is no ONNX graph, or one with other inputs.
     """
+    options = session_options()
     try:
-        session, device, refusal = _session(str(path), session_options(), device, name)
+        session, device, refusal = _session(str(path), options, device, name)
     except ModelLoadError as error:
         raise ModelLoadError(
             f"{name}: {path.name} is not an ONNX model that onnxruntime can run; fetch it again "
             f"with: autovoice models pull {name} --force"
         ) from error
-    network = Network(session, device, refusal=refusal)
-    if network.inputs != tuple(inputs):
+    on_cpu = _later_on_cpu(str(path), options, name, device)
+    network = Network(session, device, refusal=refusal, on_cpu=on_cpu, name=name)
+    if inputs is not None and network.inputs != tuple(inputs):
         raise ModelLoadError(
             f"{name}: {path.name} takes the inputs {network.inputs} instead of {tuple(inputs)}; "
             "give the model that the catalog names."
@@ -257,7 +342,8 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
             try:
                 session = runtime.InferenceSession(
                     graph, options,
-                    providers=[(provider, provider_options(device)), PROVIDERS["cpu"]],
+                    providers=[(provider, provider_options(device, threads())), PROVIDERS["cpu"]],
+                    enable_fallback=0,  # It would print why, and we tell it.
                 )  # fmt: skip
                 if session.get_providers()[0] == provider:
                     return session, device, ""
@@ -276,10 +362,26 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
     return session, "cpu", refusal
 
 
+def _later_on_cpu(
+    graph: bytes | str, options: Any, name: str, device: str
+) -> Callable[[], Any] | None:
+    """What makes the session anew on the CPU, for a network on another device.
+
+    ``options`` hold the weights that were handed over.
+    """
+    return None if device == "cpu" else lambda: _session(graph, options, "cpu", name)[0]
+
+
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def float32(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """The arrays as networks take them: float32 and C-ordered; those that are so are not copied."""
-    return {name: np.ascontiguousarray(values, np.float32) for name, values in arrays.items()}
+    """The arrays as networks take them: C-ordered, and float32 where they are no whole numbers;
+    those that are so are not copied."""
+    return {
+        name: np.asarray(
+            values, values.dtype if values.dtype.kind in "iu" else np.float32, order="C"
+        )
+        for name, values in arrays.items()
+    }

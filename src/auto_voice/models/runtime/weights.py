@@ -7,7 +7,7 @@ folded, and the arrays go to safetensors beside it. From there a load costs a me
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +24,15 @@ _MAGNITUDES = {
     "parametrizations.weight.original0": "parametrizations.weight.original1",
 }
 # Types of safetensors that NumPy knows; BF16 is widened.
-_DTYPES = {
+DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "?", "BF16": "<u2",
 }  # fmt: skip
 
 
-def checkpoint_arrays(path: Path, under: str | None = None) -> dict[str, Array]:
+def checkpoint_arrays(
+    path: Path, under: str | None = None, ignored: Collection[str] = ()
+) -> dict[str, Array]:
     """The tensors of a torch checkpoint as C-ordered arrays, weight normalisation folded.
 
     Numbers of half and double precision come as float32.
@@ -38,12 +40,13 @@ def checkpoint_arrays(path: Path, under: str | None = None) -> dict[str, Array]:
     Args:
         path: a file of ``torch.save``.
         under: key of the dictionary that holds them; None for the top level.
+        ignored: see ``read_torch_checkpoint``.
 
     Raises:
         UnsafeFileError: as ``read_torch_checkpoint``.
         ModelLoadError: damaged, or no tensors where they should be.
     """
-    state = read_torch_checkpoint(path)
+    state = read_torch_checkpoint(path, ignored)
     if under is not None and isinstance(state, Mapping) and under in state:
         state = state[under]
     if not isinstance(state, Mapping):
@@ -107,10 +110,10 @@ def map_safetensors(path: Path) -> dict[str, Array]:
 
 
 def _mapped(data: NDArray[np.uint8], about: Mapping[str, Any], path: Path) -> Array:
-    if about["dtype"] not in _DTYPES:
+    if about["dtype"] not in DTYPES:
         raise ModelLoadError(f"{path} holds numbers of type {about['dtype']}, which none can read.")
     start, stop = about["data_offsets"]
-    array: Array = np.asarray(data[start:stop]).view(_DTYPES[about["dtype"]])
+    array: Array = np.asarray(data[start:stop]).view(DTYPES[about["dtype"]])
     array = array.reshape(about["shape"])
     return widened(array) if about["dtype"] == "BF16" else array
 

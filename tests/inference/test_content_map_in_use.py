@@ -10,7 +10,8 @@ import yaml
 from auto_voice.cli import main
 from auto_voice.errors import ConfigError, ModelLoadError
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
-from auto_voice.models import ModelRegistry, calibration
+from auto_voice.models import ModelRegistry
+from auto_voice.models.content_map import map_encoder
 from auto_voice.models.registry.catalog_schema import builtin_catalog
 from auto_voice.models.registry.store import ModelStore
 from auto_voice.types import Content, Waveform
@@ -58,7 +59,7 @@ def recordings():
 
 
 def test_an_encoder_that_was_not_fitted_names_the_command(pipeline, source, reference):
-    with pytest.raises(ModelLoadError, match="autovoice models calibrate hubert_base"):
+    with pytest.raises(ModelLoadError, match="autovoice models map hubert_base"):
         pipeline.convert(source, reference)
 
 
@@ -85,8 +86,8 @@ def test_a_converter_of_another_space_names_the_encoder_that_gives_it(tmp_path, 
 def test_a_fitted_encoder_speaks_like_the_converters_own(
     registry, pipeline, source, reference, recordings
 ):
-    adapter, path = calibration.calibrate(registry, "hubert_base", recordings)
-    assert adapter.r2 > 0.99
+    found, path = map_encoder(registry, "hubert_base", recordings)
+    assert found.r2 > 0.99
     assert path.is_file()
     own = VoiceConversionPipeline(model_registry=registry).convert(source, reference)
     through = pipeline.convert(source, reference)
@@ -97,23 +98,23 @@ def test_a_fitted_encoder_speaks_like_the_converters_own(
 
 def test_what_cannot_be_fitted_is_said(registry, recordings):
     with pytest.raises(ConfigError, match="nothing to do"):
-        calibration.calibrate(registry, "content_whisper", recordings)
+        map_encoder(registry, "content_whisper", recordings)
     with pytest.raises(ConfigError, match="name the encoder that the converter was trained on"):
-        calibration.calibrate(registry, "content_whisper", recordings, own_encoder="hubert_base")
+        map_encoder(registry, "content_whisper", recordings, own_encoder="hubert_base")
 
 
-def test_calibrate_command(registry, recordings, tmp_path, monkeypatch, capsys):
+def test_the_map_command(registry, recordings, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("auto_voice.models.ModelRegistry", lambda **where: registry)
     folder = tmp_path / "speech"
     folder.mkdir()
     for index, recording in enumerate(recordings):
         soundfile.write(folder / f"{index}.wav", recording.samples, 16000)
     (folder / "broken.wav").write_text("no audio")
-    assert main.main(["models", "calibrate", "hubert_base", "--speech", str(folder)]) == 0
+    assert main.main(["models", "map", "hubert_base", "--speech", str(folder)]) == 0
     out, err = capsys.readouterr()
     assert "on 36 s of speech: it explains 100 %" in out
     assert "left out" in err
-    command = ["models", "calibrate", "hubert_base", "--json", "--speech", str(folder / "0.wav")]
+    command = ["models", "map", "hubert_base", "--json", "--speech", str(folder / "0.wav")]
     more = [arg for i in (1, 2) for arg in ("--speech", str(folder / f"{i}.wav"))]
     assert main.main([*command, *more]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["target"] == "local"

@@ -1,4 +1,4 @@
-"""Adapters: a known linear relation is found, an absent one is admitted, files round-trip."""
+"""Content maps: a known linear relation is found, an absent one is admitted, files round-trip."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, envelope_size, log_mel, with_envelope
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
 from auto_voice.models.base import ContentEncoder
-from auto_voice.models.calibration import AdaptedEncoder, Adapter, fit_adapter
+from auto_voice.models.content_map import ContentMap, MappedEncoder, fit_map
 from auto_voice.types import Content, Waveform
 
 RATE = 16000
@@ -69,12 +69,12 @@ def mixing() -> np.ndarray:
 def test_a_linear_relation_is_found(mixing: np.ndarray) -> None:
     source = BandEncoder("source", mixing, tilt=3.0)
     target = BandEncoder("target", np.eye(BANDS))
-    adapter = fit_adapter(source, target, speech(12))
-    assert adapter.r2 > 0.99
-    assert (adapter.source, adapter.target) == ("source@1", "target@1")
-    assert adapter.seconds == pytest.approx(72, abs=1e-6)
+    content_map = fit_map(source, target, speech(12))
+    assert content_map.r2 > 0.99
+    assert (content_map.source, content_map.target) == ("source@1", "target@1")
+    assert content_map.seconds == pytest.approx(72, abs=1e-6)
     unseen = speech(1, seed=9)[0].samples
-    mapped = AdaptedEncoder(source, adapter).encode(unseen)
+    mapped = MappedEncoder(source, content_map).encode(unseen)
     assert mapped.space == "target@1"
     wanted = target.encode(unseen).features
     assert np.abs(mapped.features - wanted).mean() < 0.05 * np.abs(wanted).mean()
@@ -83,14 +83,14 @@ def test_a_linear_relation_is_found(mixing: np.ndarray) -> None:
 def test_an_absent_relation_is_admitted(mixing: np.ndarray) -> None:
     source = BandEncoder("source", np.zeros((BANDS, 24)), noise=1.0)
     target = BandEncoder("target", np.eye(BANDS))
-    adapter = fit_adapter(source, target, speech(12))
-    assert adapter.r2 < 0.05
-    assert np.isfinite(adapter.matrix).all()
+    content_map = fit_map(source, target, speech(12))
+    assert content_map.r2 < 0.05
+    assert np.isfinite(content_map.matrix).all()
 
 
 def test_noise_costs_what_it_must(mixing: np.ndarray) -> None:
-    clean = fit_adapter(BandEncoder("s", mixing), BandEncoder("t", np.eye(BANDS)), speech(12))
-    noisy = fit_adapter(
+    clean = fit_map(BandEncoder("s", mixing), BandEncoder("t", np.eye(BANDS)), speech(12))
+    noisy = fit_map(
         BandEncoder("s", mixing, noise=1.0), BandEncoder("t", np.eye(BANDS)), speech(12)
     )
     assert 0.0 < noisy.r2 < clean.r2
@@ -103,36 +103,36 @@ def test_a_target_with_a_mean_keeps_it(mixing: np.ndarray) -> None:
             return Content(content.features + np.float32(4.0), 50.0, self.space)
 
     source, target = BandEncoder("s", mixing), Offset("t", np.eye(BANDS))
-    adapter = fit_adapter(source, target, speech(12))
-    np.testing.assert_allclose(adapter.bias, 4.0, atol=0.01)
-    assert adapter.r2 > 0.99
+    content_map = fit_map(source, target, speech(12))
+    np.testing.assert_allclose(content_map.bias, 4.0, atol=0.01)
+    assert content_map.r2 > 0.99
 
 
 def test_long_recordings_of_another_rate_are_cut_and_resampled(mixing: np.ndarray) -> None:
     source, target = BandEncoder("s", mixing), BandEncoder("t", np.eye(BANDS))
-    adapter = fit_adapter(source, target, speech(1, seconds=64.0, rate=22050))
-    assert adapter.r2 > 0.95
-    assert adapter.seconds == pytest.approx(64.0, abs=0.01)
+    content_map = fit_map(source, target, speech(1, seconds=64.0, rate=22050))
+    assert content_map.r2 > 0.95
+    assert content_map.seconds == pytest.approx(64.0, abs=0.01)
 
 
 def test_too_little_speech_is_refused(mixing: np.ndarray) -> None:
     encoder = BandEncoder("s", mixing)
     for waves in ([], speech(1, 5.0), speech(2, 0.2), speech(1, 12.0)):
         with pytest.raises(AudioContentError, match="at least a minute"):
-            fit_adapter(encoder, encoder, waves)
+            fit_map(encoder, encoder, waves)
 
 
 def test_other_frame_rates_are_refused(mixing: np.ndarray) -> None:
     slow = BandEncoder("slow", mixing)
     slow.frame_rate = 25.0
     with pytest.raises(ConfigError, match="equal rates"):
-        fit_adapter(slow, BandEncoder("t", mixing), speech(5))
+        fit_map(slow, BandEncoder("t", mixing), speech(5))
 
 
 @pytest.fixture
-def adapter() -> Adapter:
+def content_map() -> ContentMap:
     rng = np.random.default_rng(0)
-    return Adapter(
+    return ContentMap(
         matrix=rng.standard_normal((24, BANDS)).astype("f4"),
         bias=rng.standard_normal(BANDS).astype("f4"),
         source="source@1",
@@ -143,52 +143,54 @@ def adapter() -> Adapter:
     )
 
 
-def test_an_adapter_survives_its_file(adapter: Adapter, tmp_path: Path) -> None:
-    path = adapter.save(tmp_path / "new" / "adapter.safetensors")
-    again = Adapter.load(path)
-    np.testing.assert_array_equal(again.matrix, adapter.matrix)
-    np.testing.assert_array_equal(again.bias, adapter.bias)
+def test_a_map_survives_its_file(content_map: ContentMap, tmp_path: Path) -> None:
+    path = content_map.save(tmp_path / "new" / "map.safetensors")
+    again = ContentMap.load(path)
+    np.testing.assert_array_equal(again.matrix, content_map.matrix)
+    np.testing.assert_array_equal(again.bias, content_map.bias)
     for name in ("source", "target", "frame_rate", "r2", "seconds"):
-        assert getattr(again, name) == getattr(adapter, name)
-    adapter.save(path)
-    assert [entry.name for entry in path.parent.iterdir()] == ["adapter.safetensors"]
+        assert getattr(again, name) == getattr(content_map, name)
+    content_map.save(path)
+    assert [entry.name for entry in path.parent.iterdir()] == ["map.safetensors"]
 
 
-def test_files_that_are_no_adapter_are_refused(adapter: Adapter, tmp_path: Path) -> None:
+def test_files_that_are_no_map_are_refused(content_map: ContentMap, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
-    path = adapter.save(tmp_path / "a.safetensors")
+    path = content_map.save(tmp_path / "a.safetensors")
     whole = path.read_bytes()
     path.write_bytes(whole[:-3])
     with pytest.raises(ModelLoadError, match=r"a\.safetensors"):
-        Adapter.load(path)
-    save_file({"matrix": adapter.matrix, "bias": adapter.bias}, path)
+        ContentMap.load(path)
+    save_file({"matrix": content_map.matrix, "bias": content_map.bias}, path)
     with pytest.raises(ModelLoadError, match="format"):
-        Adapter.load(path)
-    save_file({"other": adapter.matrix}, path)
-    with pytest.raises(ModelLoadError, match="calibrate"):
-        Adapter.load(path)
+        ContentMap.load(path)
+    save_file({"other": content_map.matrix}, path)
+    with pytest.raises(ModelLoadError, match="models map"):
+        ContentMap.load(path)
     with pytest.raises(ModelLoadError, match="absent"):
-        Adapter.load(tmp_path / "absent.safetensors")
+        ContentMap.load(tmp_path / "absent.safetensors")
 
 
-def test_an_adapted_encoder_speaks_the_targets_space(adapter: Adapter, mixing: np.ndarray) -> None:
+def test_a_mapped_encoder_speaks_the_targets_space(
+    content_map: ContentMap, mixing: np.ndarray
+) -> None:
     source = BandEncoder("source", mixing)
-    adapted = AdaptedEncoder(source, adapter)
-    assert isinstance(adapted, ContentEncoder)
-    assert (adapted.name, adapted.space, adapted.dims) == ("source@1", "target@1", BANDS)
+    mapped = MappedEncoder(source, content_map)
+    assert isinstance(mapped, ContentEncoder)
+    assert (mapped.name, mapped.space, mapped.dims) == ("source@1", "target@1", BANDS)
     wave = speech(1, 1.0)[0].samples
-    content = adapted.encode(wave)
+    content = mapped.encode(wave)
     raw = source.encode(wave).features
-    by_hand = (raw - raw.mean(axis=0)) @ adapter.matrix + adapter.bias
+    by_hand = (raw - raw.mean(axis=0)) @ content_map.matrix + content_map.bias
     np.testing.assert_allclose(content.features, by_hand, atol=1e-5)
     batch = np.zeros((2, 16000), np.float32)
     batch[0], batch[1, :8000] = wave, wave[:8000]
-    features = adapted.extract_features(batch, np.array([16000, 8000]))
+    features = mapped.extract_features(batch, np.array([16000, 8000]))
     np.testing.assert_allclose(features[0], content.features, atol=1e-6)
-    np.testing.assert_allclose(features[1, :25], adapted.encode(wave[:8000]).features, atol=1e-6)
+    np.testing.assert_allclose(features[1, :25], mapped.encode(wave[:8000]).features, atol=1e-6)
     assert not features[1, 25:].any()
-    assert adapted.extract_features(wave).shape == (1, 50, BANDS)
+    assert mapped.extract_features(wave).shape == (1, 50, BANDS)
 
 
 def test_what_the_target_space_computes_is_computed_and_not_mapped(mixing: np.ndarray) -> None:
@@ -206,25 +208,25 @@ def test_what_the_target_space_computes_is_computed_and_not_mapped(mixing: np.nd
 
     dims = BANDS + envelope_size(True, True)
     source, target = BandEncoder("source", mixing), Wider("target", np.eye(dims))
-    adapter = fit_adapter(source, target, speech(12))
-    adapted = AdaptedEncoder(source, adapter)
-    assert adapter.matrix.shape == (24, BANDS)
-    assert adapted.dims == target.dims
+    content_map = fit_map(source, target, speech(12))
+    mapped = MappedEncoder(source, content_map)
+    assert content_map.matrix.shape == (24, BANDS)
+    assert mapped.dims == target.dims
     wave = 0.3 * speech(1, seed=9)[0].samples
-    content, wanted = adapted.encode(wave).features, target.encode(wave).features
+    content, wanted = mapped.encode(wave).features, target.encode(wave).features
     np.testing.assert_allclose(content[:, BANDS:], wanted[:, BANDS:], atol=1e-4)
     # A recording that comes in pieces at the level of the whole gives the same.
     level = np.float32(gain_to_speech_level(wave, RATE))
-    pieces = [adapted.encode_piece(part * level) for part in np.split(wave, [32000])]
+    pieces = [mapped.encode_piece(part * level) for part in np.split(wave, [32000])]
     assert [len(piece) for piece in pieces] == [100, 200]
     tail = np.concatenate(pieces)[:, 24:]
     inner = np.r_[2:98, 102:298]  # the mel of a piece does not see past its ends
     np.testing.assert_allclose((tail - tail.mean(axis=0))[inner], content[inner, BANDS:], atol=0.05)
-    assert "explains" in adapted.note
-    assert f"{100 * adapter.r2:.0f} %" in adapted.note
+    assert "explains" in mapped.note
+    assert f"{100 * content_map.r2:.0f} %" in mapped.note
 
 
-def test_an_adapter_of_another_encoder_is_refused(adapter: Adapter, mixing: np.ndarray) -> None:
+def test_a_map_of_another_encoder_is_refused(content_map: ContentMap, mixing: np.ndarray) -> None:
     stranger = BandEncoder("stranger", mixing)
-    with pytest.raises(ConfigError, match="models calibrate stranger"):
-        AdaptedEncoder(stranger, adapter)
+    with pytest.raises(ConfigError, match="models map stranger"):
+        MappedEncoder(stranger, content_map)

@@ -33,18 +33,21 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = "auto_voice adapter 1"
-# Long recordings are cut into pieces, each an utterance with a mean of its own.
+# Names within the file, which are those of 0.1.
+FORMAT, FACTS = "auto_voice adapter 1", "adapter"
+# Long recordings are cut into pieces of so many seconds, each an utterance with a mean of its own.
 PIECE_SECONDS = 10.0
+# One piece of so many measures R² on speech that the regression has not seen.
 HOLD_OUT_EVERY = 5
+# Seconds of speech: fewer frames than a few times the 768 dimensions that they are mapped from.
 MIN_SECONDS = 10.0
 # Penalties that are tried, in units of a standardised source dimension's energy.
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Adapter:
-    """An affine map from one content space into another.
+class ContentMap:
+    """An affine map of features of one content space into another.
 
     Attributes:
         matrix: ``(source dims, target dims)`` float32, applied to features less their mean over
@@ -74,7 +77,7 @@ class Adapter:
         return int(self.matrix.shape[1]) + envelope_size(self.envelope, self.cepstra)
 
     def apply_centred(self, features: FloatArray, mean: FloatArray) -> Content:
-        """Features that ``AdaptedEncoder.encode_piece`` gave of an utterance with this mean."""
+        """Features that ``MappedEncoder.encode_piece`` gave of an utterance with this mean."""
         centred, learned = features - mean, self.matrix.shape[0]
         mapped = centred[:, :learned] @ self.matrix + self.bias
         whole = np.concatenate([mapped, centred[:, learned:]], axis=1)
@@ -95,7 +98,7 @@ class Adapter:
         }
         data = save(
             {"matrix": self.matrix, "bias": self.bias},
-            metadata={"format": FORMAT, "adapter": json.dumps(facts)},
+            metadata={"format": FORMAT, FACTS: json.dumps(facts)},
         )
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,11 +107,11 @@ class Adapter:
         return target
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Adapter:
+    def load(cls, path: str | os.PathLike[str]) -> ContentMap:
         """Read what ``save`` wrote.
 
         Raises:
-            ModelLoadError: missing, damaged, or no adapter.
+            ModelLoadError: missing, damaged, or no content map.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -118,54 +121,54 @@ class Adapter:
                 matrix, bias = file.get_tensor("matrix"), file.get_tensor("bias")
             if metadata.get("format") != FORMAT:
                 raise ValueError("another format")
-            adapter = cls(matrix=matrix, bias=bias, **json.loads(metadata["adapter"]))
+            content_map = cls(matrix=matrix, bias=bias, **json.loads(metadata[FACTS]))
             if matrix.ndim != 2 or bias.shape != matrix.shape[1:]:
                 raise ValueError("shapes that do not fit each other")
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             raise ModelLoadError(
-                f"{path} is not an adapter ({error}); run `autovoice models calibrate` again."
+                f"{path} is no content map ({error}); run `autovoice models map` again."
             ) from error
-        return adapter
+        return content_map
 
 
-class AdaptedEncoder:
-    """A content encoder whose features come out in the adapter's target space.
+class MappedEncoder:
+    """A content encoder whose features come out in the map's target space.
 
     Args:
-        encoder: what hears the speech.
-        adapter: fitted for the space of ``encoder``.
+        encoder: of the source space.
+        content_map: from the space of ``encoder``.
 
     Raises:
-        ConfigError: the adapter was fitted for another space.
+        ConfigError: the map is of another space.
     """
 
-    def __init__(self, encoder: ContentEncoder, adapter: Adapter) -> None:
-        if encoder.space != adapter.source:
+    def __init__(self, encoder: ContentEncoder, content_map: ContentMap) -> None:
+        if encoder.space != content_map.source:
             raise ConfigError(
-                f"The adapter was fitted for {adapter.source}, not for {encoder.space}; "
-                f"run `autovoice models calibrate {encoder.name.partition('@')[0]}`."
+                f"The map is of {content_map.source} and not of {encoder.space}; "
+                f"run `autovoice models map {encoder.name.partition('@')[0]}`."
             )
         self.encoder = encoder
-        self.adapter = adapter
+        self.content_map = content_map
         self.name = encoder.name
-        self.space = adapter.target
+        self.space = content_map.target
         self.sample_rate = encoder.sample_rate
         self.frame_rate = encoder.frame_rate
-        self.dims = adapter.dims
+        self.dims = content_map.dims
 
     @property
     def note(self) -> str:
         """For each result: how much of the content got through."""
         return (
             f"content: {self.name} is mapped into {self.space} and explains "
-            f"{100 * self.adapter.r2:.0f} % of its learned features; words may get lost"
+            f"{100 * self.content_map.r2:.0f} % of its learned features; words may get lost"
         )
 
     def encode(self, samples: FloatArray) -> Content:
-        """One utterance ``(samples,)`` to its content in the adapter's target space."""
+        """One utterance ``(samples,)`` to its content in the map's target space."""
         level = np.float32(gain_to_speech_level(samples, self.sample_rate))
         features = self._with_computed(self.encoder.encode(samples).features, samples * level)
-        return self.adapter.apply_centred(features, features.mean(axis=0))
+        return self.content_map.apply_centred(features, features.mean(axis=0))
 
     def encode_piece(self, samples: FloatArray) -> FloatArray:
         """The wrapped encoder's features of a piece at the level of the whole, the mean left in.
@@ -179,15 +182,15 @@ class AdaptedEncoder:
         return self._with_computed(features, samples)
 
     def _with_computed(self, features: FloatArray, samples: FloatArray) -> FloatArray:
-        if not self.adapter.envelope:
+        if not self.content_map.envelope:
             return features
         mel = log_mel(samples, CONTENT_MEL)
         frames = min(len(features), mel.shape[1] // 2)
-        return with_envelope(features[:frames], mel, self.adapter.cepstra)
+        return with_envelope(features[:frames], mel, self.content_map.cepstra)
 
     def centred(self, features: FloatArray, mean: FloatArray) -> Content:
         """Features of a piece as the content of an utterance whose ``mean`` is ``(dims,)``."""
-        return self.adapter.apply_centred(features, mean)
+        return self.content_map.apply_centred(features, mean)
 
     def extract_features(
         self, audio: ArrayLike, lengths: NDArray[np.int64] | None = None
@@ -251,12 +254,12 @@ class _Sums:
         return float(1 - error / max(variance, 1e-12))
 
 
-def fit_adapter(
+def fit_map(
     source_encoder: ContentEncoder,
     target_encoder: ContentEncoder,
     waveforms: Iterable[Waveform],
-) -> Adapter:
-    """The adapter that takes ``source_encoder``'s content closest to ``target_encoder``'s.
+) -> ContentMap:
+    """The map that takes ``source_encoder``'s content closest to ``target_encoder``'s.
 
     Speech is cut into pieces of at most 10 s. Every fifth piece is held out to choose the
     penalty and to measure ``r2``; the final fit uses all of them.
@@ -274,7 +277,7 @@ def fit_adapter(
     if source_encoder.frame_rate != target_encoder.frame_rate:
         raise ConfigError(
             f"{source_encoder.name} has {source_encoder.frame_rate} frames a second and "
-            f"{target_encoder.name} {target_encoder.frame_rate}; adapters need equal rates."
+            f"{target_encoder.name} {target_encoder.frame_rate}; a map needs equal rates."
         )
     envelope = bool(getattr(target_encoder, "envelope", False))
     cepstra = bool(getattr(target_encoder, "cepstra", False))
@@ -286,14 +289,14 @@ def fit_adapter(
     best = int(np.argmax(scores))
     matrix = total.solve(RIDGES[best : best + 1])[0]
     log.info(
-        "adapter %s to %s: R² %.3f on held-out speech, ridge %g, %.0f s",
+        "content map %s to %s: R² %.3f on held-out speech, ridge %g, %.0f s",
         source_encoder.space,
         target_encoder.space,
         scores[best],
         RIDGES[best],
         seconds,
     )
-    return Adapter(
+    return ContentMap(
         matrix=matrix.astype(np.float32),
         bias=(total.y / total.frames).astype(np.float32),
         source=source_encoder.space,
@@ -321,7 +324,7 @@ def _gather(
         seconds += piece.seconds
     if fitted is None or held_out is None or seconds < MIN_SECONDS or not held_out.frames:
         raise AudioContentError(
-            f"{seconds:.1f} s of speech in too few pieces are not enough to calibrate on; "
+            f"{seconds:.1f} s of speech in too few pieces are not enough to map on; "
             "give at least a minute."
         )
     return fitted, held_out, seconds
@@ -353,28 +356,30 @@ def _at(piece: Waveform, sample_rate: int) -> FloatArray:
     return resample(piece.samples, piece.sample_rate, sample_rate)
 
 
-def adapter_path(registry: ModelRegistry, encoder: str, space: str) -> Path:
-    """Where the adapter of ``encoder`` into ``space`` is kept: beside the encoder's weights."""
+def map_path(registry: ModelRegistry, encoder: str, space: str) -> Path:
+    """Where the map of ``encoder`` into ``space`` is kept: beside the encoder's weights."""
     version = registry.version(encoder)
+    number = version.quantised.of if version.quantised is not None else version.version
     slug = re.sub(r"[^A-Za-z0-9._@-]+", "_", space)
-    return registry.store.folder(version.name, version.version) / f"adapter-{slug}.safetensors"
+    # Named as in 0.1.
+    return registry.store.folder(version.name, number) / f"adapter-{slug}.safetensors"
 
 
 def into_space_of(
     converter: Converter, encoder: ContentEncoder, registry: ModelRegistry, name: str
 ) -> ContentEncoder:
-    """``encoder``, or its features mapped into the space of ``converter`` by its adapter.
+    """``encoder``, or its features mapped into the space of ``converter``.
 
     Args:
         name: of the encoder in the registry.
 
     Raises:
-        ModelLoadError: it has another space and no adapter was fitted; the message names the
-            version of it that has the converter's, or how to fit one.
+        ModelLoadError: it has another space and no map is here; the message names the version of it
+            that has the converter's, or how to make one.
     """
     if encoder.space == converter.content_space:
         return encoder
-    path = adapter_path(registry, name, converter.content_space)
+    path = map_path(registry, name, converter.content_space)
     if not path.is_file():
         if other := registry.in_space(name, converter.content_space):
             raise ModelLoadError(
@@ -383,27 +388,27 @@ def into_space_of(
             )
         raise ModelLoadError(
             f"{converter.name} was trained on {converter.content_space}, and {name} has not been "
-            f"fitted to it; run `autovoice models calibrate {name}` once."
+            f"mapped to it; run `autovoice models map {name}` once."
         )
-    return AdaptedEncoder(encoder, Adapter.load(path))
+    return MappedEncoder(encoder, ContentMap.load(path))
 
 
-def calibrate(
+def map_encoder(
     registry: ModelRegistry,
     name: str,
     speech: Iterable[Waveform],
     *,
     converter: str = PIPELINE_MODELS["converter"],
     own_encoder: str = PIPELINE_MODELS["content"],
-) -> tuple[Adapter, Path]:
-    """Map the content encoder ``name`` to ``converter`` and keep the adapter for the pipeline.
+) -> tuple[ContentMap, Path]:
+    """Map the content encoder ``name`` to ``converter`` and keep the map for the pipeline.
 
     Args:
         speech: recordings that both encoders are run on; a minute at least, better ten speakers.
         own_encoder: the content encoder that ``converter`` was trained on.
 
     Raises:
-        ConfigError: ``name`` needs no adapter, or ``own_encoder`` is not the converter's.
+        ConfigError: ``name`` needs no map, or ``own_encoder`` is not the converter's.
         AudioContentError: too little speech.
     """
     space = registry.load(converter).content_space
@@ -416,5 +421,5 @@ def calibrate(
     source: ContentEncoder = registry.load(name)
     if source.space == space:
         raise ConfigError(f"{name} already gives {space}, which {converter} speaks: nothing to do.")
-    adapter = fit_adapter(source, target, speech)
-    return adapter, adapter.save(adapter_path(registry, name, space))
+    content_map = fit_map(source, target, speech)
+    return content_map, content_map.save(map_path(registry, name, space))
