@@ -5,8 +5,8 @@
 
 The default models must be there (``autovoice models pull``). Cases are interleaved and every figure
 is a median over fresh processes, with wall and CPU time: on a machine that others use, CPU time is
-what can be compared. ``beside`` rows run while one process does nothing but count. ``--before`` runs
-the same commands by turns with the code of another checkout.
+what can be compared. ``beside`` rows run while one process does nothing but count. ``--before``
+runs the same commands by turns with the code of another checkout.
 """
 
 from __future__ import annotations

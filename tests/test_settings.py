@@ -185,3 +185,30 @@ def test_a_folder_that_may_not_be_entered_holds_no_dotenv(monkeypatch) -> None:
 
     monkeypatch.setattr("os.stat", refuse)
     assert get_settings(config=None).offline is False
+
+
+def test_mirrors_are_addresses_in_a_row(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("AUTOVOICE_MIRRORS", "http://a:8000/, https://b/x  http://a:8000")
+    assert get_settings().mirrors == ("http://a:8000", "https://b/x")
+    mine = config_file(tmp_path, "settings: {mirrors: ['http://c']}\n")
+    assert get_settings(config=mine, mirrors=["http://d"]).mirrors == ("http://d",)
+    monkeypatch.delenv("AUTOVOICE_MIRRORS")
+    assert get_settings(config=mine).mirrors == ("http://c",)
+    for wrong in ("ftp://a", "a:8000", "http://user:secret@a", "http://a?x=1"):
+        with pytest.raises(ConfigError, match="mirrors"):
+            get_settings(mirrors=[wrong])
+
+
+def test_a_secret_is_never_shown(monkeypatch, capsys) -> None:
+    from auto_voice.cli.main import main
+
+    monkeypatch.setenv("AUTOVOICE_MIRROR_TOKEN", "the-secret-itself")
+    assert main(["config", "show"]) == 0
+    assert main(["config", "show", "--json"]) == 0
+    told = capsys.readouterr().out
+    assert "the-secret-itself" not in told + repr(get_settings())
+    assert "(set)" in told
+    monkeypatch.setenv("AUTOVOICE_MIRROR_TOKEN", "the-sécret")
+    with pytest.raises(ConfigError) as error:
+        get_settings()
+    assert "the-sécret" not in str(error.value)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from auto_voice.audio.denoise import denoise
-from auto_voice.audio.quality import measure_quality
+from auto_voice.audio.quality import denoise, measure_quality
 from auto_voice.audio.vad import speech_seconds, speech_segments, trim_silence
 
 pytestmark = pytest.mark.weights

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audio_signals import speech_like, tone
-from auto_voice.audio.denoise import denoise
+from auto_voice.audio.quality import denoise
 
 
 def db(signal, error):

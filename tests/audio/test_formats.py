@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -400,3 +401,34 @@ def test_the_documents_name_every_ending():
     text = (Path(__file__).parents[2] / "docs" / "batch.md").read_text(encoding="utf-8")
     words = set(text.replace(",", " ").replace(".", " ").split())
     assert {suffix[1:] for suffix in AUDIO_SUFFIXES} <= words
+
+
+# Lengths that FFmpeg misjudges
+
+
+@pytest.mark.parametrize("samples", [100, 700, 1000, 5000, 30_000])
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_short_vorbis_is_as_long_as_its_own_decoder_says(samples, rate):
+    """All of it lies in one page of Ogg."""
+    data = encode(speech_like(5.0, rate)[1000 : 1000 + samples], rate, "OGG", "VORBIS")
+    wanted, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    got = read_audio(data)
+    assert len(wanted) == samples
+    np.testing.assert_allclose(got.samples, wanted, atol=1e-4)
+    assert probe(data).frames == samples
+
+
+def test_vorbis_of_several_pages_and_joined_streams_are_read_to_the_end():
+    long = encode(SPEECH_44K, 44_100, "OGG", "VORBIS")
+    assert len(read_audio(long).samples) == len(SPEECH_44K)
+    short = encode(SPEECH_44K[:9000], 44_100, "OGG", "VORBIS")
+    assert len(read_audio(short + short).samples) > 17_000
+
+
+@pytest.mark.parametrize("samples", [100, 4096, 44_100, 100_123])
+@pytest.mark.parametrize("subtype", ["ALAC_16", "ALAC_24"])
+def test_lossless_sound_in_caf_keeps_its_last_packet(samples, subtype):
+    speech = speech_like(5.0, 44_100)[:samples]
+    got = read_audio(encode(speech, 44_100, "CAF", subtype), allow_silence=True)
+    assert len(got.samples) == samples
+    np.testing.assert_allclose(got.samples, speech, atol=1e-4)

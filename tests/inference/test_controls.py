@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auto_voice.audio.denoise import denoise
 from auto_voice.audio.loudness import LoudnessMeter, integrated_loudness, true_peak
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import align_pitch, corrected, extract_pitch, log_f0_statistics
+from auto_voice.audio.quality import denoise
 from auto_voice.errors import AudioContentError, ConfigError
 from auto_voice.inference.analysis import denoised
 from auto_voice.inference.controls import Controls, controls_from

@@ -25,6 +25,7 @@ from auto_voice.inference.analysis import (
     background_notes,
     gain_of_energies,
     high_notes,
+    noise_floor,
     pauses,
 )
 from auto_voice.inference.chunking import hop_energies
@@ -154,6 +155,47 @@ def test_the_contour_of_the_source_is_kept_syllable_by_syllable(converted, pause
     spoken = levels[0] > np.percentile(levels[0], 99) - 25
     difference = (levels[1] - levels[0])[spoken]
     assert np.percentile(np.abs(difference - np.median(difference)), 90) < 2
+
+
+def contour_error(found, wanted, spoken):
+    difference = (found - wanted)[spoken]
+    return np.percentile(np.abs(difference - np.median(difference)), 90)
+
+
+@pytest.mark.parametrize("snr_db", [20, 12, 6])
+def test_the_contour_of_the_speech_is_kept_in_noise_and_the_noise_does_not_pump(converted, snr_db):
+    """Measured against the speech without its noise, where it stands above that."""
+    clean = np.concatenate([speech_like(4.0, 120.0), noise(2, -300), 0.5 * speech_like(4.0, 120.0)])
+    hiss = noise(10, level_db(clean, 0, 4, 16000) - snr_db)
+    result = converted(Waveform(clean + hiss, 16000))
+    size = RATE // 20
+    levels = []
+    for samples in (resample(clean, 16000, RATE), resample(hiss, 16000, RATE), result.samples):
+        plain = without_rumble(samples, RATE)
+        count = min(len(plain), 10 * RATE) // size
+        power = np.square(plain[: count * size]).reshape(count, size).mean(1)
+        levels.append(10 * np.log10(power + 1e-12))
+    own, floor, made = (values[: min(map(len, levels))] for values in levels)
+    spoken = (own > floor.mean()) & (own > np.percentile(own, 99) - 25)
+    assert contour_error(made, own, spoken) < 2
+    between = slice(4 * 20 + 5, 6 * 20 - 5)
+    assert made[between].std() < floor[between].std() + 1
+    assert made[between].mean() == pytest.approx(floor[between].mean(), abs=7)
+
+
+def test_the_noise_floor_is_that_of_the_quietest_seconds_around():
+    rate, quiet = 16000, noise(3, -50)
+    loud = noise(2, -20, seed=1) + noise(2, -50, seed=2)
+    energies = hop_energies(np.concatenate([quiet, loud, quiet]), rate)
+    found = 10 * np.log10(noise_floor(energies, 160, 1.0))
+    np.testing.assert_allclose(found, -50, atol=2)
+    # A gain to the networks' level applies to it, too; and what is always loud is no noise.
+    np.testing.assert_allclose(
+        10 * np.log10(noise_floor(energies, 160, 2.0)), found + 6.02, atol=0.1
+    )
+    held = 10 * np.log10(noise_floor(hop_energies(noise(8, -26), rate), 160, 1.0))
+    assert held.max() < -31
+    assert len(noise_floor(np.zeros(0), 160, 1.0)) == 0
 
 
 @pytest.mark.parametrize("gain", [0.05, 1.0])

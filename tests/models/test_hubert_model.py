@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import collections
+import os
+import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,8 @@ import numpy as np
 import pytest
 
 from auto_voice.errors import AudioContentError, ConfigError, ModelLoadError
+from auto_voice.models import ModelRegistry
+from auto_voice.models.additions import Addition
 from auto_voice.models.base import ContentEncoder
 from auto_voice.models.registry.catalog import ModelVersion
 
@@ -265,6 +272,182 @@ def test_safetensors_of_the_library_load_directly(
     audio = speech(0.4)
     ours = model.extract_features(audio)
     assert np.abs(ours - hidden_states(expected, audio)[-1]).max() <= 1e-4
+
+
+# A HuBERT that the user already has
+
+
+def fairseq_state(model: Any) -> dict[str, Any]:
+    """Its tensors under the names of fairseq, with those that only its training needs."""
+    ours = {
+        "feature_projection.layer_norm.": "layer_norm.",
+        "feature_projection.projection.": "post_extract_proj.",
+        "encoder.pos_conv_embed.conv.": "encoder.pos_conv.0.",
+        ".attention.": ".self_attn.",
+        ".feed_forward.intermediate_dense.": ".fc1.",
+        ".feed_forward.output_dense.": ".fc2.",
+        ".conv.": ".0.",
+        "masked_spec_embed": "mask_emb",
+    }
+    found = {}
+    for key, value in published_state(model).items():
+        name = key
+        if name.startswith("encoder.layers."):
+            name = re.sub(
+                r"^(encoder\.layers\.\d+)\.layer_norm\.", r"\1.self_attn_layer_norm.", name
+            )
+        if name.startswith("feature_extractor."):
+            name = name.replace(".layer_norm.", ".2.")
+        for theirs, fairseq in ours.items():
+            name = name.replace(theirs, fairseq)
+        found[name] = value
+    return {**found, "label_embs_concat": torch.ones(5, 3), "final_proj.weight": torch.ones(3, 3)}
+
+
+class Namespace:
+    """Options of a training program that no other program has."""
+
+    def __init__(self) -> None:
+        self.arch = "hubert"
+        self.nested = {"dropout": 0.1}
+
+
+def of_fairseq(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An object whose class pickle finds in fairseq, while the test writes it."""
+    module = types.ModuleType("fairseq")
+    made = type("HubertConfig", (Namespace,), {"__module__": module.__name__})
+    module.HubertConfig = made  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return made()
+
+
+def as_safetensors(path: Path, state: dict[str, Any]) -> Path:
+    from safetensors.torch import save_file
+
+    save_file({key: value.contiguous() for key, value in state.items()}, path)
+    return path
+
+
+def as_checkpoint(path: Path, state: Any, **how: Any) -> Path:
+    torch.save(state, path, **how)
+    return path
+
+
+def user_folder(folder: Path, model: Any, write: Any) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(model.config.to_json_string())
+    write(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("layout", "derived"),
+    [
+        ("folder of safetensors", 0),
+        ("folder of a checkpoint", 1),
+        ("folder of an old checkpoint", 1),
+        ("safetensors of a fine-tuned model", 0),
+        ("safetensors of fairseq", 0),
+        ("checkpoint of fairseq", 1),
+    ],
+)
+def test_a_hubert_that_is_there_loads_from_where_it_lies(
+    layout: str,
+    derived: int,
+    expected: Any,
+    graph: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state, theirs = expected.state_dict(), tmp_path / "theirs"
+    if layout == "folder of safetensors":
+        user_folder(theirs, expected, lambda f: as_safetensors(f / "model.safetensors", state))
+    elif layout.startswith("folder"):
+        old = {"_use_new_zipfile_serialization": False} if "old" in layout else {}
+        published = published_state(expected)
+        user_folder(
+            theirs, expected, lambda f: as_checkpoint(f / "pytorch_model.bin", published, **old)
+        )
+    elif layout == "safetensors of a fine-tuned model":
+        prefixed = {f"hubert.{key}": value for key, value in state.items()}
+        theirs = as_safetensors(
+            tmp_path / "tuned.safetensors", {**prefixed, "lm_head.weight": torch.ones(2, 2)}
+        )
+    elif layout == "safetensors of fairseq":
+        theirs = as_safetensors(tmp_path / "fairseq.safetensors", fairseq_state(expected))
+    else:
+        whole = {
+            "args": of_fairseq(monkeypatch),
+            "model": fairseq_state(expected),
+            "task_state": collections.defaultdict(dict),
+            "best": np.float64(0.5),
+        }
+        theirs = as_checkpoint(tmp_path / "checkpoint_best.pt", whole)
+        monkeypatch.delitem(sys.modules, "fairseq")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    registry = ModelRegistry(tmp_path / "models", offline=True, device="cpu", progress=False)
+    heads = {} if theirs.is_dir() else {"heads": SMALL["heads"]}
+    sources = (str(theirs), str(next(iter(graph.values()))))
+    added = registry.add(
+        Addition(
+            "hubert_base@mine", sources, "MIT", "content", "hubert", params=heads, in_place=True
+        )
+    )
+    assert {key: added.params[key] for key in SMALL} == SMALL
+    ours = registry.load("hubert_base@mine")
+    audio = speech(0.5)
+    for layer, hidden in enumerate(hidden_states(expected, audio)):
+        assert np.abs(ours.extract_features(audio, layer=layer) - hidden).max() <= 1e-4
+    folder = registry.model_dir / "hubert_base" / "mine"
+    made = [path for path in folder.iterdir() if path.name != "metadata.json"]
+    assert len(made) == derived
+    assert not list(registry.model_dir.rglob("blobs/*"))
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert registry.resolved("hubert_base") == "hubert_base@1.0", "the catalog's own stays"
+
+
+def test_what_a_pickle_says_of_fairseq_runs_nothing(tmp_path: Path) -> None:
+    from auto_voice.errors import UnsafeFileError
+
+    class Bomb:
+        def __init__(self, call: Any) -> None:
+            self.call = call
+
+        def __reduce__(self) -> Any:
+            return self.call, (str(tmp_path / "crater"),)
+
+    for call in (os.mkdir, eval, exec):
+        path = as_checkpoint(tmp_path / "evil.pt", {"args": Bomb(call), "model": {}})
+        with pytest.raises(UnsafeFileError, match="could run code"):
+            hubert.convert_checkpoint(path)
+    assert not (tmp_path / "crater").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, "holds no model.safetensors or pytorch_model.bin: name the file itself"),
+        ({"model.safetensors.index.json": "{}"}, r"it is split \(model.safetensors.index.json\)"),
+        ({"pytorch_model.bin": "x", "config.json": "["}, r"config\.json cannot be read"),
+        (
+            {"pytorch_model.bin": "x", "config.json": '{"feat_extract_norm": "layer"}'},
+            "says feat_extract_norm 'layer', and HuBERT base has 'group'",
+        ),
+    ],
+)
+def test_a_folder_of_something_else_is_told(
+    files: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises((ConfigError, ModelLoadError), match=told):
+        hubert.describe([tmp_path], "content", {})
+
+
+def test_another_networks_weights_are_told(tmp_path: Path) -> None:
+    path = as_safetensors(tmp_path / "m.safetensors", {"encoder.weight": torch.ones(2, 2)})
+    with pytest.raises(ModelLoadError, match="holds no HuBERT by the names of transformers or"):
+        hubert.describe([path], "content", {})
 
 
 def test_another_shape_is_named(checkpoint: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from auto_voice.audio.formats import AUDIO_SUFFIXES
+
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -58,3 +60,10 @@ def test_the_statuses_are_those_of_the_errors(live):
         if status[0] in "45"
     }
     assert given <= named
+
+
+def test_the_page_offers_every_kind_of_recording():
+    page = (ROOT / "src" / "auto_voice" / "server" / "page" / "index.html").read_text("utf-8")
+    accepted = re.findall(r'accept="([^"]*audio[^"]*)"', page)
+    assert len(accepted) == 2
+    assert all(set(list_.split(",")) >= AUDIO_SUFFIXES for list_ in accepted)

@@ -256,6 +256,22 @@ def test_references_are_limited_together(serve, talk, friend):
         assert client.convert(talk, references=[talk, talk]).content
 
 
+@pytest.mark.parametrize("counted", [True, False], ids=["by its header", "while it is decoded"])
+def test_what_is_too_long_at_once_is_sent_to_the_jobs(serve, talk, friend, counted):
+    live = serve(direct_seconds=2.0, reference_seconds=5.0)
+    source = talk.read_bytes()
+    if not counted:  # As programs write that stream to a pipe.
+        at = source.index(b"data") + 4
+        source = source[:at] + b"\xff\xff\xff\xff" + source[at + 4 :]
+    with Client(live.url) as client:
+        with pytest.raises(
+            AudioContentError, match=r"2 s that are taken here; send it to POST /v1"
+        ):
+            client.convert(("talk.wav", source), references=[talk])
+        with pytest.raises(AudioContentError, match=r"5 s that are taken here; cut it\."):
+            client.inspect(friend)
+
+
 def test_uploads_share_one_budget(serve):
     live = serve(upload_mb=4, uploads_mb=6, upload_stall_seconds=10.0)
     host, _, port = live.url.removeprefix("http://").partition(":")

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import yaml
 
 from auto_voice import events
 from auto_voice.client import Client
@@ -321,3 +322,42 @@ def test_a_client_in_no_trace_sends_no_header(talk) -> None:
     assert first == ""
     assert second.startswith(f"00-{TRACE}-")
     assert second != HEADER, "the call is a span of its own"
+
+
+# What users are given
+
+
+@needs_otel
+def test_the_code_of_the_document_runs(live, talk, friend, collector, tmp_path, monkeypatch):
+    text = (ROOT / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    exec(compile(first, "telemetry.md", "exec"), {})
+    monkeypatch.chdir(tmp_path)
+    for path in (talk, friend):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    second = second.replace("http://127.0.0.1:8000", live.url)
+    second = second.replace("http://127.0.0.1:4318", collector.url)
+    exec(compile(second, "telemetry.md", "exec"), {})
+    events.flush_otlp()
+    assert "POST /v1/convert" in {span.name for span in collector.spans()}
+    listed = set(re.findall(r"`(\w+_(?:total|seconds|items|loaded|bytes)|rtf)`", text))
+    page = httpx2.get(f"{live.url}/metrics").text
+    given = set(re.findall(r"^# TYPE autovoice_(\w+) ", page, re.MULTILINE))
+    assert listed <= given
+    assert given <= listed
+
+
+def test_the_observability_example_fits_together() -> None:
+    folder = ROOT / "deploy" / "observability"
+    read = {path.name: yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")}
+    for service in read["compose.yaml"]["services"].values():
+        for mount in service["volumes"]:
+            assert (folder / mount.partition(":")[0]).is_file()
+    receiver = read["collector.yaml"]["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
+    assert f"http://{receiver}" in (ROOT / "docs" / "telemetry.md").read_text(encoding="utf-8")
+    tempo = read["tempo.yaml"]["distributor"]["receivers"]["otlp"]["protocols"]["http"]["endpoint"]
+    exporters = read["collector.yaml"]["exporters"]
+    assert exporters["otlphttp/tempo"]["endpoint"] == f"http://{tempo}"
+    addresses = {one["type"]: one["url"] for one in read["datasources.yaml"]["datasources"]}
+    assert exporters["otlphttp/prometheus"]["endpoint"].startswith(addresses["prometheus"])
+    assert addresses["tempo"].endswith(str(read["tempo.yaml"]["server"]["http_listen_port"]))

@@ -18,8 +18,12 @@ import pytest
 
 from auto_voice.client import Client
 from auto_voice.errors import BusyError, ConfigError
+from auto_voice.inference.voice_conversion_pipeline import (
+    PipelineConfig,
+    VoiceConversionPipeline,
+)
 from auto_voice.models.hifigan_model import HiFiGANShape
-from auto_voice.server import ServerSettings, create_app
+from auto_voice.server import Engine, ServerSettings, create_app
 from auto_voice.server.cancellation import CancellationToken, Stopped
 from server_kit import until
 
@@ -289,3 +293,25 @@ def test_threads_end_with_the_server(serve):
     live = serve(workers=3)
     live.stop()
     until(lambda: {t.name for t in threading.enumerate()} <= before, seconds=10)
+
+
+def test_calls_are_spread_over_the_sets_of_models(tmp_path):
+    """Two calls at once meet on two devices; one alone would wait for itself in the barrier."""
+    both = threading.Barrier(2, timeout=30)
+    used = []
+
+    class Device(VoiceConversionPipeline):
+        def similarity(self, audio, voice, **_):
+            used.append(self)
+            both.wait()
+            return 1.0
+
+    pipelines = [Device(PipelineConfig(use_mock_models=True)) for _ in range(2)]
+    engine = Engine(pipelines[0], tmp_path, others=pipelines[1:])
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: engine.similarity(None, None), range(2))) == [1.0, 1.0]
+    assert set(map(id, used)) == set(map(id, pipelines))
+    engine.registry.load("griffin_lim")
+    pipelines[1].registry.load("griffin_lim")
+    engine.unload("griffin_lim", None)
+    assert not any(pipeline.registry.loaded() for pipeline in pipelines)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from auto_voice.audio.io import probe
+from audio_signals import speech_like as syllables
+from auto_voice.audio.io import probe, read_audio
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.errors import VoiceError
 from auto_voice.types import Voice, Waveform
@@ -17,6 +18,7 @@ from auto_voice.voices.inspection import clusters, count_speakers, inspect_file
 from auto_voice.voices.library import VoiceLibrary, resolve_voice
 from auto_voice.voices.voice_file import load_voice, load_voice_facts, save_voice
 from hand_made_stages import Speaker, speech_like
+from media_files import media
 
 
 def voice(seed=0, frames=50, **fields):
@@ -249,3 +251,13 @@ def test_a_voice_file_without_speech_is_small(tmp_path):
     small = save_voice(tmp_path / "b.safetensors", replace(kept, speech=None)).stat().st_size
     assert big - small == pytest.approx(960000, abs=200)
     assert SimpleNamespace(**vars(load_voice(tmp_path / "b.safetensors"))).speech is None
+
+
+def test_the_length_of_an_inspection_is_that_of_the_sound(tmp_path):
+    """Headers of MP4 count milliseconds, and padding of the codec that is played."""
+    path = tmp_path / "memo.m4a"
+    speech = syllables(2.0, 44_100)[:81_234]
+    path.write_bytes(media(("aac", speech), container="ipod", rate=44_100))
+    found = inspect_file(path)
+    assert found.info.frames == len(read_audio(path).samples)
+    assert found.as_dict()["seconds"] == pytest.approx(found.info.frames / 44_100, abs=1e-3)

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NoReturn
 
 import av
 import numpy as np
+from av.codec.context import Flags2
 from av.stream import Discard
 
 from auto_voice.audio.formats import AudioFormat
@@ -43,6 +44,7 @@ class Decoder:
         stream: seekable, at the start of the file; stays open.
         format: how to read it; nothing else is tried.
         name: of the file, for messages.
+        vorbis_frames: samples per channel of Vorbis, where FFmpeg would count them wrongly.
 
     Attributes:
         sample_rate: Hz of the first frame that was decoded.
@@ -58,8 +60,15 @@ class Decoder:
         AudioFormatError: it holds no sound, or none that can be decoded.
     """
 
-    def __init__(self, stream: BinaryIO, format: AudioFormat, name: str) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        format: AudioFormat,
+        name: str,
+        vorbis_frames: int | None = None,
+    ) -> None:
         self._name = name
+        self._format, self._vorbis_frames = format, vorbis_frames
         self.packets = self.damaged = 0
         self.failure: Exception | None = None
         self.changes = False
@@ -74,6 +83,10 @@ class Decoder:
             self._stream = self._choose_track()
             self._frames = self._decoded()
             self._first: Any = next(self._frames, None)
+            if self._vorbis_frames is not None and self._stream.codec_context.name == "vorbis":
+                # The first packet of Vorbis only prepares the second one, and FFmpeg makes a frame
+                # of it that it would leave out by itself.
+                self._first = next(self._frames, None)
         except BaseException:
             self.close()
             raise
@@ -90,7 +103,7 @@ class Decoder:
         """``(at least frames, channels)`` float32 in order; the last is shorter."""
         held: list[FloatArray] = []
         count = 0
-        for samples in self._uniform():
+        for samples in self._exact():
             held.append(samples)
             count += len(samples)
             if count >= frames:
@@ -98,6 +111,26 @@ class Decoder:
                 held, count = [], 0
         if count:
             yield np.concatenate(held)
+
+    def _exact(self) -> Iterator[FloatArray]:
+        """All blocks, up to the exact number of samples where that is known."""
+        left = self._frames_in_all
+        for samples in self._uniform():
+            yield samples[:left]
+            left = None if left is None else max(0, left - len(samples))
+
+    def _count_exactly(self, track: Any) -> int | None:
+        """Samples per channel, where FFmpeg must be kept from leaving out some at the ends.
+
+        FFmpeg takes the padding that a CAF file declares off the last packet of ALAC, which has
+        none, and misjudges Vorbis that fits into one page of Ogg.
+        """
+        codec = track.codec_context.name
+        if codec == "vorbis":
+            return self._vorbis_frames
+        if codec != "alac" or self._format.demuxer != "caf" or not track.duration:
+            return None
+        return int(round(float(track.duration * track.time_base) * track.codec_context.sample_rate))
 
     def _choose_track(self) -> Any:
         tracks = self._container.streams.audio
@@ -116,6 +149,9 @@ class Decoder:
                 "first, for example with: ffmpeg -i INPUT output.wav"
             )
         best.codec_context.thread_count = 1
+        self._frames_in_all = self._count_exactly(best)
+        if self._frames_in_all is not None:
+            best.codec_context.flags2 |= Flags2.skip_manual
         try:
             best.codec_context.open()
         except av.FFmpegError as error:

@@ -242,12 +242,15 @@ class Completeness:
         length_known: whether the header promises a length at all.
         note: a doubt worth passing on.
         end: byte at which the sound ends; None for the end of the file.
+        one_page_samples: end of the only page of Ogg that holds sound, in samples; None where
+            there are several.
     """
 
     missing: float = 0.0
     length_known: bool = True
     note: str = ""
     end: int | None = None
+    one_page_samples: int | None = None
 
     @property
     def truncated(self) -> bool:
@@ -261,6 +264,8 @@ _UNKNOWN_SIZE = 0x7F00_0000
 _SLACK_BYTES = 64
 # An Ogg page is shorter than this (RFC 3533, section 6: 65 307 bytes).
 _OGG_PAGE_BYTES = 65_536 + 64
+# Pages in which the headers of a stream lie, tags and a cover picture included.
+_OGG_HEADER_PAGES = 200
 
 
 def completeness(stream: BinaryIO, sniffed: Sniffed, size: int) -> Completeness:
@@ -471,7 +476,24 @@ def _ogg_completeness(stream: BinaryIO, size: int) -> Completeness:
         return Completeness(math.nan)
     marked = bool(tail[at + 5] & 4)
     note = "" if marked else "the file has no end mark, so its end may be missing"
-    return Completeness(note=note, end=end + stop)
+    only = _only_page(stream, end + stop) if marked else None
+    return Completeness(note=note, end=end + stop, one_page_samples=only)
+
+
+def _only_page(stream: BinaryIO, end: int) -> int | None:
+    """The granule position of the only page that holds sound; None if there are several."""
+    start = 0
+    for _ in range(_OGG_HEADER_PAGES):
+        stream.seek(start)
+        header = stream.read(27)
+        if len(header) < 27 or header[:4] != b"OggS":
+            return None
+        (granule,) = struct.unpack("<q", header[6:14])
+        start += 27 + header[26] + sum(stream.read(header[26]))
+        # Pages of headers stand at 0, those on which no packet ends at -1.
+        if granule > 0:
+            return granule if start >= end else None
+    return None
 
 
 def _last_page(tail: bytes) -> int:

@@ -211,7 +211,9 @@ class RecordingReader:
             self._decoder.close()
             self._decoder = None
         self._window.seek(0)
-        self._decoder = Decoder(self._window, self._format, self.name)
+        self._decoder = Decoder(
+            self._window, self._format, self.name, self._completeness.one_page_samples
+        )
         return self._decoder
 
     def _check_shape(self, decoder: Decoder) -> None:

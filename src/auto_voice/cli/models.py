@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auto_voice.cli.content_map import map_content
+from auto_voice.cli.derived import map_content, quantize
 from auto_voice.cli.options import chosen, name_and_version, open_registry, registry_options
 from auto_voice.cli.showing import print_json, print_table, sized
 from auto_voice.errors import AutoVoiceError, ConfigError, ModelError
@@ -31,6 +31,7 @@ def models() -> None:
 
 
 models.add_command(map_content)
+models.add_command(quantize)
 
 
 @models.command("list")
@@ -57,7 +58,7 @@ def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> Non
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    table = [("MODEL", "KIND", "SIZE", "STATE", "DESCRIPTION")]
+    table = [("MODEL", "KIND", "SIZE", "MEMORY", "STATE", "DESCRIPTION")]
     for row in rows:
         state = "installed" if row.installed else "-"
         marks = ["pinned"] * row.pinned + ["stale pin"] * bool(row.problem)
@@ -66,8 +67,9 @@ def list_(installed: bool, kind: str | None, as_json: bool, **where: Any) -> Non
                 f"{row.name}@{row.version}" + ("" if row.default else " (not default)"),
                 row.kind,
                 sized(row.bytes),
+                f"{row.ram_mb} MB" if row.ram_mb else "-",
                 ", ".join((state, *marks)),
-                row.description,
+                row.description + (f", in {row.quantised}" if row.quantised else ""),
             )
         )
     print_table(table)
@@ -187,10 +189,10 @@ def _raise_problems(problems: Sequence[AutoVoiceError], done: str) -> None:
 
 @models.command()
 @click.argument("name")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option("--kind", help="What it does, e.g. vocoder; an ONNX file needs no architecture then.")
 @click.option("--architecture", help="What the files are weights of, e.g. hifigan.")
-@click.option("--licence", required=True, help="Under which they may be used, e.g. MIT.")
+@click.option("--licence", help="Under which they may be used, e.g. MIT.")
 @click.option("--description", help="One line for the list.")
 @click.option(
     "--param", "params", multiple=True, metavar="KEY=VALUE", help="Read by the architecture."
@@ -202,7 +204,7 @@ def add(
     sources: tuple[str, ...],
     kind: str | None,
     architecture: str | None,
-    licence: str,
+    licence: str | None,
     description: str | None,
     params: tuple[str, ...],
     in_place: bool,
@@ -212,22 +214,114 @@ def add(
 
     SOURCE is a file, an address (https://, hf://, pypi://) or, for HuBERT, a folder of
     transformers. Its files are hashed and tried once, and described in the catalog of the model
-    folder.
+    folder. In hf://owner/repo@revision/file a branch or tag is pinned to its commit.
+    hf://owner/repo[@revision] alone brings the models that `autovoice models push` put there.
 
     \b
+    autovoice models add hf://owner/repo@v1.0
     autovoice models add my_vocoder generator.pth --architecture hifigan --licence MIT
     autovoice models add other_vocoder vocoder.onnx --kind vocoder --licence MIT
     autovoice models add hubert_base@mine hubert/ --architecture hubert --licence MIT --in-place
     """
     from auto_voice.models.additions import Addition
 
+    if name.startswith("hf://"):
+        if sources or kind or architecture or licence or description or params or in_place:
+            raise ConfigError(f"{name} says itself what it holds; give nothing else with it")
+        _add_repository(name, where)
+        return
+    if not sources or not licence:
+        raise ConfigError("give the files of the model and --licence")
     registry = open_registry(**where)
+    if any(source.startswith("hf://") for source in sources):
+        from auto_voice.models.registry.hub import pinned
+
+        transfer, offline = registry.loader.downloader.context.transfer, registry.settings.offline
+        sources = tuple(pinned(source, transfer, offline=offline) for source in sources)
     given = Addition(
         name, sources, licence, kind or "", architecture or "", description or "",
         dict(map(_param, params)), in_place,
     )  # fmt: skip
     version = registry.add(given)
     click.echo(f"{version.key}: {_whereabouts(registry, version)}")
+
+
+def _add_repository(address: str, where: dict[str, Any]) -> None:
+    from auto_voice.models.registry.hub import Repository, add_repository
+
+    registry = open_registry(**where)
+    added = add_repository(
+        registry.model_dir,
+        registry.catalog,
+        Repository.of(address),
+        registry.loader.downloader.context.transfer,
+        offline=registry.settings.offline,
+    )
+    registry = open_registry(**where)
+    for version in added:
+        registry.pull(version.name, version.version)
+        click.echo(f"{version.key}: {_whereabouts(registry, version)}")
+
+
+@models.command()
+@click.argument("name")
+@click.argument("address", metavar="hf://OWNER/REPO")
+@click.option(
+    "--card",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Markdown on its data and figures, for the model card [default: card.md beside the "
+    "weights, as `autovoice train` writes it].",
+)
+@click.option("--private", is_flag=True, help="Make the repository private, if it is new.")
+@click.option("--dry-run", is_flag=True, help="Show what would be uploaded, and connect to nobody.")
+@registry_options
+def push(
+    name: str, address: str, card: Path | None, private: bool, dry_run: bool, **where: Any
+) -> None:
+    """Publish NAME[@VERSION] as a repository of the Hugging Face Hub.
+
+    It gets the weights as safetensors or ONNX, a catalog entry and a model card, in one commit.
+    Versions that are there already stay. Others take it with `autovoice models add`.
+
+    \b
+    autovoice models push my_vocoder hf://me/my-vocoder --card card.md --dry-run
+    """
+    from auto_voice.models.registry.architectures import with_safetensors
+    from auto_voice.models.registry.hub import Repository, prepare, publish
+
+    registry = open_registry(**where)
+    repository = Repository.of(address)
+    if repository.revision != "main":
+        raise ConfigError("a model is published on the branch main; leave @REVISION out")
+    version = registry.version(name)
+    files = with_safetensors(version, registry.pull(version.name, version.version), registry.store)
+    entry = registry.catalog.entry(version.name)
+    made = prepare(entry, version, files, repository.repo, _about(version, card))
+    if dry_run:
+        for place, path in made.files.items():
+            click.echo(f"{place}  {sized(path.stat().st_size)}  from {path}")
+        click.echo(f"\nautovoice.yaml\n{made.catalog}\nREADME.md\n{made.card}")
+        click.echo("nothing was uploaded", err=True)
+        return
+    if registry.settings.offline:
+        raise ConfigError("the network is switched off; nothing can be published")
+    commit = publish(made, private=private)
+    click.echo(f"{version.key}: {address} at commit {commit}")
+
+
+def _about(version: ModelVersion, card: Path | None) -> str:
+    """What a model card says of data and figures; "" if nothing is known."""
+    places = [card] if card is not None else []
+    if card is None:
+        uris = (uri for file in version.files for uris in file.sources for uri in uris)
+        places = [Path(uri).parent / "card.md" for uri in uris if "://" not in uri]
+    for place in places:
+        try:
+            return place.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            if card is not None:
+                raise ConfigError(f"the card {card} cannot be read ({error})") from error
+    return ""
 
 
 def _param(text: str) -> tuple[str, Any]:
@@ -292,10 +386,15 @@ def remove(names: tuple[str, ...], **where: Any) -> None:
     autovoice models remove hubert_base
     """
     from auto_voice.models.registry import maintenance as store_maintenance
+    from auto_voice.models.registry.catalog_schema import shrink_folder_catalog
 
     registry = open_registry(**where)
     for name, version in [name_and_version(registry, name) for name in names]:
         freed = store_maintenance.remove(registry.store, name, version)
+        known = registry.catalog.models.get(name)
+        made = known.versions.get(version) if known is not None else None
+        if made is not None and made.quantised is not None and not registry.is_obtainable(made):
+            shrink_folder_catalog(registry.model_dir, name, version)
         click.echo(f"{name}@{version}: removed, {sized(freed)}")
         if registry.pins.records().get(name, {}).get("version") == version:
             click.echo(

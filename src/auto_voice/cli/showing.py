@@ -21,6 +21,7 @@ _SHOWN = {
     "pairs": "converting pairs",
     "judge": "judging {}",
     "speak": "speaking sentences",
+    "quantise": "measuring the ranges of int8",
 }
 
 

@@ -25,8 +25,8 @@ def train() -> None:
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
     "--data", "sources", type=click.Path(path_type=Path), multiple=True, required=True,
-    help="Folder with one subfolder per speaker, or a CSV with path,speaker[,corpus,parallel,role];"
-    " repeatable.",
+    help="Folder with one subfolder per speaker, or a CSV with path,speaker"
+    "[,corpus,parallel,role]; repeatable.",
 )  # fmt: skip
 @click.option("--name", help="Version that the result becomes; default: the recipe's name.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: runs/<name>.")

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.denoise import denoise
 from auto_voice.audio.frames import sustained
 from auto_voice.audio.loudness import SPEECH_DBFS, active_level, rumble_reach, without_rumble
 from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, corrected_by_sound, extract_pitch
-from auto_voice.audio.quality import LONG_DECAY_SECONDS, MUSIC_SHARE, decay_time, tonal_background
+from auto_voice.audio.quality import (
+    LONG_DECAY_SECONDS,
+    MUSIC_SHARE,
+    decay_time,
+    denoise,
+    tonal_background,
+)
 from auto_voice.audio.resample import resample
 from auto_voice.audio.vad import speech_segments
 from auto_voice.inference.chunking import hop_energies, hop_size

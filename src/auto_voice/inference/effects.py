@@ -55,8 +55,11 @@ CONTOUR_FRAMES = 9
 # softer, and a converter speaks breaths and the ends of words up to 20 dB too softly.
 MOST_DOWN_DB, MOST_UP_DB = 60.0, 24.0
 MOST_UP_IN_PAUSES_DB = 3.0
-# Of a frame's power that counts as speech at least, however loud the noise around it is: -13 dB.
-LEAST_SPEECH_SHARE = 0.05
+# Of a frame's power that counts as speech at least, however loud the noise around it is: -6 dB, so
+# that the result stays near the source's noise between the words, too.
+LEAST_SPEECH_SHARE = 0.25
+# Times that the level is measured and corrected: where it changes fast, one gain is not enough.
+LEVEL_ROUNDS = 2
 # Power that counts as silence, -130 dBFS at the level of the networks.
 SILENCE_POWER = 1e-13
 # Hz; below it the voice drowns its breath.
@@ -280,13 +283,18 @@ def follow_level(
             In pauses the result is always as quiet as the source.
     """
     frames = len(source.pause)
+    if frames == 0:
+        return samples
     made_db = frame_levels(samples, hop_samples, frames)
     speech = amount * np.clip(source.speech_db - made_db, -MOST_DOWN_DB, MOST_UP_DB)
     pause = np.clip(source.level_db - made_db, -MOST_DOWN_DB, MOST_UP_IN_PAUSES_DB)
-    gain_db = speech * (1 - source.pause) + pause * source.pause
+    wanted_db = made_db + speech * (1 - source.pause) + pause * source.pause
     at = (np.arange(len(samples)) + 0.5) / hop_samples - 0.5
-    gain = 10 ** (np.interp(at, np.arange(frames), gain_db) / 20)
-    followed: FloatArray = (samples * gain).astype(np.float32)
+    followed: FloatArray = samples
+    for _ in range(LEVEL_ROUNDS):
+        gain_db = wanted_db - frame_levels(followed, hop_samples, frames)
+        gain = 10 ** (np.interp(at, np.arange(frames), gain_db) / 20)
+        followed = (followed * gain).astype(np.float32)
     return followed
 
 
@@ -295,6 +303,8 @@ def frame_levels(samples: FloatArray, hop_samples: int, frames: int) -> FloatArr
 
     What is missing at the end counts as silence.
     """
+    if frames == 0:
+        return np.zeros(0, np.float32)
     held = samples[: frames * hop_samples]
     held = np.pad(held, (0, frames * hop_samples - len(held)))
     power = np.square(held, dtype=np.float64).reshape(frames, hop_samples).mean(axis=1)

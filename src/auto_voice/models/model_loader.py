@@ -366,9 +366,11 @@ class ModelLoader:
                     return paths
             if force:
                 self.store.drop_damaged_derived(version)
-            missing = self.store.adopt(version)
             if force:
+                self.store.check_in_place(version)
                 missing = [file for file in version.files if not file.in_place]
+            else:
+                missing = self.store.adopt(version)
             self._check_offline(version, missing)
             self._check_space(version, missing)
             return self._install(version, missing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +106,10 @@ def inspect_file(
         AudioError: it cannot be read.
     """
     info = probe(path)
-    waveform = _head(path, info)
+    waveform, whole = _head(path, info)
+    if whole:
+        # What was decoded is what a conversion gives; headers may be some milliseconds off.
+        info = replace(info, frames=len(waveform.samples))
     pitch = extract_pitch(waveform.samples, waveform.sample_rate)
     quality = measure_quality(waveform.samples, waveform.sample_rate)
     speakers, similarity = None, {}
@@ -238,10 +241,10 @@ def plot_pitch(pitch: Pitch, rows: int = PLOT_ROWS, columns: int = PLOT_COLUMNS)
     return lines
 
 
-def _head(path: str | Path, info: AudioInfo) -> Waveform:
-    """The recording, or its first ten minutes with a note."""
+def _head(path: str | Path, info: AudioInfo) -> tuple[Waveform, bool]:
+    """The recording, or its first ten minutes with a note; and whether that is all of it."""
     if info.seconds is not None and info.seconds <= LONGEST_SECONDS:
-        return read_audio(path, allow_silence=True, allow_truncated=True)
+        return read_audio(path, allow_silence=True, allow_truncated=True), True
     blocks, count = [], 0
     with RecordingReader(path, allow_truncated=True) as recording:
         for block in recording.blocks(BLOCK_FRAMES, None, None):
@@ -252,11 +255,12 @@ def _head(path: str | Path, info: AudioInfo) -> Waveform:
         notes = recording.notes()
     samples = np.concatenate(blocks)[: round(LONGEST_SECONDS * info.sample_rate)]
     waveform = Waveform(samples, info.sample_rate, notes)
-    if len(samples) < count:
+    whole = len(samples) == count
+    if not whole:
         waveform = waveform.with_note(
             f"only the first {LONGEST_SECONDS / 60:.0f} min are looked at"
         )
-    return waveform
+    return waveform, whole
 
 
 def _range(pitch: Pitch) -> tuple[float, float, float] | None:

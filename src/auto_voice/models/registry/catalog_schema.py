@@ -174,6 +174,31 @@ def extend_folder_catalog(
             read_catalog([temporary])  # What is not sound must not stop the next start.
 
 
+def shrink_folder_catalog(folder: Path, name: str, number: str) -> None:
+    """Makes the model folder's own catalog forget a version.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    import yaml
+
+    path = folder / FOLDER_CATALOG
+    if not path.is_file():
+        return
+    with (
+        file_lock(folder / ".catalog.lock", folder, "the folder's catalog"),
+        storage_errors(folder, "forgetting a model"),
+    ):
+        models = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("models", {})
+        model = models.get(name, {})
+        model.get("versions", {}).pop(number, None)
+        if not model.get("versions"):
+            models.pop(name, None)
+        with atomic_write(path) as temporary:
+            written = yaml.safe_dump({"schema": 1, "models": models}, sort_keys=False)
+            temporary.write_text(str(written), encoding="utf-8")
+
+
 def version_problem(number: str) -> str | None:
     """What keeps ``number`` from being a version, said of it; None where nothing does."""
     if not re.fullmatch(VERSION, number):

@@ -8,14 +8,14 @@ the hub; uploads do (the extra ``hub``).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -30,14 +30,11 @@ from auto_voice.errors import (
     OfflineError,
     UnsafeFileError,
 )
-from auto_voice.filesystem import move_into_place
 from auto_voice.models.registry.catalog import Catalog, ModelEntry, ModelFile, ModelVersion
-from auto_voice.models.registry.fetchers import FetchJob, fetch, hub_endpoint, hub_token
-from auto_voice.models.registry.sources import FileSource, HubSource, parse_source
+from auto_voice.models.registry.fetchers import hub_endpoint, hub_token
+from auto_voice.models.registry.sources import HubSource, parse_source
 
 if TYPE_CHECKING:
-    from auto_voice.models.registry.fetchers import FetchContext
-    from auto_voice.models.registry.store import ModelStore
     from auto_voice.models.registry.transfer import HttpTransfer
 
 # The catalog of a repository.
@@ -49,8 +46,6 @@ _FILE_ADDRESS = re.compile(
     r"hf://(?P<repo>[A-Za-z0-9._-]+/[A-Za-z0-9._-]+)@(?P<revision>[A-Za-z0-9._-]+)/(?P<file>.+)"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# No file of weights is larger; a hub that sends without end is cut off.
-LARGEST_FILE_BYTES = 50_000_000_000
 
 
 @dataclass(frozen=True)
@@ -127,8 +122,9 @@ def commit_of(repository: Repository, transfer: HttpTransfer, *, offline: bool =
             "give the commit, or switch the network on."
         )
     url = f"{hub_endpoint()}/api/models/{repo}/revision/{quote(revision, safe='')}"
+    answer = _read(url, repository, transfer)
     try:
-        commit = json.loads(_read(url, repository, transfer)).get("sha", "")
+        commit = json.loads(answer).get("sha", "")
     except (ValueError, AttributeError):
         commit = ""
     if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
@@ -271,51 +267,30 @@ def add_repository(
                     "another version, or another name."
                 )
     for entry, version in new:
-        about = {"kind": entry.kind, "description": entry.description}
+        about = {"kind": entry.kind}
+        if entry.name not in catalog.models:
+            about["description"] = entry.description
         sources = {file.file: file.sources for file in version.files}
         fields = fields_of(version, sources)
         extend_folder_catalog(folder, entry.name, version.version, about, fields)
     return [version for entry in entries.values() for version in entry.versions.values()]
 
 
-def described(
-    address: str, store: ModelStore, context: FetchContext, *, offline: bool = False
-) -> dict[str, Any]:
-    """A file of any repository as a catalog writes it, fetched to learn its hash.
+def pinned(address: str, transfer: HttpTransfer, *, offline: bool = False) -> str:
+    """``hf://owner/repo@revision/file`` with the commit that its branch or tag means now.
 
-    Args:
-        address: ``hf://owner/repo@revision/file``; the revision may be a branch or a tag without a
-            slash.
-        store: then holds the bytes, so that the install fetches nothing again.
+    What is no such address is returned as it is; a revision with a slash cannot be told from a
+    folder.
 
     Raises:
-        ConfigError: the address is written otherwise, or the hub does not know it.
-        OfflineError, ModelUnavailableError: it cannot be had.
+        ConfigError, OfflineError, ModelUnavailableError: as for :func:`commit_of`.
     """
     match = _FILE_ADDRESS.fullmatch(address)
     if match is None:
-        raise ConfigError(f'"{address}" is no file; write hf://owner/repo@revision/file.')
+        return address
     repository = Repository(match["repo"], match["revision"])
-    commit = commit_of(repository, context.transfer, offline=offline)
-    uri = f"hf://{repository.repo}@{commit}/{match['file']}"
-    source = parse_source(uri)
-    assert isinstance(source, HubSource)
-    here = cached_file(source)
-    if here is None and offline:
-        raise OfflineError(f"{address} is not in the hub's cache and the network is switched off.")
-    arriving = store.partial(hashlib.sha256(uri.encode()).hexdigest())
-    job = FetchJob(arriving, LARGEST_FILE_BYTES, exact=False)
-    try:
-        sha256 = fetch(source if here is None else FileSource(here), job, context)
-    except DownloadStatusError as error:
-        raise ConfigError(f"{address} cannot be had: {error}.") from error
-    except DownloadError as error:
-        raise ModelUnavailableError(f"{address} cannot be had: {error}.") from error
-    size = arriving.size
-    move_into_place(arriving.path, store.partial(sha256).path)
-    arriving.discard()
-    name = PurePosixPath(match["file"]).name
-    return {"file": name, "sha256": sha256, "bytes": size, "sources": [uri]}
+    commit = commit_of(repository, transfer, offline=offline)
+    return f"hf://{repository.repo}@{commit}/{match['file']}"
 
 
 # Publishing
@@ -379,7 +354,7 @@ def prepare(
         raise ConfigError(f"{version.key} has no files that could be published.")
     if not about.strip():
         raise ConfigError(
-            f"say what {version.key} was trained on and what was measured: --card FILE, Markdown."
+            f"say what {version.key} was trained on and what was measured: --card FILE (Markdown)."
         )
     there, paths = [], {}
     for file in version.files:
@@ -422,6 +397,7 @@ def publish(publication: Publication, *, private: bool = False) -> str:
     try:
         from huggingface_hub import CommitOperationAdd, HfApi
         from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise MissingDependencyError(
             f'{error.name} is not installed; run: pip install "auto-voice[hub]"'
@@ -443,6 +419,8 @@ def publish(publication: Publication, *, private: bool = False) -> str:
         "README.md": publication.card.encode(),
         **{place: str(path) for place, path in publication.files.items()},
     }
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     api = HfApi(endpoint=hub_endpoint(), token=token)
     try:
         api.create_repo(publication.repo, private=private, exist_ok=True)
@@ -458,8 +436,9 @@ def publish(publication: Publication, *, private: bool = False) -> str:
                 f"the hub does not let this token write {publication.repo}: {said}"
             ) from error
         raise ModelUnavailableError(f"the hub refused {publication.repo}: {said}") from error
-    except (OSError, ValueError) as error:
-        raise ModelUnavailableError(f"{publication.repo} was not published: {error}") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        why = error.__cause__ or error
+        raise ModelUnavailableError(f"{publication.repo} was not published: {why}") from error
     except Exception as error:
         # The library lets its HTTP client's errors through, of which there were two by now.
         if not type(error).__module__.partition(".")[0].startswith(("http", "requests", "urllib")):

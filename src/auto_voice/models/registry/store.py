@@ -165,27 +165,34 @@ class ModelStore:
         folder = self.folder(version.name, version.version)
         if (folder / METADATA).exists() and self.metadata(version.name, version.version) is None:
             self.set_aside(folder / METADATA, "its metadata is damaged")
+        self.check_in_place(version)
         missing = []
         for file in version.files:
             path = self.path(version, file.file)
             if file.in_place:
-                self._check_in_place(version, path, file)
-            elif not path.exists():
+                continue
+            if not path.exists():
                 missing.append(file)
             elif not self._holds(path, file):
                 self.set_aside(path, "its bytes do not match the catalog")
                 missing.append(file)
         return [file for file in missing if not self._take(version, file)]
 
-    def _check_in_place(self, version: ModelVersion, path: Path, file: ModelFile) -> None:
-        """A file that stays with its owner is neither fetched nor set aside."""
-        if path.is_file() and self._holds(path, file):
-            return
-        what = "has other bytes than" if path.exists() else "is no longer there as"
-        raise IntegrityError(
-            f"{path} {what} when {version.key} was added; put it back, or add the model again "
-            "under another version."
-        )
+    def check_in_place(self, version: ModelVersion) -> None:
+        """Hashes what stays with its owner, which is neither fetched nor set aside.
+
+        Raises:
+            IntegrityError: a file is gone or has other bytes.
+        """
+        for file in version.files:
+            path = self.path(version, file.file)
+            if not file.in_place or (path.is_file() and self._holds(path, file)):
+                continue
+            what = "has other bytes than" if path.exists() else "is no longer there as"
+            raise IntegrityError(
+                f"{path} {what} when {version.key} was added; put it back, or add the model again "
+                "under another version."
+            )
 
     def blob(self, sha256: str) -> Path | None:
         """Where these bytes lie, if a version holds them; they are not hashed.
