@@ -57,6 +57,9 @@ PAST_SECONDS, PITCH_SECONDS = 2.0, 1.0
 CONVERTER_FRAMES, VOCODER_FRAMES = 38, 14
 # Frames over which a block fades into the next.
 FADE_FRAMES = 1
+# Frames on each side that are made beyond that: what the level of a frame is taken over, see
+# effects.CONTOUR_FRAMES.
+EDGE_FRAMES = 4
 # Seconds after which what was heard of the speaker is forgotten.
 MEMORY_SECONDS = 30.0
 # Frames of the content whose mean is assumed before any is known: those of a second.
@@ -393,9 +396,9 @@ class LiveStream:
 
     def _rendered(self, stop: int, frames: int) -> tuple[FloatArray, int]:
         """Audio at the source's level of the frames around the block, and the first of these."""
-        context = max(0, self._done - CONVERTER_FRAMES - VOCODER_FRAMES)
-        low = max(0, self._done - VOCODER_FRAMES)
-        high = min(frames, stop + FADE_FRAMES + VOCODER_FRAMES)
+        context = max(0, self._done - CONVERTER_FRAMES - VOCODER_FRAMES - EDGE_FRAMES)
+        low = max(0, self._done - EDGE_FRAMES)
+        high = min(frames, stop + FADE_FRAMES + EDGE_FRAMES)
         at = self._position(context) - self._first
         self._hear_level()
         gain = np.float32(self._speaker.gain)
@@ -418,6 +421,7 @@ class LiveStream:
             low=low - context,
             high=high - context,
             first_frame=context,
+            vocoder_context=VOCODER_FRAMES,
         )
         voice = self._with_pitch(voice, semitones)
         converter, vocoder = self._setup.converter, self._vocoder
