@@ -457,8 +457,8 @@ def with_kept(graph: bytes, tensor: str, axis: int) -> bytes:
     one = _field(1, _field(1, 1))
     kind = _field(1, _field(1, INT64) + _field(2, one))
     inputs = [(11, _field(1, name) + _field(2, kind)) for name in (b"start", b"stop")]
-    number = int(axis).to_bytes(8, "little")
-    constant = _field(1, 1) + _field(2, INT64) + _field(8, along.encode()) + _field(9, number)
+    value = int(axis).to_bytes(8, "little")
+    constant = _field(1, 1) + _field(2, INT64) + _field(8, along.encode()) + _field(9, value)
     return with_fields(graph, [*fields, (5, constant), *inputs])
 
 
