@@ -138,11 +138,10 @@ def _vocoded(vocoder: Vocoder, mel: FloatArray, low: int, high: int, context: in
     first, last = max(0, low - context), min(mel.shape[1], high + context)
     seen = mel[:, first:last]
     if context and isinstance(vocoder, PartVocoder):
-        return vocoder.synthesize_part(seen, low - first, high - first)[0]
+        return np.asarray(vocoder.synthesize_part(seen, low - first, high - first)[0])
     hop = vocoder.hop_samples
-    return vocoder.synthesize(seen)[0][
-        (low - first) * hop : len(seen[0]) * hop - (last - high) * hop
-    ]
+    inside = slice((low - first) * hop, len(seen[0]) * hop - (last - high) * hop)
+    return np.asarray(vocoder.synthesize(seen)[0][inside])
 
 
 def _breathed(piece: Piece, audio: FloatArray, vocoder: Vocoder, amount: float) -> FloatArray:

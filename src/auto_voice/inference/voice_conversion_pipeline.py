@@ -377,7 +377,7 @@ class VoiceConversionPipeline(PipelineStages):
     def _with_gain_note(self, voice: Voice) -> Voice:
         """``voice`` with a note on what fine-tuning gains, where it could be done and is not."""
         gain = getattr(self.converter, "fine_tuning_gain", "")
-        if not gain or voice.adaptation or voice.speech is None:
+        if not gain or voice.fine_tuning or voice.speech is None:
             return voice
         note = f"The voice was cloned without --fine-tune: {gain}."
         return replace(voice, notes=(*voice.notes, note))
