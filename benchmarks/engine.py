@@ -87,6 +87,21 @@ for samples in 62011, 57697, 64189, 59021, 61507, 58337, 63313, 60169, 57107, 62
     rows[-1] = [value / (samples / talk.sample_rate) for value in rows[-1]]
 print(json.dumps(rows))
 """
+# The vocoder in float32 and in int8 take turns on the same 5 s of mel.
+PRECISION = """
+import json, time
+import numpy as np
+from auto_voice.models import ModelRegistry
+registry = ModelRegistry(offline=True, device="cpu")
+exact, low = (registry.load("hifigan_universal@" + v) for v in ("1.0", "1.0-int8"))
+mel = (np.random.default_rng(0).standard_normal((1, 80, 431)) - 5).astype("f4")
+rows = []
+for model in (exact, low) * 2:
+    wall, cpu = time.perf_counter(), time.process_time()
+    model.synthesize(mel)
+    rows.append([time.perf_counter() - wall, time.process_time() - cpu])
+print(json.dumps(rows[2:]))
+"""
 MODELS = (
     "content_whisper", "converter_compact", "hifigan_universal", "speaker_encoder",
     "content_compact", "speaker_dvector",
@@ -231,6 +246,19 @@ def stages(runs: int) -> list[dict[str, object]]:
     return found
 
 
+def precision(runs: int) -> list[dict[str, object]]:
+    """The vocoder in float32 and in int8, after one run of each."""
+    taken = [json.loads(timed(["-c", PRECISION])[3]) for _ in range(runs)]
+    names = ("float32", "int8")
+    found = [
+        row(f"vocoder in {name}, 5 s", [(values[i][0], values[i][1]) for values in taken])
+        for i, name in enumerate(names)
+    ]
+    exact, low = (float(str(made["cpu_s"])) for made in found)
+    found[1]["ratio"] = round(low / exact, 2)
+    return found
+
+
 def long(folder: Path, seconds: float, runs: int, codes: dict[str, str]) -> list[dict[str, object]]:
     """Conversions of some length, with the peak memory."""
     rows = conversions(folder, "long.wav", f"convert {seconds:g} s", runs, codes)
@@ -249,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--only", default="init,cold,load,warm,stage,long")
+    parser.add_argument("--only", default="init,cold,load,warm,stage,precision,long")
     parser.add_argument("--before", default="", help="folder of older code: its src")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -265,6 +293,7 @@ def main() -> None:
         rows += loads(options.runs) if "load" in wanted else []
         rows += warm(options.runs) if "warm" in wanted else []
         rows += stages(options.runs) if "stage" in wanted else []
+        rows += precision(options.runs) if "precision" in wanted else []
         # Long ones vary little, and a run is a minute.
         few = (options.runs + 1) // 2
         rows += long(folder, options.seconds, few, codes) if "long" in wanted else []

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from auto_voice.cli.errors import run_guarded
+from auto_voice.cli.main import run_guarded
 from auto_voice.cli.models import pull_models
 from auto_voice.models import ModelRegistry
 

@@ -9,6 +9,7 @@ import pytest
 from audio_signals import speech_like, tone
 from auto_voice.audio.frames import runs
 from auto_voice.audio.quality import (
+    MUSIC_SHARE,
     RecordingQuality,
     bandwidth,
     clipping_ratio,
@@ -141,6 +142,24 @@ def test_music_behind_speech_is_found_and_noise_and_hum_are_not():
     assert max(found.values()) < 0.1
     assert tonal_background(x, RATE, [(0, len(x))]) is None
     assert tonal_background(x, RATE, []) is None
+
+
+@pytest.mark.parametrize("below_db", [10, 15, 20])
+def test_music_is_found_down_to_20_db_below_the_speech_and_in_short_pauses(below_db):
+    part, pause = 3 * RATE, RATE // 2
+    x = np.tile(np.concatenate([speech_like(3.0), np.zeros(pause)]), 3).astype(np.float32)
+    spans = [(at, at + part) for at in range(0, len(x), part + pause)]
+    level = np.sqrt(active_power(x, spans))
+    room = 10 ** (-35 / 20) * level * np.random.default_rng(1).standard_normal(len(x))
+    music = chords(11.0, 10 ** (-below_db / 20) * level)[: len(x)]
+    assert tonal_background((x + room).astype(np.float32), RATE, spans) <= MUSIC_SHARE / 2
+    assert tonal_background((x + room + music).astype(np.float32), RATE, spans) > MUSIC_SHARE
+
+
+def test_the_end_of_a_vowel_is_no_music():
+    x = np.concatenate([speech_like(3.0), np.zeros(RATE)]).astype(np.float32)
+    x[3 * RATE + 1700 :][:1400] += tone(220, 0.2)[:1400] * np.float32(0.05)
+    assert tonal_background(x, RATE, [(0, 3 * RATE)]) <= MUSIC_SHARE / 2
 
 
 GOOD = RecordingQuality(

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +16,19 @@ from auto_voice.audio.vad import (
     speech_segments,
     trim_silence,
 )
+
+# Threads of the process before and after a detection, and what is left in the environment.
+THREADS = """
+import os
+import numpy as np
+from auto_voice.audio.vad import speech_probability
+count = lambda: len(os.listdir("/proc/self/task"))
+noise = np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+speech_probability(np.zeros(16000, np.float32), 16000)
+before = count()
+speech_probability(noise, 16000)
+print(count() - before, os.environ.get("OMP_THREAD_LIMIT"))
+"""
 
 
 def hiss(seconds, rate=16_000, level=0.01, seed=1):
@@ -84,3 +101,11 @@ def test_version_two_of_the_package_is_asked_in_its_own_words(monkeypatch):
     x = np.zeros(1024, np.float32)
     x[512:] = 0.5
     np.testing.assert_allclose(speech_probability(x, 16_000), [0.0, 0.5])
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads as Linux does")
+def test_the_detector_starts_no_threads_and_leaves_the_environment_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["0", "None"]

@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import part_needed, resample, resampled_part
 from auto_voice.errors import ConfigError
+from auto_voice.inference import VoiceConversionPipeline
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.streaming import LiveSession, as_samples, spliced
 from auto_voice.types import Waveform
@@ -391,3 +393,27 @@ def test_what_is_skipped_leaves_no_step():
     assert len(kept) == 3000
     assert np.abs(np.diff(kept)).max() < 0.08
     np.testing.assert_array_equal(kept[80:], tone[1080:])
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_real_speech_comes_out_without_clicks_and_near_the_conversion_of_the_file(weights_registry):
+    """At the edges of blocks the sound steps no further than within, and words lie in place."""
+    pipeline = VoiceConversionPipeline(model_registry=weights_registry)
+    source = weights_registry.load("sample_two_cities")
+    samples = source.samples[: 4 * source.sample_rate]
+    voice = pipeline.clone(weights_registry.load("sample_beckett"))
+    whole = pipeline.convert(samples, voice, sample_rate=source.sample_rate)
+    stream = pipeline.stream(
+        voice, sample_rate=source.sample_rate, output_rate=22050, block_ms=320, lookahead_ms=320,
+        own_voice=Waveform(source.samples, source.sample_rate),
+    )  # fmt: skip
+    live = run(stream, samples, 4410)
+    assert len(live) == len(whole.samples)
+    steps = np.abs(np.diff(live, 2))
+    block = round(stream.block_seconds * 22050)
+    edges = (np.arange(len(steps)) % block < 256) & (np.arange(len(steps)) >= block)
+    assert np.percentile(steps[edges], 99.9) < 1.5 * np.percentile(steps[~edges], 99.9)
+    mels = [log_mel(x, HIFIGAN_MEL)[:, 86:-86] for x in (live, whole.samples)]
+    assert np.mean(np.abs(mels[0] - mels[1])) < 0.5
+    assert np.corrcoef(mels[0].mean(0), mels[1].mean(0))[0, 1] > 0.9

@@ -109,7 +109,7 @@ class HandMade:
         } | stages
 
     def version(self, name, version=None):
-        return SimpleNamespace(name=name, version="1.0", kind=self.KINDS[name])
+        return SimpleNamespace(name=name, version="1.0", kind=self.KINDS[name], quantised=None)
 
     def is_installed(self, version):
         return False

@@ -164,3 +164,24 @@ def test_copy_synthesis_keeps_the_speaker_and_the_quality(weights_registry: Mode
     assert similarity >= 0.95
     overall = [quality.score(samples).overall for samples in (before, after)]
     assert abs(overall[0] - overall[1]) <= 0.1
+
+
+@pytest.mark.parametrize(("frames", "start", "stop"), [(40, 14, 20), (40, 0, 7), (20, 15, 20)])
+def test_a_part_is_that_of_the_whole(frames: int, start: int, stop: int) -> None:
+    net = random_net()
+    weights = graph_kit.export_graphs.weights_of(net)
+    edited = hifigan.late_part(graph_kit.graph("hifigan", SMALL))
+    opened: list[int] = []
+
+    def open_late() -> Any:
+        opened.append(1)
+        return graph_kit.bound_network(edited, weights, "the network", "test")
+
+    whole = vocoder_of(net)
+    model = hifigan.HiFiGANModel(whole.network, SMALL, open_late=open_late)
+    mel = random_mel(frames)[0]
+    expected = whole.synthesize(mel)[:, start * 256 : stop * 256]
+    for _ in range(2):
+        np.testing.assert_allclose(model.synthesize_part(mel, start, stop), expected, atol=1e-6)
+    np.testing.assert_allclose(whole.synthesize_part(mel, start, stop), expected, atol=1e-6)
+    assert len(opened) == 1

@@ -19,6 +19,7 @@ from auto_voice.models.mock_models import mock_sample
 from auto_voice.models.registry.catalog_schema import builtin_catalog, load_catalog
 from auto_voice.models.runtime import graphs, quantise
 from auto_voice.models.runtime.weights import map_safetensors
+from auto_voice.progress import Progress, told_to
 from auto_voice.types import Waveform
 from registry_kit import file_entry, model_entry, write_catalog
 
@@ -60,23 +61,12 @@ def ranges(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 # How near
 
 
-def test_a_range_has_less_error_than_that_of_the_extremes() -> None:
-    values = np.random.default_rng(0).standard_t(3, 20_000).astype(np.float32)
-
-    def error(step: float, zero: float) -> float:
-        whole = np.clip(np.rint(values / step) + zero, 0, 255) - zero
-        return float(np.square(whole * step - values).mean())
-
-    full = float(values.max() - values.min()) / 255
-    step, zero = quantise.best_range(values)
-    assert error(step, zero) < 0.97 * error(full, np.rint(-values.min() / full))
-    assert step < full
-    assert 0 <= zero <= 255
-
-
-def test_numbers_that_eight_bits_hold_stay_what_they_are() -> None:
-    values = np.arange(-100, 156, dtype=np.float32) / 8
-    np.testing.assert_allclose(quantise.best_range(values), (1 / 8, 100))
+@pytest.mark.parametrize(("low", "high"), [(-3.0, 5.0), (0.0, 1.0), (-2.0, 0.0), (0.0, 0.0)])
+def test_eight_bits_reach_from_end_to_end_and_hold_zero(low: float, high: float) -> None:
+    step, zero = (float(number) for number in quantise.step_and_zero(low, high))
+    assert zero in range(256)
+    assert (0 - zero) * step == pytest.approx(low, abs=step / 2 + 1e-9)
+    assert (255 - zero) * step == pytest.approx(high, abs=step / 2 + 1e-6)
 
 
 @pytest.mark.slow
@@ -223,30 +213,34 @@ def test_another_preference_is_refused() -> None:
         ModelRegistry(prefer="best")
 
 
-@pytest.fixture
-def vocoder(
-    tmp_path: Path, weights: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> Path:
+@pytest.fixture(scope="module")
+def catalog(weights: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A catalog with ``mine@1``, a HiFi-GAN, and ``mine@1-int8``, whose ranges it ships."""
-    save_file(weights, tmp_path / "mine.safetensors")
+    folder = tmp_path_factory.mktemp("vocoder")
+    save_file(weights, folder / "mine.safetensors")
     names = [node.inputs[1] for node in quantise.eight_bit_convolutions(GRAPH)]
     numbers = {f"{name}{end}": np.array([0.02, 128], np.float32) for name in names
                for end in (":read", ":given")}  # fmt: skip
-    save_file(numbers, tmp_path / "ranges.safetensors")
+    save_file(numbers, folder / "ranges.safetensors")
     entry = {"architecture": "hifigan", "licence": "MIT", "needs": {"ram_mb": 120},
              "params": {"sample_rate": 22050, "hop_samples": 256, "bands": 80}}  # fmt: skip
-    weight_file = file_entry(tmp_path / "mine.safetensors")
+    weight_file = file_entry(folder / "mine.safetensors")
     shipped = {"of": "1", "to": "int8", "speed": 1.9, "calibration": "ranges.safetensors"}
     versions = {
         "1": {**entry, "files": [weight_file]},
         "1-int8": {
             **entry,
-            "files": [weight_file, file_entry(tmp_path / "ranges.safetensors")],
+            "files": [weight_file, file_entry(folder / "ranges.safetensors")],
             "quantised": shipped,
         },
     }
     models = {"mine": model_entry(versions, "vocoder", default="1")}
-    catalog = write_catalog(tmp_path / "mine.yaml", models)
+    return write_catalog(folder / "mine.yaml", models)
+
+
+@pytest.fixture
+def vocoder(tmp_path: Path, catalog: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The model folder of a user whose YAML is ``catalog``."""
     monkeypatch.setenv("AUTOVOICE_CONFIG", str(catalog))
     monkeypatch.setenv("AUTOVOICE_MODEL_DIR", str(tmp_path / "models"))
     monkeypatch.setenv("AUTOVOICE_DEVICE", "cpu")
@@ -301,13 +295,13 @@ def test_a_user_makes_a_version_that_is_listed_chosen_and_removed(
     monkeypatch.setattr(quantise, "MOST_PIECES", 2)
     monkeypatch.setattr(quantise, "PIECE_FRAMES", 10)
     monkeypatch.setattr(quantise, "TIMED_RUNS", 2)
-    seen: list[float] = []
+    seen: list[Progress] = []
     registry = ModelRegistry(progress=False)
-    made = quantise.quantise(
-        registry, "mine", "int8", speech=speech(), number="1-own", progress=seen.append
-    )
-    assert seen == sorted(seen)
-    assert seen[-1] == pytest.approx(1)
+    with told_to(seen.append):
+        made = quantise.quantise(registry, "mine", "int8", speech=speech(), number="1-own")
+    parts = [progress.fraction for progress in seen if progress.stage == "quantise"]
+    assert parts == sorted(parts)
+    assert parts[-1] == 1
     assert made.key == "mine@1-own"
     registry = ModelRegistry(offline=True, progress=False)
     exact, low = registry.load("mine@1"), registry.load("mine@1-own")
@@ -348,8 +342,11 @@ def test_a_version_that_is_stopped_while_it_is_made_is_not_there(
         raise KeyboardInterrupt
 
     registry = ModelRegistry(progress=False)
-    with pytest.raises(KeyboardInterrupt):
-        quantise.quantise(registry, "mine", "int8", speech=speech(), number="1-own", progress=stop)
+    with (
+        told_to(lambda p: stop() if p.stage == "quantise" else None),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        quantise.quantise(registry, "mine", "int8", speech=speech(), number="1-own")
     assert untouched(vocoder)
     for place in ("write_arrays", "_times_as_fast", "extend_folder_catalog"):
         with monkeypatch.context() as patch:

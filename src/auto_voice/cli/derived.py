@@ -142,8 +142,8 @@ def quantize(
 ) -> None:
     """Make a version of NAME[@VERSION] in another precision.
 
-    int8 makes a vocoder about twice as fast on a CPU and a third as large; fp16 and bf16 halve the
-    file and run as fast as before. The report converts six recordings by both and judges them.
+    int8 makes a vocoder nearly twice as fast on a CPU; it, fp16 and bf16 halve the file, and the
+    latter two run as fast as before. The report converts six recordings by both and judges them.
     Afterwards `--prefer fastest` or `--prefer smallest` chooses it, or its name does.
 
     \b
@@ -152,7 +152,7 @@ def quantize(
     from auto_voice.models.runtime import quantise
 
     registry = open_registry(**where)
-    version = registry.version(name)
+    version = quantise.published(registry, name)
     quantise.check_request(registry, version, to, number or f"{version.version}-{to}")
     recordings = (_recordings(speech) if speech else _samples(registry)) if to == "int8" else ()
     with shown_progress(hidden=as_json):

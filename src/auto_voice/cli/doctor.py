@@ -39,6 +39,7 @@ OPTIONAL = {
     "matplotlib": "plot",
     "faster-whisper": "eval",
     "fastapi": "server",
+    "sounddevice": "live",
 }
 # dB; below it a device computes something else than the CPU does. What has single precision leaves
 # 90 and more, and shorter mantissas of GPUs must not cost more than can be heard.

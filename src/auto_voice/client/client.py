@@ -128,6 +128,8 @@ class ModelInfo:
     installed: bool
     loaded: bool
     problem: str = ""
+    ram_mb: int = 0
+    quantised: str = ""
 
 
 def known(record: type[R], answer: Mapping[str, Any]) -> R:
@@ -496,8 +498,11 @@ class LiveConversion:
                 'websockets is not installed; run: pip install "auto-voice[live]"'
             ) from error
         headers = {"authorization": authorization} if authorization else {}
+        self._open = ExitStack()
         try:
-            self._socket = connect(url, additional_headers=headers, compression=None, max_size=None)
+            self._socket = self._open.enter_context(
+                connect(url, additional_headers=headers, compression=None, max_size=None)
+            )
         except InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
@@ -509,14 +514,18 @@ class LiveConversion:
             raise ServerError(f"{url} cannot be reached ({error}).", 503) from error
         self.report: Mapping[str, Any] = {}
         self.dropped_samples = 0
-        self._say(request)
-        self.ready: Mapping[str, Any] = self._message(None)
+        try:
+            self._say(request)
+            self.ready: Mapping[str, Any] = self._message(None)
+        except BaseException:
+            self._open.close()
+            raise
 
     def __enter__(self) -> LiveConversion:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.close()
+        self._open.close()
 
     def send(self, samples: NDArray[np.float32]) -> None:
         """The next ``(samples,)`` of the source."""

@@ -55,9 +55,9 @@ CONTOUR_FRAMES = 9
 # softer, and a converter speaks breaths and the ends of words up to 20 dB too softly.
 MOST_DOWN_DB, MOST_UP_DB = 60.0, 24.0
 MOST_UP_IN_PAUSES_DB = 3.0
-# Of a frame's power that counts as speech at least, however loud the noise around it is: -6 dB, so
-# that the result stays near the source's noise between the words, too.
-LEAST_SPEECH_SHARE = 0.25
+# Of a frame's power that counts as speech at least, however loud the noise around it is: -4.6 dB,
+# so that the result stays near the source's noise between the words, too.
+LEAST_SPEECH_SHARE = 0.35
 # Times that the level is measured and corrected: where it changes fast, one gain is not enough.
 LEVEL_ROUNDS = 2
 # Power that counts as silence, -130 dBFS at the level of the networks.

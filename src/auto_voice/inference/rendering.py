@@ -47,7 +47,7 @@ from auto_voice.inference.effects import (
     warp_formants,
 )
 from auto_voice.inference.inputs import SampleSource
-from auto_voice.models.base import ContentEncoder, Converter, Vocoder
+from auto_voice.models.base import ContentEncoder, Converter, PartVocoder, Vocoder
 from auto_voice.types import Content, FloatArray, Pitch, Voice
 
 log = logging.getLogger(__name__)
@@ -73,9 +73,10 @@ class Piece:
         pauses: ``(frames,)``, see :func:`auto_voice.inference.analysis.pauses`; one value for each
             mel frame of the piece.
         noise: ``(frames,)``, see :func:`auto_voice.inference.analysis.noise_floor`.
-        low, high: mel frames that the vocoder makes audio of; those around are context of the
-            converter alone.
+        low, high: mel frames that audio is made of; those around are context of the converter.
         first_frame: place of the piece in the whole, in mel frames.
+        vocoder_context: mel frames on each side that the vocoder sees, too, as far as there are
+            any.
     """
 
     speech: FloatArray
@@ -88,6 +89,7 @@ class Piece:
     low: int
     high: int
     first_frame: int
+    vocoder_context: int = 0
 
 
 def spoken(
@@ -117,7 +119,7 @@ def spoken(
         source = source_shape(piece.speech, piece.sample_rate, piece.pauses, piece.noise)
         mel = fill_pauses(mel, source)
     with timed(timings, "vocode"):
-        audio = vocoder.synthesize(mel.values[:, low:high])[0]
+        audio = _vocoded(vocoder, mel.values, low, high, piece.vocoder_context)
     if len(audio) != (high - low) * vocoder.hop_samples:
         raise ModelLoadError(
             f"{vocoder.name} gave {len(audio)} samples for {high - low} frames of "
@@ -129,6 +131,17 @@ def spoken(
     with timed(timings, "level"):
         audio = without_rumble(audio, vocoder.sample_rate)
         return follow_level(audio, vocoder.hop_samples, source.part(low, high), controls.energy)
+
+
+def _vocoded(vocoder: Vocoder, mel: FloatArray, low: int, high: int, context: int) -> FloatArray:
+    """Audio of frames ``[low, high)``, made with ``context`` more on each side in sight."""
+    first, last = max(0, low - context), min(mel.shape[1], high + context)
+    seen = mel[:, first:last]
+    if context and isinstance(vocoder, PartVocoder):
+        return np.asarray(vocoder.synthesize_part(seen, low - first, high - first)[0])
+    hop = vocoder.hop_samples
+    inside = slice((low - first) * hop, len(seen[0]) * hop - (last - high) * hop)
+    return np.asarray(vocoder.synthesize(seen)[0][inside])
 
 
 def _breathed(piece: Piece, audio: FloatArray, vocoder: Vocoder, amount: float) -> FloatArray:

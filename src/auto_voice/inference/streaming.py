@@ -57,6 +57,9 @@ PAST_SECONDS, PITCH_SECONDS = 2.0, 1.0
 CONVERTER_FRAMES, VOCODER_FRAMES = 38, 14
 # Frames over which a block fades into the next.
 FADE_FRAMES = 1
+# Frames on each side that are made beyond that: what the level of a frame is taken over, see
+# effects.CONTOUR_FRAMES.
+EDGE_FRAMES = 4
 # Seconds after which what was heard of the speaker is forgotten.
 MEMORY_SECONDS = 30.0
 # Frames of the content whose mean is assumed before any is known: those of a second.
@@ -393,9 +396,9 @@ class LiveStream:
 
     def _rendered(self, stop: int, frames: int) -> tuple[FloatArray, int]:
         """Audio at the source's level of the frames around the block, and the first of these."""
-        context = max(0, self._done - CONVERTER_FRAMES - VOCODER_FRAMES)
-        low = max(0, self._done - VOCODER_FRAMES)
-        high = min(frames, stop + FADE_FRAMES + VOCODER_FRAMES)
+        context = max(0, self._done - CONVERTER_FRAMES - VOCODER_FRAMES - EDGE_FRAMES)
+        low = max(0, self._done - EDGE_FRAMES)
+        high = min(frames, stop + FADE_FRAMES + EDGE_FRAMES)
         at = self._position(context) - self._first
         self._hear_level()
         gain = np.float32(self._speaker.gain)
@@ -418,6 +421,7 @@ class LiveStream:
             low=low - context,
             high=high - context,
             first_frame=context,
+            vocoder_context=VOCODER_FRAMES,
         )
         voice = self._with_pitch(voice, semitones)
         converter, vocoder = self._setup.converter, self._vocoder
@@ -490,6 +494,8 @@ class LiveStream:
             noise = np.interp(places, hops, floor).astype(np.float32)
         least = 10 ** ((SPEECH_DBFS - ACTIVE_DB) / 10) / self._speaker.gain**2
         pairs = energies[: len(energies) // 2 * 2].reshape(-1, 2).sum(axis=1) / (2 * hop)
+        if len(pairs) == 0:  # A stream of less than 20 ms.
+            return pause, noise, np.zeros(0, np.bool_)
         padded = np.pad(pairs > least, AROUND_FRAMES)
         around = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND_FRAMES + 1)
         return pause, noise, np.asarray(around.any(axis=1), np.bool_)
@@ -501,13 +507,15 @@ class LiveStream:
         encoder, frame = self._encoder, self._content_frame
         before = at // frame
         window = speech[at - before * frame :]
+        if len(window) < frame:  # The end of a stream of less than one frame.
+            window = np.pad(window, (0, frame - len(window)))
         if not isinstance(encoder, PieceEncoder):
             whole = encoder.encode(window)
             return Content(whole.features[before:], whole.frame_rate, whole.space)
         features = encoder.encode_piece(window)
         edges = (self._position(f) - self._first - at for f in (self._done, stop))
         low, high = (before + max(0, -(-edge // frame)) for edge in edges)
-        new = features[low:high]
+        new = features[low : min(high, len(active))]
         self._speaker.hear_content(new[active[low : low + len(new)]], encoder.frame_rate)
         return encoder.centred(features[before:], self._speaker.content_mean)
 

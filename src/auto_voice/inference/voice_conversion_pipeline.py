@@ -302,7 +302,7 @@ class VoiceConversionPipeline(PipelineStages):
         if output is not None:
             output.refuse_mock(mock)
         with timed(timings, "voice"):
-            voice = self.voice(target, sample_rate)
+            voice = self._with_gain_note(self.voice(target, sample_rate))
         return ConversionSetup(
             source=recording,
             voice=voice,
@@ -326,11 +326,13 @@ class VoiceConversionPipeline(PipelineStages):
     def warmup(self) -> dict[str, float]:
         """Load every stage and run it once; seconds by stage."""
         timings: dict[str, float] = {}
-        with timed(timings, "speaker"):
-            noise = 0.1 * np.sin(np.arange(32000, dtype=np.float32) * 0.05).astype(np.float32)
-            embedding = self.speaker_encoder.embed_utterance(noise)
         with timed(timings, "load"):
+            self.registry.load_installed(self.config.models.values())
             self.stages()
+        with timed(timings, "speaker"):
+            # A second: everything runs, and nobody waits for more of the vocoder than that.
+            noise = 0.1 * np.sin(np.arange(16000, dtype=np.float32) * 0.05).astype(np.float32)
+            embedding = self.speaker_encoder.embed_utterance(noise)
         # Without its notes: nobody asked for this conversion, so nobody needs advice on it.
         voice = replace(bare_voice(embedding), notes=())
         result = self.convert(Waveform(noise, 16000), voice)
@@ -371,6 +373,14 @@ class VoiceConversionPipeline(PipelineStages):
         steps = self.config.fine_tune_steps if self.config.fine_tune else 0
         with self._telling():
             return self._fine_tunings.fine_tuned(self.converter, voice, steps)
+
+    def _with_gain_note(self, voice: Voice) -> Voice:
+        """``voice`` with a note on what fine-tuning gains, where it could be done and is not."""
+        gain = getattr(self.converter, "fine_tuning_gain", "")
+        if not gain or voice.fine_tuning or voice.speech is None:
+            return voice
+        note = f"The voice was cloned without --fine-tune: {gain}."
+        return replace(voice, notes=(*voice.notes, note))
 
 
 def _facts(account: ConversionResult | FileResult) -> dict[str, Any]:

@@ -126,3 +126,15 @@ class Vocoder(Protocol):
     def synthesize(self, mel: ArrayLike) -> FloatArray:
         """``([batch,] bands, frames)`` to ``(batch, frames * hop_samples)``."""
         ...
+
+
+@runtime_checkable
+class PartVocoder(Protocol):
+    """A vocoder that makes a part of a spectrogram for less than the whole costs."""
+
+    def synthesize_part(self, mel: FloatArray, start: int, stop: int) -> FloatArray:
+        """Frames ``[start, stop)`` of what ``synthesize`` makes of ``(bands, frames)``.
+
+        ``(1, (stop - start) * hop_samples)``.
+        """
+        ...

@@ -122,6 +122,8 @@ class CompactConverter:
         name: ``name@version`` of the weights.
         content_space: that the network was trained on.
         device: where it shall run.
+        fine_tuning_gain: what fine-tuning these weights to a voice was measured to gain, as a
+            clause; empty where nobody measured it.
 
     Raises:
         ModelLoadError: the weights do not fit the graph.
@@ -139,8 +141,10 @@ class CompactConverter:
         content_space: str,
         device: str = "cpu",
         source: str = "",
+        fine_tuning_gain: str = "",
     ) -> None:
         self.graph, self.weights, self.shape = graph, weights, shape
+        self.fine_tuning_gain = fine_tuning_gain
         self.name = name
         self.content_space = content_space
         self.network = bound_network(graph, weights, source or name, name, device)
@@ -265,8 +269,8 @@ def _digest(arrays: Mapping[str, NDArray[np.float16]]) -> bytes:
 def build(
     files: Mapping[str, Path], version: ModelVersion, device: str = "cpu"
 ) -> CompactConverter:
-    """From the catalog's record; ``params`` holds ``net`` (arguments of ``ConverterNet``) and
-    ``content_space``.
+    """From the catalog's record; ``params`` holds ``net`` (arguments of ``ConverterNet``),
+    ``content_space`` and maybe ``fine_tuning_gain``.
 
     Raises:
         ModelLoadError: the weights do not fit the architecture.
@@ -276,5 +280,5 @@ def build(
     graph = read_graph("mel_converter", shape, files, version.key)
     return CompactConverter(
         graph, read_weights(path), shape, version.key, version.params["content_space"], device,
-        str(path),
+        str(path), str(version.params.get("fine_tuning_gain", "")),
     )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from auto_voice.audio.frames import pieces
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.runtime.graphs import load_network
+from auto_voice.models.runtime.graphs import load_network, nodes_of, with_kept
 from auto_voice.models.runtime.sessions import Network, trim_heap
 from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays
 from auto_voice.types import FloatArray
@@ -56,15 +58,23 @@ class HiFiGANShape:
         ``d (k - 1) / 2`` samples, a transposed one of stride ``u`` maps a reach ``r`` to
         ``(r + overhang) / u`` of its input.
         """
+        return self._reach(0) + 3
+
+    @property
+    def late_frames(self) -> int:
+        """The same of what follows the first upsampling: 2 for V1."""
+        return -(-self._reach(1) // self.upsample_rates[0])
+
+    def _reach(self, stages: int) -> int:
+        """Of the input of the upsampling that follows so many others."""
         longest = max(self.block_kernels)
         blocks = sum((d + 1) * (longest - 1) // 2 for d in self.dilations)
         reach = 3
-        for rate, kernel in zip(
-            self.upsample_rates[::-1], self.upsample_kernels[::-1], strict=True
-        ):
+        later = zip(self.upsample_rates[stages:], self.upsample_kernels[stages:], strict=True)
+        for rate, kernel in reversed(list(later)):
             overhang = kernel - 1 - (kernel - rate) // 2
             reach = -(-(reach + blocks + overhang) // rate)
-        return reach + 3
+        return reach
 
 
 class HiFiGANModel:
@@ -75,6 +85,7 @@ class HiFiGANModel:
         shape: its sizes.
         name: ``name@version`` of the weights.
         chunk_frames: frames synthesised at once; the result does not depend on it.
+        open_late: makes the network of :meth:`synthesize_part`, see :func:`late_part`.
     """
 
     sample_rate = HIFIGAN_MEL.sample_rate
@@ -86,8 +97,12 @@ class HiFiGANModel:
         *,
         name: str = "hifigan",
         chunk_frames: int = CHUNK_FRAMES,
+        open_late: Callable[[], Network] | None = None,
     ) -> None:
         self.network = network
+        self._open_late = open_late
+        self._late: Network | None = None
+        self._opening = threading.Lock()
         self.shape = shape or HiFiGANShape()
         self.name = name
         self.device = network.device
@@ -124,6 +139,32 @@ class HiFiGANModel:
             audio[:, piece.start * hop : piece.stop * hop] = samples[:, piece.inside(hop)]
         return audio
 
+    def synthesize_part(self, mel: FloatArray, start: int, stop: int) -> FloatArray:
+        """Frames ``[start, stop)`` of what :meth:`synthesize` makes of ``(bands, frames)``.
+
+        ``(1, (stop - start) * hop_samples)`` float32. What lies around them goes through the first
+        stage alone, which sees far and costs a fifth of the work. The network is opened when it is
+        first needed and takes as much memory again.
+        """
+        if self._open_late is None:
+            return self.synthesize(mel)[:, start * self.hop_samples : stop * self.hop_samples]
+        with self._opening:
+            if self._late is None:
+                self._late = self._open_late()
+        late, rate = self.shape.late_frames, self.shape.upsample_rates[0]
+        low, high = max(0, start - late), min(mel.shape[1], stop + late)
+        places = (np.array([place * rate], np.int64) for place in (low, high))
+        batch = np.ascontiguousarray(mel[None], np.float32)
+        samples: FloatArray = self._late(batch, *places)[:, 0]
+        return samples[:, (start - low) * self.hop_samples : (stop - low) * self.hop_samples]
+
+
+def late_part(graph: bytes) -> bytes:
+    """The generator's graph, whose second upsampling takes samples ``[start, stop)`` of the first
+    one's."""
+    ups = [node for node in nodes_of(graph) if node.operation == "ConvTranspose"]
+    return with_kept(graph, ups[1].inputs[0], axis=2)
+
 
 def convert_checkpoint(path: Path) -> dict[str, Array]:
     """The published generator (key ``generator``) as arrays, weight normalisation folded.
@@ -143,10 +184,13 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> HiFi
         ModelLoadError, UnsafeFileError: see ``graphs.load_network``.
     """
     shape = HiFiGANShape.from_params(version.params)
-    network = load_network("hifigan", shape, files, version.key, device, convert=convert_checkpoint)
+    load = partial(
+        load_network, "hifigan", shape, files, version.key, device, convert=convert_checkpoint
+    )
     return HiFiGANModel(
-        network,
+        load(),
         shape,
         name=version.key,
         chunk_frames=int(version.params.get("chunk_frames", CHUNK_FRAMES)),
+        open_late=partial(load, edit=late_part) if len(shape.upsample_rates) > 1 else None,
     )

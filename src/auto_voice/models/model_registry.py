@@ -278,12 +278,17 @@ class ModelRegistry:
         return bundled_files(version) is not None
 
     def is_obtainable(self, version: ModelVersion) -> bool:
-        """Whether a version is here or has a source elsewhere; one that was made here and removed
-        is not."""
-        from auto_voice.models.registry.sources import needs_network
+        """Whether a version is here or has a source; one that was made here and removed has none
+        any more."""
+        from auto_voice.models.registry.sources import FileSource, parse_source
 
-        uris = (uri for file in version.files for source in file.sources for uri in source)
-        return self.is_installed(version) or any(map(needs_network, uris))
+        def exists(uri: str) -> bool:
+            source = parse_source(uri)
+            return not isinstance(source, FileSource) or source.path.is_file()
+
+        return self.is_installed(version) or all(
+            any(all(map(exists, uris)) for uris in file.sources) for file in version.files
+        )
 
     def pull(
         self, name: str, version: str | None = None, *, force: bool = False

@@ -148,6 +148,8 @@ class ModelView(_Model):
     installed: bool
     loaded: bool
     problem: str = Field("", description="Why the model cannot be used, such as a stale pin.")
+    ram_mb: int = Field(0, description="Memory that the model needs; 0 where that is not known.")
+    quantised: str = Field("", description="Its precision where it was made of another version.")
 
 
 class ModelList(_Model):

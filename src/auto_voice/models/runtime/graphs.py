@@ -27,7 +27,7 @@ HALF = ":half"
 # and zero point of the 8-bit numbers that the convolution reads and gives.
 STEP, READ, GIVEN = ":step", ":read", ":given"
 # ``TensorProto.DataType``.
-FLOAT, UINT8, INT8, INT32, FLOAT16 = 1, 2, 3, 6, 10
+FLOAT, UINT8, INT8, INT32, INT64, FLOAT16 = 1, 2, 3, 6, 7, 10
 _TYPES = {"float32": FLOAT, "uint8": UINT8, "int8": INT8, "int32": INT32, "float16": FLOAT16}
 # Names that an error message lists before it says how many more there are.
 NAMES_SHOWN = 3
@@ -98,6 +98,7 @@ def load_network(
     *,
     convert: Callable[[Path], dict[str, Array]] | None = None,
     select: Callable[[str], str | None] | None = None,
+    edit: Callable[[bytes], bytes] | None = None,
 ) -> Network:
     """The network of a version that has one weight file.
 
@@ -105,6 +106,7 @@ def load_network(
         shape: dataclass of the sizes.
         files: of the version.
         convert, select: see ``weights.read_weights``.
+        edit: what is changed in the graph.
 
     Raises:
         ModelLoadError: missing, unknown or wrongly shaped arrays (the message names file and
@@ -114,6 +116,7 @@ def load_network(
     path = weight_file(files, name)
     arrays = read_weights(path, convert=convert, select=select)
     graph = read_graph(architecture, shape, files, name)
+    graph = graph if edit is None else edit(graph)
     return bound_network(graph, arrays, str(path), name, device)
 
 
@@ -431,6 +434,32 @@ def with_outputs(graph: bytes, names: Iterable[str]) -> bytes:
     """``graph`` that also gives the tensors ``names``."""
     outputs = [(12, _field(1, name.encode())) for name in names]
     return with_fields(graph, [*fields_of_graph(graph), *outputs])
+
+
+def with_kept(graph: bytes, tensor: str, axis: int) -> bytes:
+    """``graph`` that goes on with a part of ``tensor`` alone, where two more inputs say.
+
+    Args:
+        tensor: the output of an operation.
+        axis: along which the part lies: from the input ``start``, ``(1,)`` int64, to ``stop``.
+    """
+    kept, along = f"{tensor}:kept", f"{tensor}:axis"
+    fields: list[tuple[int, int | bytes | memoryview]] = []
+    for number, content in fields_of_graph(graph):
+        if number != 1 or isinstance(content, int):
+            fields.append((number, content))
+            continue
+        node = read_node(content)
+        reads = [kept if name == tensor else name for name in node.inputs]
+        fields.append((1, _renamed(content, reads)))
+        if node.output == tensor:
+            fields.append((1, _node("Slice", [tensor, "start", "stop", along], kept)))
+    one = _field(1, _field(1, 1))
+    kind = _field(1, _field(1, INT64) + _field(2, one))
+    inputs = [(11, _field(1, name) + _field(2, kind)) for name in (b"start", b"stop")]
+    value = int(axis).to_bytes(8, "little")
+    constant = _field(1, 1) + _field(2, INT64) + _field(8, along.encode()) + _field(9, value)
+    return with_fields(graph, [*fields, (5, constant), *inputs])
 
 
 def fields_of_graph(graph: bytes) -> list[tuple[int, int | memoryview]]:

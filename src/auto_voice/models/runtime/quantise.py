@@ -1,6 +1,6 @@
 """Smaller and faster versions of a model, made of the one that was published.
 
-``int8`` computes the wide convolutions of a vocoder in 8 bits: half the time, a third of the bytes.
+``int8`` computes the wide convolutions of a vocoder in 8 bits: little more than half the time.
 The ranges of the numbers between them come from speech that the network is run on once. ``fp16``
 and ``bf16`` keep weights in half the bytes; sessions widen them, so they save disk and not time.
 """
@@ -77,15 +77,10 @@ MOST_CHANNELS = 128
 # Largest weight in steps, 7 bits of the 8: processors before AVX-512 VNNI add two products in 16
 # bits, which two weights of 127 would overflow. The sound has the same signal-to-noise ratio.
 LARGEST_WEIGHT = 63
-# Of speech that the ranges are taken from: frames of one piece, and moments kept of each tensor in
-# a piece. Every tensor of a piece is in memory at once, some 200 MB.
-PIECE_FRAMES, MOMENTS = 80, 60
-# Pieces that are used of more speech, evenly spread: some 40 s.
-MOST_PIECES = 44
+# Frames of one piece of the speech that the ranges are taken from: every tensor of a piece is in
+# memory at once, some 200 MB. Of more pieces than these, two minutes, evenly spread ones are used.
+PIECE_FRAMES, MOST_PIECES = 80, 130
 LEAST_SECONDS = 3.0
-# Numbers of a tensor that its range is fitted to; ends that are tried, as parts of the extremes.
-FITTED_NUMBERS = 60_000
-ENDS = np.arange(0.15, 1.01, 0.05)
 # Of each model, to see how many times as fast the new one is.
 TIMED_RUNS = 4
 
@@ -141,7 +136,7 @@ def calibration(
 ) -> dict[str, Array]:
     """Step and zero point of what each wide convolution reads and gives.
 
-    The range of a tensor is that of least squared error in 8 bits, narrower than its extremes.
+    Ranges reach to the extremes: narrower ones of less squared error lost 10 dB in loud speech.
 
     Args:
         graph: without weights.
@@ -162,44 +157,26 @@ def calibration(
             "int8 would gain nothing; choose fp16."
         )
     network = open_network(with_outputs(graph, tensors), float32(arrays))
-    samples: dict[str, list[Array]] = {name: [] for name in tensors}
+    ends = dict.fromkeys(tensors, (0.0, 0.0))
     given = list(pieces)
     for index, piece in enumerate(given):
         for name, values in zip(tensors, network.outputs_of(tensors, piece), strict=True):
-            stride = max(1, values.shape[2] // MOMENTS)
-            samples[name].append(values[0, :, ::stride].ravel())
-        tell("quantise", 80 * (index + 1) / len(given), 100)
-    numbers: dict[str, Array] = {}
-    for index, name in enumerate(tensors):
-        numbers[name] = best_range(np.concatenate(samples.pop(name)))
-        tell("quantise", 80 + 20 * (index + 1) / len(tensors), 100)
+            low, high = ends[name]
+            ends[name] = min(low, float(values.min())), max(high, float(values.max()))
+        tell("quantise", index + 1, len(given))
+    numbers = {name: step_and_zero(*both) for name, both in ends.items()}
     read = {f"{node.inputs[1]}{READ}": numbers[node.inputs[0]] for node in found}
     return read | {f"{node.inputs[1]}{GIVEN}": numbers[node.output] for node in found}
 
 
-def best_range(values: Array) -> Array:
-    """Step and zero point with which 8 bits keep ``values`` with the least squared error.
+def step_and_zero(low: float, high: float) -> Array:
+    """Step and zero point with which 8 bits reach from ``low`` to ``high``, zero among them.
 
     Returns:
         ``(2,)`` float32; the zero point is a whole number from 0 to 255.
     """
-    thinned = values[:: max(1, len(values) // FITTED_NUMBERS)]
-    ends = [min(float(values.min()), -1e-6), max(float(values.max()), 1e-6)]
-    parts = [1.0, 1.0]
-
-    def scale(at: list[float]) -> tuple[float, float]:
-        step = (ends[1] * at[1] - ends[0] * at[0]) / 255
-        return step, float(np.rint(-ends[0] * at[0] / step))
-
-    def error(at: list[float]) -> float:
-        step, zero = scale(at)
-        whole = np.clip(np.rint(thinned / step) + zero, 0, 255) - zero
-        return float(np.square(whole * step - thinned).mean())
-
-    for side in (1, 0, 1, 0):
-        tried = [[*parts[:side], float(end), *parts[side + 1 :]] for end in ENDS]
-        parts = min(tried, key=error)
-    return np.array(scale(parts), np.float32)
+    step = max(high - low, 1e-6) / 255
+    return np.array([step, np.rint(-low / step)], np.float32)
 
 
 def int8_arrays(arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> dict[str, Array]:
@@ -371,7 +348,7 @@ def quantise(
         AudioContentError: too little speech.
         ModelError: the model cannot be had, or the folder cannot be written.
     """
-    version = registry.version(name)
+    version = published(registry, name)
     number = number or f"{version.version}-{to}"
     check_request(registry, version, to, number)
     if to == "int8":
@@ -402,7 +379,19 @@ def quantise(
         quantised=Quantised(version.version, to),
         needs=replace(version.needs, ram_mb=ram_mb),
     )
-    return _install(registry, version, made, new, kept, arrays)
+    return _install(registry.store, (version, ready), made, new, kept, arrays)
+
+
+def published(registry: Registry, name: str) -> ModelVersion:
+    """The version that ``name`` means; for a bare name the original, whatever is preferred.
+
+    Raises:
+        UnknownModelError: no such model or version.
+    """
+    version = registry.version(name)
+    if version.quantised is None or "@" in name:
+        return version
+    return registry.version(name, version.quantised.of)
 
 
 def check_request(registry: Registry, version: ModelVersion, to: str, number: str) -> None:
@@ -420,7 +409,7 @@ def check_request(registry: Registry, version: ModelVersion, to: str, number: st
             f"{version.key} is quantised already; give the version it was made of, "
             f"{version.name}@{version.quantised.of}"
         )
-    if version.kind not in KINDS or not version.files:
+    if version.kind not in KINDS or all(file.file.endswith(SUFFIX) for file in version.files):
         raise ConfigError(
             f"{version.key} has no version of other precision; content encoders, converters and "
             "vocoders with weights of their own have"
@@ -459,8 +448,8 @@ def _pieces(version: ModelVersion, speech: Iterable[Waveform]) -> Iterator[Array
 
 
 def _install(
-    registry: Registry,
-    version: ModelVersion,
+    store: ModelStore,
+    original: tuple[ModelVersion, Mapping[str, Path]],
     made: ModelVersion,
     new: str,
     kept: Mapping[str, Path],
@@ -469,10 +458,11 @@ def _install(
     """``made`` with its files in the store, its speed measured, and in the folder's catalog.
 
     Args:
+        original: what it is made of, with the files that a session reads.
         new: name of the file for ``arrays``.
         kept: the other files of ``version``.
     """
-    store = registry.store
+    version, ready = original
     about = made.quantised
     assert about is not None
     source = f"made from {version.key}"
@@ -490,7 +480,7 @@ def _install(
                 found.append(replace(file, sources=()))
         made = replace(made, files=tuple(found))
         arrived = {file.file: folder / file.file for file in found}
-        speed = _times_as_fast(registry.load(version.name, version.version), made, arrived)
+        speed = _times_as_fast((version, ready), (made, arrived))
         made = replace(made, quantised=replace(about, speed=speed))
         try:
             with store.lock(made.name, made.version):
@@ -513,17 +503,17 @@ def forget(store: ModelStore, version: ModelVersion) -> None:
     remove(store, version.name, version.version)
 
 
-def _times_as_fast(model: Any, made: ModelVersion, files: Mapping[str, Path]) -> float:
-    """CPU time of ``model`` over that of ``made``, each run in turn on a second of noise."""
-    other = ARCHITECTURES[made.architecture].build(files, made, "cpu")
-    taken: dict[int, list[float]] = {0: [], 1: []}
+def _times_as_fast(*pair: tuple[ModelVersion, Mapping[str, Path]]) -> float:
+    """CPU time of the first version over that of the second, by turns on a second of noise."""
+    models = [ARCHITECTURES[v.architecture].build(files, v, "cpu") for v, files in pair]
+    taken: list[list[float]] = [[], []]
     for _ in range(TIMED_RUNS):
-        for index, one in enumerate((model, other)):
+        for model, (version, _), times in zip(models, pair, taken, strict=True):
             before = time.process_time()
-            run_once(one, made)
-            taken[index].append(time.process_time() - before)
+            run_once(model, version)
+            times.append(time.process_time() - before)
     # The first run of each makes what the others find.
-    first, second = (float(np.median(values[1:])) for values in taken.values())
+    first, second = (float(np.median(times[1:])) for times in taken)
     return round(first / max(second, 1e-9), 2)
 
 
