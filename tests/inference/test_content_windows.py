@@ -97,6 +97,7 @@ def test_no_window_is_heard_twice_where_the_memory_holds_all(rising):
     assert len(encoder.lengths) == 3
 
 
+@pytest.mark.slow
 def test_beyond_its_memory_windows_are_encoded_again(rising, monkeypatch):
     samples = np.concatenate([rising, rising, rising])
     all_kept = listener(Attending(), samples)

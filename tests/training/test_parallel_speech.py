@@ -90,6 +90,7 @@ def test_crops_that_are_asked_for_and_cannot_be_had_are_an_error() -> None:
         task(parallel(), back_translated=4)
 
 
+@pytest.mark.slow
 def test_the_converter_learns_to_take_the_voice_from_the_reference_alone() -> None:
     """The content tells the throat; with aligned crops it stops to matter."""
     torch.manual_seed(0)

@@ -178,6 +178,7 @@ def test_maps_are_fitted_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["perceptual_maps.safetensors"]
 
 
+@pytest.mark.slow
 def test_a_converter_learns_to_be_understood_in_other_voices(perceptual: PerceptualLosses) -> None:
     small = {"dims": DIMS, "width": 32, "blocks": 2}
     sizes = {"batch": 4, "frames": 64, "reference_frames": 96}
