@@ -31,8 +31,8 @@ from auto_voice.types import Content, Pitch, Waveform
 from auto_voice.voices.voice_file import save_voice
 from hand_made_stages import LocalContent, LocalVocoder, join
 
-PIECES = PipelineConfig(chunk_seconds=4)
-SECONDS = 14.0
+PIECES = PipelineConfig(chunk_seconds=6)
+SECONDS = 20.0
 
 
 class CentredLocal(LocalContent):
