@@ -21,6 +21,7 @@ from auto_voice.models.registry.maintenance import (
     usage,
 )
 from auto_voice.models.registry.store import ModelStore
+from auto_voice.progress import told_to
 from registry_kit import tone_catalog
 
 
@@ -52,6 +53,17 @@ def test_stats_say_what_was_used_when_and_how_long_it_took(config, tmp_path, cap
     assert [row["model"] for row in rows] == ["tone@2", "tone@1"]
     assert main(["models", "stats", *where]) == 0
     assert "tone@1" in capsys.readouterr().out
+
+
+def test_loads_side_by_side_are_recorded_and_told_like_others(config, tmp_path) -> None:
+    registry = ModelRegistry(tmp_path / "models", config=config, progress=False)
+    registry.pull("tone", "1")
+    registry.pull("tone", "2")
+    told: list[tuple[str, str]] = []
+    with told_to(lambda progress: told.append((progress.stage, progress.item))):
+        registry.load_installed(["tone@1", "tone@2"])
+    assert {one.model: one.loads for one in usage(registry.store)} == {"tone@1": 1, "tone@2": 1}
+    assert {("load", "tone@1"), ("load", "tone@2")} <= set(told)
 
 
 def test_a_model_that_stays_loaded_is_noted_once_an_hour(tmp_path) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +106,6 @@ class ModelRegistry:
         fallback: ``none``, ``compact`` or ``mock``: what may replace a model that cannot be had.
         memory_budget_mb: limit for loaded models; least recently used first out. 0 for none.
         mirrors: base URLs of servers that are asked first for files.
-
         prefer: which version a bare name means where there are quantised ones: ``exact`` takes the
             catalog's default, ``fastest`` and ``smallest`` what was made of it and is faster on
             a CPU or needs less memory.
@@ -405,11 +405,13 @@ class ModelRegistry:
         """
         versions = [] if self.use_mock else [self.version(name) for name in names]
         loaded = self.loaded()
-        keys = [v.key for v in versions if v.key not in loaded and self.is_installed(v)]
-        if len(keys) < 2:
+        here = {v.key: v for v in versions if v.key not in loaded and self.is_installed(v)}
+        if len(here) < 2:
             return
-        with ThreadPoolExecutor(len(keys)) as pool:
-            for loading in [pool.submit(self._load, self.version(key)) for key in keys]:
+        with self._recording(), ThreadPoolExecutor(len(here)) as pool:
+            # Record, listener and trace are of the thread that asks.
+            started = [pool.submit(copy_context().run, self._load, v) for v in here.values()]
+            for loading in started:
                 loading.exception()
 
     def load_hubert(self, version: str | None = None) -> ContentEncoder:
