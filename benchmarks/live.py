@@ -17,18 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine import neighbour
 
 from auto_voice import PipelineConfig, VoiceConversionPipeline
 from auto_voice.audio.io import read_audio
@@ -44,18 +42,6 @@ FIGURES = {
 }  # fmt: skip
 # Growth in memory over a soak that is no leak: what allocators keep.
 SOAK_MB = 30.0
-
-
-@contextmanager
-def neighbour(busy: bool) -> Iterator[None]:
-    """One process that counts for ever, where ``busy`` says so."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if busy else None
-    try:
-        yield
-    finally:
-        if process is not None:
-            process.kill()
-            process.wait()
 
 
 def talk(seconds: float, f0_hz: float = 120.0) -> Waveform:

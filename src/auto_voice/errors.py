@@ -48,6 +48,11 @@ def reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its class where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def install_hint(extra: str) -> str:
     """How to install an extra of the package, for the end of a sentence."""
     hint = f'pip install "auto-voice[{extra}]"'

@@ -21,7 +21,7 @@ from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
-from auto_voice.errors import ConfigError, MissingDependencyError
+from auto_voice.errors import ConfigError, MissingDependencyError, install_hint
 
 log = logging.getLogger(__name__)
 
@@ -337,9 +337,9 @@ def _log(event: Event) -> None:
     level, sentence = _SENTENCES.get(type(event.what), (logging.DEBUG, ""))
     if event.error or not sentence or not log.isEnabledFor(level):
         return
-    facts = {**asdict(event.what), "seconds": event.seconds}
-    told = {"event": event.name, **asdict(event.what), "seconds": round(event.seconds, 4)}
-    log.log(level, sentence.format(**facts), extra={"event": told})
+    facts = asdict(event.what)
+    told = {"event": event.name, **facts, "seconds": round(event.seconds, 4)}
+    log.log(level, sentence.format(**facts, seconds=event.seconds), extra={"event": told})
 
 
 # OpenTelemetry
@@ -373,7 +373,6 @@ def export_otlp(endpoint: str, service: str = "autovoice") -> None:
         )
     if _export is None:
         _export = _Export(endpoint.rstrip("/"), service)
-        subscribe(_export)
 
 
 def exported_to() -> str:
@@ -402,7 +401,7 @@ class _Export:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             raise MissingDependencyError(
-                f'{error.name} is not installed; run: pip install "auto-voice[otel]"'
+                f"{error.name} is not installed; run: {install_hint('otel')}"
             ) from error
         # Importing the package would be a circle.
         version = str(vars(sys.modules["auto_voice"])["__version__"])
@@ -433,6 +432,7 @@ class _Export:
         import atexit
 
         atexit.register(flush_otlp)
+        self._unsubscribe = subscribe(self)
 
     def __call__(self, event: Event) -> None:
         self._measure(event)
@@ -475,9 +475,7 @@ class _Export:
             self._audio.add(what.audio_seconds)
 
     def close(self) -> None:
-        global _subscribers
-        with _changing:
-            _subscribers = tuple(other for other in _subscribers if other is not self)
+        self._unsubscribe()
         self._spans.shutdown()
         self._meters.shutdown(_EXPORT_SECONDS * 1000)
 

@@ -206,18 +206,18 @@ def _fallback(raw: Any) -> str:
     return str(raw)
 
 
+def _preference(raw: Any) -> str:
+    if raw not in PREFERENCES:
+        raise ValueError(f"one of {', '.join(PREFERENCES)}")
+    return str(raw)
+
+
 # A device alone, or after the name of a kind, of a model or of a version of one.
 _DEVICE = re.compile(
     r"(?:[A-Za-z0-9][A-Za-z0-9_.@+-]*=)?(?:auto|cpu|directml|coreml|openvino(?::bf16)?|cuda(?::\d+)?)"
 )
 # Key of a mapping for models that no other key names.
 DEFAULT_DEVICE = "default"
-
-
-def _preference(raw: Any) -> str:
-    if raw not in PREFERENCES:
-        raise ValueError("one of exact, fastest, smallest")
-    return str(raw)
 
 
 def _device(raw: Any) -> str:
@@ -300,8 +300,7 @@ SETTINGS: Mapping[str, Setting] = {
             _device,
             lambda: "auto",
             "auto, cpu, cuda, cuda:N, directml, coreml, openvino or openvino:bf16; several with "
-            "commas; "
-            "vocoder=cuda:1 for one kind or model",
+            "commas; vocoder=cuda:1 for one kind or model",
         ),
         Setting(
             "fallback",

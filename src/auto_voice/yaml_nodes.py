@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from auto_voice.errors import CatalogError
+from auto_voice.errors import CatalogError, first_line
 
 _BARE = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 # Levels of nesting; libyaml's composer recurses in C and would overflow the stack.
@@ -145,7 +145,7 @@ class Node:
         try:
             return self.loader.construct_object(self.raw, deep=True)
         except (YAMLError, TypeError, ValueError) as error:
-            raise self.error(f"cannot be read ({_first_line(error)})") from error
+            raise self.error(f"cannot be read ({first_line(error)})") from error
 
 
 def read(path: Path) -> Node | None:
@@ -176,7 +176,7 @@ def read(path: Path) -> Node | None:
         line = mark.line + 1 if mark else 1
         raise CatalogError(f"{path}:{line}: is not valid YAML ({error.problem})") from error
     except yaml.YAMLError as error:
-        raise CatalogError(f"{path}:1: is not valid YAML ({_first_line(error)})") from error
+        raise CatalogError(f"{path}:1: is not valid YAML ({first_line(error)})") from error
     return None if root is None else Node(root, path, "", loader, _line(root))
 
 
@@ -223,7 +223,3 @@ def require(fields: Mapping[str, Node], owner: Node, *keys: str) -> None:
 
 def _line(raw: Any) -> int:
     return int(raw.start_mark.line) + 1
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -114,16 +114,21 @@ def test_processes_share_one_transfer(served: tuple[Path, list[str]], tmp_path: 
     assert len(requests) == 1
 
 
-def test_different_models_load_at_the_same_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def loads_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loads end only in pairs that are under way at the same time."""
     together = threading.Barrier(2, timeout=30)
 
     def build(files: object, version: object, device: str) -> object:
-        together.wait()  # Passes only if the other load is under way as well.
+        together.wait()
         return object()
 
     monkeypatch.setattr("auto_voice.models.sample_model.build", build)
+
+
+def test_different_models_load_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads_wait_for_each_other(monkeypatch)
     registry = ModelRegistry(tmp_path / "m", config=tone_catalog(tmp_path, ("1", "2")))
     with ThreadPoolExecutor(2) as pool:
         low, high = pool.map(registry.load, ["tone@1", "tone@2"])
@@ -133,13 +138,7 @@ def test_different_models_load_at_the_same_time(
 def test_models_that_are_installed_load_side_by_side(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = threading.Barrier(2, timeout=30)
-
-    def build(files: object, version: object, device: str) -> object:
-        together.wait()  # Passes only if the other load is under way as well.
-        return object()
-
-    monkeypatch.setattr("auto_voice.models.sample_model.build", build)
+    loads_wait_for_each_other(monkeypatch)
     registry = ModelRegistry(tmp_path / "m", config=tone_catalog(tmp_path, ("1", "2", "3")))
     registry.pull("tone", "1")
     registry.pull("tone", "2")

@@ -14,7 +14,7 @@ from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel, mel_filters
 from auto_voice.audio.pitch import extract_pitch
 from auto_voice.audio.resample import resample
-from auto_voice.errors import AudioOutputError, MissingDependencyError, reason
+from auto_voice.errors import AudioOutputError, MissingDependencyError, install_hint, reason
 from auto_voice.types import Waveform
 
 # Width and height of one spectrogram.
@@ -42,7 +42,7 @@ def draw_spectrograms(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError(
-            'matplotlib is not installed; run: pip install "auto-voice[plot]"'
+            f"matplotlib is not installed; run: {install_hint('plot')}"
         ) from error
     width, height = PANEL_INCHES
     figure = Figure(figsize=(width, height * len(recordings)), layout="constrained")

@@ -24,7 +24,7 @@ from auto_voice.cli.options import (
     make_pipeline,
     model_options,
 )
-from auto_voice.errors import AudioDeviceError, ConfigError, MissingDependencyError
+from auto_voice.errors import AudioDeviceError, ConfigError, MissingDependencyError, install_hint
 from auto_voice.types import FloatArray
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def sound_library() -> Any:
         import sounddevice
     except ImportError as error:
         raise MissingDependencyError(
-            'sounddevice is not installed; run: pip install "auto-voice[live]"'
+            f"sounddevice is not installed; run: {install_hint('live')}"
         ) from error
     except OSError as error:
         raise MissingDependencyError(
@@ -403,6 +403,8 @@ def keyboard(act: Callable[[str], None], stop: threading.Event) -> Iterator[None
 
 def on_key(run: LiveRun, stream: LiveStream, controls: Any) -> Callable[[str], None]:
     """What the keys of ``HELP`` do."""
+    from auto_voice.inference.controls import CONTROLS
+
     chosen = [controls]
 
     def act(key: str) -> None:
@@ -410,7 +412,8 @@ def on_key(run: LiveRun, stream: LiveStream, controls: Any) -> Callable[[str], N
             run.session.bypassed = not run.session.bypassed
         elif key in "+-=":
             step = -1.0 if key == "-" else 1.0
-            wanted = min(36.0, max(-36.0, chosen[0].semitones + step))
+            limits = CONTROLS["semitones"]
+            wanted = float(np.clip(chosen[0].semitones + step, limits.low, limits.high))
             chosen[0] = replace(chosen[0], semitones=wanted)
             stream.change(controls=chosen[0])
         elif key == "q":

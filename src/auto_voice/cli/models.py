@@ -589,6 +589,9 @@ def stats(as_json: bool, **where: Any) -> None:
     if as_json:
         print_json([asdict(one) for one in found])
         return
+    if not found:
+        click.echo("nothing was used yet")
+        return
     table = [("MODEL", "LAST USED", "LOADS", "LAST LOAD", "LONGEST", "DEVICE", "FETCHED", "IN")]
     for one in found:
         size, took = sized(one.fetched_bytes), f"{one.fetch_s:.1f} s"
@@ -597,7 +600,7 @@ def stats(as_json: bool, **where: Any) -> None:
         last = datetime.fromtimestamp(one.last).strftime("%Y-%m-%d %H:%M")
         about = (one.model, last, str(one.loads), load, longest, one.device or "-")
         table.append(about + fetched)
-    print_table(table) if found else click.echo("nothing was used yet")
+    print_table(table)
 
 
 def _seconds(seconds: float | None) -> str:

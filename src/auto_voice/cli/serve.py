@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from auto_voice.cli.options import make_pipeline, model_options
-from auto_voice.errors import ConfigError, MissingDependencyError, reason
+from auto_voice.errors import ConfigError, MissingDependencyError, install_hint, reason
 
 if TYPE_CHECKING:
     from auto_voice.evaluation.judges import Judges
@@ -145,7 +145,7 @@ def serve(
         import uvicorn
     except ImportError as error:
         raise MissingDependencyError(
-            f'{error.name} is not installed; run: pip install "auto-voice[server]"'
+            f"{error.name} is not installed; run: {install_hint('server')}"
         ) from error
     from auto_voice.server import Engine, ServerSettings, create_app
     from auto_voice.server.admission import PatientProtocol

@@ -495,7 +495,7 @@ class LiveConversion:
             from websockets.sync.client import connect
         except ImportError as error:
             raise errors.MissingDependencyError(
-                'websockets is not installed; run: pip install "auto-voice[live]"'
+                f"websockets is not installed; run: {errors.install_hint('live')}"
             ) from error
         headers = {"authorization": authorization} if authorization else {}
         self._open = ExitStack()

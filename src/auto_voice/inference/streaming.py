@@ -434,9 +434,8 @@ class LiveStream:
 
     def _joined(self, audio: FloatArray, low: int, stop: int) -> FloatArray:
         """The block out of ``audio``, faded into from the one before it, at the output's rate."""
-        hop, rate, out_rate = self._vocoder.hop_samples, self._vocoder.sample_rate, (
-            self._setup.output_rate
-        )  # fmt: skip
+        hop, rate = self._vocoder.hop_samples, self._vocoder.sample_rate
+        out_rate = self._setup.output_rate
         end, faded = (f * hop * out_rate // rate for f in (stop, stop + FADE_FRAMES))
         made = resampled_part(audio, low * hop, rate, out_rate, self._given, faded)
         fade = len(self._fading)

@@ -61,6 +61,11 @@ class PieceEncoder(Protocol):
         ...
 
 
+def cosine(a: FloatArray, b: FloatArray) -> float:
+    """Of the angle between two vectors ``(dims,)`` that are not zero, in [-1, 1]."""
+    return float(np.clip(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
+
+
 @runtime_checkable
 class SpeakerEncoderStage(Protocol):
     """Speech at 16 kHz to a unit vector of who speaks."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from auto_voice.audio.frames import framed, spectra
 from auto_voice.audio.mel import MelSpec, mel_filters
 from auto_voice.errors import AudioContentError
+from auto_voice.models.base import cosine
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.sessions import Network, open_model
 from auto_voice.types import SPEECH_RATE, FloatArray
@@ -77,7 +78,7 @@ class DVectorModel:
 
     def similarity(self, a: FloatArray, b: FloatArray) -> float:
         """Cosine of two embeddings, in [-1, 1]."""
-        return float(np.clip(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
+        return cosine(a, b)
 
 
 def log_mel_frames(samples: FloatArray) -> FloatArray:

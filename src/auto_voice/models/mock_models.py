@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.errors import AudioContentError
+from auto_voice.models.base import cosine
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice, Waveform
 
@@ -85,8 +86,7 @@ class MockSpeakerEncoder:
 
     def similarity(self, a: FloatArray, b: FloatArray) -> float:
         """Cosine of two embeddings, in [-1, 1]."""
-        cosine = np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b))
-        return float(np.clip(cosine, -1, 1))
+        return cosine(a, b)
 
 
 class MockConverter:

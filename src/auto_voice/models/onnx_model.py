@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.audio.mel import HIFIGAN_MEL
-from auto_voice.errors import AudioContentError, ModelLoadError
+from auto_voice.errors import AudioContentError, ModelLoadError, first_line
+from auto_voice.models.base import cosine
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import check_foreign
 from auto_voice.models.runtime.sessions import Network, open_model
@@ -148,7 +149,7 @@ class OnnxSpeakerEncoder:
 
     def similarity(self, a: FloatArray, b: FloatArray) -> float:
         """Cosine of two embeddings, in [-1, 1]."""
-        return float(np.clip(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
+        return cosine(a, b)
 
 
 class OnnxVocoder:
@@ -256,8 +257,9 @@ def _run(network: Network, values: FloatArray, name: str) -> FloatArray:
     except MemoryError:
         raise
     except Exception as error:  # onnxruntime raises classes of its own C++ module
-        told = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelLoadError(f"{name} cannot compute {values.shape[-1]} steps: {told}") from error
+        raise ModelLoadError(
+            f"{name} cannot compute {values.shape[-1]} steps: {first_line(error)}"
+        ) from error
     if not np.isfinite(found).all():
         raise ModelLoadError(f"{name} gives NaN or infinity; export it again in float32")
     return np.asarray(found, np.float32)

@@ -93,7 +93,7 @@ class Workers:
         self._running: dict[tuple[str, int], _Running] = {}
         self._relieved: list[threading.Thread] = []
         self._waiting: dict[str, list[Callable[[JobRecord], None]]] = {}
-        # Bytes that the work which last found the disk full needs, and how often in a row it did.
+        # How often in a row work found the disk full.
         self._full_times = 0
         self._warned = ""
         lanes = [(COMPUTE, f"work-{n}") for n in range(count)] + [(MAINTENANCE, "upkeep")]

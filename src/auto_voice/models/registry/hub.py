@@ -29,7 +29,9 @@ from auto_voice.errors import (
     ModelUnavailableError,
     OfflineError,
     UnsafeFileError,
+    install_hint,
 )
+from auto_voice.filesystem import sha256_file
 from auto_voice.models.registry.catalog import Catalog, ModelEntry, ModelFile, ModelVersion
 from auto_voice.models.registry.fetchers import hub_endpoint, hub_token
 from auto_voice.models.registry.sources import HubSource, parse_source
@@ -347,7 +349,6 @@ def prepare(
         ConfigError: nothing is said of data and figures, or the version has no files.
         UnsafeFileError: a file that could hold more than numbers.
     """
-    from auto_voice.filesystem import sha256_file
     from auto_voice.models.registry.catalog_schema import fields_of
 
     if not version.files:
@@ -400,7 +401,7 @@ def publish(publication: Publication, *, private: bool = False) -> str:
         from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError as error:
         raise MissingDependencyError(
-            f'{error.name} is not installed; run: pip install "auto-voice[hub]"'
+            f"{error.name} is not installed; run: {install_hint('hub')}"
         ) from error
     from auto_voice.models.registry.transfer import HttpTransfer
 

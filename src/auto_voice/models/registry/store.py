@@ -15,7 +15,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -202,10 +202,8 @@ class ModelStore:
         blob = self._blob(sha256)
         if blob.exists():
             return blob
-        for name, number in self.installed():
-            for file, entry in (self.metadata(name, number) or {"files": {}})["files"].items():
-                if entry.get("sha256") == sha256:
-                    self._share(self.folder(name, number) / file, sha256)
+        for path, _ in self._named(sha256):
+            self._share(path, sha256)
         return blob if blob.exists() else None
 
     def path_of(self, sha256: str) -> Path | None:
@@ -214,13 +212,18 @@ class ModelStore:
         Nothing is written, and what was made here from other files does not count. None if no
         version that is here names the hash, or its file is damaged.
         """
+        for path, entry in self._named(sha256):
+            known = ModelFile(path.name, (), sha256, int(entry.get("bytes", -1)))
+            if self._intact(path, known, entry):
+                return path
+        return None
+
+    def _named(self, sha256: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        """Files of installed versions that should hold these bytes, each with its record."""
         for name, number in self.installed():
             for file, entry in (self.metadata(name, number) or {"files": {}})["files"].items():
-                path: Path = self.folder(name, number) / file
-                known = ModelFile(file, (), sha256, int(entry.get("bytes", -1)))
-                if entry.get("sha256") == sha256 and self._intact(path, known, entry):
-                    return path
-        return None
+                if entry.get("sha256") == sha256:
+                    yield self.folder(name, number) / file, entry
 
     def drop_blobs(self, hashes: Iterable[str]) -> int:
         """Removes those of these blobs that no version's file is another name of; the bytes freed.

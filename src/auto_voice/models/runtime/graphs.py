@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from auto_voice.errors import ModelLoadError, UnsafeFileError
+from auto_voice.errors import ModelLoadError, UnsafeFileError, first_line
 from auto_voice.models.runtime.sessions import Network, float32, open_network
 from auto_voice.models.runtime.weights import Array, read_weights
 
@@ -172,7 +172,7 @@ def why_it_fails(device: str) -> str:
         network = open_network(graph, weights, device, "a test network")
         network(np.zeros((1, 8, 40), np.float32))
     except Exception as error:  # Drivers and providers fail in every way there is.
-        return next(iter(str(error).splitlines()), type(error).__name__)
+        return first_line(error)
     return network.refusal
 
 

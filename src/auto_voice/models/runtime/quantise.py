@@ -358,14 +358,13 @@ def quantise(
     files = registry.pull(version.name, version.version)
     weights = _weight_file(version)
     ready = with_safetensors(version, files, registry.store)
+    arrays = read_weights(ready[weights], convert=_converter(version, weights))
     if to == "int8":
-        arrays = read_weights(ready[weights], convert=_converter(version, weights))
         shape = EIGHT_BIT[version.architecture].shape(version)
         graph = read_graph(version.architecture, shape, files, version.key)
         check_fit(initialisers(graph), arrays, str(ready[weights]))
         arrays = int8_arrays(arrays, calibration(graph, arrays, pieces))
     else:
-        arrays = read_weights(ready[weights], convert=_converter(version, weights))
         if all(values.itemsize < 4 for values in arrays.values() if values.ndim > 1):
             raise ConfigError(f"the weights of {version.key} are in half precision already")
         arrays = half_arrays(arrays) if to == "fp16" else arrays

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.errors import ModelLoadError
+from auto_voice.errors import ModelLoadError, first_line
 from auto_voice.models.runtime.devices import (
     PROVIDERS,
     available_providers,
@@ -193,9 +193,9 @@ class Network:
             if self.device == "cpu" or self._on_cpu is None:
                 return False
             told = f"{self._name} went on running on the CPU: the memory of {self.device} is full"
-            log.warning("%s (%s)", told, _first_line(error))
+            log.warning("%s (%s)", told, first_line(error))
             self._session = self._on_cpu()
-            self.refusal, self.device = _first_line(error), "cpu"
+            self.refusal, self.device = first_line(error), "cpu"
             self._set_arenas("cpu")
         moves = getattr(_covering, "moves", None)
         if moves is not None:
@@ -349,7 +349,7 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
                     return session, device, ""
                 refusal = "its provider does not start"
             except Exception as error:  # A full or missing GPU, in classes of a C++ module.
-                refusal = _first_line(error)
+                refusal = first_line(error)
         log.warning("%s cannot run on %s here (%s), so it runs on the CPU", name, device, refusal)
     try:
         session = runtime.InferenceSession(graph, options, providers=[PROVIDERS["cpu"]])
@@ -357,7 +357,7 @@ def _session(graph: bytes | str, options: Any, device: str, name: str) -> tuple[
         if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
             raise MemoryError(name) from error
         raise ModelLoadError(
-            f"{name} cannot be run by onnxruntime ({_first_line(error)}); fetch it again."
+            f"{name} cannot be run by onnxruntime ({first_line(error)}); fetch it again."
         ) from error
     return session, "cpu", refusal
 
@@ -370,10 +370,6 @@ def _later_on_cpu(
     ``options`` hold the weights that were handed over.
     """
     return None if device == "cpu" else lambda: _session(graph, options, "cpu", name)[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def float32(arrays: Mapping[str, Array]) -> dict[str, Array]:
