@@ -111,6 +111,8 @@ def test_at_real_time_pace_it_takes_as_long_as_the_file_and_tells_how_it_went(ru
         ((*FILES, "--no-pace", "--strength", "0.5"), "own voice"),
         ((*FILES, "--no-pace", "--denoise"), "whole recording"),
         ((*FILES, "--no-pace", "--block-ms", "1"), "block_ms must lie"),
+        ((*FILES, "--no-pace", "--block-ms", "nan"), "block_ms must lie"),
+        ((*FILES, "--no-pace", "--rate", "0"), "--rate"),
         ((*LIVE, "--input", "talk.wav", "--output", "talk.wav", "--overwrite"), "is the source"),
         ((*LIVE, "--input", "missing.wav", "--output", "out.wav"), "missing.wav"),
     ],

@@ -25,6 +25,7 @@ from auto_voice.cli.options import (
     model_options,
 )
 from auto_voice.errors import AudioDeviceError, ConfigError, MissingDependencyError, install_hint
+from auto_voice.inference.result import HIGHEST_OUTPUT_RATE, LOWEST_OUTPUT_RATE
 from auto_voice.types import FloatArray
 
 if TYPE_CHECKING:
@@ -455,7 +456,13 @@ def device_lines() -> list[str]:
 @click.option("--list-devices", is_flag=True, help="List microphones and loudspeakers.")
 @click.option("--microphone", metavar="DEVICE", help="Its number or a part of its name.")
 @click.option("--loudspeaker", metavar="DEVICE", help="Its number or a part of its name.")
-@click.option("--rate", default=RATE, show_default=True, help="Samples a second of the devices.")
+@click.option(
+    "--rate",
+    type=click.IntRange(LOWEST_OUTPUT_RATE, HIGHEST_OUTPUT_RATE),
+    default=RATE,
+    show_default=True,
+    help="Samples a second of the devices.",
+)
 @click.option("--block-ms", type=float, help="How much is converted at once [default: 160].")
 @click.option(
     "--lookahead-ms", type=float, help="How much is heard beyond it first [default: 160]."
