@@ -420,7 +420,10 @@ def test_stored_voices_are_heard_and_harmless_remarks_are_no_warnings(
     assert "down to one" not in "".join(page.locator("#voice-notes .warning").all_inner_texts())
     page.click("#voice-listen")
     page.locator("#voice-listen", has_text="Stop").wait_for()
-    page.click("#tab-voices")
+    # Opening the tab lists the voices anew, with other buttons.
+    with page.expect_response("**/v1/voices") as listed:
+        page.click("#tab-voices")
+    listed.value.finished()
     page.click("#voices button >> text=Play")
     page.locator("#voices button", has_text="Stop").wait_for()
     assert "down to one" not in "".join(page.locator("#voices .warning").all_inner_texts())
