@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
+from local_server import local_server
 
 _FLIPPED = bytes(255 - value for value in range(256))
 
@@ -95,15 +96,6 @@ class FaultServer:
 
     def sent(self, path: str) -> int:
         return sum(request.sent for request in self.of(path))
-
-
-class _Quiet(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = True
-    request_queue_size = 128
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass
 
 
 def _handler(server: FaultServer) -> type[http.server.BaseHTTPRequestHandler]:
@@ -197,17 +189,11 @@ def _handler(server: FaultServer) -> type[http.server.BaseHTTPRequestHandler]:
 @contextlib.contextmanager
 def fault_server() -> Iterator[FaultServer]:
     state = FaultServer()
-    server = _Quiet(("127.0.0.1", 0), _handler(state))
-    state.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
-        yield state
-    finally:
-        state.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with local_server(_handler(state)) as state.port:
+        try:
+            yield state
+        finally:
+            state.closing.set()
 
 
 class FakeClock:

@@ -8,10 +8,11 @@ import hashlib
 import http.server
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import unquote
+
+from local_server import local_server
 
 TOKEN = "hf_a_token_that_may_write"
 
@@ -148,14 +149,6 @@ def _handler(hub: FakeHub) -> type[http.server.BaseHTTPRequestHandler]:
 @contextlib.contextmanager
 def hub_server() -> Iterator[FakeHub]:
     hub = FakeHub()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _handler(hub))
-    server.daemon_threads = True
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    try:
+    with local_server(_handler(hub)) as port:
+        hub.url = f"http://127.0.0.1:{port}"
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

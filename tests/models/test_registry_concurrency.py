@@ -16,6 +16,7 @@ import pytest
 from auto_voice.errors import ModelLoadError, ModelUnavailableError
 from auto_voice.models import ModelRegistry
 from auto_voice.models.registry.loading import ModelCache
+from local_server import local_server
 from registry_kit import model_entry, tone_catalog, version_entry, write_catalog, write_tone
 
 THREADS = 32
@@ -61,15 +62,10 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, list[str]]]:
     path = write_tone(tmp_path / "tone.wav", seconds=3)
     requests: list[str] = []
     handler = type("Handler", (Served,), {"data": path.read_bytes(), "requests": requests})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    url = f"http://127.0.0.1:{server.server_port}/tone.wav"
-    entry = {**version_entry(path), "sources": [url]}
-    yield write_catalog(tmp_path / "served.yaml", {"tone": model_entry({"1": entry})}), requests
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with local_server(handler) as port:
+        entry = {**version_entry(path), "sources": [f"http://127.0.0.1:{port}/tone.wav"]}
+        catalog = write_catalog(tmp_path / "served.yaml", {"tone": model_entry({"1": entry})})
+        yield catalog, requests
 
 
 def test_threads_share_one_transfer_and_one_load(

@@ -7,7 +7,6 @@ import http.server
 import json
 import logging
 import re
-import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +19,7 @@ import yaml
 from auto_voice import events
 from auto_voice.client import Client
 from auto_voice.server.telemetry import JsonFormatter, Metrics, TextFormatter
+from local_server import local_server
 from server_kit import until
 
 ROOT = Path(__file__).parents[2]
@@ -66,12 +66,8 @@ def collector() -> Iterator[Any]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-
     class Collector:
-        url = f"http://127.0.0.1:{server.server_address[1]}"
+        url = ""
 
         @staticmethod
         def spans() -> list[Any]:
@@ -93,11 +89,10 @@ def collector() -> Iterator[Any]:
                 for metric in scope.metrics
             }
 
-    yield Collector
-    events.flush_otlp()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with local_server(Handler) as port:
+        Collector.url = f"http://127.0.0.1:{port}"
+        yield Collector
+        events.flush_otlp()
 
 
 # The stream
