@@ -24,6 +24,13 @@ def programs() -> Path | None:
     return next((folder for folder in FOLDERS if (folder / "initdb").is_file()), None)
 
 
+def _in_memory() -> Path | None:
+    """A folder that no busy disk slows down, where there is room in one."""
+    shared = Path("/dev/shm")
+    is_fit = os.access(shared, os.W_OK) and shutil.disk_usage(shared).free > 1_000_000_000
+    return shared if is_fit else None
+
+
 class PostgresServer:
     """Started at once; as another user where this one is root, which PostgreSQL refuses."""
 
@@ -31,7 +38,7 @@ class PostgresServer:
         found = programs()
         assert found is not None
         self._programs = found
-        self._folder = Path(tempfile.mkdtemp(prefix="autovoice-postgres-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="autovoice-postgres-", dir=_in_memory()))
         self._as: list[str] = []
         if os.geteuid() == 0:
             user = next(u for u in pwd.getpwall() if u.pw_name in ("postgres", "nobody"))

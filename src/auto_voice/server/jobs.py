@@ -159,10 +159,10 @@ def state_of(states: Sequence[str]) -> str:
 JOB_TURN = 4
 # Seconds assumed for Retry-After before anything was measured.
 SECONDS_PER_ITEM = 5.0
-# Seconds without a sign of life after which others take up what a process was doing, and between
-# two signs: five may be lost.
+# Seconds without a sign of life after which others take up what a process was doing, and how many
+# signs it gives in that time.
 LEASE_SECONDS = 20.0
-BEAT_SECONDS = 4.0
+BEATS_PER_LEASE = 5
 
 
 class JobStoreError(ServerError):
@@ -297,9 +297,14 @@ class JobStore(ABC):
 
 
 class SharedJobStore(JobStore):
-    """A store that several processes work on, each of which must give signs of life."""
+    """A store that several processes work on, each of which must give signs of life.
+
+    Attributes:
+        lease_seconds: without a sign of life after which a process counts as dead.
+    """
 
     shared = True
+    lease_seconds = LEASE_SECONDS
 
     @abstractmethod
     def beat(self) -> set[tuple[str, int, str]]:

@@ -141,7 +141,8 @@ class PostgresJobStore(SharedJobStore):
         place: Callable[[], str] = lambda: "",
         lease_seconds: float = LEASE_SECONDS,
     ) -> None:
-        self._workers, self._lease, self._place = workers, lease_seconds, place
+        self._workers, self._place = workers, place
+        self.lease_seconds = lease_seconds
         self._conninfo, self._where, self._secret = _parsed(url)
         # It warns of every transaction that a dead connection could not roll back.
         logging.getLogger("psycopg").setLevel(logging.ERROR)
@@ -619,13 +620,15 @@ class PostgresJobStore(SharedJobStore):
             # Claimed for us while the connection broke: nobody here works on it.
             if key[2] not in known:
                 self._run(partial(_put_back, key=key))
+        with self._lock:
+            self._held -= held - mine
         return held - mine
 
     def recover(self, most_attempts: int) -> tuple[int, int]:
         # After the database was away nobody has given a sign of life for a while, and all of them
         # get the time to.
         steady = self._steady_since
-        if steady is None or time.monotonic() - steady < self._lease:
+        if steady is None or time.monotonic() - steady < self.lease_seconds:
             return 0, 0
         return self._run(lambda db: self._take_up(db, most_attempts))
 
@@ -635,7 +638,7 @@ class PostgresJobStore(SharedJobStore):
         db.execute(
             "DELETE FROM autovoice_members"
             " WHERE seen < clock_timestamp() - make_interval(secs => %s)",
-            (self._lease,),
+            (self.lease_seconds,),
         )
         rows = db.execute(
             "SELECT j.id, j.direct AND autovoice_is_gone(j.asker) FROM autovoice_jobs j"
@@ -768,6 +771,8 @@ def _parsed(url: str) -> tuple[str, str, str]:
         given = conninfo_to_dict(url)
     except psycopg.Error:
         raise ConfigError(wrong) from None  # its text has the URL with the password
+    if not all(port.isdigit() for port in str(given.get("port") or "5432").split(",")):
+        raise ConfigError(wrong)
     secret = str(given.get("password") or "")
     defaults: dict[str, Any] = {
         "connect_timeout": CONNECT_SECONDS,

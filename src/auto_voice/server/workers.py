@@ -20,7 +20,7 @@ from auto_voice.server.files import (
     is_disk_full,
 )
 from auto_voice.server.jobs import (
-    BEAT_SECONDS,
+    BEATS_PER_LEASE,
     CANCELLED,
     COMPUTE,
     DONE,
@@ -453,7 +453,7 @@ class Workers:
             try:
                 heard = store.news(LISTEN_SECONDS)
                 if heard or time.monotonic() >= due:
-                    due = time.monotonic() + BEAT_SECONDS
+                    due = time.monotonic() + store.lease_seconds / BEATS_PER_LEASE
                     self._beat(store)
                 if heard:
                     self.wake()
