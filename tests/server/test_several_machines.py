@@ -479,7 +479,9 @@ PROCESS = """
     from auto_voice.server.app import make_context
     from auto_voice.server.files import make_files, make_voices
     from auto_voice.server.postgres import PostgresJobStore
+    from auto_voice.server.telemetry import set_up_logs
 
+    set_up_logs("text")
     folder, database, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 
     class Slow(Engine):
@@ -598,7 +600,9 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
             here, there = (stack.enter_context(Client(url)) for url in site.urls)
             for job in accepted:
                 found = here.wait(job, within_seconds=300)
-                assert [item.state for item in found.items] == ["done", "done"], found
+                assert [item.state for item in found.items] == ["done", "done"], [
+                    item.error for item in found.items
+                ]
                 for n in range(2):
                     assert len(there.result(job, n).content) > 1000
     finally:

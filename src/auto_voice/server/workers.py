@@ -47,8 +47,9 @@ T = TypeVar("T")
 IDLE_SECONDS = 2.0
 # Seconds between two looks for what has expired, and for folders of no job where others make some.
 SWEEP_SECONDS, STRAY_SECONDS = 60.0, 3600.0
-# An item that brought the server down so often is given up.
-MOST_ATTEMPTS = 3
+# An item that brought the server down so often is given up; on several machines, which also end for
+# reasons of their own, later.
+MOST_ATTEMPTS, MOST_ATTEMPTS_SHARED = 3, 6
 # Seconds that cancelled work may keep its thread, before another takes the next from the queue.
 RELIEF_SECONDS = 0.3
 # Threads that may be inside calls which cannot be stopped, beside the workers.
@@ -473,7 +474,7 @@ class Workers:
             stopped = [self._running[key] for key in self._lost]
         if stopped:
             self._stop(stopped)
-        queued, failed = store.recover(MOST_ATTEMPTS)
+        queued, failed = store.recover(MOST_ATTEMPTS_SHARED)
         if queued or failed:
             log.info("taken up from others: %d queued again, %d failed", queued, failed)
         self._every_beat()
