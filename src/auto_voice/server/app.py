@@ -22,7 +22,7 @@ from auto_voice.errors import (
     ServerError,
     install_hint,
 )
-from auto_voice.server import conversion_routes, live_routes, site_routes, voice_routes
+from auto_voice.server import conversion_routes, live_routes, site_routes
 from auto_voice.server.admission import LiveStreams
 from auto_voice.server.context import Context
 from auto_voice.server.engine import Engine
@@ -80,8 +80,8 @@ def create_app(
         },
     )
     app.state.context = context
-    for module in (conversion_routes, voice_routes, site_routes):
-        app.include_router(module.router)
+    for router in (conversion_routes.router, site_routes.api, site_routes.router):
+        app.include_router(router)
     # A route of Starlette: what the others depend on reads forms, which a WebSocket has not.
     app.router.routes.extend(live_routes.ROUTES)
     app.add_exception_handler(AutoVoiceError, _own_error)
