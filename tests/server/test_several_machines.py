@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -22,10 +23,14 @@ import soundfile
 from auto_voice.cli import main
 from auto_voice.client import Client
 from auto_voice.errors import AutoVoiceError, BusyError, ConfigError, UnknownVoiceError
+from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
+from auto_voice.inference.checkpoint import Checkpoint
+from auto_voice.server import Engine
 from auto_voice.server.files import new_id
 from auto_voice.server.jobs import (
     COMPUTE,
     DONE,
+    CancellationToken,
     ClaimLostError,
     JobRequest,
     JobStoreError,
@@ -349,6 +354,69 @@ def test_voices_are_shared_and_a_job_keeps_the_one_it_was_accepted_with(machine,
         assert sorted(future.exception() is None for future in both) == [False, True]
 
 
+class Pieces(Engine):
+    """Long conversions in pieces of two seconds, held up after the second."""
+
+    def __init__(self, folder):
+        config = PipelineConfig(use_mock_models=True, chunk_seconds=2.0)
+        super().__init__(VoiceConversionPipeline(config), folder / "voices")
+        self.open = threading.Event()
+        self.pieces: list[float] = []
+
+    def convert_file(self, source, voice, output, controls, progress, *, subtype, allow_truncated):
+        def told(done):
+            self.pieces.append(done)
+            while len(self.pieces) > 1 and not self.open.wait(0.02):
+                progress(done)
+            progress(done)
+
+        return super().convert_file(
+            source, voice, output, controls, told, subtype=subtype, allow_truncated=allow_truncated
+        )
+
+
+@pytest.mark.slow
+def test_a_long_recording_goes_on_at_another_server_where_one_stopped(
+    machine, talk, friend, monkeypatch
+):
+    monkeypatch.setattr("auto_voice.server.tasks.IN_MEMORY_SECONDS", 4.0)
+    first = machine(Pieces, grace_seconds=0.1)
+    begun, waiting = first.context.engine, machine(Pieces, workers=0)
+    begun.open.clear()
+    with Client(waiting.url, timeout_seconds=60, patience_seconds=60) as client:
+        job = client.submit([friend], references=[talk])
+        until(lambda: len(begun.pieces) > 1)
+        first.stop()
+        second = machine(Pieces)
+        done = client.wait(job.id)
+        assert done.items[0].state == "done"
+        assert done.items[0].result["resumed"] is True
+        made, _ = soundfile.read(io.BytesIO(client.result(job.id).content))
+    ended = second.context.engine
+    assert min(ended.pieces) > begun.pieces[0]  # the first piece was not made twice
+    alone = ended.pipeline.convert(friend, talk)
+    assert np.abs(made - alone.samples).max() < 1e-3
+
+
+def test_a_worker_that_counts_as_dead_does_not_keep_its_successor_from_the_work(
+    machine, talk, friend, monkeypatch
+):
+    """It still holds the lock of what it was writing, which on a network can outlive it."""
+    monkeypatch.setattr("auto_voice.server.tasks.IN_MEMORY_SECONDS", 4.0)
+    server = machine(workers=0)
+    with Client(server.url, timeout_seconds=60, patience_seconds=60) as client:
+        job = client.submit([friend], references=[talk])
+        context = machine(workers=0).context
+        claim = context.store.claim(COMPUTE)
+        context.files.bring(claim)
+        folder = context.files.folder(job.id)
+        with Checkpoint(folder / "out-0.wav", "of the dead one"):
+            result = context.workers._perform(claim, CancellationToken())
+        context.files.deliver(claim, result)
+        context.store.finish(claim, result=result)
+        assert len(client.result(job.id).content) > 1000
+
+
 def test_logging_out_at_one_server_ends_the_session_at_the_other(machine):
     token = "a-token-of-the-tests"
     here, there = machine(workers=0, tokens=(token,)), machine(workers=0, tokens=(token,))
@@ -431,8 +499,6 @@ def test_an_enrolment_that_died_after_its_voice_was_kept_is_done_again(machine, 
     context = machine(workers=0).context
     claim = context.store.claim(COMPUTE)
     context.files.bring(claim)
-    from auto_voice.server.jobs import CancellationToken
-
     context.workers._perform(claim, CancellationToken())  # and then it is killed
     context.files.leave(claim)
     assert server.context.engine.voices.get("late")

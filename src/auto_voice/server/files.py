@@ -525,6 +525,8 @@ class ObjectFiles(JobFiles):
             if _is_needed(name, job, claim.item.index) and not (folder / name).exists():
                 with contextlib.suppress(FileNotFoundError):  # deleted this moment
                     self._objects.get(f"jobs/{job.id}/{name}", folder / name)
+                    # On every machine the same, by which a checkpoint knows its source.
+                    os.utime(folder / name, (job.created, job.created))
         self._carrying = time.monotonic() - started
 
     def save(self, claim: Claim, name: str) -> None:
