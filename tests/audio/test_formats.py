@@ -390,10 +390,16 @@ def test_every_file_of_a_folder_is_a_recording_or_listed_as_ignored(tmp_path):
                  ".git/x.wav"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "dead.wav").symlink_to("nowhere.wav")
+    (tmp_path / "linked").symlink_to("sub")
+    (tmp_path / "folder.wav").mkdir()
     listing = list_folder(tmp_path)
-    assert [p.name for p in listing.recordings] == ["a.aifc", "b.M4A", "c.webm"]
+    assert [p.name for p in listing.recordings] == ["a.aifc", "b.M4A", "dead.wav", "c.webm"]
     assert [p.name for p in listing.ignored] == ["cover.jpg", "notes.txt"]
-    assert [p.name for p in list_folder(tmp_path, deep=False).recordings] == ["a.aifc", "b.M4A"]
+    assert [p.name for p in listing.skipped] == ["linked"]
+    flat = list_folder(tmp_path, deep=False)
+    assert [p.name for p in flat.recordings] == ["a.aifc", "b.M4A", "dead.wav"]
+    assert not flat.skipped
     assert {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".mka", ".aifc"} <= AUDIO_SUFFIXES
 
 

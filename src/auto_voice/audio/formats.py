@@ -7,6 +7,7 @@ playlists and other files that name further files or addresses never reach it.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -127,26 +128,34 @@ class FolderListing:
     """The files of a folder in order of their names; hidden files and folders are left out.
 
     Attributes:
-        recordings: files whose ending is in ``AUDIO_SUFFIXES``.
+        recordings: whatever has an ending of ``AUDIO_SUFFIXES`` and is no folder: what cannot be
+            read, such as a link that leads nowhere, is refused by its name where it is read.
         ignored: all others.
+        skipped: folders that were not looked into: links, and those that may not be listed.
     """
 
     recordings: tuple[Path, ...]
     ignored: tuple[Path, ...]
+    skipped: tuple[Path, ...]
 
 
 def list_folder(folder: Path, *, deep: bool = True) -> FolderListing:
-    """Every regular file of ``folder``, and of the folders in it where ``deep``."""
-    found = sorted(
-        path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Every file of ``folder``, and of the folders in it where ``deep``."""
+    found: list[Path] = []
+    skipped: list[Path] = []
+    for here, folders, files in os.walk(
+        folder, onerror=lambda error: skipped.append(Path(error.filename))
+    ):
+        at = Path(here)
+        found += (at / name for name in files if not name.startswith("."))
+        folders[:] = [name for name in folders if deep and not name.startswith(".")]
+        skipped += (at / name for name in folders if (at / name).is_symlink())
+    found.sort()
     named = [path.suffix.lower() in AUDIO_SUFFIXES for path in found]
     return FolderListing(
         tuple(path for path, known in zip(found, named, strict=True) if known),
         tuple(path for path, known in zip(found, named, strict=True) if not known),
+        tuple(sorted(skipped)),
     )
 
 
