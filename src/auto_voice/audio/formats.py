@@ -143,9 +143,11 @@ def list_folder(folder: Path, *, deep: bool = True) -> FolderListing:
     """Every file of ``folder``, and of the folders in it where ``deep``."""
     found: list[Path] = []
     skipped: list[Path] = []
-    for here, folders, files in os.walk(
-        folder, onerror=lambda error: skipped.append(Path(error.filename))
-    ):
+
+    def skip(error: OSError) -> None:
+        skipped.append(Path(error.filename))
+
+    for here, folders, files in os.walk(folder, onerror=skip):
         at = Path(here)
         found += (at / name for name in files if not name.startswith("."))
         folders[:] = [name for name in folders if deep and not name.startswith(".")]
