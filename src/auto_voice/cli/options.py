@@ -18,6 +18,7 @@ from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeli
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from auto_voice.batch.ray_executor import RayExecutor
     from auto_voice.inference.controls import Controls
     from auto_voice.models.model_registry import ModelRegistry
     from auto_voice.models.registry.catalog import ModelVersion
@@ -127,6 +128,48 @@ _OPTIONS = (
     ),
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
 )
+
+_EXECUTOR_OPTIONS = (
+    click.option(
+        "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+        help="Processes on this machine, or a Ray cluster (needs auto-voice[ray]).",
+    ),
+    click.option(
+        "--address", metavar="ADDRESS", envvar="RAY_ADDRESS",
+        help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; local starts one here for "
+        "the run [default: auto].",
+    ),
+    click.option(
+        "--workers", "--num-workers", "workers", type=click.IntRange(1), metavar="N",
+        help="How many [default: one per two cores, and at least one per device].",
+    ),
+    click.option(
+        "--resources", multiple=True, metavar="NAME=AMOUNT",
+        help="What each worker of a Ray cluster needs, such as cpu=4 or gpu=0.5; memory is in GB; "
+        "may be repeated [default: cpu=2].",
+    ),
+)  # fmt: skip
+
+
+def executor_options(command: F) -> F:
+    """Where jobs run; the command takes them as ``**where`` for :func:`ray_executor`."""
+    for option in reversed(_EXECUTOR_OPTIONS):
+        command = option(command)
+    return command
+
+
+def ray_executor(
+    executor: str, address: str | None, workers: int | None, resources: tuple[str, ...]
+) -> RayExecutor | None:
+    """The executor of ``--executor ray``; None for processes of this machine."""
+    from auto_voice.batch.ray_executor import RayExecutor, parse_resources
+
+    if executor == "ray":
+        return RayExecutor(address or "auto", workers, parse_resources(resources))
+    if resources:
+        raise click.UsageError("--resources are of a Ray cluster; add --executor ray")
+    return None
+
 
 # Names of the options that make the registry.
 REGISTRY_NAMES = ("config", "model_dir", "offline", "mirrors", "device", "fallback", "prefer")
