@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,12 +22,15 @@ import soundfile
 
 from auto_voice import events
 from auto_voice.batch import ray_executor
-from auto_voice.batch.executors import WorkerSpec
+from auto_voice.batch.executors import InlineExecutor, WorkerSpec
 from auto_voice.batch.jobs import BatchJob
 from auto_voice.batch.manifest import Manifest, run_batch
 from auto_voice.batch.ray_executor import MARKER, RayExecutor, parse_resources
 from auto_voice.errors import AutoVoiceError, CatalogError, ConfigError, MissingDependencyError
+from auto_voice.evaluation.pairs import read_test_set
+from auto_voice.evaluation.scoring import evaluate_on, pair_spec
 from auto_voice.inference.result import OutputSpec
+from evaluation_kit import RATE, sing
 from hand_made_stages import speech_like
 from ray_kit import BLINDFOLD, wait_for
 
@@ -159,24 +163,6 @@ def test_a_node_that_sees_no_file_is_sent_them_and_its_results_come_back(cluster
 
 
 @pytest.mark.slow
-def test_a_killed_node_and_killed_workers_lose_nothing(cluster, folder, signs):
-    made = jobs("hang-on-b:sign", "hang-on-b:sign", "word", "word", "die-once:died", "die")
-
-    def kill() -> None:
-        wait_for(signs / "sign")
-        cluster.kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    statuses = run(RayExecutor(cluster.address), made, spec(signs))
-    killer.join()
-    assert statuses.pop("5") == "lost"
-    assert set(statuses.values()) == {"done"}
-    assert set(done()) == {"0", "1", "2", "3", "4"}
-    assert {line["node"] for line in done().values()} == {"a"}
-
-
-@pytest.mark.slow
 def test_a_killed_driver_costs_what_was_in_work_and_the_same_command_goes_on(cluster, folder):
     for number in range(6):
         soundfile.write(f"talk{number}.wav", speech_like(1.5, 110.0 + 10 * number), 16000)
@@ -209,6 +195,44 @@ def test_what_no_worker_can_do_ends_the_run_in_one_sentence(cluster, folder, sig
     with pytest.raises(AutoVoiceError, match=r"and this is 0\.0\.1; install the same version"):
         run(RayExecutor(cluster.address), jobs("a"), spec(signs))
     assert not done()
+
+
+@pytest.mark.slow
+def test_pairs_are_converted_and_judged_where_their_files_are_not_seen(cluster, folder):
+    for speaker, f0_hz in (("x", 120), ("y", 180), ("z", 150)):
+        Path("set", speaker).mkdir(parents=True)
+        for take in range(2):
+            soundfile.write(f"set/{speaker}/{speaker}{take}.wav", sing(f0_hz).samples, RATE)
+    pairs = read_test_set("set")
+    how = replace(pair_spec({}), factory="evaluation_kit:judging")
+    for place in ("here", "there"):
+        Path(place).mkdir()
+    here = evaluate_on(InlineExecutor(), how, pairs, Path("here"), name="x")
+    there = evaluate_on(RayExecutor(cluster.address), how, pairs, Path("there"), name="x")
+    assert there.estimates == here.estimates
+    assert there.verification == here.verification
+    assert [p.targets for p in there.pairs] == [p.targets for p in here.pairs]
+    assert {p.name: p.read_bytes() for p in Path("there").iterdir()} == {
+        p.name: p.read_bytes() for p in Path("here").iterdir()
+    }
+
+
+@pytest.mark.slow
+def test_a_killed_node_and_killed_workers_lose_nothing(cluster, folder, signs):
+    made = jobs("hang-on-b:sign", "hang-on-b:sign", "word", "word", "die-once:died", "die")
+
+    def kill() -> None:
+        wait_for(signs / "sign")
+        cluster.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    statuses = run(RayExecutor(cluster.address), made, spec(signs))
+    killer.join()
+    assert statuses.pop("5") == "lost"
+    assert set(statuses.values()) == {"done"}
+    assert set(done()) == {"0", "1", "2", "3", "4"}
+    assert {line["node"] for line in done().values()} == {"a"}
 
 
 def test_an_address_where_nothing_listens_is_told_at_once():

@@ -23,9 +23,10 @@ from auto_voice.errors import AutoVoiceError
 # A job, or what came of it: names to JSON values.
 Record = Mapping[str, Any]
 
-# Status of an outcome that says that the worker could not be made.
+# Status of an outcome that ends the run, such as that the worker could not be made.
 FATAL = "fatal"
-# Does one job. Its own errors are outcomes; what it raises ends the run.
+# Does one job. Its own errors are outcomes; an AutoVoiceError that it raises ends the run, as every
+# other job would meet it, too.
 Worker = Callable[[Record], dict[str, Any]]
 
 
@@ -68,7 +69,7 @@ class Executor(Protocol):
         the worker died on the job; the run goes on without it.
 
         Raises:
-            AutoVoiceError: no worker can be made from ``spec``.
+            AutoVoiceError: no worker can be made from ``spec``, or one raised it.
         """
         ...
 
@@ -198,7 +199,12 @@ def _work(pipe: Any, spec: WorkerSpec, threads: int, number: int) -> None:
             return
         if job is None:
             return
-        pipe.send(worker(job))
+        try:
+            outcome = worker(job)
+        except AutoVoiceError as error:
+            pipe.send({"status": FATAL, "error": portable(error)})
+            return
+        pipe.send(outcome)
 
 
 def portable(error: Exception) -> AutoVoiceError:

@@ -469,6 +469,8 @@ class _Worker:
                     for relative, data in _files(path)
                 ]
             return outcome
+        except AutoVoiceError as error:
+            return {"status": FATAL, "error": portable(error)}
         except Exception as error:  # A worker process would have died of it.
             text = f"the worker failed ({type(error).__name__}: {first_line(error)})"
             return {"status": "lost", "error": text}
@@ -535,9 +537,9 @@ def _paths(record: Any, names: Sequence[str]) -> list[str]:
     if isinstance(record, Mapping):
         for key, value in record.items():
             if key in names and isinstance(value, str):
-                found.append(value)
+                found += [value] if value else []
             elif key in names and isinstance(value, (list, tuple)):
-                found += [item for item in value if isinstance(item, str)]
+                found += [item for item in value if item and isinstance(item, str)]
             else:
                 found += _paths(value, names)
     return found

@@ -18,6 +18,7 @@ from auto_voice.cli.options import (
     executor_options,
     model_options,
     output_options,
+    plain,
     ray_executor,
     truncation_option,
 )
@@ -145,7 +146,7 @@ def _spec(mock: bool, workers: int | None, options: dict[str, Any], here: bool) 
     from auto_voice.inference.voice_conversion_pipeline import PipelineConfig
     from auto_voice.models.runtime.devices import parse_devices, plan_workers
 
-    registry = {n: _plain(options[n]) for n in REGISTRY_NAMES if options.get(n) is not None}
+    registry = {n: plain(options[n]) for n in REGISTRY_NAMES if options.get(n) is not None}
     chosen = (
         "content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps",
         "allow_truncated",
@@ -166,12 +167,6 @@ def _spec(mock: bool, workers: int | None, options: dict[str, Any], here: bool) 
     )
     places = tuple({"registry": {**registry, "device": device}} for device in devices)
     return replace(made, places=places)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
 
 
 def duration(seconds: float) -> str:

@@ -171,6 +171,13 @@ def ray_executor(
     return None
 
 
+def plain(value: Any) -> Any:
+    """The value of an option as JSON has it, for workers elsewhere."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
 # Names of the options that make the registry.
 REGISTRY_NAMES = ("config", "model_dir", "offline", "mirrors", "device", "fallback", "prefer")
 
