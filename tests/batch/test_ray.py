@@ -11,12 +11,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import soundfile
 
@@ -32,7 +33,7 @@ from auto_voice.evaluation.scoring import evaluate_on, pair_spec
 from auto_voice.inference.result import OutputSpec
 from evaluation_kit import RATE, sing
 from hand_made_stages import speech_like
-from ray_kit import BLINDFOLD, wait_for
+from ray_kit import BLINDFOLD, wait_for, without_models
 
 STORE = 80 << 20
 HERE = Path(__file__).parents[1]
@@ -212,9 +213,53 @@ def test_pairs_are_converted_and_judged_where_their_files_are_not_seen(cluster, 
     assert there.estimates == here.estimates
     assert there.verification == here.verification
     assert [p.targets for p in there.pairs] == [p.targets for p in here.pairs]
-    assert {p.name: p.read_bytes() for p in Path("there").iterdir()} == {
-        p.name: p.read_bytes() for p in Path("here").iterdir()
-    }
+    assert contents("there") == contents("here")
+
+
+def contents(folder: str) -> dict[str, bytes]:
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_features_and_parallel_speech_are_made_where_their_files_are_not_seen(
+    cluster, folder, monkeypatch
+):
+    pytest.importorskip("torch", reason="needs the extra train")
+    from auto_voice.training import features
+    from auto_voice.training import speech_synthesis as speech
+    from auto_voice.training.data import Utterance
+
+    without_models(monkeypatch.setattr)
+    for kind, factory in ((features.Models, "extracting"), (speech.Sources, "speaking")):
+        monkeypatch.setattr(kind, "spec", factory_of(kind.spec, f"ray_kit:{factory}"))
+
+    Path("space").write_text("space")
+    Path("voices").mkdir()
+    for number, name in enumerate(("af_one", "am_two", "bf_three", "bm_four")):
+        np.full((4, speech.STYLE_SIZE), number, np.float32).tofile(f"voices/{name}.bin")
+    Path("graph").write_text("graph")
+    Path("text").write_text("a cat sat.\na dog ran.\na bird flew.\n")
+    utterances = []
+    for number in range(40):
+        path = Path(f"{number}.wav")
+        path.write_text("bad" if number == 7 else str(number))
+        utterances.append(Utterance(path, "x", "x", parallel="p"))
+    models = features.Models(None, Path("space"))
+    files = (Path(name) for name in ("graph", "vocabulary", "voices", "text"))
+    sources = speech.Sources(*files, "kokoro@1")
+    for place, executor in (("here", InlineExecutor()), ("there", RayExecutor(cluster.address))):
+        failures = features.extract(utterances, Path(place), models, executor=executor)
+        assert failures == {Path("7.wav"): "7.wav is bad"}
+        made = speech.make(sources, Path(f"{place}-speech"), 1.0, executor=executor)
+        assert made[0] == 18
+    assert len(contents("here")) == 39
+    assert contents("there") == contents("here")
+    assert contents("there-speech") == contents("here-speech")
+
+
+def factory_of(own: Callable[..., WorkerSpec], factory: str) -> Callable[..., WorkerSpec]:
+    return lambda *given: replace(own(*given), factory=factory)
 
 
 @pytest.mark.slow

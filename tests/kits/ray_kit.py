@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,14 @@ def node() -> str:
     return os.environ.get("AUTOVOICE_NODE", "")
 
 
-def copying(signs: str = "", **settings: Any):
+def copying(signs: str = "", **settings: Any) -> Any:
     """Writes what it reads, and tells where it did; the words of a source are what to do first.
 
     Args:
         signs: folder that all nodes and the test see.
     """
 
-    def work(record):
+    def work(record: Mapping[str, Any]) -> dict[str, Any]:
         source = Path(record["source"])
         words = source.read_text().split()
         for word in words:
@@ -93,7 +94,56 @@ def copying(signs: str = "", **settings: Any):
     return work
 
 
-def unmakeable(**_: Any):
+def unmakeable(**_: Any) -> Any:
     from auto_voice.errors import CatalogError
 
     raise CatalogError("models.yaml:3: there is no key modles; write models.")
+
+
+def without_models(patch: Callable[[Any, str, Any], Any] = setattr) -> None:
+    """Trainings that need no weights: features are what a file says, timbres are constants."""
+    import numpy as np
+
+    from auto_voice.errors import AutoVoiceError
+    from auto_voice.training import features
+    from auto_voice.training import speech_synthesis as s
+
+    class Constant:
+        def __init__(self, graph: Path) -> None:
+            self.level = 0.01 * len(graph.read_bytes())
+
+        def speak(self, tokens: Any, style: Any, speed: float) -> Any:
+            length = int(100 * len(tokens) / speed)
+            return np.full(length, self.level + 0.01 * float(style[0]), np.float32)
+
+    def compute(utterance: Any, models: Any) -> dict[str, Any]:
+        text = utterance.path.read_text() + utterance.parallel + models.content_space.read_text()
+        if "bad" in text:
+            raise AutoVoiceError(f"{utterance.path} is bad")
+        return {"text": np.frombuffer(text.encode(), np.uint8)}
+
+    def corpus(sources: Any, seed: int) -> Any:
+        symbols = {letter: number for number, letter in enumerate("abcdefghijklmnopqrstuvwxyz .")}
+        said, spoken = s.read_sentences(sources.sentences), s.read_voices(sources.voices)
+        return s.ParallelCorpus(said, spoken, symbols, str.lower, seed)
+
+    patch(s, "OnnxSynthesiser", Constant)
+    patch(s.Sources, "corpus", corpus)
+    patch(features, "compute", compute)
+    patch(features, "_loaded", lambda models: None)
+    for module in (s, features):
+        patch(module, "limit_threads", lambda threads: None)
+
+
+def extracting(models: Any) -> Any:
+    from auto_voice.training import features
+
+    without_models()
+    return features.worker(models)
+
+
+def speaking(**settings: Any) -> Any:
+    from auto_voice.training import speech_synthesis
+
+    without_models()
+    return speech_synthesis.worker(**settings)

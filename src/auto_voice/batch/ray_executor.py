@@ -77,8 +77,9 @@ class RayExecutor:
             cores that ends with the run. In a program that has called ``ray.init`` that connection
             is used.
         workers: how many; by default as many as have room when the run begins.
-        resources: of each worker: ``cpu`` (by default 2, or 1 beside ``gpu``), ``gpu``, ``memory``
-            in GB, or a resource of the cluster's own.
+        resources: of each worker: ``cpu``, ``gpu``, ``memory`` in GB, or a resource of the
+            cluster's own.
+        cores: what ``cpu`` is unless it is said; 1 beside ``gpu``, and no more than a node has.
     """
 
     def __init__(
@@ -86,8 +87,10 @@ class RayExecutor:
         address: str = "auto",
         workers: int | None = None,
         resources: Mapping[str, float] | None = None,
+        cores: int = CORES_EACH,
     ) -> None:
         self.address = address
+        self.cores = cores
         self.workers = workers
         self.resources = dict(resources or {})
 
@@ -105,7 +108,7 @@ class RayExecutor:
             return
         ray = _import_ray()
         with _connected(ray, self.address):
-            need = _needed(ray, self.resources)
+            need = _needed(ray, self.resources, self.cores)
             room = sum(_room(node, need) for node in _nodes(ray))
             if not room:
                 raise ConfigError(_nowhere(ray, need))
@@ -682,14 +685,14 @@ def _nodes(ray: Any) -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _needed(ray: Any, resources: Mapping[str, float]) -> dict[str, float]:
+def _needed(ray: Any, resources: Mapping[str, float], cores: int) -> dict[str, float]:
     """What a worker needs, by Ray's names."""
     need = {_NAMES.get(name.lower(), name): amount for name, amount in resources.items()}
     if "memory" in need:
         need["memory"] *= GIGABYTE
     if "CPU" not in need:
         largest = max((node.get("CPU", 0.0) for node in _nodes(ray)), default=0.0)
-        need["CPU"] = 1.0 if "GPU" in need else max(1.0, min(float(CORES_EACH), largest))
+        need["CPU"] = 1.0 if "GPU" in need else max(1.0, min(float(cores), largest))
     return need
 
 

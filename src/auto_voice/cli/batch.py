@@ -54,7 +54,7 @@ NOT_ALL_DONE = 2
 @click.option("--overwrite", is_flag=True, help="Do again what is done; replace what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print failures and the summary alone.")
-@executor_options
+@executor_options("one per two cores, and at least one per device")
 @output_options
 @truncation_option
 @control_options

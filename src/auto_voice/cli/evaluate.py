@@ -122,7 +122,7 @@ def files(path: Path, **options: Any) -> None:
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Keep so many pairs, spread evenly.")
 @click.option("--keep", type=FILE, help="Folder for the conversions [default: a temporary one].")
-@executor_options
+@executor_options("this process")
 @stage_options
 @judge_options
 @output_options

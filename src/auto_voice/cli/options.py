@@ -129,43 +129,55 @@ _OPTIONS = (
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
 )
 
-_EXECUTOR_OPTIONS = (
-    click.option(
-        "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
-        help="Processes on this machine, or a Ray cluster (needs auto-voice[ray]).",
-    ),
-    click.option(
-        "--address", metavar="ADDRESS", envvar="RAY_ADDRESS",
-        help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; local starts one here for "
-        "the run [default: auto].",
-    ),
-    click.option(
-        "--workers", "--num-workers", "workers", type=click.IntRange(1), metavar="N",
-        help="How many [default: one per two cores, and at least one per device].",
-    ),
-    click.option(
-        "--resources", multiple=True, metavar="NAME=AMOUNT",
-        help="What each worker of a Ray cluster needs, such as cpu=4 or gpu=0.5; memory is in GB; "
-        "may be repeated [default: cpu=2].",
-    ),
-)  # fmt: skip
 
+def executor_options(workers: str, cores: int = 2) -> Callable[[F], F]:
+    """Where jobs run; the command takes them as ``**elsewhere`` for :func:`ray_executor`.
 
-def executor_options(command: F) -> F:
-    """Where jobs run; the command takes them as ``**where`` for :func:`ray_executor`."""
-    for option in reversed(_EXECUTOR_OPTIONS):
-        command = option(command)
-    return command
+    Args:
+        workers: how many there are on this machine if nothing is said, in words.
+        cores: of each on a cluster.
+    """
+    options = (
+        click.option(
+            "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+            help="Processes on this machine, or a Ray cluster (needs auto-voice[ray]).",
+        ),
+        click.option(
+            "--address", metavar="ADDRESS", envvar="RAY_ADDRESS",
+            help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; local starts one here "
+            "for the run [default: auto].",
+        ),
+        click.option(
+            "--workers", "--num-workers", "workers", type=click.IntRange(1), metavar="N",
+            help=f"How many [default: {workers}; on a cluster as many as have room].",
+        ),
+        click.option(
+            "--resources", multiple=True, metavar="NAME=AMOUNT",
+            help="What each worker on a cluster needs, such as gpu=0.5; memory is in GB; may be "
+            f"repeated [default: cpu={cores}, or cpu=1 beside gpu].",
+        ),
+    )  # fmt: skip
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 def ray_executor(
-    executor: str, address: str | None, workers: int | None, resources: tuple[str, ...]
+    executor: str,
+    address: str | None,
+    workers: int | None,
+    resources: tuple[str, ...],
+    cores: int = 2,
 ) -> RayExecutor | None:
     """The executor of ``--executor ray``; None for processes of this machine."""
     from auto_voice.batch.ray_executor import RayExecutor, parse_resources
 
     if executor == "ray":
-        return RayExecutor(address or "auto", workers, parse_resources(resources))
+        return RayExecutor(address or "auto", workers, parse_resources(resources), cores)
     if resources:
         raise click.UsageError("--resources are of a Ray cluster; add --executor ray")
     return None
