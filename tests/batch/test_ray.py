@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from auto_voice import events
 from auto_voice.batch import ray_executor
@@ -36,8 +38,9 @@ from hand_made_stages import speech_like
 from ray_kit import BLINDFOLD, wait_for, without_models
 
 STORE = 80 << 20
-HERE = Path(__file__).parents[1]
-PATHS = [HERE.parent / "src", HERE / "kits"]
+ROOT = Path(__file__).parents[2]
+PATHS = [ROOT / "src", ROOT / "tests" / "kits"]
+DEPLOY = ROOT / "deploy" / "ray"
 
 
 @pytest.fixture(scope="module")
@@ -298,6 +301,50 @@ def test_without_ray_the_sentence_names_the_extra(monkeypatch):
         list(RayExecutor().run(WorkerSpec("ray_kit:copying"), [{}]))
     # Where nothing is left to do, nothing is asked for.
     assert list(RayExecutor().run(WorkerSpec("ray_kit:copying"), [])) == []
+
+
+def example(name: str) -> dict[str, Any]:
+    return yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
+
+
+def test_the_examples_run_the_ray_that_is_pinned():
+    (pinned,) = re.findall(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M)
+    image = (DEPLOY / "Containerfile").read_text(encoding="utf-8")
+    assert re.search(rf"^ARG RAY={re.escape(pinned)}-py3\d+$", image, re.M)
+    assert f"'ray[default]=={pinned}'" in (DEPLOY / "cluster.yaml").read_text(encoding="utf-8")
+    assert example("kuberay.yaml")["spec"]["rayVersion"] == pinned
+
+
+def test_the_example_for_ray_up_is_one_that_ray_takes():
+    pytest.importorskip("ray", reason="needs the extra ray")
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    given = example("cluster.yaml")
+    made = prepare_config(given)
+    validate_config(made)
+    workers = made["available_node_types"]["worker"]
+    # A worker's needs are compared with living nodes, and the head is to convert nothing.
+    assert workers["min_workers"] >= 1
+    assert made["available_node_types"][made["head_node_type"]]["resources"] == {"CPU": 0}
+    assert any("--ray-client-server-port=10001" in c for c in made["head_start_ray_commands"])
+
+
+def test_the_example_for_kuberay_has_what_its_schema_and_its_comments_say():
+    made = example("kuberay.yaml")
+    assert (made["apiVersion"], made["kind"]) == ("ray.io/v1", "RayCluster")
+    spec, name = made["spec"], made["metadata"]["name"]
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (head,) = spec["headGroupSpec"]["template"]["spec"]["containers"]
+    assert {"containerPort": 10001, "name": "client"} in head["ports"]
+    (group,) = spec["workerGroupSpecs"]
+    assert 1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+    (worker,) = group["template"]["spec"]["containers"]
+    assert worker["image"] == head["image"]
+    assert worker["resources"]["requests"] == worker["resources"]["limits"]
+    assert spec["authOptions"]["mode"] == "token"
+    text = (DEPLOY / "kuberay.yaml").read_text(encoding="utf-8")
+    assert f"service/{name}-head-svc 10001" in text
+    assert f"get secret {name} " in text
 
 
 def test_resources_are_amounts_by_name():
