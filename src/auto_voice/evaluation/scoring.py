@@ -28,8 +28,14 @@ from auto_voice.evaluation.pairs import (
     refuse_mock,
     told_notes,
 )
-from auto_voice.evaluation.results import Evaluation, PairScore, estimate_all, machine
-from auto_voice.evaluation.statistics import RESAMPLES, SEED
+from auto_voice.evaluation.results import (
+    RESAMPLES,
+    SEED,
+    Evaluation,
+    PairScore,
+    estimate_all,
+    machine,
+)
 from auto_voice.models.quality_model import Quality
 from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Pitch, Voice, Waveform
