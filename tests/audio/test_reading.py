@@ -379,6 +379,7 @@ def test_blocks_joined_equal_the_whole(wav, rate, block_seconds):
         np.testing.assert_allclose(whole.samples, resample(plain, 44_100, rate), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_a_long_file_take_the_memory_of_one(tmp_path):
     minute = speech_like(60.0, 8_000)
     peaks = []

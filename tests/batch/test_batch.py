@@ -261,6 +261,7 @@ def test_a_worker_converts_with_one_pipeline_and_makes_each_voice_once(mock_pipe
     assert "none.wav" in missing["error"]
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_a_few_voices_and_not_those_of_a_whole_table(mock_pipeline):
     work = Converting(mock_pipeline)
     for number in range(VOICES_KEPT + 2):

@@ -33,6 +33,7 @@ from evaluation_kit import PINS, RATE, TableRecogniser, sing
 Folder = Callable[..., Path]
 
 
+@pytest.mark.slow
 def test_a_good_system_scores_above_a_copy_of_the_source(
     make_folder: Folder, judges: Judges
 ) -> None:

@@ -46,6 +46,7 @@ def model() -> hifigan.HiFiGANModel:
     return vocoder_of(random_net())
 
 
+@pytest.mark.slow
 def test_the_network_equals_an_independent_implementation(model: hifigan.HiFiGANModel) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.SpeechT5HifiGanConfig(

@@ -67,6 +67,7 @@ def spoken(converter, target, seed=5, frames=120):
     return converter.convert(content, pitch, target, frames).values.T
 
 
+@pytest.mark.slow
 def test_new_words_come_closer_to_the_speaker(converter):
     """Judged on content that was never in the reference."""
     target = voice(tilt=2.0)
@@ -76,6 +77,7 @@ def test_new_words_come_closer_to_the_speaker(converter):
     assert after < 0.75 * before
 
 
+@pytest.mark.slow
 def test_each_speaker_gets_what_is_theirs(converter):
     dark = converter.fine_tune(voice(tilt=-2.0), 60)
     bright = converter.fine_tune(voice(tilt=2.0), 60)
@@ -202,6 +204,7 @@ def test_damaged_numbers_in_it_are_refused(converter, tmp_path):
         load_voice(save_voice(tmp_path / "ann.safetensors", learnt))
 
 
+@pytest.mark.slow
 def test_a_blend_is_between_its_voices(converter):
     one, two = converter.fine_tune(voice(tilt=-2.0), 20), converter.fine_tune(voice(tilt=2.0), 20)
     blend = blend_voices([(one, 0.5), (two, 0.5)])
@@ -215,6 +218,7 @@ def test_a_blend_is_between_its_voices(converter):
     )
 
 
+@pytest.mark.slow
 def test_threads_with_voices_of_their_own_do_not_hear_each_other(converter):
     """Each result is what the voice gives alone, and the converter ends as it began."""
     voices = [
@@ -248,6 +252,7 @@ def test_a_fitting_that_diverges_changes_nothing(converter, caplog):
     assert "diverged" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_voice_is_not_learnt_from_its_own_cepstra():
     """A source's will be another's: what hangs on them at the voice's own size is not kept."""
     torch.manual_seed(0)
@@ -316,6 +321,7 @@ def test_a_fitting_leaves_out_the_share_of_hidden_values_that_it_says():
     assert torch.equal(student.blocks[0].dropout(torch.ones(1, 9, 64)), torch.ones(1, 9, 64))
 
 
+@pytest.mark.slow
 def test_voices_fitted_at_once_are_what_they_are_alone(converter):
     voices = [voice(tilt=tilt, seed=seed) for tilt, seed in ((2.0, 0), (-2.0, 1), (0.0, 2))]
     alone = [converter.fine_tune(one, 6).fine_tuning for one in voices]

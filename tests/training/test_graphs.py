@@ -87,6 +87,7 @@ def resized(architecture: str, shape: Any, batch: int, sizes: tuple[int, ...]) -
     return inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch", "sizes"), CASES)
 def test_a_graph_computes_what_its_definition_does(
     name: str, batch: int, sizes: tuple[int, ...], built: dict[str, Any]

@@ -335,8 +335,8 @@ class VoiceConversionPipeline(PipelineStages):
             self.registry.load_installed(self.config.models.values())
             self.stages()
         with timed(timings, "speaker"):
-            # A second: everything runs, and nobody waits for more of the vocoder than that.
-            noise = 0.1 * np.sin(np.arange(16000, dtype=np.float32) * 0.05).astype(np.float32)
+            # Half a second: everything runs, and nobody waits for more of the vocoder than that.
+            noise = 0.1 * np.sin(np.arange(8000, dtype=np.float32) * 0.05).astype(np.float32)
             embedding = self.speaker_encoder.embed_utterance(noise)
         # Without its notes: nobody asked for this conversion, so nobody needs advice on it.
         voice = replace(bare_voice(embedding), notes=())
