@@ -20,7 +20,7 @@ import numpy as np
 
 from auto_voice.audio.io import read_audio, write_audio
 from auto_voice.errors import EvaluationError
-from auto_voice.evaluation.statistics import Estimate, estimate
+from auto_voice.evaluation.results import Estimate, estimate
 from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Voice
 

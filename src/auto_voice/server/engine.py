@@ -25,8 +25,9 @@ from auto_voice.errors import (
     VoiceError,
     install_hint,
 )
-from auto_voice.inference.controls import controls_from
+from auto_voice.inference.controls import Controls, controls_from
 from auto_voice.inference.result import ConversionResult, FileResult, OutputSpec
+from auto_voice.inference.streaming import LiveStream
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
@@ -72,6 +73,24 @@ class _ModelSet:
     pipeline: VoiceConversionPipeline
     lenient: VoiceConversionPipeline
     calls: int = 0
+
+
+@dataclass(frozen=True)
+class LiveConversion:
+    """A stream, and the models and voices that it can be changed with."""
+
+    stream: LiveStream
+    pipeline: VoiceConversionPipeline
+    voices: StoredVoices
+
+    def change(self, voice: str | None = None, controls: Controls | None = None) -> None:
+        """From the next block on, speak as a stored voice and by ``controls``; None keeps them.
+
+        Raises:
+            AutoVoiceError: there is no such voice, or controls that need the whole recording.
+        """
+        found = None if voice is None else self.pipeline.voice(self.voices.get(voice))
+        self.stream.change(found, controls)
 
 
 class Engine:
@@ -167,6 +186,29 @@ class Engine:
                 memory_seconds=0,
                 progress=_fraction_of("convert", progress),
             )
+
+    @contextmanager
+    def live(
+        self, voice: str, controls: Controls, *, own_voice: str | None = None, **options: Any
+    ) -> Iterator[LiveConversion]:
+        """A live conversion to a stored voice; its set of models counts as used until it ends.
+
+        Args:
+            own_voice: a stored voice of who speaks.
+            options: of ``VoiceConversionPipeline.stream``.
+
+        Raises:
+            AutoVoiceError: a voice is missing, or something is asked that no live conversion can
+                do.
+        """
+        with self._set() as models:
+            stream = models.pipeline.stream(
+                self.voices.get(voice),
+                controls,
+                own_voice=None if own_voice is None else self.voices.get(own_voice),
+                **options,
+            )
+            yield LiveConversion(stream, models.pipeline, self.voices)
 
     def enrol(
         self,

@@ -364,6 +364,8 @@ FILES = {
     "app.js": "text/javascript; charset=utf-8",
     "api.js": "text/javascript; charset=utf-8",
     "audio.js": "text/javascript; charset=utf-8",
+    "live.js": "text/javascript; charset=utf-8",
+    "worklet.js": "text/javascript; charset=utf-8",
     "originals.js": "text/javascript; charset=utf-8",
     "views.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
