@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from auto_voice.server.jobs import (
     JobStoreError,
     QueueLimits,
 )
+from postgres_kit import PASSWORD
 from server_kit import Gated, until
 
 pytest.importorskip("psycopg", reason="psycopg is not installed (extra postgres)")
@@ -534,6 +536,82 @@ def test_files_that_cannot_be_are_one_sentence(tmp_path, capsys, database, url, 
     args = ["worker", "--mock", "--data-dir", str(tmp_path), "--database", database]
     assert main.main([*args, "--files", url]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Starts ``autovoice``: the process and its log."""
+    running = []
+
+    def start(*args, **variables):
+        log = tmp_path / f"{len(running)}.log"
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "auto_voice.cli", *args, "--mock"],
+                stderr=stderr,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+            )
+        running.append(process)
+        return process, log
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def said(process, log, pattern):
+    def found():
+        text = log.read_text()
+        assert process.poll() is None, text
+        return re.search(pattern, text)
+
+    return until(found, seconds=120)
+
+
+@pytest.mark.slow
+def test_two_servers_and_a_worker_as_the_page_starts_them(
+    command, database, tmp_path, talk, friend
+):
+    """On one machine with one data folder; the password is in a variable of its own."""
+    plain = re.sub(":[^:@/]+@", "@", database)
+    shared = {
+        "AUTOVOICE_DATABASE": plain,
+        "PGPASSWORD": PASSWORD,
+        "AUTOVOICE_FILES": str(tmp_path / "shared"),
+        "AUTOVOICE_VOICE_DIR": str(tmp_path / "not used"),
+    }
+    at = ["--data-dir", str(tmp_path / "data")]
+    servers = [command("serve", "--port", "0", "--workers", "0", *at, **shared) for _ in range(2)]
+    here, there = (said(*server, r"listens on (http://\S+)/")[1] for server in servers)
+    worker, log = command("worker", *at, **shared)
+    said(worker, log, "works on what servers accept")
+    with (
+        Client(here, timeout_seconds=60, patience_seconds=60) as one,
+        Client(there, timeout_seconds=60, patience_seconds=60) as other,
+    ):
+        one.enrol("friend", [friend])
+        job = one.submit([talk, talk], voice="friend")
+        assert other.wait(job.id).state == "done"
+        assert len(other.result(job.id, 1).content) > 1000
+        assert len(other.convert(talk, voice="friend").content) > 1000
+    assert (tmp_path / "shared" / "voices" / "friend.safetensors").is_file()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    for _, text in [*servers, (worker, log)]:
+        assert "Traceback" not in text.read_text()
+        assert PASSWORD not in text.read_text()
+
+
+def test_what_is_shared_is_not_shown(monkeypatch, capsys, database):
+    monkeypatch.setenv("AUTOVOICE_DATABASE", database)
+    monkeypatch.setenv("AUTOVOICE_FILES", "sftp://me:hidden@host/x")
+    assert main.main(["config", "show"]) == 0
+    shown = capsys.readouterr().out
+    assert "AUTOVOICE_DATABASE" in shown
+    assert PASSWORD not in shown
+    assert "hidden" not in shown
+    assert "ss%2Fword" not in shown
 
 
 PROCESS = """
