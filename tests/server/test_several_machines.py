@@ -244,10 +244,11 @@ def test_a_wrong_password_is_one_sentence(postgres_server):
 
 @pytest.fixture(params=["folder", "objects"])
 def files(request, tmp_path):
+    """A folder, and an object store: one in memory, or the S3 that S3_TEST_URL names."""
     if request.param == "folder":
         return str(tmp_path / "shared")
     pytest.importorskip("fsspec", reason="fsspec is not installed (extra postgres)")
-    return f"memory://{new_id()}"
+    return f"{os.environ.get('S3_TEST_URL', 'memory://')}{new_id()}"
 
 
 @pytest.fixture
@@ -463,6 +464,56 @@ def test_without_its_database_a_server_says_so_and_goes_on_when_it_is_back(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize("files", ["objects"], indirect=True)
+def test_without_its_object_store_accepted_work_waits_until_it_is_back(
+    machine, talk, friend, caplog
+):
+    server = machine()
+    gated, objects = server.context.engine, server.context.files._objects
+    with Client(server.url, timeout_seconds=60, patience_seconds=60) as client:
+        gated.open.clear()
+        first = client.submit([talk], references=[friend])
+        until(lambda: gated.running)
+        job = client.submit([talk], references=[friend])
+        working, objects._fs = objects._fs, Away()
+        gated.open.set()  # what runs cannot hand its result over
+        answer = until(lambda: _refused(server, talk, friend))
+        assert "files cannot be used" in answer.json()["error"]["message"]
+        assert "cannot be used (the bucket is away)" in until(lambda: _not_ready(server))["status"]
+        objects._fs = working
+        assert [client.wait(one.id).state for one in (first, job)] == ["done", "done"]
+        until(lambda: httpx2.get(f"{server.url}/readyz", timeout=60).status_code == 200)
+        assert len(client.result(job.id).content) > 1000
+    assert "Traceback" not in caplog.text
+
+
+class Away:
+    """A file system that cannot be reached."""
+
+    def __getattr__(self, name):
+        raise OSError("the bucket is away")
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence(tmp_path, database, capsys):
+    pytest.importorskip("fsspec", reason="fsspec is not installed (extra postgres)")
+    args = ["worker", "--mock", "--data-dir", str(tmp_path / "data"), "--database", database]
+    # A file where the folder of the store would be.
+    (tmp_path / "x").touch()
+    assert main.main([*args, "--files", f"local://{tmp_path / 'x'}"]) == 2
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_a_database_that_was_made_anew_is_set_up_again(opened, database):
+    import psycopg
+
+    store = opened()
+    with psycopg.connect(database) as db:
+        db.execute("DROP TABLE autovoice_items, autovoice_jobs, autovoice_version")
+    assert _fails(lambda: store.get("x" * 22))
+    job = add(store)
+    assert store.get(job.id).state == "queued"
+
+
 def _refused(server, talk, friend):
     files = [("source", talk.read_bytes()), ("reference", friend.read_bytes())]
     answer = httpx2.post(f"{server.url}/v1/jobs", files=files, timeout=60)
@@ -566,7 +617,7 @@ def said(process, log, pattern):
         assert process.poll() is None, text
         return re.search(pattern, text)
 
-    return until(found, seconds=120)
+    return until(found, seconds=300)
 
 
 @pytest.mark.slow
@@ -732,9 +783,9 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
         assert begin.wait(60)
         for name in ("worker 1", "server 1", "worker 2", "server 2"):
             had = len(accepted)
-            until(lambda had=had: len(accepted) >= had + 3, seconds=120)
+            until(lambda had=had: len(accepted) >= had + 3, seconds=300)
             site.kill(name)
-            until(lambda had=had: len(accepted) >= had + 5, seconds=120)
+            until(lambda had=had: len(accepted) >= had + 5, seconds=300)
             site.start(name)
         over.set()
         sender.join()
@@ -756,6 +807,8 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
         done = Counter(db.execute("SELECT job, idx FROM done_log").fetchall())
     assert set(done) >= {(job, n) for job in accepted for n in range(2)}
     assert set(done.values()) == {1}
+    begun = len((tmp_path / "begun.log").read_text().split())
+    print(f"{len(accepted)} jobs of 2 recordings, begun {begun} times, done {sum(done.values())}")
     for name in site.running:
         assert "Traceback" not in (tmp_path / f"{name}.log").read_text()
 
