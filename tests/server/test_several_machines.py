@@ -317,6 +317,7 @@ def test_a_job_is_cancelled_at_another_server(machine, talk, friend):
         assert there.wait(there.submit([talk], references=[friend])).state == "done"
 
 
+@pytest.mark.slow
 def test_voices_are_shared_and_a_job_keeps_the_one_it_was_accepted_with(machine, talk, friend):
     heard = []
 
@@ -435,6 +436,7 @@ def test_logging_out_at_one_server_ends_the_session_at_the_other(machine):
     until(lambda: status(there) == 401)
 
 
+@pytest.mark.slow
 def test_without_its_database_a_server_says_so_and_goes_on_when_it_is_back(
     machine, postgres_server, talk, friend, caplog
 ):
@@ -465,6 +467,7 @@ def test_without_its_database_a_server_says_so_and_goes_on_when_it_is_back(
 
 
 @pytest.mark.parametrize("files", ["objects"], indirect=True)
+@pytest.mark.slow
 def test_without_its_object_store_accepted_work_waits_until_it_is_back(
     machine, talk, friend, caplog
 ):
@@ -528,6 +531,7 @@ def _not_ready(server):
     return answer.json() if answer.status_code == 503 else None
 
 
+@pytest.mark.slow
 def test_a_server_that_starts_before_its_database_waits_for_it(
     machine, postgres_server, talk, friend
 ):
@@ -747,8 +751,8 @@ class Site:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no kill -9")
-def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
-    tmp_path, database, talk, friend, unused_ports
+def test_kill_9_of_each_process_and_of_the_database_loses_and_repeats_nothing(
+    tmp_path, database, postgres_server, talk, friend, unused_ports
 ):
     import psycopg
 
@@ -757,7 +761,7 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
         db.execute(WATCH)
     samples, rate = soundfile.read(talk)
     site, accepted, over = Site(tmp_path, database, unused_ports), [], threading.Event()
-    begin = threading.Event()
+    begin, refused = threading.Event(), threading.Event()
 
     def load():
         """Jobs without end, to whichever server answers, as a load balancer sends them."""
@@ -773,6 +777,8 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
                     accepted.append(client.submit([source, friend], references=[friend]).id)
                     begin.set()
                     break
+            else:
+                refused.set()
             n += 1
             # As many as four workers can do, more or less.
             over.wait(0.5)
@@ -787,6 +793,14 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
             site.kill(name)
             until(lambda had=had: len(accepted) >= had + 5, seconds=300)
             site.start(name)
+        postgres_server.stop()
+        had = len(accepted)
+        refused.clear()
+        try:
+            assert refused.wait(300)
+        finally:
+            postgres_server.start()
+        until(lambda: len(accepted) >= had + 3, seconds=300)
         over.set()
         sender.join()
         for url in site.urls:
