@@ -403,6 +403,30 @@ def test_a_session_counts_what_was_lost():
     assert report.dropouts == 1
 
 
+def test_a_session_keeps_more_after_drop_outs_and_less_when_there_are_none():
+    """Every third block comes 60 ms late: that is heard at first, and then no more."""
+    session, lost = LiveSession(Reported(), margin_ms=20), [0]
+
+    def run(blocks, late):
+        for part in range(10 * blocks):
+            session.feed(ramp(0.01, 160 * part))
+            if not (late and (part % 30 == 29 or part % 30 < 6)):
+                while session.step():
+                    pass
+            session.take(160)
+        lost.append(session.report().dropouts)
+
+    run(9, late=False)
+    for _ in range(4):
+        run(60, late=True)
+    assert lost[1] == 0
+    assert lost[2] > 0
+    assert lost[-1] == lost[-2] == lost[-3]
+    delay = session.delay_ms
+    run(3000, late=False)
+    assert session.delay_ms < delay - 20
+
+
 def test_bypassed_the_source_comes_out_as_late_and_without_a_click():
     class Silent(Echo):
         def push(self, samples):

@@ -84,6 +84,9 @@ AROUND_FRAMES = 10
 ACTIVE_DB = 30.0
 # Milliseconds of finished sound that a session keeps against blocks that take longer than others.
 MARGIN_MS = 20.0
+# By how much that grows when it did not suffice, up to how much, and the seconds without drop-outs
+# after which a tenth of it is tried less.
+MARGIN_GROWTH, MOST_MARGIN_MS, CALM_SECONDS = 1.5, 200.0, 30.0
 # Whole blocks that may wait while one is converted; what comes then is too late.
 MOST_WAITING_BLOCKS = 2
 # Seconds over which sound that is skipped fades into what follows, and over which a session looks
@@ -678,7 +681,8 @@ class LiveSession:
 
     Args:
         stream: whose input and output have the same rate.
-        margin_ms: of finished sound that are kept against blocks that take longer than others.
+        margin_ms: of finished sound that are kept against blocks that take longer than others; more
+            after drop-outs, until there are none for a while.
 
     Attributes:
         bypassed: what comes out is what came in, as late as the conversion would be.
@@ -689,7 +693,8 @@ class LiveSession:
         self.sample_rate = stream.output_rate
         self.bypassed = False
         self._block = round(stream.block_seconds * self.sample_rate)
-        self._margin = round(margin_ms / 1000 * self.sample_rate)
+        self._margin = self._least = round(margin_ms / 1000 * self.sample_rate)
+        self._calm = 0
         self._fade = round(SPLICE_SECONDS * self.sample_rate)
         self._lock = threading.Condition()
         self._waiting = _Samples()
@@ -738,6 +743,9 @@ class LiveSession:
             if missing and self._playing:
                 self._playing = False
                 self._dropouts += 1
+                most = max(self._least, round(MOST_MARGIN_MS / 1000 * self.sample_rate))
+                self._margin = min(most, round(MARGIN_GROWTH * self._margin))
+                self._calm = 0
                 fade = min(len(found), self._fade)
                 found[len(found) - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
             return np.pad(found, (pause, missing))
@@ -787,6 +795,9 @@ class LiveSession:
                 self._levels.clear()
                 self._playing = True
             else:
+                self._calm += len(out)
+                if self._calm >= CALM_SECONDS * self.sample_rate:
+                    self._margin, self._calm = max(self._least, round(0.9 * self._margin)), 0
                 self._levels.append(held)
                 surplus = min(self._levels) - self._margin
                 if len(self._levels) == self._levels.maxlen and surplus > self._margin // 2:
