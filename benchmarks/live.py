@@ -1,7 +1,7 @@
 """Live conversion: what a block costs, what the latency costs in quality, and whether it lasts.
 
-    python benchmarks/live.py speed [--blocks 20 40 80 160 320] [--lookahead 160] [--seconds 5]
-    python benchmarks/live.py quality PAIRS.csv [--settings 80/80 160/160 320/320] [--seconds 8]
+    python benchmarks/live.py speed [--blocks 20 40 80 160 320] [--lookahead 110] [--seconds 5]
+    python benchmarks/live.py quality PAIRS.csv [--settings 80/80 160/110 320/320] [--seconds 8]
     python benchmarks/live.py soak --minutes 30 [--block 160]
     python benchmarks/live.py connections [--most 3] [--seconds 20]
 
@@ -258,11 +258,11 @@ def main() -> int:
     what = parser.add_subparsers(dest="what", required=True)
     command = what.add_parser("speed")
     command.add_argument("--blocks", type=float, nargs="+", default=[20, 40, 80, 160, 320])
-    command.add_argument("--lookahead", type=float, default=160)
+    command.add_argument("--lookahead", type=float, default=LOOKAHEAD_MS)
     command.add_argument("--seconds", type=float, default=5.0)
     command = what.add_parser("quality")
     command.add_argument("pairs", type=Path)
-    settings = ["80/80", "80/160", "160/80", "160/160", "160/320", "320/320"]
+    settings = ["160/80", "160/110", "160/160", "160/320"]
     command.add_argument("--settings", nargs="+", default=settings)
     command.add_argument("--seconds", type=float, default=8.0)
     command.add_argument("--own-voice", action="store_true")

@@ -468,7 +468,7 @@ def device_lines() -> list[str]:
 )
 @click.option("--block-ms", type=float, help="How much is converted at once [default: 160].")
 @click.option(
-    "--lookahead-ms", type=float, help="How much is heard beyond it first [default: 160]."
+    "--lookahead-ms", type=float, help="How much is heard beyond it first [default: 110]."
 )
 @click.option(
     "--input",
