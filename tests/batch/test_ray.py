@@ -44,17 +44,20 @@ DEPLOY = ROOT / "deploy" / "ray"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[SimpleNamespace]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
     """Two nodes of one core: ``a`` with the driver's files, ``b`` without those of ``hidden``."""
     # Ray's sockets lie in its folder, and their names must be short.
     folder = Path(tempfile.mkdtemp(prefix="avr"))
+    request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
     hidden = folder / "hidden"
     hidden.mkdir()
+    (folder / "ray").mkdir()
     (folder / "sitecustomize.py").write_text(BLINDFOLD)
     variables = {
         "PYTHONPATH": os.pathsep.join(map(str, [folder, *PATHS])),
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "HOME": str(folder),
     }
@@ -71,9 +74,7 @@ def cluster() -> Iterator[SimpleNamespace]:
                 "env_vars": {**variables, "AUTOVOICE_NODE": name, **blind},
             }  # fmt: skip
 
-        made = Cluster(
-            initialize_head=True, head_node_args={**node("a"), "temp_dir": str(folder / "ray")}
-        )
+        made = Cluster(initialize_head=True, head_node_args=node("a"))
     found = SimpleNamespace(address=made.address, hidden=hidden, variables=variables, b=None)
 
     def add() -> None:
@@ -90,7 +91,6 @@ def cluster() -> Iterator[SimpleNamespace]:
         yield found
     finally:
         made.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -147,9 +147,14 @@ def done() -> dict[str, dict[str, Any]]:
 @pytest.mark.slow
 def test_a_node_that_sees_no_file_is_sent_them_and_its_results_come_back(cluster, folder, signs):
     made = jobs("meet", "meet", "three", "fail", "raise")
+    Path(signs, "far.txt").write_text("far")
+    far = f"file://{signs}/far"
+    made.append(BatchJob(f"{far}.txt", OutputSpec(f"{far}.out"), ("v.txt",)))
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with events.continued(trace):
         statuses = run(RayExecutor(cluster.address), made, spec(signs))
+    assert statuses.pop("far") == "done"
+    assert Path(signs, "far.out").read_text() == "ann far"
     assert statuses == {"0": "done", "1": "done", "2": "done", "3": "failed", "4": "lost"}
     texts = [Path(job.target).read_text() for job in made[:3]]
     assert texts == ["ann meet", "ann meet", "ann three"]

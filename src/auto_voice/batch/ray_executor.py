@@ -11,13 +11,14 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import sys
 import tempfile
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -26,7 +27,18 @@ from typing import Any
 from uuid import uuid4
 
 from auto_voice import __version__, events
-from auto_voice.batch.executors import FATAL, Record, WorkerSpec, limit_threads, portable
+from auto_voice.batch.executors import (
+    FATAL,
+    SHARED_KEPT,
+    Record,
+    WorkerSpec,
+    files_in,
+    is_url,
+    limit_threads,
+    portable,
+    retold,
+    with_files,
+)
 from auto_voice.errors import (
     AutoVoiceError,
     ConfigError,
@@ -43,8 +55,6 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3
 # Workers that may fail to start one after the other before the run is given up.
 FAILED_STARTS = 3
-# Files that many jobs share, such as voices, and that the object store and each worker keep.
-SHARED_KEPT = 64
 # Seconds of waiting for a node after the last one that could hold a worker has gone.
 STRANDED_SECONDS = 300.0
 # Seconds between two looks at the nodes while nothing comes back.
@@ -350,7 +360,7 @@ class _Parcels:
         """
         reads = {}
         for names, shared in ((self.spec.reads, False), (self.spec.shared, True)):
-            for given in _paths(record, names):
+            for given in filter(_local, files_in(record, names)):
                 path = str(Path(given).absolute())
                 stamp = _stamp(path)
                 data: tuple[Any, ...] = ()
@@ -358,7 +368,7 @@ class _Parcels:
                     data = (self._reference(path, stamp, shared),)
                 reads[given] = _Read(path, stamp, data, shared)
         writes = {}
-        for given in _paths(record, self.spec.writes):
+        for given in filter(_local, files_in(record, self.spec.writes)):
             path = str(Path(given).absolute())
             writes[given] = (path, self._marker(_folder(path)))
         return _Parcel(reads, writes)
@@ -446,7 +456,7 @@ class _Worker:
         names = (*spec.reads, *spec.shared)
         try:
             with events.continued(self.traceparent):
-                changed = replace(spec, settings=_changed(spec.settings, names, local))
+                changed = replace(spec, settings=with_files(spec.settings, names, local))
                 self.work = changed.build(self.number)
         except Exception as error:
             return {"status": FATAL, "error": portable(error)}
@@ -463,8 +473,8 @@ class _Worker:
             local, made = opened
             names = (*self.spec.reads, *self.spec.shared, *self.spec.writes)
             with events.continued(self.traceparent):
-                told = self.work(_changed(job, names, local))
-            outcome: dict[str, Any] = _told(told, {path: given for given, path in local.items()})
+                told = self.work(with_files(job, names, local))
+            outcome: dict[str, Any] = retold(told, {path: given for given, path in local.items()})
             if outcome.get("status") == "done" and made:
                 outcome["files"] = [
                     (str(Path(target, relative)), data)
@@ -531,50 +541,12 @@ class _Worker:
         return str(place)
 
 
-# Records and files
+# Files
 
 
-def _paths(record: Any, names: Sequence[str]) -> list[str]:
-    """The texts in fields of these names, however deep."""
-    found: list[str] = []
-    if isinstance(record, Mapping):
-        for key, value in record.items():
-            if key in names and isinstance(value, str):
-                found += [value] if value else []
-            elif key in names and isinstance(value, (list, tuple)):
-                found += [item for item in value if item and isinstance(item, str)]
-            else:
-                found += _paths(value, names)
-    return found
-
-
-def _changed(record: Any, names: Sequence[str], local: Mapping[str, str]) -> Any:
-    """``record`` with other texts in fields of these names."""
-    if not isinstance(record, Mapping):
-        return record
-    out: dict[str, Any] = {}
-    for key, value in record.items():
-        if key in names and isinstance(value, str):
-            out[key] = local.get(value, value)
-        elif key in names and isinstance(value, (list, tuple)):
-            out[key] = [local.get(item, item) for item in value]
-        else:
-            out[key] = _changed(value, names, local)
-    return out
-
-
-def _told(value: Any, back: Mapping[str, str]) -> Any:
-    """An outcome whose sentences name files as the user does."""
-    if isinstance(value, str):
-        text = value
-        for path in sorted(back, key=len, reverse=True):
-            text = text.replace(path, back[path])
-        return text
-    if isinstance(value, Mapping):
-        return {key: _told(item, back) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_told(item, back) for item in value]
-    return value
+def _local(name: str) -> bool:
+    """Whether it is a path; addresses are fetched and written by every worker itself."""
+    return not is_url(name)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -644,6 +616,7 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     worker = sys.modules.get("ray._private.worker")
     if worker is not None:
         vars(worker)["_worker_logs_enabled"] = False
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             None if address == "local" else address,
@@ -656,6 +629,8 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
             f"no Ray cluster can be used at {address!r} ({first_line(error)}); start one with "
             "`ray start --head`, or name another with --address."
         ) from error
+    with suppress(ValueError):  # In another thread than the main one, where Ray sets none, either.
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     try:
         yield
     finally:
