@@ -196,6 +196,8 @@ def test_clipping_offset_quiet_and_overload_are_noted(wav):
         (b"ffconcat version 1.0\nfile /etc/passwd\n", AudioFormatError, "a playlist"),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), AudioFormatError, "PNG picture"),
         (b"%PDF-1.7 " + bytes(99), AudioFormatError, "PDF"),
+        (b"wvpk" + bytes(99), AudioFormatError, "is WavPack and not a recording"),
+        (b"\x7f\xfe\x80\x01\xfc\x3c" + bytes(99), AudioFormatError, "a bare DTS stream"),
         (b"PK\x03\x04" + bytes(99), AudioFormatError, "zip"),
         (b"RIFF\x24\0\0\0WAVE", AudioFormatError, "truncated before its first sample"),
         (b"fLaC" + bytes(200), AudioFormatError, "damaged or truncated"),

@@ -69,6 +69,11 @@ def test_no_file_of_a_folder_is_passed_over_in_silence(caplog):
     (line,) = caplog.messages
     assert line.startswith("in: ignored")
     assert line.endswith("notes.txt")
+    Path("in/elsewhere").symlink_to("sub")
+    Path("in/dead.wav").symlink_to("nowhere.wav")
+    assert "in/dead.wav" in {j.source for j in collect(["in"], made())}
+    assert caplog.messages[-1].startswith("in: not looked into")
+    assert caplog.messages[-1].endswith("elsewhere")
 
 
 def test_results_in_the_folder_are_not_sources():

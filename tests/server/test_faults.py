@@ -139,7 +139,7 @@ def test_an_accepted_job_keeps_its_voice(serve, tmp_path, talk, friend, change):
         assert done.items[0].result["name"] == "talk_as_friend.wav"
     for heard in engine.voices_heard[1:]:
         assert np.array_equal(heard.embedding, wanted.embedding)
-    assert not list(live.context.files.folder(job.id).glob("*voice*"))
+    until(lambda: not list(live.context.files.folder(job.id).glob("*voice*")))
 
 
 # Damaged recordings

@@ -20,9 +20,10 @@ from auto_voice.errors import AudioContentError, BusyError, UploadError, VoiceEr
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.server import Engine
 from auto_voice.server.admission import PatientProtocol
-from auto_voice.server.cancellation import CancellationToken
+from auto_voice.server.files import JobFiles, new_id
+from auto_voice.server.jobs import CancellationToken
 from auto_voice.server.security import client_of
-from auto_voice.server.uploads import Decoding, JobFiles, gathered, new_id
+from auto_voice.server.uploads import Decoding, gathered
 from auto_voice.types import Voice
 from auto_voice.voices.voice_file import save_voice
 from server_kit import Gated, mock_engine, until

@@ -24,7 +24,7 @@ from auto_voice.inference.voice_conversion_pipeline import (
 )
 from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.server import Engine, ServerSettings, create_app
-from auto_voice.server.cancellation import CancellationToken, Stopped
+from auto_voice.server.jobs import CancellationToken, Stopped
 from server_kit import until
 
 

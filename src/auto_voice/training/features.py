@@ -189,8 +189,12 @@ _PATHS = ("model_dir", "content_space", "config")
 
 
 def feature_path(folder: Path, utterance: Utterance) -> Path:
-    stat = utterance.path.stat()
-    made_from = f"{VERSION}|{utterance.path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    try:
+        stat = utterance.path.stat()
+        stamp = f"{stat.st_size}|{stat.st_mtime_ns}"
+    except OSError:
+        stamp = "absent"  # Whoever reads the recording says why.
+    made_from = f"{VERSION}|{utterance.path.resolve()}|{stamp}"
     return folder / f"{hashlib.sha256(made_from.encode()).hexdigest()[:24]}.safetensors"
 
 
