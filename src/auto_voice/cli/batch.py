@@ -150,7 +150,9 @@ def batch(
     return NOT_ALL_DONE if failed else 0
 
 
-def _spec(mock: bool, workers: int | None, options: dict[str, Any], here: bool) -> WorkerSpec:
+def _spec(
+    mock: bool, workers: int | None, options: dict[str, Any], here: bool = True
+) -> WorkerSpec:
     """How each worker makes its pipeline: the options as JSON values, and, of processes ``here``,
     its share of devices."""
     from auto_voice.batch.executors import WorkerSpec, cores
