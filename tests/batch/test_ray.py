@@ -44,12 +44,17 @@ DEPLOY = ROOT / "deploy" / "ray"
 
 
 @pytest.fixture(scope="module")
-def cluster(request: pytest.FixtureRequest) -> Iterator[SimpleNamespace]:
-    """Two nodes of one core: ``a`` with the driver's files, ``b`` without those of ``hidden``."""
-    # Ray's sockets lie in its folder, and their names must be short.
+def short() -> Iterator[Path]:
+    """A folder of a short name: Ray's sockets lie in it, and theirs must not be long."""
     folder = Path(tempfile.mkdtemp(prefix="avr"))
-    request.addfinalizer(lambda: shutil.rmtree(folder, ignore_errors=True))
-    hidden = folder / "hidden"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(short: Path) -> Iterator[SimpleNamespace]:
+    """Two nodes of one core: ``a`` with the driver's files, ``b`` without those of ``hidden``."""
+    folder, hidden = short, short / "hidden"
     hidden.mkdir()
     (folder / "ray").mkdir()
     (folder / "sitecustomize.py").write_text(BLINDFOLD)
