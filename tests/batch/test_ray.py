@@ -305,6 +305,22 @@ def test_an_address_where_nothing_listens_is_told_at_once():
         list(RayExecutor("head").run(WorkerSpec("ray_kit:copying"), [{}]))
 
 
+def test_a_file_that_cannot_be_sent_fails_its_job_and_not_the_run(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(ray_executor, "_bytes_of", refuse)
+    monkeypatch.chdir(tmp_path)
+    (job,) = jobs("word")
+    crew = ray_executor._Crew(SimpleNamespace(put=None), spec(tmp_path), {"CPU": 1.0}, 1)
+    hand = ray_executor._Hand(None, 0, blind={str(tmp_path / "in")})
+    ((record, outcome),) = crew._give(hand, ray_executor._Task(job.record()))
+    assert record == job.record()
+    text = f"{tmp_path}/in/0.txt cannot be read (Permission denied)."
+    assert outcome == {"status": "failed", "error": text}
+    assert crew.idle == [hand]
+
+
 def test_without_ray_the_sentence_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"ray is not installed; .*auto-voice\[ray\]"):

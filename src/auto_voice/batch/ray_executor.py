@@ -191,6 +191,7 @@ class _Crew:
         self.again: deque[_Task] = deque()
         self.failed_starts = 0
         self.stranded_since: float | None = None
+        self.told = False
         self.parcels = _Parcels(ray, spec)
 
     def work(self, first: Record, waiting: Iterator[Record]) -> Iterator[tuple[Record, Record]]:
@@ -204,7 +205,7 @@ class _Crew:
                 if job is not None:
                     self.again.append(_Task(job))
             while self.again and self.idle:
-                self._send(self.idle.pop(), self.again.popleft())
+                yield from self._give(self.idle.pop(), self.again.popleft())
             while len(self._hands()) - len(self._tasks()) < len(self.again):
                 self._hire()
             if not self.again and not self._tasks():
@@ -253,16 +254,27 @@ class _Crew:
                 __version__,
             )
         )
-        self._send(_Hand(actor, number), _Task(None))
+        hand = _Hand(actor, number)
+        self.busy[actor.begin.remote(self.spec, self._settings(hand))] = (hand, _Task(None))
 
-    def _send(self, hand: _Hand, task: _Task) -> None:
-        if task.job is None:
-            parcel = self.parcels.pack(self.spec.settings, hand.blind)
-            reference = hand.actor.begin.remote(self.spec, parcel)
+    def _settings(self, hand: _Hand) -> _Parcel:
+        try:
+            return self.parcels.pack(self.spec.settings, hand.blind)
+        except OSError as error:
+            raise ConfigError(f"{error.filename} cannot be read ({reason(error)}).") from error
+
+    def _give(self, hand: _Hand, task: _Task) -> Iterator[tuple[Record, Record]]:
+        """Sends a job to a worker; yields its outcome where a file of it cannot be sent."""
+        assert task.job is not None
+        try:
+            # Whoever had it before may still be at work on the result, cut off from us.
+            parcel = self.parcels.pack(task.job, hand.blind, alone=task.costs > 0)
+        except OSError as error:
+            self.idle.append(hand)
+            text = f"{error.filename} cannot be read ({reason(error)})."
+            yield task.job, {"status": "failed", "error": text}
         else:
-            parcel = self.parcels.pack(task.job, hand.blind)
-            reference = hand.actor.do.remote(dict(task.job), parcel)
-        self.busy[reference] = (hand, task)
+            self.busy[hand.actor.do.remote(dict(task.job), parcel)] = (hand, task)
 
     def _received(self, reference: Any) -> Iterator[tuple[Record, Record]]:
         hand, task = self.busy.pop(reference)
@@ -274,7 +286,11 @@ class _Crew:
         status = outcome.get("status")
         if status == _UNSEEN:
             hand.blind.update(_folder(path) for path in outcome["paths"])
-            self._send(hand, task)
+            if task.job is None:
+                parcel = self._settings(hand)
+                self.busy[hand.actor.begin.remote(self.spec, parcel)] = (hand, task)
+            else:
+                yield from self._give(hand, task)
         elif status == FATAL:  # It would meet every other worker, too.
             raise outcome["error"]
         elif task.job is None:
@@ -288,7 +304,7 @@ class _Crew:
     def _died(self, hand: _Hand, task: _Task, error: Exception) -> Iterator[tuple[Record, Record]]:
         with suppress(Exception):
             self.ray.kill(hand.actor)
-        why = first_line(error)
+        why = first_line(getattr(error, "cause", None) or error)  # What a worker raised.
         if task.job is None:
             self.failed_starts += 1
             if self.failed_starts >= FAILED_STARTS:
@@ -309,6 +325,9 @@ class _Crew:
             AutoVoiceError: it has been so for ``STRANDED_SECONDS``.
         """
         living = [hand for hand in self._hands() if hand.ready]
+        if not living and not self.told:
+            self.told = True
+            log.warning("no worker has room yet: the cluster is busy, growing, or loading models")
         if living or any(_room(node, self.need) for node in _nodes(self.ray)):
             self.stranded_since = None
             return
@@ -336,7 +355,8 @@ class _Parcel:
     """Where a record's files lie here, by the names that the record gives them.
 
     Attributes:
-        writes: path of each result and of a marker in its folder, which whoever shares that sees.
+        writes: path of each result and of a marker in its folder, which whoever shares that sees;
+            no marker: the result has to come back.
     """
 
     reads: Mapping[str, _Read]
@@ -352,11 +372,15 @@ class _Parcels:
         self._markers: dict[str, Path] = {}
         self._shared: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
-    def pack(self, record: Record, blind: set[str]) -> _Parcel:
+    def pack(self, record: Record, blind: set[str], alone: bool = False) -> _Parcel:
         """What a worker needs to find or take the files of ``record``.
 
         Args:
             blind: folders whose files are sent, because the worker does not see them.
+            alone: results come back even where the worker shares their folder.
+
+        Raises:
+            OSError: a file cannot be read here.
         """
         reads = {}
         for names, shared in ((self.spec.reads, False), (self.spec.shared, True)):
@@ -370,7 +394,7 @@ class _Parcels:
         writes = {}
         for given in filter(_local, files_in(record, self.spec.writes)):
             path = str(Path(given).absolute())
-            writes[given] = (path, self._marker(_folder(path)))
+            writes[given] = (path, "" if alone else self._marker(_folder(path)))
         return _Parcel(reads, writes)
 
     def unpack(self, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -466,11 +490,11 @@ class _Worker:
         """The outcome of a job, with the bytes of results under ``files`` where the driver has to
         write them."""
         scratch = self.folder / "job"
+        opened = self._open(parcel, scratch)
+        if isinstance(opened, dict):
+            return opened
+        local, made = opened
         try:
-            opened = self._open(parcel, scratch)
-            if isinstance(opened, dict):
-                return opened
-            local, made = opened
             names = (*self.spec.reads, *self.spec.shared, *self.spec.writes)
             with events.continued(self.traceparent):
                 told = self.work(with_files(job, names, local))
@@ -515,7 +539,7 @@ class _Worker:
             Path(self.kept.pop(key)).unlink(missing_ok=True)
         made = []
         for number, (given, (path, marker)) in enumerate(parcel.writes.items()):
-            if Path(marker).exists():
+            if marker and Path(marker).exists():
                 local[given] = path
                 continue
             place = scratch / f"out{number}" / Path(path).name
@@ -619,7 +643,7 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
-            None if address == "local" else address,
+            address,
             log_to_driver=False,
             logging_level=logging.ERROR,
             **({"include_dashboard": False} if address == "local" else {}),
