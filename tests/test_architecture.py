@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "voices": FOUNDATION | {"audio", "models"},
     "inference": FOUNDATION | {"audio", "models", "voices"},
     "batch": FOUNDATION | {"audio", "models", "voices", "inference"},
-    "training": FOUNDATION | {"audio", "models", "voices", "inference"},
+    "training": FOUNDATION | {"audio", "models", "voices", "inference", "batch"},
     "evaluation": FOUNDATION | {"audio", "models", "voices", "inference", "batch"},
     "client": {"errors", "events"},
     "server": FOUNDATION | {"audio", "models", "voices", "inference", "batch"},

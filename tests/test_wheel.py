@@ -17,6 +17,7 @@ import soundfile
 from auto_voice import __version__
 from auto_voice.models.mock_models import mock_sample
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 
 

@@ -97,6 +97,10 @@ class AudioOutputError(AudioError):
     """The output cannot or must not be written there."""
 
 
+class OutputBusyError(AudioOutputError):
+    """Another process is writing that output."""
+
+
 class AudioDeviceError(AudioError):
     """A microphone or loudspeaker is missing, taken or unplugged."""
 

@@ -63,6 +63,8 @@ class Settings:
         mirrors: base URLs of servers that are asked for a model's files before anybody else.
         mirror_token: bearer token for them, sent to nobody else.
         otlp_endpoint: where traces and metrics go; "" sends none.
+        database: PostgreSQL database that servers and workers share; "" for a server alone.
+        files: folder or URL of their uploads, results and voices; "" for the data folder.
     """
 
     config: Path | None
@@ -76,6 +78,8 @@ class Settings:
     mirrors: tuple[str, ...]
     mirror_token: str = field(repr=False)
     otlp_endpoint: str
+    database: str = field(repr=False)
+    files: str = field(repr=False)
     origins: Mapping[str, str]
 
 
@@ -321,5 +325,9 @@ SETTINGS: Mapping[str, Setting] = {
         Setting("mirrors", _mirrors, lambda: (), "servers asked first for a model's files"),
         Setting("mirror_token", _token, lambda: "", "bearer token for the mirrors", secret=True),
         Setting("otlp_endpoint", _address, lambda: "", "where telemetry is sent; none by default"),
+        Setting(
+            "database", _token, lambda: "", "PostgreSQL of servers on several machines", secret=True
+        ),
+        Setting("files", _token, lambda: "", "folder or URL that they share", secret=True),
     )
 }

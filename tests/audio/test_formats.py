@@ -390,10 +390,16 @@ def test_every_file_of_a_folder_is_a_recording_or_listed_as_ignored(tmp_path):
                  ".git/x.wav"):  # fmt: skip
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    (tmp_path / "dead.wav").symlink_to("nowhere.wav")
+    (tmp_path / "linked").symlink_to("sub")
+    (tmp_path / "folder.wav").mkdir()
     listing = list_folder(tmp_path)
-    assert [p.name for p in listing.recordings] == ["a.aifc", "b.M4A", "c.webm"]
+    assert [p.name for p in listing.recordings] == ["a.aifc", "b.M4A", "dead.wav", "c.webm"]
     assert [p.name for p in listing.ignored] == ["cover.jpg", "notes.txt"]
-    assert [p.name for p in list_folder(tmp_path, deep=False).recordings] == ["a.aifc", "b.M4A"]
+    assert [p.name for p in listing.skipped] == ["linked"]
+    flat = list_folder(tmp_path, deep=False)
+    assert [p.name for p in flat.recordings] == ["a.aifc", "b.M4A", "dead.wav"]
+    assert not flat.skipped
     assert {".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".mka", ".aifc"} <= AUDIO_SUFFIXES
 
 
@@ -425,7 +431,8 @@ def test_vorbis_of_several_pages_and_joined_streams_are_read_to_the_end():
     assert len(read_audio(short + short).samples) > 17_000
 
 
-@pytest.mark.parametrize("samples", [100, 4097, 44_100, 100_123])
+# Packets hold 4096 samples; libsndfile says of a full last one that it lacks as many.
+@pytest.mark.parametrize("samples", [100, 4096, 4097, 8192, 44_100, 100_123])
 @pytest.mark.parametrize("subtype", ["ALAC_16", "ALAC_24"])
 def test_lossless_sound_in_caf_keeps_its_last_packet(samples, subtype):
     speech = speech_like(5.0, 44_100)[:samples]

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auto_voice.audio.frames import filtered, framed, pieces, runs, spectra, sustained
+from auto_voice.audio.frames import (
+    filtered,
+    framed,
+    interpolate_frames,
+    pieces,
+    runs,
+    spectra,
+    sustained,
+)
 
 
 @given(st.lists(st.booleans(), max_size=40), st.integers(1, 6))
@@ -64,3 +72,10 @@ def test_filtering_in_blocks_is_convolution(samples, taps):
     x, kernel = rng.standard_normal(samples), rng.standard_normal(taps)
     got = filtered(x, np.fft.rfft(kernel, 64), 64, taps - 1)
     np.testing.assert_allclose(got, np.convolve(x, kernel), atol=1e-9)
+
+
+def test_a_later_beginning_gives_the_later_frames() -> None:
+    values = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+    whole = interpolate_frames(values, 50, 86, 80)
+    found = interpolate_frames(values[10:], 50, 86, 50, later=26 / 86 - 10 / 50)
+    np.testing.assert_allclose(found[:50], whole[26:76], atol=1e-5)

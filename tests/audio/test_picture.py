@@ -30,6 +30,7 @@ def melody_height(picture) -> float:
     return float(np.nonzero(cyan)[0].mean() / len(picture))
 
 
+@pytest.mark.slow
 def test_a_higher_voice_is_drawn_higher(tmp_path):
     low = read_png(draw_spectrograms({"low": tone(110)}, tmp_path / "low.png"))
     high = read_png(draw_spectrograms({"high": tone(330)}, tmp_path / "high.png"))

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auto_voice.audio.pitch import (
+    DETECTOR_FRAMES,
     FRAME_RATE,
     NEUTRAL_LOG_F0,
+    PitchStream,
     align_pitch,
     extract_pitch,
     log_f0_statistics,
@@ -197,3 +199,23 @@ def test_statistics_ignore_octave_errors_and_unvoiced_frames():
     assert mean == pytest.approx(np.log(120), abs=0.02)
     assert spread == pytest.approx(0.1, abs=0.015)
     assert log_f0_statistics(track([100], [False])) is None
+
+
+@pytest.mark.parametrize("rate_of_blocks", [5, 13])
+def test_the_track_of_a_stream_is_that_of_the_whole(rate_of_blocks: int) -> None:
+    """Away from the end of what is known, which the detector sees less of."""
+    time = np.arange(2 * 16000) / 16000
+    glide = np.cumsum(120 * 2 ** (time / 2)) / 16000
+    samples = sum(np.sin(2 * np.pi * n * glide) / n for n in range(1, 9)).astype(np.float32)
+    samples[8000:12000] = 0
+    whole = extract_pitch(0.1 * samples, 16000)
+    stream, ahead = PitchStream(), DETECTOR_FRAMES
+    for stop in range(rate_of_blocks, 110, rate_of_blocks):
+        first = max(0, stop - 40)
+        part = 0.1 * samples[256 * first : 256 * (stop + ahead)]
+        found = stream.extract(part, first, stop)
+        known = slice(0, stop - first)
+        expected = slice(first, stop)
+        assert np.array_equal(found.voiced[known], whole.voiced[expected])
+        both = found.voiced[known]
+        np.testing.assert_allclose(found.f0_hz[known][both], whole.f0_hz[expected][both], rtol=1e-3)

@@ -196,6 +196,8 @@ def test_clipping_offset_quiet_and_overload_are_noted(wav):
         (b"ffconcat version 1.0\nfile /etc/passwd\n", AudioFormatError, "a playlist"),
         (b"\x89PNG\r\n\x1a\n" + bytes(99), AudioFormatError, "PNG picture"),
         (b"%PDF-1.7 " + bytes(99), AudioFormatError, "PDF"),
+        (b"wvpk" + bytes(99), AudioFormatError, "is WavPack and not a recording"),
+        (b"\x7f\xfe\x80\x01\xfc\x3c" + bytes(99), AudioFormatError, "a bare DTS stream"),
         (b"PK\x03\x04" + bytes(99), AudioFormatError, "zip"),
         (b"RIFF\x24\0\0\0WAVE", AudioFormatError, "truncated before its first sample"),
         (b"fLaC" + bytes(200), AudioFormatError, "damaged or truncated"),
@@ -379,6 +381,7 @@ def test_blocks_joined_equal_the_whole(wav, rate, block_seconds):
         np.testing.assert_allclose(whole.samples, resample(plain, 44_100, rate), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_a_long_file_take_the_memory_of_one(tmp_path):
     minute = speech_like(60.0, 8_000)
     peaks = []

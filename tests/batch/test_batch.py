@@ -68,6 +68,11 @@ def test_no_file_of_a_folder_is_passed_over_in_silence(caplog):
     (line,) = caplog.messages
     assert line.startswith("in: ignored")
     assert line.endswith("notes.txt")
+    Path("in/elsewhere").symlink_to("sub")
+    Path("in/dead.wav").symlink_to("nowhere.wav")
+    assert "in/dead.wav" in {j.source for j in collect(["in"], made())}
+    assert caplog.messages[-1].startswith("in: not looked into")
+    assert caplog.messages[-1].endswith("elsewhere")
 
 
 def test_results_in_the_folder_are_not_sources():
@@ -261,6 +266,7 @@ def test_a_worker_converts_with_one_pipeline_and_makes_each_voice_once(mock_pipe
     assert "none.wav" in missing["error"]
 
 
+@pytest.mark.slow
 def test_a_worker_keeps_a_few_voices_and_not_those_of_a_whole_table(mock_pipeline):
     work = Converting(mock_pipeline)
     for number in range(VOICES_KEPT + 2):

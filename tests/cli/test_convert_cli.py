@@ -90,6 +90,7 @@ def test_an_existing_output_is_kept_unless_asked(run):
     assert soundfile.info("out.wav").frames == 6 * 22050
 
 
+@pytest.mark.slow
 def test_several_references_and_a_voice_file(run):
     assert run(*CONVERT, "--voice", "talk.wav", "-o", "both.wav")[0] == 0
     code, out, _ = run("clone", "friend.wav", "--mock", "--name", "Ann")
@@ -274,6 +275,7 @@ def test_demo_with_mock_models(run):
     assert set(about["similarity"]) == {"source_to_target", "result_to_target", "result_to_source"}
 
 
+@pytest.mark.slow
 def test_the_demo_works_without_matplotlib(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert run("demo", "--mock", "-o", "here")[0] == 0

@@ -190,6 +190,7 @@ def test_a_batch_reports_bad_files_and_goes_on(run):
     assert lines[2]["skipped"] == 1
 
 
+@pytest.mark.slow
 def test_inspect_says_what_is_in_a_recording(run):
     run("voices", "add", "ann", "friend.wav", "--mock")
     code, out, _ = run("inspect", "friend.wav", "--mock")
@@ -215,6 +216,7 @@ def test_the_drawing_follows_the_melody():
     assert columns == sorted(columns, reverse=True)
 
 
+@pytest.mark.slow
 def test_shells_complete_commands_options_and_voices(run):
     for shell in ("bash", "zsh", "fish"):
         code, out, _ = run("completion", shell)

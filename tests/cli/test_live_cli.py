@@ -86,6 +86,7 @@ def test_a_file_is_converted_as_the_stream_converts_it(run, mock_pipeline):
     np.testing.assert_allclose(samples, expected, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_at_real_time_pace_it_takes_as_long_as_the_file_and_tells_how_it_went(run):
     started = time.monotonic()
     code, out, err = run(*FILES, "--json", "--record", "both.wav")

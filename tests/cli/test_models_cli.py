@@ -293,6 +293,15 @@ def test_status_and_prune_tell_about_the_folder(folder: Path, run) -> None:
     assert (folder / "tone" / "1" / "tone.wav").is_file()
 
 
+def test_a_piece_that_broke_off_is_told_with_its_file_and_size(folder: Path, run) -> None:
+    run("models", "pull", "tone@1")
+    whole = next((folder / ".blobs").iterdir())
+    (folder / ".partial").mkdir(exist_ok=True)
+    (folder / ".partial" / f"{whole.name}-1.part").write_bytes(b"x" * 300)
+    text = run("models", "status")[1]
+    assert f"broken off tone.wav of tone@1, 0.3 kB of {whole.stat().st_size / 1000:.1f} kB" in text
+
+
 def test_unknown_models_are_one_sentence_and_exit_2(folder: Path, run) -> None:
     for command in ("show", "path", "pull", "verify", "repair", "remove"):
         code, out, err = run("models", command, "hifigan")

@@ -33,6 +33,7 @@ def run(*args: str, **streams):
     return subprocess.run([*COMMAND, *args, *OPTIONS], check=False, **streams)
 
 
+@pytest.mark.slow
 def test_a_recording_goes_from_standard_input_to_standard_output():
     data = Path("talk.wav").read_bytes()
     done = run("-", "-o", "-", "--format", "flac", input=data, capture_output=True)
@@ -44,11 +45,13 @@ def test_a_recording_goes_from_standard_input_to_standard_output():
     assert sorted(path.name for path in Path().iterdir()) == ["friend.wav", "talk.wav"]
 
 
+@pytest.mark.slow
 def test_quiet_is_quiet():
     done = run("talk.wav", "-o", "out.wav", "-q", capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="closes file descriptors as POSIX shells do")
 def test_closed_streams_do_not_lend_their_numbers_to_files():
     command = " ".join([*COMMAND, "talk.wav", "-o", "out.wav", *OPTIONS])
@@ -105,6 +108,7 @@ def test_full_memory_is_one_sentence_wherever_it_shows(error, capsys):
     assert "the memory is full; close other programs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_comes_out_of_a_pipe_is_what_a_file_holds():
     run("talk.wav", "-o", "out.wav", "-q")
     with Path("talk.wav").open("rb") as file:

@@ -24,6 +24,7 @@ def _known_judges(judges: Judges, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(judges_module, "load_judges", lambda *_, **__: judges)
 
 
+@pytest.mark.slow
 def test_one_command_scores_a_folder_and_writes_every_form(
     make_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,6 +43,7 @@ def test_one_command_scores_a_folder_and_writes_every_form(
     assert len(out["csv"].read_text().splitlines()) == 5
 
 
+@pytest.mark.slow
 def test_json_to_stdout_is_json_alone(
     make_folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,6 +53,7 @@ def test_json_to_stdout_is_json_alone(
     assert capsys.readouterr().out.startswith("### b: 4 conversions")
 
 
+@pytest.mark.slow
 def test_compare_scores_folders_and_reads_results(
     make_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,6 +72,7 @@ def test_compare_scores_folders_and_reads_results(
     assert "| SECS ↑ |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_strict_comparison_refuses_other_judges(
     make_folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

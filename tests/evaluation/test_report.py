@@ -22,6 +22,7 @@ from auto_voice.evaluation.report import comparison_report, history_report, html
 from auto_voice.types import Waveform
 from evaluation_kit import RATE, sing
 
+pytestmark = pytest.mark.slow
 VOID = {"meta", "img", "link", "br", "input"}
 
 

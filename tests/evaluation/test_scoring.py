@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from auto_voice.audio.pitch import PITCH_RULES
+from auto_voice.batch.executors import InlineExecutor
 from auto_voice.errors import ConfigError, EvaluationError
 from auto_voice.evaluation import (
     evaluate,
@@ -25,14 +26,16 @@ from auto_voice.evaluation import (
     save_evaluation,
 )
 from auto_voice.evaluation.judges import DEFAULT_MODELS, Judges
-from auto_voice.evaluation.pairs import convert_all, read_test_set
+from auto_voice.evaluation.pairs import Pair, convert_all, read_test_set
 from auto_voice.evaluation.results import write_text
+from auto_voice.evaluation.scoring import evaluate_on, pair_spec
 from auto_voice.evaluation.tables import markdown, pair_rows_csv
-from evaluation_kit import PINS, RATE, TableRecogniser, sing
+from evaluation_kit import PINS, RATE, Copycat, TableRecogniser, sing
 
 Folder = Callable[..., Path]
 
 
+@pytest.mark.slow
 def test_a_good_system_scores_above_a_copy_of_the_source(
     make_folder: Folder, judges: Judges
 ) -> None:
@@ -217,40 +220,18 @@ def test_unknown_groups_and_judges_are_answered_with_the_known_ones() -> None:
         load_judges(FakeRegistry(), models={"taster": "x"})  # type: ignore[arg-type]
 
 
-class Copycat:
-    """A pipeline whose conversions are the sources."""
-
-    def __init__(self, mock: bool = False) -> None:
-        self.mock = mock
-        self.cloned: list[list[str]] = []
-
-    def clone(self, references: list[str]) -> object:
-        self.cloned.append(references)
-        return references
-
-    def convert(self, source: Path, voice: object) -> Any:
-        samples, rate = soundfile.read(source, dtype="float32")
-
-        def save(path: Path) -> Path:
-            soundfile.write(path, samples, rate)
-            return path
-
-        return SimpleNamespace(
-            mock=self.mock,
-            save=save,
-            seconds_per_second=0.25,
-            models={"converter": "copycat@1"},
-            notes=("converter: a (fallback: b)", "some other note"),
-        )
-
-
-def test_a_pipeline_run_keeps_speed_and_versions(tmp_path: Path, judges: Judges) -> None:
+def speakers(root: Path) -> list[Pair]:
+    """Pairs between two speakers of three recordings each."""
     for number, speaker in enumerate(("../up", "b")):
-        folder = tmp_path / "set" / speaker.replace("/", "_")
+        folder = root / speaker.replace("/", "_")
         folder.mkdir(parents=True)
         for k in range(3):
             soundfile.write(folder / f"x{number}{k}.wav", sing(120 + 60 * number).samples, RATE)
-    pairs = read_test_set(tmp_path / "set", per_speaker=2)
+    return read_test_set(root, per_speaker=2)
+
+
+def test_a_pipeline_run_keeps_speed_and_versions(tmp_path: Path, judges: Judges) -> None:
+    pairs = speakers(tmp_path / "set")
     pipeline = Copycat()
     made = convert_all(pipeline, pairs, tmp_path / "out")  # type: ignore[arg-type]
     assert len(pipeline.cloned) == 2
@@ -266,6 +247,30 @@ def test_a_pipeline_run_keeps_speed_and_versions(tmp_path: Path, judges: Judges)
     assert result.system == {"converter": "copycat@1"}
     assert result.estimates["source_similarity"].value == pytest.approx(1.0)
     assert result.peak_memory_mb is None or result.peak_memory_mb > 10
+
+
+def test_workers_find_what_one_process_finds(tmp_path: Path, judges: Judges) -> None:
+    pairs = speakers(tmp_path / "set")
+    made = convert_all(Copycat(), pairs, tmp_path / "here")  # type: ignore[arg-type]
+    (tmp_path / "there").mkdir()
+    spec = replace(pair_spec({}), factory="evaluation_kit:judging")
+    found = evaluate_on(InlineExecutor(), spec, pairs, tmp_path / "there", name="x")
+    expected = evaluate(made.pairs, judges, name="x", extra=made.extra, system=made.system)
+    assert found.estimates == expected.estimates
+    assert found.verification == expected.verification
+    assert (found.models, found.system) == (expected.models, expected.system)
+    assert [p.id for p in found.pairs] == [p.id for p in expected.pairs]
+    assert found.notes[0] == made.notes[0]
+
+
+def test_a_pair_that_no_worker_can_judge_is_left_out_and_named(tmp_path: Path) -> None:
+    pairs = speakers(tmp_path / "set")
+    soundfile.write(pairs[1].source, np.zeros(RATE), RATE)
+    spec = replace(pair_spec({}), factory="evaluation_kit:judging")
+    found = evaluate_on(InlineExecutor(), spec, pairs, tmp_path, name="x")
+    assert found.left_out == 1
+    assert len(found.pairs) == len(pairs) - 1
+    assert any(note.startswith(f"{pairs[1].id} was left out: ") for note in found.notes)
 
 
 def test_mock_noise_is_not_scored(tmp_path: Path, make_folder: Folder) -> None:

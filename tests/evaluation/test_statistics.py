@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from auto_voice.evaluation.statistics import estimate, holm, wilcoxon
+from auto_voice.evaluation.results import estimate, holm, wilcoxon
 
 
 def test_intervals_cover_the_true_mean_about_as_often_as_they_say() -> None:

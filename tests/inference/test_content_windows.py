@@ -125,6 +125,7 @@ def test_what_is_dropped_is_encoded_again_and_the_same(rising):
     assert len(encoder.lengths) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [MemoryError(), RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")],

@@ -225,6 +225,7 @@ def test_the_converter_gets_the_melody_that_formants_leave_room_for(hand_made, s
     )
 
 
+@pytest.mark.slow
 def test_strength_goes_from_the_own_voice_to_the_other(hand_made, source, reference):
     pipeline, _ = hand_made()
     target, own = pipeline.clone(reference), pipeline.clone(source)
@@ -295,6 +296,7 @@ def test_breathiness_makes_a_clear_tone_as_noisy_as_the_source(hand_made, source
     assert 0 < spectrum[:low].sum() < 0.1 * spectrum.sum()
 
 
+@pytest.mark.slow
 def test_loudness_is_that_which_was_asked_for(hand_made, source, reference):
     pipeline, _ = hand_made(hifigan_universal=ToneVocoder())
     voice = pipeline.clone(reference)
@@ -310,6 +312,7 @@ def test_loudness_is_that_which_was_asked_for(hand_made, source, reference):
     assert any("quieter than -5.0 LUFS" in note for note in loud.notes)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(sizes=st.lists(st.integers(1, 9000), min_size=1, max_size=9), seed=st.integers(0, 9))
 def test_a_meter_agrees_with_the_whole(sizes, seed):

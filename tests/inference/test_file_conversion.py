@@ -92,6 +92,7 @@ def read(path):
     return soundfile.read(path, dtype="float32")[0]
 
 
+@pytest.mark.slow
 def test_from_file_to_file_gives_what_memory_gives(hand_made, talk, voice, tmp_path):
     pipeline, _ = hand_made(PIECES)
     in_memory = pipeline.convert(talk, voice)
@@ -111,6 +112,7 @@ def test_from_file_to_file_gives_what_memory_gives(hand_made, talk, voice, tmp_p
     assert list(tmp_path.glob("*.partial")) == []
 
 
+@pytest.mark.slow
 def test_pieces_of_an_encoder_that_removes_the_mean_give_what_the_whole_gives(
     hand_made, talk, reference
 ):
@@ -122,6 +124,7 @@ def test_pieces_of_an_encoder_that_removes_the_mean_give_what_the_whole_gives(
     assert decibels(whole.samples - pieces.samples, whole.samples) < -60
 
 
+@pytest.mark.slow
 def test_an_interrupted_conversion_goes_on_where_it_was(hand_made, talk, voice, tmp_path, caplog):
     out = tmp_path / "out.flac"
     expected, _ = hand_made(PIECES, hifigan_universal=(complete := Counting()))
@@ -139,6 +142,7 @@ def test_an_interrupted_conversion_goes_on_where_it_was(hand_made, talk, voice, 
     assert list(tmp_path.glob("*.partial")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", ["source.f32", "result.f32", "analysis.npz", "state.json"])
 def test_a_damaged_checkpoint_never_becomes_silence(hand_made, talk, voice, tmp_path, damaged):
     out = tmp_path / "out.wav"
@@ -157,6 +161,7 @@ def test_a_damaged_checkpoint_never_becomes_silence(hand_made, talk, voice, tmp_
     np.testing.assert_array_equal(read(out), read(tmp_path / "whole.wav"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["controls", "source"])
 def test_another_command_does_not_go_on_with_foreign_pieces(
     hand_made, talk, voice, tmp_path, change, speech
@@ -203,6 +208,7 @@ def test_where_memory_does_not_suffice_pieces_are_halved(
     assert decibels(read(tmp_path / "out.wav") - whole.samples, whole.samples) < -60
 
 
+@pytest.mark.slow
 def test_memory_that_does_not_suffice_for_a_second_is_said(hand_made, talk, voice, tmp_path):
     pipeline, _ = hand_made(PIECES, hifigan_universal=Counting(most_frames=10))
     with pytest.raises(ModelLoadError, match="even for a second"):
@@ -243,6 +249,7 @@ def test_mock_audio_is_refused_before_the_work(talk, reference, tmp_path):
         on_disk(pipeline, talk, reference, tmp_path / "out.wav")
 
 
+@pytest.mark.slow
 def test_short_recordings_go_through_memory_and_long_ones_through_the_disk(
     hand_made, talk, voice, tmp_path
 ):
@@ -288,6 +295,7 @@ def test_what_is_known_of_a_tape_does_not_depend_on_where_it_lies(tmp_path, spee
     assert len(FileSamples(tmp_path / "x.f32", 16000)) == len(stored) == 10
 
 
+@pytest.mark.slow
 def test_a_home_is_found_for_sources_of_every_length_and_voices(
     hand_made, talk, voice, tmp_path, monkeypatch
 ):
@@ -312,6 +320,7 @@ def test_a_source_that_fails_is_not_blamed_on_the_output(
         on_disk(hand_made(PIECES)[0], talk, voice, tmp_path / "out.wav")
 
 
+@pytest.mark.slow
 def test_only_what_the_disk_does_is_blamed_on_the_output(
     hand_made, talk, voice, tmp_path, monkeypatch
 ):

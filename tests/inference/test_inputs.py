@@ -120,8 +120,9 @@ def test_files_may_be_bytes_or_open(samples, tmp_path):
     ],
 )
 def test_what_is_no_recording_is_one_sentence(audio, sentence):
-    with pytest.raises((ConfigError, AudioFormatError), match=sentence):
-        taken(audio)
+    for rate in (16000, None):
+        with pytest.raises((ConfigError, AudioFormatError), match=sentence):
+            taken(audio, rate)
 
 
 def test_blocks_of_a_file_are_what_the_whole_is(samples, tmp_path):

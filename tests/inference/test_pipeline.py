@@ -104,6 +104,7 @@ def test_what_would_clip_is_turned_down_and_said_so(hand_made, source, reference
     assert any("quieter than the source" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_all_ways_to_give_a_source_and_a_voice_mean_the_same(
     hand_made, source, reference, tmp_path
 ):

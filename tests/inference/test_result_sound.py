@@ -110,6 +110,7 @@ def converted(hand_made, paused, reference):
     return convert
 
 
+@pytest.mark.slow
 def test_a_pause_in_the_source_is_a_pause_in_the_result(converted, paused):
     result = converted()
     own = resample(paused.samples, 16000, RATE)
@@ -130,6 +131,7 @@ def test_digital_silence_stays_silent(converted):
     assert level_db(result.samples, 5, 8) == pytest.approx(level_db(speech, 0, 3, 16000), abs=4)
 
 
+@pytest.mark.slow
 def test_a_softer_phrase_comes_out_as_much_softer(converted):
     result = converted()
     step = level_db(result.samples, 0, 4) - level_db(result.samples, 9, 13)
@@ -198,6 +200,7 @@ def test_the_noise_floor_is_that_of_the_quietest_seconds_around():
     assert len(noise_floor(np.zeros(0), 160, 1.0)) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [0.05, 1.0])
 @pytest.mark.parametrize("noise_db", [-80, -40])
 def test_the_speech_is_as_loud_as_in_the_source(converted, gain, noise_db):
@@ -217,6 +220,7 @@ def test_the_speech_is_as_loud_as_in_the_source(converted, gain, noise_db):
     assert spoken[1] == pytest.approx(spoken[0], abs=0.5)
 
 
+@pytest.mark.slow
 def test_pieces_give_what_the_whole_gives(converted):
     whole = converted().samples
     pieces = converted(config=PipelineConfig(chunk_seconds=6.0))
@@ -316,6 +320,7 @@ def test_a_limiter_holds_true_peaks_and_leaves_the_rest_alone():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("above_db", "reached"), [(3.0, True), (15.0, False)])
 def test_peaks_are_limited_for_the_loudness_up_to_a_limit(converted, above_db, reached):
     speech = speech_like(4.0, 120.0)
@@ -372,6 +377,7 @@ def test_a_melody_that_leaves_the_range_is_told(hand_made, source, reference, se
     assert any("beyond the range of the models" in note for note in result.notes) == told
 
 
+@pytest.mark.slow
 def test_reverberation_of_the_source_is_told(hand_made, reference):
     pipeline, _ = hand_made()
     speech = syllables(8.0)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
+import soundfile
 
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
@@ -70,3 +75,40 @@ PINS = {
     "quality": "peak@1",
     "pitch": "swift_f0@test",
 }
+
+
+class Copycat:
+    """A pipeline whose conversions are the sources."""
+
+    def __init__(self, mock: bool = False) -> None:
+        self.mock = mock
+        self.cloned: list[list[str]] = []
+
+    def clone(self, references: list[str]) -> object:
+        self.cloned.append(references)
+        return references
+
+    def convert(self, source: Path, voice: object) -> Any:
+        samples, rate = soundfile.read(source, dtype="float32")
+
+        def save(path: Path) -> Path:
+            soundfile.write(path, samples, rate)
+            return path
+
+        return SimpleNamespace(
+            mock=self.mock,
+            save=save,
+            seconds_per_second=0.25,
+            models={"converter": "copycat@1"},
+            notes=("converter: a (fallback: b)", "some other note"),
+        )
+
+
+def judging(**_: Any) -> Any:
+    """A worker as ``auto_voice.evaluation.scoring.worker`` makes it, without models."""
+    from auto_voice.evaluation.judges import Judges
+    from auto_voice.evaluation.scoring import Judging
+
+    encoder = SpectrumEncoder()
+    judges = Judges(encoder, encoder, TableRecogniser({}), PeakJudge(), pins=PINS)
+    return Judging(Copycat(), judges)  # type: ignore[arg-type]

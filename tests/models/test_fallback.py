@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -257,6 +260,20 @@ def test_a_fallback_is_told_once_and_points_at_the_caller(
         found.load("my_vocoder")
     assert len(caplog.records) == 1
     assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_a_fallback_points_at_a_script_that_nothing_calls(config: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from auto_voice.models import ModelRegistry\n"
+        f"registry = ModelRegistry({str(tmp_path)!r}, config={str(config)!r}, fallback='compact')\n"
+        "registry.load('my_vocoder')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=True, env=environment
+    )
+    assert f"{script}:3: FallbackWarning" in done.stderr
 
 
 # Warming up

@@ -12,6 +12,8 @@ from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.errors import AudioContentError, ModelLoadError
 from auto_voice.models.base import Vocoder
 from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.runtime.graphs import without_padding
+from auto_voice.models.speaker_encoder import SpeakerShape
 
 if TYPE_CHECKING:
     from auto_voice.models import ModelRegistry
@@ -44,6 +46,7 @@ def model() -> hifigan.HiFiGANModel:
     return vocoder_of(random_net())
 
 
+@pytest.mark.slow
 def test_the_network_equals_an_independent_implementation(model: hifigan.HiFiGANModel) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.SpeechT5HifiGanConfig(
@@ -166,22 +169,44 @@ def test_copy_synthesis_keeps_the_speaker_and_the_quality(weights_registry: Mode
     assert abs(overall[0] - overall[1]) <= 0.1
 
 
-@pytest.mark.parametrize(("frames", "start", "stop"), [(40, 14, 20), (40, 0, 7), (20, 15, 20)])
-def test_a_part_is_that_of_the_whole(frames: int, start: int, stop: int) -> None:
+@pytest.fixture(scope="module")
+def in_parts() -> tuple[hifigan.HiFiGANModel, hifigan.HiFiGANModel, list[int]]:
+    """The same vocoder without and with a network for parts, and how often that was opened."""
     net = random_net()
     weights = graph_kit.export_graphs.weights_of(net)
-    edited = hifigan.late_part(graph_kit.graph("hifigan", SMALL))
+    edited = without_padding(graph_kit.graph("hifigan", SMALL))
     opened: list[int] = []
 
-    def open_late() -> Any:
+    def open_part() -> Any:
         opened.append(1)
         return graph_kit.bound_network(edited, weights, "the network", "test")
 
     whole = vocoder_of(net)
-    model = hifigan.HiFiGANModel(whole.network, SMALL, open_late=open_late)
+    return whole, hifigan.HiFiGANModel(whole.network, SMALL, open_part=open_part), opened
+
+
+@pytest.mark.parametrize(("frames", "start", "stop"), [(40, 14, 20), (60, 20, 21), (50, 15, 36)])
+def test_a_part_is_that_of_the_whole(in_parts: Any, frames: int, start: int, stop: int) -> None:
+    whole, model, opened = in_parts
     mel = random_mel(frames)[0]
     expected = whole.synthesize(mel)[:, start * 256 : stop * 256]
     for _ in range(2):
         np.testing.assert_allclose(model.synthesize_part(mel, start, stop), expected, atol=1e-6)
     np.testing.assert_allclose(whole.synthesize_part(mel, start, stop), expected, atol=1e-6)
     assert len(opened) == 1
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (15, 20), (0, 20)])
+def test_a_part_beside_an_end_sees_more_of_the_first_and_last_frame(
+    in_parts: Any, start: int, stop: int
+) -> None:
+    whole, model, _ = in_parts
+    mel, reach = random_mel(20)[0], SMALL.context_frames
+    longer = np.pad(mel, ((0, 0), (reach, reach)), mode="edge")
+    expected = whole.synthesize(longer)[:, (start + reach) * 256 : (stop + reach) * 256]
+    np.testing.assert_allclose(model.synthesize_part(mel, start, stop), expected, atol=1e-6)
+
+
+def test_a_graph_that_is_no_stack_of_convolutions_keeps_its_padding() -> None:
+    with pytest.raises(ValueError, match="no convolution"):
+        without_padding(graph_kit.graph("ge2e", SpeakerShape()))

@@ -29,8 +29,40 @@ WIDTH = 128
 
 def load(path: Path, layers: int) -> WhisperEncoder:
     return WhisperEncoder.load(
-        path, layers, graph=lambda shape: graph_kit.graph("whisper_content", shape)
+        path,
+        layers,
+        graph=lambda shape: graph_kit.graph("whisper_content", shape),
+        live=lambda shape: graph_kit.graph("whisper_live", shape),
     )
+
+
+def stage_of(folder: Path, layers: int) -> WhisperContentEncoder:
+    """A content encoder of random weights with a space of six dimensions."""
+    torch.manual_seed(0)
+    _write_ctranslate2(folder / "model.bin", _Reference(layers).arrays())
+    projection = np.random.default_rng(0).normal(size=(WIDTH, 6)).astype("f4")
+    subspace = ContentSpace(np.zeros(WIDTH, "f4"), np.ones(WIDTH, "f4"), projection)
+    encoder = load(folder / "model.bin", layers)
+    return WhisperContentEncoder(encoder, subspace, "t@1", "space", envelope=True)
+
+
+def in_blocks(
+    stage: WhisperContentEncoder, samples: np.ndarray, block: int, ahead: int
+) -> list[tuple[int, int, np.ndarray]]:
+    """Place, end of the look-ahead and features of each block of a stream."""
+    stream, found = stage.stream(), []
+    assert stream is not None
+    for start in range(0, len(samples) // 320 - ahead, block):
+        end = min(start + block + ahead, len(samples) // 320)
+        skipped = min(stream.context_frames, start)
+        part = samples[320 * (start - skipped) : 320 * end]
+        found.append((start, end, stream.encode(part, skipped, start, start + block)))
+    return found
+
+
+def noise(seconds: float) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=round(16000 * seconds)) * 0.05).astype(np.float32)
 
 
 def _text(value: str) -> bytes:
@@ -211,3 +243,60 @@ def test_conversion_keeps_the_encoder_and_nothing_else(tmp_path: Path) -> None:
     assert "layer_0/ffn/linear_1/bias" in arrays
     assert not any("decoder" in name for name in arrays)
     assert np.abs(arrays["conv1/weight"] - reference.conv1.weight.detach().numpy()).max() < 1e-3
+
+
+def test_a_stream_that_comes_at_once_has_the_features_of_the_whole(tmp_path: Path) -> None:
+    stage = stage_of(tmp_path, layers=2)
+    samples = noise(2.0)
+    ((_, _, found),) = in_blocks(stage, samples, block=100, ahead=0)
+    np.testing.assert_allclose(found, stage.encode_piece(samples), atol=1e-4)
+
+
+def test_a_stream_remembers_all_that_one_layer_sees(tmp_path: Path) -> None:
+    """What one layer attends to is not changed by what follows, so nothing is lost in parts."""
+    stage = stage_of(tmp_path, layers=1)
+    samples = noise(3.0)
+    samples[:320] *= 4  # The loudest value, which scales all others, is known from the start on.
+    for start, end, found in in_blocks(stage, samples, block=7, ahead=3):
+        whole = stage.encode_piece(samples[: 320 * end])
+        np.testing.assert_allclose(found[:7], whole[start : start + 7], atol=2e-3)
+
+
+def test_a_stream_without_end_stays_within_the_positions_and_in_constant_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("auto_voice.models.whisper_encoder.RUN_FRAMES", 60)
+    monkeypatch.setattr("auto_voice.models.whisper_encoder.SETTLED_FRAMES", 30)
+    monkeypatch.setattr("auto_voice.models.whisper_encoder.REMEMBERED_FRAMES", 40)
+    stage, places, sizes = stage_of(tmp_path, layers=2), [], []
+    live = stage.encoder.live
+    assert live is not None
+
+    class Watched:
+        outputs, ports = live.outputs, live.ports
+
+        def outputs_of(self, wanted, mel, skip, start, memory):  # type: ignore[no-untyped-def]
+            places.append(int(start[0]))
+            sizes.append(memory.shape[4])
+            return live.outputs_of(wanted, mel, skip, start, memory)
+
+    monkeypatch.setattr(stage.encoder, "_live", Watched())
+    samples = noise(8.0)
+    found = in_blocks(stage, samples, block=10, ahead=5)
+    assert max(places) < 60 + 30
+    assert max(sizes) == 40
+    assert len(places) > len(found)  # Two runs side by side, from time to time.
+    assert all(np.isfinite(features).all() for _, _, features in found)
+    whole = stage.encode_piece(samples)
+    start, _, last = found[-1]
+    error = np.square(last[:5, :6] - whole[start : start + 5, :6]).mean()
+    assert error < 0.5 * whole[:, :6].var()
+
+
+def test_an_encoder_whose_sizes_have_no_graph_for_streams_has_none(tmp_path: Path) -> None:
+    _write_ctranslate2(tmp_path / "model.bin", _Reference(1).arrays())
+    encoder = WhisperEncoder.load(
+        tmp_path / "model.bin", 1, graph=lambda shape: graph_kit.graph("whisper_content", shape)
+    )
+    subspace = ContentSpace(*(np.ones(s, "f4") for s in (WIDTH, WIDTH, (WIDTH, 6))))
+    assert WhisperContentEncoder(encoder, subspace, "t@1", "space").stream() is None

@@ -12,6 +12,7 @@ import soundfile
 from auto_voice.client import Client
 from auto_voice.models.mock_models import mock_sample
 from auto_voice.server import Engine, ServerSettings, create_app
+from postgres_kit import PostgresServer, programs
 from server_kit import Gated, Live, mock_engine
 
 
@@ -61,3 +62,20 @@ def client(live: Live) -> Iterator[Client]:
 @pytest.fixture
 def gated(tmp_path: Path) -> Gated:
     return Gated(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for the tests of one process."""
+    pytest.importorskip("psycopg", reason="psycopg is not installed (extra postgres)")
+    if programs() is None:
+        pytest.skip("PostgreSQL is not installed (Debian: apt-get install postgresql)")
+    server = PostgresServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def database(postgres_server: PostgresServer) -> str:
+    """The URL of an empty PostgreSQL database."""
+    return postgres_server.database()

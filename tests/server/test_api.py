@@ -28,6 +28,7 @@ from auto_voice.errors import (
 from server_kit import mock_engine, until
 
 
+@pytest.mark.slow
 def test_convert_answers_with_the_sound_itself(client, talk, friend):
     made = client.convert(talk, references=[friend], semitones=-2, measure=True)
     assert made.name == "talk_as_friend.wav"
@@ -122,6 +123,7 @@ def test_voices_from_enrolment_to_deletion(client, talk, friend):
         client.convert(talk, voice="nobody")
 
 
+@pytest.mark.slow
 def test_inspect_and_evaluate(client, talk, friend):
     client.enrol("friend", [friend])
     found = client.inspect(friend)

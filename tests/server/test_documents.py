@@ -41,6 +41,7 @@ def test_the_curl_lines_work_one_after_the_other(live, folder):
         assert (folder / made).stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_the_python_lines_work(live, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     (body,) = [body for language, body in FENCE.findall(API) if language == "python"]

@@ -112,6 +112,7 @@ class Heard(Gated):
         return super().convert(source, voice, controls, progress)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["deleted", "renamed", "overwritten"])
 def test_an_accepted_job_keeps_its_voice(serve, tmp_path, talk, friend, change):
     engine = Heard(tmp_path)
@@ -138,7 +139,7 @@ def test_an_accepted_job_keeps_its_voice(serve, tmp_path, talk, friend, change):
         assert done.items[0].result["name"] == "talk_as_friend.wav"
     for heard in engine.voices_heard[1:]:
         assert np.array_equal(heard.embedding, wanted.embedding)
-    assert not list(live.context.files.folder(job.id).glob("*voice*"))
+    until(lambda: not list(live.context.files.folder(job.id).glob("*voice*")))
 
 
 # Damaged recordings
@@ -152,6 +153,7 @@ def cut(talk, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_what_is_there_of_a_cut_recording_is_taken_when_asked(client, cut, friend, monkeypatch):
     with pytest.raises(AudioFormatError, match=r"truncated.*allow_truncated=true"):
         client.convert(cut, references=[friend])
@@ -196,6 +198,7 @@ def mp3(talk):
     return data.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direct", [True, False])
 def test_recordings_that_do_not_know_their_length_are_converted_whole(
     client, talk, friend, mp3, direct
@@ -225,6 +228,7 @@ def test_recordings_that_do_not_know_their_length_are_converted_whole(
 # Disks and databases
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_a_moment_delays_accepted_work(serve, gated, talk, friend):
     live = serve(gated)
     with Client(live.url) as client:
@@ -243,6 +247,7 @@ def test_a_disk_that_is_full_for_a_moment_delays_accepted_work(serve, gated, tal
         until(lambda: httpx2.get(f"{live.url}/readyz", timeout=60).status_code == 200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "full",
     [OSError(errno.ENOSPC, "No space left on device"), DiskSpaceError("the model needs 1 GB.")],
@@ -413,6 +418,7 @@ def test_an_idempotency_key_stands_for_one_request(live, parts, friend):
         assert "Idempotency-Key" in sentence(changed, 422)
 
 
+@pytest.mark.slow
 def test_a_body_without_its_end_is_refused(live, talk, friend):
     def part(name, data):
         head = f'Content-Disposition: form-data; name="{name}"; filename="{name}.wav"'

@@ -20,9 +20,10 @@ from auto_voice.errors import AudioContentError, BusyError, UploadError, VoiceEr
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.server import Engine
 from auto_voice.server.admission import PatientProtocol
-from auto_voice.server.cancellation import CancellationToken
+from auto_voice.server.files import JobFiles, new_id
+from auto_voice.server.jobs import CancellationToken
 from auto_voice.server.security import client_of
-from auto_voice.server.uploads import Decoding, JobFiles, gathered, new_id
+from auto_voice.server.uploads import Decoding, gathered
 from auto_voice.types import Voice
 from auto_voice.voices.voice_file import save_voice
 from server_kit import Gated, mock_engine, until
@@ -59,6 +60,7 @@ def test_deleting_a_job_that_runs_leaves_nothing_and_nobody_stumbles(
     assert "convert cancelled" in caplog.text
 
 
+@pytest.mark.slow
 def test_work_that_cannot_be_stopped_keeps_its_thread_but_not_the_queue(
     serve, tmp_path, talk, friend
 ):
@@ -122,6 +124,7 @@ def test_a_long_recording_lets_others_go_first_and_goes_on_where_it_was(pieces, 
     assert np.abs(made - alone.samples).max() < 1e-3
 
 
+@pytest.mark.slow
 def test_progress_of_a_long_recording_begins_with_its_decoding_and_never_falls(
     pieces, friend, talk, monkeypatch
 ):
@@ -361,6 +364,7 @@ def test_a_wakened_worker_does_not_sleep_through_what_came_meanwhile(serve, talk
     assert seen[2] - seen[1] < 1.5  # and not the two seconds of an idle look
 
 
+@pytest.mark.slow
 def test_a_patient_client_outlasts_a_restart(serve, gated, talk, friend):
     live = serve(gated, grace_seconds=0.2)
     port = int(live.url.rpartition(":")[2])

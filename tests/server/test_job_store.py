@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from functools import partial
 
 import pytest
 
 from auto_voice.errors import BusyError, ConfigError, UnknownJobError
-from auto_voice.server.job_store import JobStore, SqliteDatabase
+from auto_voice.server.files import new_id
+from auto_voice.server.job_store import SqliteJobStore
 from auto_voice.server.jobs import (
     CANCELLED,
     COMPUTE,
@@ -21,9 +23,10 @@ from auto_voice.server.jobs import (
     QueueLimits,
     state_of,
 )
-from auto_voice.server.uploads import new_id
 
 MANY = QueueLimits(direct=1000, direct_client=1000, queued=1000, queued_client=1000)
+# Seconds after which a process that gives no sign of life is dead.
+LEASE = 1.0
 LIMITS = QueueLimits(direct=4, direct_client=2, queued=20, queued_client=10)
 
 
@@ -32,11 +35,41 @@ def path(tmp_path):
     return tmp_path / "jobs.sqlite"
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def opened(request, path):
+    """Opens the store anew, as another process would."""
+    made = []
+    if request.param == "sqlite":
+        make = partial(SqliteJobStore, path)
+    else:
+        url = request.getfixturevalue("database")
+        from auto_voice.server.postgres import PostgresJobStore
+
+        make = partial(PostgresJobStore, url, lease_seconds=LEASE)
+
+    def opening():
+        made.append(make())
+        return made[-1]
+
+    yield opening
+    for store in made:
+        store.close()
+
+
 @pytest.fixture
-def store(path):
-    found = JobStore(SqliteDatabase(path))
-    yield found
-    found.close()
+def store(opened):
+    return opened()
+
+
+def recovered(store):
+    """What a process takes up from those that gave no sign of life."""
+    if store.shared:
+        deadline = time.monotonic() + 30
+        while (found := (store.beat(), store.recover(3))[1]) == (0, 0):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return found
+    return store.recover(3)
 
 
 def add(store, client="a", items=1, **more):
@@ -49,11 +82,11 @@ def test_a_job_goes_from_queued_to_done(store):
     assert (job.state, job.progress, job.request) == (QUEUED, 0.0, {"x": 1})
     first = store.claim(COMPUTE)
     assert (first.job.id, first.item.index, first.item.attempts) == (job.id, 0, 1)
-    store.report(job.id, 0, 0.5)
+    store.report(first, 0.5)
     assert (store.get(job.id).state, store.get(job.id).progress) == (RUNNING, 0.25)
-    store.finish(job.id, 0, result={"file": "out-0.wav", "bytes": 7})
+    store.finish(first, result={"file": "out-0.wav", "bytes": 7})
     second = store.claim(COMPUTE)
-    done = store.finish(job.id, second.item.index, error={"type": "X", "message": "m"})
+    done = store.finish(second, error={"type": "X", "message": "m"})
     assert (done.state, done.progress) == (DONE, 1.0)
     assert [item.state for item in done.items] == [DONE, FAILED]
     assert done.expires == pytest.approx(done.finished + 86400)
@@ -82,7 +115,7 @@ def test_clients_take_turns_whatever_they_have_queued(store):
     order = []
     while (claim := store.claim(COMPUTE)) is not None:
         order.append(claim.job.client)
-        store.finish(claim.job.id, claim.item.index, result={})
+        store.finish(claim, result={})
     assert set(order[:3]) == {"greedy", "modest", "other"}
     assert order[3:] == ["greedy"] * 5
 
@@ -105,7 +138,7 @@ def services_until(store, job, newcomer):
     for served in range(1, 200):
         newcomer(served)
         claim = store.claim(COMPUTE)
-        store.finish(claim.job.id, claim.item.index, result={})
+        store.finish(claim, result={})
         if store.get(job.id).is_finished:
             return served
     raise AssertionError("it waits for ever")
@@ -130,10 +163,10 @@ def test_jobs_are_not_overtaken_by_newcomers_without_limit(store):
 
 def test_a_newcomer_goes_before_the_client_that_was_served_last(store):
     long = add(store, "a")
-    store.claim(COMPUTE)
+    claim = store.claim(COMPUTE)
     add(store, "b")
     assert store.others_wait(long.id)
-    store.release(long.id, 0)
+    store.release(claim)
     assert [store.claim(COMPUTE).job.client for _ in range(2)] == ["b", "a"]
 
 
@@ -175,59 +208,51 @@ def test_the_same_key_gives_the_same_job(store):
     assert store.find("a", "never", "") is None
 
 
-def test_what_ran_when_the_process_died_is_queued_again_and_what_was_done_is_not(store, path):
+def test_what_ran_when_the_process_died_is_queued_again_and_what_was_done_is_not(store, opened):
     job = add(store, items=3)
-    store.claim(COMPUTE)
-    store.finish(job.id, 0, result={"file": "out-0.wav"})
+    store.finish(store.claim(COMPUTE), result={"file": "out-0.wav"})
     store.claim(COMPUTE)
     direct = add(store, "b", direct=True)
-    other = JobStore(
-        SqliteDatabase(path)
-    )  # the first one is never closed, as if its process was killed
-    try:
-        assert other.recover(3) == (1, 0)
-        again = other.get(job.id)
-        assert [item.state for item in again.items] == [DONE, QUEUED, QUEUED]
-        assert again.items[0].result == {"file": "out-0.wav"}
-        assert other.get(direct.id).state == CANCELLED
-        assert other.claim(COMPUTE).item.index == 1
-    finally:
-        other.close()
+    other = opened()  # the first one is never closed, as if its process was killed
+    assert recovered(other) == (1, 0)
+    again = other.get(job.id)
+    assert [item.state for item in again.items] == [DONE, QUEUED, QUEUED]
+    assert again.items[0].result == {"file": "out-0.wav"}
+    assert other.get(direct.id).state == CANCELLED
+    assert other.claim(COMPUTE).item.index == 1
 
 
-def test_a_recording_that_kills_the_server_is_given_up(store):
+def test_a_recording_that_kills_the_server_is_given_up(store, opened):
     job = add(store)
     for _ in range(2):
-        store.claim(COMPUTE)
-        assert store.recover(3) == (1, 0)
-    store.claim(COMPUTE)
-    assert store.recover(3) == (0, 1)
+        opened().claim(COMPUTE)
+        assert recovered(store) == (1, 0)
+    opened().claim(COMPUTE)
+    assert recovered(store) == (0, 1)
     assert store.get(job.id).state == FAILED
     assert "3 times" in store.get(job.id).items[0].error["message"]
 
 
 def test_released_work_does_not_count_as_an_attempt(store):
     job = add(store)
-    store.claim(COMPUTE)
-    store.release(job.id, 0)
+    store.release(store.claim(COMPUTE))
     assert store.get(job.id).state == QUEUED
     assert store.claim(COMPUTE).item.attempts == 1
 
 
 def test_cancelled_stays_cancelled_whatever_the_worker_says_later(store):
     job = add(store, items=2)
-    store.claim(COMPUTE)
+    claim = store.claim(COMPUTE)
     assert store.cancel(job.id).state == CANCELLED
-    assert store.finish(job.id, 0, result={"file": "late.wav"}).items[0].result is None
+    assert store.finish(claim, result={"file": "late.wav"}).items[0].result is None
     assert store.get(job.id).state == CANCELLED
     assert store.claim(COMPUTE) is None
 
 
 def test_expiry_by_age_and_by_size(store):
     jobs = [add(store) for _ in range(3)]
-    for job in jobs:
-        store.claim(COMPUTE)
-        store.finish(job.id, 0, result={"bytes": 100})
+    for _ in jobs:
+        store.finish(store.claim(COMPUTE), result={"bytes": 100})
         time.sleep(0.01)
     now = time.time()
     assert store.expired(now, 1000) == []
@@ -244,10 +269,10 @@ def test_a_database_of_another_version_is_refused(path):
     db.execute("PRAGMA user_version=99")
     db.close()
     with pytest.raises(ConfigError, match="another version"):
-        JobStore(SqliteDatabase(path))
+        SqliteJobStore(path)
 
 
 def test_a_file_that_is_no_database_is_refused(path):
     path.write_bytes(b"no database" * 1000)
     with pytest.raises(ConfigError, match="is damaged"):
-        JobStore(SqliteDatabase(path))
+        SqliteJobStore(path)

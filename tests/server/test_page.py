@@ -9,12 +9,14 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from auto_voice.voices.library import VoiceLibrary
 from server_kit import mock_engine
 
 CHROMIUM = next(
@@ -42,17 +44,28 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def play() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
+        yield play
+
+
+@pytest.fixture(scope="module")
+def browser(play: Any) -> Iterator[Any]:
+    browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Any]:
     """Opens the page of a server; errors of the page or its security policy fail the test."""
+    with visitor(browser) as open_page:
+        yield open_page
+
+
+@contextmanager
+def visitor(browser: Any) -> Iterator[Any]:
     contexts, problems = [], []
 
     def open_page(url: str, expected: tuple[str, ...] = (), **options: Any) -> Any:
@@ -449,3 +462,116 @@ def test_files_beyond_the_limit_are_not_sent(serve, visit, friend, tmp_path):
     page.click("#convert")
     page.wait_for_selector("#error:not([hidden])")
     assert "the server takes 1 MB" in page.inner_text("#error")
+
+
+# Live
+
+
+HEARD = "document.querySelector('#live-out').value > -50"
+
+
+def eventually(page: Any, expression: str) -> None:
+    """Waits until it is true; the page's security policy lets no other way in."""
+    for _ in range(WAIT_MS // 100):
+        if page.evaluate(expression):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{expression} never came true: {page.inner_text('#panel-live')}")
+
+
+@pytest.fixture(scope="module")
+def speaking(play: Any, talk: Path) -> Iterator[Any]:
+    """A browser whose microphone plays the recording over and over."""
+    flags = [*FLAGS, f"--use-file-for-fake-audio-capture={talk}"]
+    browser = play.chromium.launch(executable_path=CHROMIUM, args=flags)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def with_voice(serve, tmp_path, friend, monkeypatch):
+    """A server that keeps the voice “friend”, leaves nothing out, and its engine."""
+    monkeypatch.setattr("auto_voice.server.live_routes.MOST_WAITING_BLOCKS", 1000)
+    engine = mock_engine(tmp_path)
+    voice = engine.pipeline.clone(friend, name="friend")
+    VoiceLibrary(tmp_path / "voices").add("friend", voice)
+    return lambda **settings: (serve(engine, **settings), engine)
+
+
+def test_what_is_spoken_comes_back_as_the_stream_converts_it(with_voice, speaking, tmp_path):
+    import numpy as np
+    import soundfile
+
+    server, engine = with_voice()
+    with visitor(speaking) as visit:
+        page = ready(visit(server.url))
+        page.click("#tab-live")
+        page.locator("#live-voice option", has_text="friend").wait_for(state="attached")
+        page.check("#live-record")
+        page.click("#live-start")
+        # Something is heard, and the delay is known.
+        eventually(page, HEARD)
+        eventually(page, "/[0-9]+ ms/.test(document.querySelector('#live-delay').innerText)")
+        assert page.evaluate("document.querySelector('#live-in').value") > -60
+        keep(page, "live")
+        page.wait_for_timeout(1500)
+        page.click("#live-start")
+        with page.expect_download() as download:
+            page.click("#live-download")
+        download.value.save_as(tmp_path / "live.wav")
+    both, rate = soundfile.read(tmp_path / "live.wav", dtype="float32")
+    assert len(both) > rate // 2
+    spoken = np.round(both[:, 0] * 32768).astype(np.int16)
+    stream = engine.pipeline.stream(engine.voices.get("friend"), sample_rate=rate)
+    expected = stream.push(spoken)  # Of the rest the look-ahead is missing.
+    assert len(expected) > rate // 4
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(both[: len(expected), 1], expected, atol=2e-4)
+
+
+def test_live_is_usable_on_a_narrow_screen_and_says_what_it_needs(live, visit):
+    page = ready(visit(live.url, viewport={"width": 360, "height": 740}))
+    page.click("#tab-live")
+    page.wait_for_selector("#live-none:not([hidden])")
+    assert page.is_disabled("#live-start")
+    assert "headphones" in page.inner_text("#panel-live")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    keep(page, "live_narrow")
+
+
+def test_a_live_conversion_that_cannot_be_is_said(with_voice, speaking):
+    server, _ = with_voice(live_streams=1)
+    with visitor(speaking) as visit:
+        first, second = (ready(visit(server.url)) for _ in range(2))
+        for page in (first, second):
+            page.click("#tab-live")
+            page.locator("#live-voice option", has_text="friend").wait_for(state="attached")
+        first.click("#live-start")
+        eventually(first, HEARD)
+        second.click("#live-start")
+        second.wait_for_selector("#live-error:not([hidden])")
+        assert "live conversions open" in second.inner_text("#live-error")
+        assert second.inner_text("#live-start") == "Start"
+        assert second.is_hidden("#live-figures")
+
+
+def test_pitch_bypass_and_voice_change_while_it_runs(with_voice, speaking):
+    server, _ = with_voice()
+    with visitor(speaking) as visit:
+        page = ready(visit(server.url))
+        page.click("#tab-live")
+        page.locator("#live-voice option", has_text="friend").wait_for(state="attached")
+        sent: list[str] = []
+        page.on(
+            "websocket", lambda socket: socket.on("framesent", lambda frame: sent.append(frame))
+        )
+        page.click("#live-start")
+        eventually(page, HEARD)
+        page.check("#live-bypass")
+        page.focus("#live-semitones")
+        page.keyboard.press("ArrowRight")
+        page.locator("#live-semitones-out", has_text="+0.5").wait_for()
+        eventually(page, HEARD)
+        texts = [frame for frame in sent if isinstance(frame, str)]
+        assert any('"semitones":0.5' in text for text in texts[1:])
+        assert page.is_hidden("#live-error")

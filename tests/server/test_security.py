@@ -132,6 +132,7 @@ def test_every_answer_carries_the_headers(live):
     assert httpx2.get(f"{live.url}/v1/server").headers["cache-control"] == "no-store"
 
 
+@pytest.mark.slow
 def test_without_the_token_nothing_but_health_and_the_page_is_shown(serve, caplog):
     live = serve(tokens=(TOKEN,))
     caplog.set_level(logging.DEBUG, "auto_voice")

@@ -201,6 +201,7 @@ def test_every_query_of_the_dashboard_names_a_metric_of_the_server() -> None:
     assert own <= shown, "and every metric is shown"
 
 
+@pytest.mark.slow
 def test_the_server_counts_what_the_registry_tells(live, client, talk, friend) -> None:
     client.convert(talk, references=[friend])
     client.convert(talk, references=[friend])
@@ -261,6 +262,7 @@ def test_a_trace_goes_from_the_client_to_the_worker(
     assert {"conversion", "stage", "vocode", "load"} <= subjects
 
 
+@pytest.mark.slow
 @needs_otel
 def test_a_collector_that_is_away_costs_one_line(caplog) -> None:
     events.export_otlp("http://127.0.0.1:9")

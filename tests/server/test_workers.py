@@ -24,10 +24,11 @@ from auto_voice.inference.voice_conversion_pipeline import (
 )
 from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.server import Engine, ServerSettings, create_app
-from auto_voice.server.cancellation import CancellationToken, Stopped
+from auto_voice.server.jobs import CancellationToken, Stopped
 from server_kit import until
 
 
+@pytest.mark.slow
 def test_beyond_the_queue_is_refused_at_once_and_nothing_accepted_is_lost(
     serve, gated, talk, friend
 ):
@@ -45,6 +46,7 @@ def test_beyond_the_queue_is_refused_at_once_and_nothing_accepted_is_lost(
     assert gated.most_running == 1
 
 
+@pytest.mark.slow
 def test_direct_requests_beyond_the_limit_get_503_with_retry_after(serve, gated, talk, friend):
     live = serve(gated, direct_waiting=2, direct_waiting_client=2, workers=1)
 
@@ -93,6 +95,7 @@ def test_a_client_that_goes_away_takes_its_direct_work_with_it(serve, gated, tal
     until(lambda: live.context.store.depth().running == 0)
 
 
+@pytest.mark.slow
 def test_one_busy_client_does_not_starve_another(serve, gated, talk, friend):
     live = serve(gated)
     with Client(live.url) as greedy:
@@ -178,6 +181,7 @@ def test_a_voice_whose_learning_is_cancelled_at_its_last_moment_is_not_kept(
         assert live.context.store.get(answer.json()["id"]).state == "cancelled"
 
 
+@pytest.mark.slow
 def test_stopping_puts_unfinished_work_back_and_a_new_server_does_it(
     serve, gated, tmp_path, talk, friend
 ):
@@ -193,6 +197,7 @@ def test_stopping_puts_unfinished_work_back_and_a_new_server_does_it(
     assert (done.state, len(gated.started)) == ("done", 2)
 
 
+@pytest.mark.slow
 def test_two_servers_cannot_share_a_data_folder(serve, tmp_path):
     live = serve()
     settings = ServerSettings(data_dir=live.context.settings.data_dir)

@@ -82,6 +82,7 @@ def test_noise_is_for_training_only() -> None:
     assert not torch.allclose(noisy, clean)
 
 
+@pytest.mark.slow
 def test_a_training_with_a_discriminator_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     schedule = Schedule(steps=6, warmup=2, validate_every=3)
 

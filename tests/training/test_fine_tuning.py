@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,6 +23,7 @@ from auto_voice.training.fine_tuning import (
     MOST_TIMES_LONGER,
     SEEN_FRAMES,
     SHORT_FRAMES,
+    Adam,
     FineTuningPlan,
     _leave_out,
     fine_tune,
@@ -67,6 +70,7 @@ def spoken(converter, target, seed=5, frames=120):
     return converter.convert(content, pitch, target, frames).values.T
 
 
+@pytest.mark.slow
 def test_new_words_come_closer_to_the_speaker(converter):
     """Judged on content that was never in the reference."""
     target = voice(tilt=2.0)
@@ -76,6 +80,7 @@ def test_new_words_come_closer_to_the_speaker(converter):
     assert after < 0.75 * before
 
 
+@pytest.mark.slow
 def test_each_speaker_gets_what_is_theirs(converter):
     dark = converter.fine_tune(voice(tilt=-2.0), 60)
     bright = converter.fine_tune(voice(tilt=2.0), 60)
@@ -90,6 +95,47 @@ def test_the_converter_itself_stays_as_it_was(converter):
     for name, values in converter.weights.items():
         np.testing.assert_array_equal(values, before[name], err_msg=name)
     np.testing.assert_array_equal(spoken(converter, voice()), plain)
+
+
+def test_the_steps_are_those_of_the_librarys_adam():
+    rng = np.random.default_rng(3)
+    start = [rng.normal(size=shape) for shape in ((4, 3), (5,), ())]
+    ours, theirs = ([torch.tensor(x, requires_grad=True) for x in start] for _ in range(2))
+    mine, reference = Adam(ours, (0.9, 0.98)), torch.optim.Adam(theirs, betas=(0.9, 0.98))
+    for step in range(12):
+        gradients = [torch.tensor(rng.normal(size=x.shape) * 10.0 ** (step % 3)) for x in start]
+        mine.step(gradients, rate=0.01 * (step + 1))
+        reference.param_groups[0]["lr"] = 0.01 * (step + 1)
+        for parameter, gradient in zip(theirs, gradients, strict=True):
+            parameter.grad = gradient
+        reference.step()
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9)
+
+
+WITHOUT_COMPILER = """
+import sys
+import torch
+from auto_voice.models.converter_model import PITCH_SIZE, PROFILE_SIZE
+from auto_voice.training.fine_tuning import FineTuningPlan, Speech, difference
+from auto_voice.training.networks.generators import ConverterNet
+from auto_voice.training.networks.loading import with_weights
+make = lambda: ConverterNet(dims=4, width=32, blocks=2, heads=2)
+arrays = {key: value.numpy() for key, value in make().state_dict().items()}
+shapes = (240, 4), (240, PITCH_SIZE), (240, 80), (256,), (PROFILE_SIZE,)
+speech = Speech(*(torch.rand(shape) for shape in shapes))
+assert difference(with_weights(make, arrays, "a test"), speech, FineTuningPlan(steps=2))
+print({"torch._dynamo", "torch.fx.experimental.symbolic_shapes", "sympy"} & set(sys.modules))
+"""
+
+
+def test_fine_tuning_imports_no_compiler():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER],
+        capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert done.stdout == "set()\n", done.stderr
 
 
 def test_the_same_speech_gives_the_same_numbers(converter):
@@ -202,6 +248,7 @@ def test_damaged_numbers_in_it_are_refused(converter, tmp_path):
         load_voice(save_voice(tmp_path / "ann.safetensors", learnt))
 
 
+@pytest.mark.slow
 def test_a_blend_is_between_its_voices(converter):
     one, two = converter.fine_tune(voice(tilt=-2.0), 20), converter.fine_tune(voice(tilt=2.0), 20)
     blend = blend_voices([(one, 0.5), (two, 0.5)])
@@ -215,6 +262,7 @@ def test_a_blend_is_between_its_voices(converter):
     )
 
 
+@pytest.mark.slow
 def test_threads_with_voices_of_their_own_do_not_hear_each_other(converter):
     """Each result is what the voice gives alone, and the converter ends as it began."""
     voices = [
@@ -248,6 +296,7 @@ def test_a_fitting_that_diverges_changes_nothing(converter, caplog):
     assert "diverged" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_voice_is_not_learnt_from_its_own_cepstra():
     """A source's will be another's: what hangs on them at the voice's own size is not kept."""
     torch.manual_seed(0)
@@ -316,6 +365,7 @@ def test_a_fitting_leaves_out_the_share_of_hidden_values_that_it_says():
     assert torch.equal(student.blocks[0].dropout(torch.ones(1, 9, 64)), torch.ones(1, 9, 64))
 
 
+@pytest.mark.slow
 def test_voices_fitted_at_once_are_what_they_are_alone(converter):
     voices = [voice(tilt=tilt, seed=seed) for tilt, seed in ((2.0, 0), (-2.0, 1), (0.0, 2))]
     alone = [converter.fine_tune(one, 6).fine_tuning for one in voices]

@@ -30,6 +30,7 @@ LENGTHS = {
     "ge2e": [(1,), (160,), (33,)],
     "content_student": [(2,), (14,), (202,)],
     "whisper_content": [(2,), (14,), (202,), (2800,)],
+    "whisper_live": [(4, 1), (18, 0), (50, 1400)],
 }
 CASES = [
     pytest.param(name, batch, sizes, id=f"{name}-{batch}x{'.'.join(map(str, sizes))}")
@@ -77,13 +78,16 @@ def resized(architecture: str, shape: Any, batch: int, sizes: tuple[int, ...]) -
             if axis_name not in given:
                 given[axis_name] = sizes[len(given) - 1]
             wanted[axis] = given[axis_name]
-        if example.dtype == torch.bool:
+        if example.dtype == torch.int64:
+            inputs.append(example)
+        elif example.dtype == torch.bool:
             inputs.append(torch.from_numpy(rng.random(wanted) < 0.8))
         else:
             inputs.append(torch.from_numpy(rng.standard_normal(wanted, np.float32)))
     return inputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "batch", "sizes"), CASES)
 def test_a_graph_computes_what_its_definition_does(
     name: str, batch: int, sizes: tuple[int, ...], built: dict[str, Any]

@@ -152,6 +152,7 @@ def test_what_is_far_below_the_loudest_is_not_heard(perceptual: PerceptualLosses
     assert torch.equal(words, others)
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_mel(perceptual: PerceptualLosses) -> None:
     mel = vocoder_mel(recording(33)).requires_grad_(True)
     words, _ = perceptual.words(mel)

@@ -6,14 +6,14 @@ import csv
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 
+from auto_voice.batch.executors import InlineExecutor
 from auto_voice.errors import TrainingError
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.training import speech_synthesis as s
@@ -166,24 +166,9 @@ def test_voices_are_tables_of_styles(tmp_path: Path) -> None:
 def test_a_corpus_is_made_until_its_hours_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class InThisProcess:
-        """Runs what it is given at once, so that the stand-in synthesiser is seen."""
-
-        def __init__(self, _: int, __: object, begin: Callable[..., None], given: tuple) -> None:
-            begin(*given)
-
-        def __enter__(self) -> InThisProcess:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def submit(self, work: Callable[..., float], *given: object) -> Future[float]:
-            done: Future[float] = Future()
-            done.set_result(work(*given))
-            return done
-
-    monkeypatch.setattr(s, "ProcessPoolExecutor", InThisProcess)
+    # In this process, so that the stand-in synthesiser is seen.
+    monkeypatch.setattr(s, "limit_threads", lambda _: None)
+    here = InlineExecutor()
     monkeypatch.setattr(s, "OnnxSynthesiser", lambda _: Recorder())
     (tmp_path / "voices").mkdir()
     for name, table in voices().items():
@@ -200,12 +185,12 @@ def test_a_corpus_is_made_until_its_hours_and_goes_on(
             s.read_sentences(self.sentences), voices(), SYMBOLS, str.lower
         ),
     )  # fmt: skip
-    recordings, hours = s.make(sources, tmp_path / "out", 1e-6)
+    recordings, hours = s.make(sources, tmp_path / "out", 1e-6, executor=here)
     assert recordings == 6
     assert hours > 1e-6
-    assert s.make(sources, tmp_path / "out", 1.0)[0] == 8 * 6
+    assert s.make(sources, tmp_path / "out", 1.0, executor=here)[0] == 8 * 6
     first = (tmp_path / "out" / "00000" / "manifest.json").stat().st_mtime_ns
-    assert s.make(sources, tmp_path / "out", 1.0)[0] == 8 * 6
+    assert s.make(sources, tmp_path / "out", 1.0, executor=here)[0] == 8 * 6
     assert (tmp_path / "out" / "00000" / "manifest.json").stat().st_mtime_ns == first
 
 

@@ -90,6 +90,7 @@ def test_the_content_task_learns_through_perturbation() -> None:
     assert figures == task.validate()
 
 
+@pytest.mark.slow
 def test_the_converter_task_learns_the_speaker_from_the_reference() -> None:
     torch.manual_seed(0)
     speech = corpus(speakers=6)

@@ -42,6 +42,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return Trainer(_Line(), SCHEDULE, folder).average
 
 
+@pytest.mark.slow
 def test_it_learns_and_logs(tmp_path: Path) -> None:
     figures = Trainer(_Line(), Schedule(400, 2e-2, 5, validate_every=100), tmp_path).run()
     assert figures["error"] < 0.1

@@ -153,6 +153,7 @@ def test_voices_that_do_not_go_together_are_not_mixed():
         blend_voices([(voice(1), 1.0), (opposite, 1.0)])
 
 
+@pytest.mark.slow
 def test_voices_of_another_encoder_are_encoded_again_or_refused(hand_made, source, reference):
     pipeline, _ = hand_made()
     now = pipeline.clone(reference, name="ann")
@@ -188,6 +189,7 @@ class ByHeight(Speaker):
         return (bump / np.linalg.norm(bump)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_people_are_counted():
     one = Waveform(speech_like(10.0, 110.0), 16000)
     pause = np.zeros(16000, np.float32)
@@ -222,6 +224,7 @@ def test_enrolment_says_what_is_wrong_and_what_to_do(hand_made, monkeypatch):
     assert bad.quality["speakers"] == 2
 
 
+@pytest.mark.slow
 def test_a_recording_of_somebody_else_is_noticed(hand_made):
     pipeline, _ = hand_made(speaker_encoder=ByHeight())
     references = [

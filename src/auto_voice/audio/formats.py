@@ -7,9 +7,10 @@ playlists and other files that name further files or addresses never reach it.
 from __future__ import annotations
 
 import math
+import os
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -90,6 +91,18 @@ _FOREIGN: tuple[tuple[bytes, str], ...] = (
     (b"ffconcat", "a playlist, which names other files"),
     (b"MThd", "a MIDI file, which holds notes and no sound"),
     (b"FLV", "a Flash video"),
+    (b"wvpk", "WavPack"),
+    (b"MAC ", "Monkey's Audio"),
+    (b"TTA1", "True Audio"),
+    (b"MPCK", "Musepack"),
+    (b"MP+", "Musepack"),
+    (b"DSD ", "DSD"),
+    (b"FRM8", "DSD"),
+    (b".RMF", "RealAudio"),
+    (b".ra\xfd", "RealAudio"),
+    (b"Creative Voice File", "a Creative voice file"),
+    (b"\x0b\x77", "a bare AC-3 stream"),
+    (b"\x7f\xfe\x80\x01", "a bare DTS stream"),
     (b"\x89PNG", "a PNG picture"),
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"GIF8", "a GIF picture"),
@@ -115,26 +128,36 @@ class FolderListing:
     """The files of a folder in order of their names; hidden files and folders are left out.
 
     Attributes:
-        recordings: files whose ending is in ``AUDIO_SUFFIXES``.
+        recordings: whatever has an ending of ``AUDIO_SUFFIXES`` and is no folder: what cannot be
+            read, such as a link that leads nowhere, is refused by its name where it is read.
         ignored: all others.
+        skipped: folders that were not looked into: links, and those that may not be listed.
     """
 
     recordings: tuple[Path, ...]
     ignored: tuple[Path, ...]
+    skipped: tuple[Path, ...]
 
 
 def list_folder(folder: Path, *, deep: bool = True) -> FolderListing:
-    """Every regular file of ``folder``, and of the folders in it where ``deep``."""
-    found = sorted(
-        path
-        for path in (folder.rglob("*") if deep else folder.iterdir())
-        if path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """Every file of ``folder``, and of the folders in it where ``deep``."""
+    found: list[Path] = []
+    skipped: list[Path] = []
+
+    def skip(error: OSError) -> None:
+        skipped.append(Path(error.filename))
+
+    for here, folders, files in os.walk(folder, onerror=skip):
+        at = Path(here)
+        found += (at / name for name in files if not name.startswith("."))
+        folders[:] = [name for name in folders if deep and not name.startswith(".")]
+        skipped += (at / name for name in folders if (at / name).is_symlink())
+    found.sort()
     named = [path.suffix.lower() in AUDIO_SUFFIXES for path in found]
     return FolderListing(
         tuple(path for path, known in zip(found, named, strict=True) if known),
         tuple(path for path, known in zip(found, named, strict=True) if not known),
+        tuple(sorted(skipped)),
     )
 
 
@@ -245,6 +268,8 @@ class Completeness:
         end: byte at which the sound ends; None for the end of the file.
         one_page_samples: end of the only page of Ogg that holds sound, in samples; None where
             there are several.
+        correction: an offset in the file and the bytes to read from there instead of its own,
+            where its writer is known to err.
     """
 
     missing: float = 0.0
@@ -252,6 +277,7 @@ class Completeness:
     note: str = ""
     end: int | None = None
     one_page_samples: int | None = None
+    correction: tuple[int, bytes] | None = None
 
     @property
     def truncated(self) -> bool:
@@ -337,9 +363,19 @@ def _aiff_completeness(stream: BinaryIO, size: int) -> Completeness:
 
 
 def _caf_completeness(stream: BinaryIO, size: int) -> Completeness:
+    frames, correction = 0, None
     for tag, start, length in _chunks(stream, size, 8, ">4sq"):
-        if tag == b"data":
-            return _NO_LENGTH if length < 0 else _against(start + length, start, size)
+        stream.seek(start)
+        if tag == b"desc":
+            frames = int.from_bytes(stream.read(24)[20:], "big")
+        elif tag == b"pakt":
+            # libsndfile calls a full last packet one that lacks all its samples, which FFmpeg
+            # takes for damage (Core Audio Format specification, packet table).
+            lacking = int.from_bytes(stream.read(24)[20:], "big")
+            correction = (start + 20, bytes(4)) if 0 < frames <= lacking else None
+        elif tag == b"data":
+            found = _NO_LENGTH if length < 0 else _against(start + length, start, size)
+            return replace(found, correction=correction)
     return Completeness(1.0)
 
 

@@ -86,15 +86,18 @@ def filtered(
 
 
 def interpolate_frames(
-    values: FloatArray, from_rate: float, to_rate: float, frames: int
+    values: FloatArray, from_rate: float, to_rate: float, frames: int, later: float = 0.0
 ) -> FloatArray:
     """``(n, dims)`` at ``from_rate`` to ``(frames, dims)`` at ``to_rate``, linearly.
 
     Frame ``i`` of either side is centred at ``(i + 0.5) / rate`` seconds; ends are held.
+
+    Args:
+        later: seconds from the beginning of ``values`` to that of the result.
     """
     if len(values) == 0:
         return np.zeros((frames, values.shape[1]), np.float32)
-    position = (np.arange(frames) + 0.5) / to_rate * from_rate - 0.5
+    position = ((np.arange(frames) + 0.5) / to_rate + later) * from_rate - 0.5
     position = np.clip(position, 0, len(values) - 1)
     before = position.astype(np.int64)
     after = np.minimum(before + 1, len(values) - 1)

@@ -45,6 +45,8 @@ LASTING = 0.5
 # died away.
 RICH_HZ = (400.0, 2500.0)
 RICH_CORRELATION = 0.5
+# Frames that the detector looks to either side.
+DETECTOR_FRAMES = 16
 # Log-F0 of speech without any voiced frame.
 NEUTRAL_LOG_F0 = float(np.log(150.0))
 
@@ -60,10 +62,43 @@ def extract_pitch(samples: FloatArray, sample_rate: int) -> Pitch:
     at_16k = resample(samples, sample_rate, SPEECH_RATE)
     if len(at_16k) == 0:
         return Pitch(np.zeros(0, np.float32), np.zeros(0, np.bool_), FRAME_RATE)
+    f0, confident = _detected(at_16k)
+    return Pitch(f0, confident & ~_hum(f0, at_16k), FRAME_RATE)
+
+
+def _detected(at_16k: FloatArray) -> tuple[FloatArray, BoolArray]:
+    """``(frames,)`` F0 in Hz and whether the detector trusts it."""
     found = _detector().detect(at_16k, SPEECH_RATE, fmin=F_MIN_HZ, fmax=F_MAX_HZ)
-    voiced = np.asarray(found.confidence) >= VOICED_CONFIDENCE
     f0 = np.asarray(found.pitch_hz, dtype=np.float32)
-    return Pitch(f0, voiced & ~_hum(f0, at_16k), FRAME_RATE)
+    return f0, np.asarray(found.confidence) >= VOICED_CONFIDENCE
+
+
+class PitchStream:
+    """:func:`extract_pitch` of a stream, whose detector is not given the past anew."""
+
+    def __init__(self) -> None:
+        self._first = 0
+        self._f0, self._confident = np.zeros(0, np.float32), np.zeros(0, np.bool_)
+
+    def extract(self, at_16k: FloatArray, first: int, stop: int) -> Pitch:
+        """The track from frame ``first`` on; of frames below that nothing will be asked again.
+
+        Args:
+            at_16k: the stream from that frame on, as far as it is known.
+            stop: the frame that the next call will be given more sound of.
+        """
+        known = self._first + len(self._f0)
+        low = max(first, known - DETECTOR_FRAMES)
+        f0, confident = _detected(at_16k[(low - first) * _HOP_SAMPLES :])
+        kept = slice(max(0, first - self._first), None)
+        self._first = max(first, self._first)
+        f0, confident = (
+            np.concatenate([before[kept], now[known - low :]])
+            for before, now in ((self._f0, f0), (self._confident, confident))
+        )
+        final = slice(max(0, stop - self._first))
+        self._f0, self._confident = f0[final], confident[final]
+        return Pitch(f0, confident & ~_hum(f0, at_16k), FRAME_RATE)
 
 
 def _hum(f0: FloatArray, at_16k: FloatArray) -> BoolArray:

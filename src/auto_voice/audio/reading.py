@@ -201,8 +201,8 @@ class RecordingReader:
             )
         if found.truncated and not self._allow_truncated:
             raise self._truncated(None if math.isnan(found.missing) else found.missing)
-        if found.end is not None:
-            self._window = cast(BinaryIO, Window(self._stream, self._start, found.end))
+        end = size if found.end is None else found.end
+        self._window = cast(BinaryIO, Window(self._stream, self._start, end, found.correction))
         return seen.format, found
 
     def _open_decoder(self) -> Decoder:
@@ -349,11 +349,17 @@ class Window(io.RawIOBase):
 
     Seeking before the start lands on it: damaged headers make decoders try, and an exception in
     their callback could only be printed.
+
+    Args:
+        correction: an offset and the bytes that stand there instead of the stream's own.
     """
 
-    def __init__(self, stream: BinaryIO, start: int, size: int) -> None:
+    def __init__(
+        self, stream: BinaryIO, start: int, size: int, correction: tuple[int, bytes] | None = None
+    ) -> None:
         super().__init__()
         self._inner, self._start, self._size = stream, start, size
+        self._correction = correction or (0, b"")
 
     def seekable(self) -> bool:
         return True
@@ -369,8 +375,13 @@ class Window(io.RawIOBase):
         return self._inner.tell() - self._start
 
     def readinto(self, buffer: Any) -> int:
-        data = self._inner.read(min(len(buffer), max(0, self._size - self.tell())))
+        at = self.tell()
+        data = self._inner.read(min(len(buffer), max(0, self._size - at)))
         buffer[: len(data)] = data
+        offset, correct = self._correction
+        low, high = max(at, offset), min(at + len(data), offset + len(correct))
+        if low < high:
+            buffer[low - at : high - at] = correct[low - offset : high - offset]
         return len(data)
 
 

@@ -23,9 +23,10 @@ from auto_voice.errors import AutoVoiceError
 # A job, or what came of it: names to JSON values.
 Record = Mapping[str, Any]
 
-# Status of an outcome that says that the worker could not be made.
-_FATAL = "fatal"
-# Does one job. Its own errors are outcomes; what it raises ends the run.
+# Status of an outcome that ends the run, such as that the worker could not be made.
+FATAL = "fatal"
+# Does one job. Its own errors are outcomes; an AutoVoiceError that it raises ends the run, as every
+# other job would meet it, too.
 Worker = Callable[[Record], dict[str, Any]]
 
 
@@ -38,11 +39,18 @@ class WorkerSpec:
         settings: JSON values.
         places: settings that differ from worker to worker, such as the device: worker ``n`` adds
             entry ``n``, beginning anew after the last.
+        reads: names of the fields of settings and jobs that hold paths of files to read: a text,
+            or a list of them. Executors that leave this machine send what is not seen elsewhere.
+        shared: the same for files that many jobs have in common, such as voices.
+        writes: the same for results; each is a file, or a folder of which all is the job's.
     """
 
     factory: str
     settings: Record = field(default_factory=dict)
     places: tuple[Record, ...] = ()
+    reads: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
 
     def build(self, worker: int = 0) -> Worker:
         module, _, name = self.factory.partition(":")
@@ -61,7 +69,7 @@ class Executor(Protocol):
         the worker died on the job; the run goes on without it.
 
         Raises:
-            AutoVoiceError: no worker can be made from ``spec``.
+            AutoVoiceError: no worker can be made from ``spec``, or one raised it.
         """
         ...
 
@@ -149,7 +157,7 @@ class _Process:
             code = self._process.exitcode or 0
             how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             return {"status": "lost", "error": f"the worker process died ({how})"}
-        if outcome.get("status") == _FATAL:  # It would meet every other worker, too.
+        if outcome.get("status") == FATAL:  # It would meet every other worker, too.
             raise outcome["error"]
         return outcome
 
@@ -182,7 +190,7 @@ def _work(pipe: Any, spec: WorkerSpec, threads: int, number: int) -> None:
     try:
         worker = spec.build(number)
     except Exception as error:
-        pipe.send({"status": _FATAL, "error": _portable(error)})
+        pipe.send({"status": FATAL, "error": portable(error)})
         return
     while True:
         try:
@@ -191,10 +199,15 @@ def _work(pipe: Any, spec: WorkerSpec, threads: int, number: int) -> None:
             return
         if job is None:
             return
-        pipe.send(worker(job))
+        try:
+            outcome = worker(job)
+        except AutoVoiceError as error:
+            pipe.send({"status": FATAL, "error": portable(error)})
+            return
+        pipe.send(outcome)
 
 
-def _portable(error: Exception) -> AutoVoiceError:
+def portable(error: Exception) -> AutoVoiceError:
     """``error`` as one that can be sent to another process."""
     if isinstance(error, AutoVoiceError):
         for kind in type(error).__mro__:

@@ -160,6 +160,11 @@ def _of_folder(folder: Path, defaults: Defaults) -> list[BatchJob]:
     if ignored:
         names = ", ".join(str(path.relative_to(folder)) for path in ignored)
         log.warning("%s: ignored, because their names are not of recordings: %s", folder, names)
+    if listing.skipped:
+        names = ", ".join(str(path.relative_to(folder)) for path in listing.skipped)
+        log.warning(
+            "%s: not looked into, because they are links or may not be listed: %s", folder, names
+        )
     if not found:
         raise AudioNotFoundError(f"the folder {folder} holds no recordings.")
     return [_of_file(path, folder, defaults) for path in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,11 @@ from auto_voice.cli.options import (
     REGISTRY_NAMES,
     control_options,
     control_values,
+    executor_options,
     model_options,
     output_options,
+    plain,
+    ray_executor,
     truncation_option,
 )
 
@@ -46,15 +50,11 @@ NOT_ALL_DONE = 2
     show_default=True,
     help="Folder for the results and the manifest; made if it does not exist.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="Processes [default: one per two cores, and at least one per device].",
-)
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--overwrite", is_flag=True, help="Do again what is done; replace what is there.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per file.")
 @click.option("-q", "--quiet", is_flag=True, help="Print failures and the summary alone.")
+@executor_options("one per two cores, and at least one per device")
 @output_options
 @truncation_option
 @control_options
@@ -63,7 +63,10 @@ def batch(
     inputs: tuple[str, ...],
     voices: tuple[str, ...],
     folder: Path,
+    executor: str,
+    address: str | None,
     workers: int | None,
+    resources: tuple[str, ...],
     dry_run: bool,
     overwrite: bool,
     as_json: bool,
@@ -85,6 +88,7 @@ def batch(
     autovoice batch lectures/ --voice ann -o out/
     autovoice batch 'talks/*.mp3' more.wav --voice ann.wav -o out/ --format flac --workers 4
     autovoice batch jobs.csv -o out/ --dry-run
+    autovoice batch jobs.csv -o out/ --executor ray --address ray://head:10001 --resources gpu=0.5
     """
     from auto_voice.batch.executors import Executor, InlineExecutor, ProcessExecutor
     from auto_voice.batch.jobs import Defaults, collect, stored_or_file
@@ -102,17 +106,21 @@ def batch(
     if dry_run:
         _show(jobs, as_json)
         return 0
-    spec = _spec(mock, workers, options)
-    executor: Executor = InlineExecutor() if workers == 1 else ProcessExecutor(len(spec.places))
+    runs: Executor | None = ray_executor(executor, address, workers, resources)
+    spec = _spec(mock, workers, options, here=runs is None)
+    if runs is None:
+        runs = InlineExecutor() if workers == 1 else ProcessExecutor(len(spec.places))
     started = time.perf_counter()
     counts = {"done": 0, "skipped": 0, "failed": 0, "lost": 0}
     seconds = 0.0
     with Manifest(folder / MANIFEST) as manifest:
-        outcomes = run_batch(jobs, executor, spec, manifest, overwrite=overwrite)
+        outcomes = run_batch(jobs, runs, spec, manifest, overwrite=overwrite)
         for number, outcome in enumerate(outcomes, 1):
             counts[outcome.status] += 1
             seconds += outcome.seconds
-            _report(outcome, f"{number}/{len(jobs)}", as_json, quiet)
+            tried = number - counts["skipped"]
+            left = (len(jobs) - number) * (time.perf_counter() - started) / tried if tried else 0.0
+            _report(outcome, f"{number}/{len(jobs)}", left, as_json, quiet)
     took = time.perf_counter() - started
     failed = counts["failed"] + counts["lost"]
     summary = {
@@ -130,20 +138,27 @@ def batch(
     return NOT_ALL_DONE if failed else 0
 
 
-def _spec(mock: bool, workers: int | None, options: dict[str, Any]) -> WorkerSpec:
-    """How each worker makes its pipeline: the options as JSON values, and its share of devices."""
+def _spec(mock: bool, workers: int | None, options: dict[str, Any], here: bool) -> WorkerSpec:
+    """How each worker makes its pipeline: the options as JSON values, and, of processes ``here``,
+    its share of devices."""
     from auto_voice.batch.executors import WorkerSpec, cores
     from auto_voice.cli.options import open_registry
     from auto_voice.inference.voice_conversion_pipeline import PipelineConfig
     from auto_voice.models.runtime.devices import parse_devices, plan_workers
 
-    registry = {n: _plain(options[n]) for n in REGISTRY_NAMES if options.get(n) is not None}
+    registry = {n: plain(options[n]) for n in REGISTRY_NAMES if options.get(n) is not None}
     chosen = (
         "content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps",
         "allow_truncated",
     )  # fmt: skip
     models = {n: options[n] for n in chosen if options.get(n) is not None}
-    settings = {"mock": mock, "registry": registry, "pipeline": models}
+    made = WorkerSpec(
+        "auto_voice.batch.manifest:worker",
+        {"mock": mock, "registry": registry, "pipeline": models},
+        reads=("source",), shared=("voice", "config"), writes=("output",),
+    )  # fmt: skip
+    if not here:
+        return made
     opened = open_registry(**{n: options.get(n) for n in REGISTRY_NAMES})
     device, config = opened.settings.device, PipelineConfig(**models)
     usual = max(cores() // 2, len(parse_devices(device).general))
@@ -151,13 +166,14 @@ def _spec(mock: bool, workers: int | None, options: dict[str, Any]) -> WorkerSpe
         device, lambda: [opened.version(name) for name in config.models.values()], workers or usual
     )
     places = tuple({"registry": {**registry, "device": device}} for device in devices)
-    return WorkerSpec("auto_voice.batch.manifest:worker", settings, places)
+    return replace(made, places=places)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return list(value)
-    return str(value) if isinstance(value, Path) else value
+def duration(seconds: float) -> str:
+    """How long something takes, as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _check_formats(jobs: list[BatchJob]) -> None:
@@ -185,7 +201,8 @@ def _show(jobs: list[BatchJob], as_json: bool) -> None:
     click.echo(f"{len(jobs)} files; nothing was converted", err=True)
 
 
-def _report(outcome: JobOutcome, place: str, as_json: bool, quiet: bool) -> None:
+def _report(outcome: JobOutcome, place: str, left: float, as_json: bool, quiet: bool) -> None:
+    """One line for a job; ``left`` are the seconds that the others will take."""
     job = outcome.job
     if as_json:
         line = {"source": job.source, "output": job.target, "status": outcome.status}
@@ -193,5 +210,6 @@ def _report(outcome: JobOutcome, place: str, as_json: bool, quiet: bool) -> None
     elif outcome.error:
         click.echo(f"autovoice: {place} {job.source}: {outcome.error}", err=True)
     elif not quiet:
-        click.echo(f"{place} {outcome.status:<8} {job.target}")
+        ends = f"  ({duration(left)} left)" if left else ""
+        click.echo(f"{place} {outcome.status:<8} {job.target}{ends}")
     sys.stdout.flush()

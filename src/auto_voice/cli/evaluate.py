@@ -15,6 +15,7 @@ from auto_voice.cli.judging import (
     INNER,
     F,
     convert_and_score,
+    evaluate_elsewhere,
     gate,
     judge_options,
     judges_for,
@@ -22,6 +23,7 @@ from auto_voice.cli.judging import (
     resample_option,
     stage_options,
 )
+from auto_voice.cli.options import executor_options, ray_executor
 from auto_voice.cli.showing import DefaultGroup, shown_progress
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ def files(path: Path, **options: Any) -> None:
 )
 @click.option("--limit", type=click.IntRange(min=1), help="Keep so many pairs, spread evenly.")
 @click.option("--keep", type=FILE, help="Folder for the conversions [default: a temporary one].")
+@executor_options("this process")
 @stage_options
 @judge_options
 @output_options
@@ -129,25 +132,40 @@ def pipeline(
     references: int,
     limit: int | None,
     keep: Path | None,
+    executor: str,
+    address: str | None,
+    workers: int | None,
+    resources: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Convert between all speakers of a folder (one folder each), then score the results.
 
+    Without --workers and --executor all is done in this process, one pair after the other.
+
     \b
     autovoice evaluate pipeline speakers/ --limit 12
+    autovoice evaluate pipeline speakers/ --executor ray --address ray://head:10001
     """
     import tempfile
+    from contextlib import nullcontext
 
+    from auto_voice.batch.executors import ProcessExecutor
     from auto_voice.evaluation.pairs import read_test_set
 
     _check_outputs(options)
     pairs = read_test_set(speakers, per_speaker=per_speaker, references=references, limit=limit)
     name = options["name"] or f"auto_voice on {speakers.resolve().name}"
-    if keep is not None:
-        deliver(convert_and_score(pairs, keep, name, options), options)
-        return
-    with tempfile.TemporaryDirectory(prefix="autovoice-") as folder:
-        deliver(convert_and_score(pairs, Path(folder), name, options), options)
+    elsewhere = ray_executor(executor, address, workers, resources) or (
+        ProcessExecutor(workers) if workers else None
+    )
+    folder = nullcontext(keep) if keep else tempfile.TemporaryDirectory(prefix="autovoice-")
+    with folder as place:
+        if elsewhere is not None:
+            Path(place).mkdir(parents=True, exist_ok=True)
+            result = evaluate_elsewhere(pairs, Path(place), name, options, elsewhere)
+        else:
+            result = convert_and_score(pairs, Path(place), name, options)
+        deliver(result, options)
 
 
 @evaluate.command("trials")

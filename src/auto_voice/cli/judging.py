@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from auto_voice.cli.options import REGISTRY_OPTIONS, device_option, fine_tune_options
+from auto_voice.cli.options import REGISTRY_OPTIONS, device_option, fine_tune_options, plain
 from auto_voice.cli.showing import shown_progress
 
 if TYPE_CHECKING:
+    from auto_voice.batch.executors import Executor
     from auto_voice.evaluation.gate import Bounds
     from auto_voice.evaluation.history import LogEntry, Shortfall
     from auto_voice.evaluation.judges import Judges
@@ -29,6 +30,8 @@ GROUP_NAMES = ("similarity", "words", "quality", "pitch", "signal")
 FAILED = 1
 # Stages of single conversions, within the progress over all pairs.
 INNER = ("convert", "fine-tune")
+# Names of the options of ``stage_options``.
+STAGE_NAMES = ("content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps")
 
 resample_option = click.option(
     "--resample",
@@ -107,8 +110,7 @@ def convert_and_score(
         VoiceConversionPipeline,
     )
 
-    chosen = ("content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps")
-    config = PipelineConfig(**{k: options[k] for k in chosen if options[k] is not None})
+    config = PipelineConfig(**{k: options[k] for k in STAGE_NAMES if options[k] is not None})
     registry = registry or registry_for(options)
     pipeline = VoiceConversionPipeline(config, model_registry=registry)
     with shown_progress(hidden=options["quiet"], without=INNER):
@@ -122,6 +124,26 @@ def convert_and_score(
             system=made.system,
             peak_memory_mb=made.peak_memory_mb,
             notes=made.notes,
+        )
+
+
+def evaluate_elsewhere(
+    pairs: Sequence[Pair], folder: Path, name: str, options: dict[str, Any], executor: Executor
+) -> Evaluation:
+    """As :func:`convert_and_score`, by the workers of ``executor``, which open the registry that
+    the options ask for themselves."""
+    from auto_voice.evaluation.scoring import evaluate_on, pair_spec
+
+    given = ("model_dir", "config", "offline", "mirrors", "device")
+    judges = {"models": {"recogniser": options["recogniser"]}} if options["recogniser"] else {}
+    settings = {
+        "registry": {n: plain(options[n]) for n in given if options[n] is not None},
+        "pipeline": {n: options[n] for n in STAGE_NAMES if options[n] is not None},
+        "judges": {**judges, "without": list(options["without"])},
+    }
+    with shown_progress(hidden=options["quiet"], without=INNER):
+        return evaluate_on(
+            executor, pair_spec(settings), pairs, folder, name=name, group_by=options["resample"]
         )
 
 

@@ -39,6 +39,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "compare": ("auto_voice.cli.judging:compare", "Compare systems on the same pairs."),
     "train": ("auto_voice.cli.train:train", "Train models by a recipe and publish them."),
     "serve": ("auto_voice.cli.serve:serve", "Answer an HTTP API and show a web page."),
+    "worker": ("auto_voice.cli.serve:worker", "Do the jobs of servers on other machines."),
     "models": ("auto_voice.cli.models:models", "List, fetch, verify and manage models."),
     "config": ("auto_voice.cli.doctor:config", "Show the settings and where each comes from."),
     "completion": ("auto_voice.cli.main:completion", "Complete commands in the shell."),

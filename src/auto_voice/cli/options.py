@@ -18,6 +18,7 @@ from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeli
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+    from auto_voice.batch.ray_executor import RayExecutor
     from auto_voice.inference.controls import Controls
     from auto_voice.models.model_registry import ModelRegistry
     from auto_voice.models.registry.catalog import ModelVersion
@@ -127,6 +128,67 @@ _OPTIONS = (
     ),
     click.option("--mock", is_flag=True, help="Use mock models: the output is noise, for tests."),
 )
+
+
+def executor_options(workers: str, cores: int = 2) -> Callable[[F], F]:
+    """Where jobs run; the command takes them as ``**elsewhere`` for :func:`ray_executor`.
+
+    Args:
+        workers: how many there are on this machine if nothing is said, in words.
+        cores: of each on a cluster.
+    """
+    options = (
+        click.option(
+            "--executor", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+            help="Processes on this machine, or a Ray cluster (needs auto-voice[ray]).",
+        ),
+        click.option(
+            "--address", metavar="ADDRESS", envvar="RAY_ADDRESS",
+            help="Of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT; local starts one here "
+            "for the run [default: auto].",
+        ),
+        click.option(
+            "--workers", "--num-workers", "workers", type=click.IntRange(1), metavar="N",
+            help=f"How many [default: {workers}; on a cluster as many as have room].",
+        ),
+        click.option(
+            "--resources", multiple=True, metavar="NAME=AMOUNT",
+            help="What each worker on a cluster needs, such as gpu=0.5; memory is in GB; may be "
+            f"repeated [default: cpu={cores}, or cpu=1 beside gpu].",
+        ),
+    )  # fmt: skip
+
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def ray_executor(
+    executor: str,
+    address: str | None,
+    workers: int | None,
+    resources: tuple[str, ...],
+    cores: int = 2,
+) -> RayExecutor | None:
+    """The executor of ``--executor ray``; None for processes of this machine."""
+    from auto_voice.batch.ray_executor import RayExecutor, parse_resources
+
+    if executor == "ray":
+        return RayExecutor(address or "auto", workers, parse_resources(resources), cores)
+    if resources:
+        raise click.UsageError("--resources are of a Ray cluster; add --executor ray")
+    return None
+
+
+def plain(value: Any) -> Any:
+    """The value of an option as JSON has it, for workers elsewhere."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
 
 # Names of the options that make the registry.
 REGISTRY_NAMES = ("config", "model_dir", "offline", "mirrors", "device", "fallback", "prefer")

@@ -1,4 +1,4 @@
-"""``autovoice serve``."""
+"""``autovoice serve`` and ``autovoice worker``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import errno
 import logging
 import math
 import os
+import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,60 @@ import click
 
 from auto_voice.cli.options import make_pipeline, model_options
 from auto_voice.errors import ConfigError, MissingDependencyError, install_hint, reason
+from auto_voice.settings import get_settings
 
 if TYPE_CHECKING:
     from auto_voice.evaluation.judges import Judges
     from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
     from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.server import Engine, ServerSettings
+
+
+_SHARED = (
+    click.option(
+        "--database",
+        metavar="URL",
+        help="PostgreSQL database that servers and workers share: postgresql://USER@HOST/NAME, "
+        "with the password in PGPASSWORD.",
+    ),
+    click.option(
+        "--files",
+        metavar="URL",
+        help="Where they share uploads, results and voices: a folder that all of them mount, or a "
+        "URL of fsspec such as s3://BUCKET/PREFIX.",
+    ),
+    click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        help="Folder of the queue, uploads and results.",
+    ),
+    click.option(
+        "--voice-dir", type=click.Path(path_type=Path), help="Folder of the voice library."
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(0),
+        help="Conversions that run at the same time [default: one per device]; 0 leaves them to "
+        "workers on other machines.",
+    ),
+    click.option(
+        "--grace",
+        default=30.0,
+        show_default=True,
+        help="Seconds that running work gets when the server stops.",
+    ),
+    click.option("--warm", is_flag=True, help="Load the models before the first request."),
+    click.option(
+        "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
+    ),
+)
+
+
+def shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every process that does jobs."""
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -42,10 +92,6 @@ if TYPE_CHECKING:
     help="File of bearer tokens, one a line, which the list of processes does not show.",
 )
 @click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder of the queue, uploads and results."
-)
-@click.option("--voice-dir", type=click.Path(path_type=Path), help="Folder of the voice library.")
-@click.option(
     "--allow-host",
     multiple=True,
     metavar="NAME",
@@ -59,11 +105,6 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--trust-proxy", multiple=True, metavar="IP", help="A proxy whose X-Forwarded-For is believed."
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(1),
-    help="Conversions that run at the same time [default: one per device].",
 )
 @click.option("--queue", default=200, show_default=True, help="Recordings that may wait in jobs.")
 @click.option("--waiting", default=8, show_default=True, help="Direct requests that may wait.")
@@ -88,32 +129,20 @@ if TYPE_CHECKING:
     help="Megabytes of results to keep; the oldest are deleted first.",
 )
 @click.option(
-    "--grace",
-    default=30.0,
-    show_default=True,
-    help="Seconds that running work gets when the server stops.",
-)
-@click.option("--warm", is_flag=True, help="Load the models before the first request.")
-@click.option(
     "--mirror-fetch",
     is_flag=True,
     help="Fetch what other machines ask for as their mirror and is not here, once for all.",
 )
-@click.option(
-    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True
-)
+@shared_options
 @model_options
 def serve(
     host: str,
     port: int,
     tokens: tuple[str, ...],
     token_files: tuple[Path, ...],
-    data_dir: Path | None,
-    voice_dir: Path | None,
     allow_host: tuple[str, ...],
     allow_origin: tuple[str, ...],
     trust_proxy: tuple[str, ...],
-    workers: int | None,
     queue: int,
     waiting: int,
     upload_mb: int,
@@ -122,11 +151,16 @@ def serve(
     live_streams: int,
     keep_hours: float,
     keep_mb: int,
+    mirror_fetch: bool,
+    mock: bool,
+    database: str | None,
+    files: str | None,
+    data_dir: Path | None,
+    voice_dir: Path | None,
+    workers: int | None,
     grace: float,
     warm: bool,
-    mirror_fetch: bool,
     log_format: str,
-    mock: bool,
     **models: Any,
 ) -> None:
     """Answer an HTTP API and show a web page that convert recordings.
@@ -136,32 +170,29 @@ def serve(
     autovoice serve --warm --workers 2
     autovoice serve --host 0.0.0.0 --token-file token.txt
 
-    Other machines reach it only with a token.
+    Other machines reach it only with a token. Several servers share one queue with --database and
+    --files, and `autovoice worker` adds machines that only work.
     """
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import python_multipart  # noqa: F401
-        import uvicorn
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{error.name} is not installed; run: {install_hint('server')}"
-        ) from error
-    from auto_voice.server import Engine, ServerSettings, create_app
+    _check_installed()
+    import uvicorn
+
+    from auto_voice.server import ServerSettings, create_app
     from auto_voice.server.admission import PatientProtocol
     from auto_voice.server.settings import default_data_dir
-    from auto_voice.server.telemetry import set_up_logs
 
     pipelines = make_pipelines(mock, models)
+    shared = get_settings(database=database, files=files)
     settings = ServerSettings(
         data_dir=data_dir or default_data_dir(),
+        database=shared.database,
+        files=shared.files,
         host=host,
         port=port,
         tokens=(*tokens, *read_tokens(token_files)),
         allow_hosts=tuple(name.lower() for name in allow_host),
         allow_origins=allow_origin,
         trusted_proxies=trust_proxy,
-        workers=workers or len(pipelines),
+        workers=len(pipelines) if workers is None else workers,
         queue_items=queue,
         queue_items_client=max(1, queue // 2),
         direct_waiting=waiting,
@@ -177,8 +208,8 @@ def serve(
         warm=warm,
         mirror_fetch=mirror_fetch,
     )
-    engine = Engine(pipelines[0], voice_dir, evaluator_of(pipelines[0].registry), pipelines[1:])
-    set_up_logs(log_format, min(logging.INFO, logging.getLogger("auto_voice").level))
+    engine = make_engine(pipelines, settings, voice_dir)
+    _set_up_logs(log_format)
     listening = listen(host, port)
     app = create_app(settings, engine)
     PatientProtocol.proxies = frozenset(trust_proxy)
@@ -208,6 +239,98 @@ def serve(
     where = f"[{host}]" if ":" in host else host
     click.echo(f"auto_voice listens on http://{where}:{listening.getsockname()[1]}/", err=True)
     server.run([listening])
+
+
+@click.command()
+@shared_options
+@model_options
+def worker(
+    mock: bool,
+    database: str | None,
+    files: str | None,
+    data_dir: Path | None,
+    voice_dir: Path | None,
+    workers: int | None,
+    grace: float,
+    warm: bool,
+    log_format: str,
+    **models: Any,
+) -> None:
+    """Do the jobs of servers on other machines, and answer nobody.
+
+    \b
+    autovoice worker --database postgresql://autovoice@db/autovoice --files /mnt/autovoice
+    autovoice worker --database … --files s3://bucket/autovoice --workers 2 --warm
+
+    It ends on Ctrl-C or SIGTERM, after the work that it can finish within --grace.
+    """
+    _check_installed()
+    from auto_voice.server import ServerSettings
+    from auto_voice.server.app import make_context
+    from auto_voice.server.settings import default_data_dir
+
+    shared = get_settings(database=database, files=files)
+    if not shared.database:
+        raise ConfigError(
+            "a worker takes its work from a database that servers share; name it with --database "
+            "postgresql://USER@HOST/NAME or AUTOVOICE_DATABASE."
+        )
+    pipelines = make_pipelines(mock, models)
+    settings = ServerSettings(
+        data_dir=data_dir or default_data_dir(),
+        database=shared.database,
+        files=shared.files,
+        workers=len(pipelines) if workers is None else workers,
+        grace_seconds=grace,
+        warm=warm,
+    )
+    engine = make_engine(pipelines, settings, voice_dir)
+    _set_up_logs(log_format)
+    if warm:
+        engine.warm_up()
+    context = make_context(settings, engine, only_works=True)
+    over = threading.Event()
+    for name in ("SIGTERM", "SIGINT"):
+        signal.signal(getattr(signal, name), lambda *_: over.set())
+    context.workers.start()
+    click.echo("auto_voice works on what servers accept; Ctrl-C ends it", err=True)
+    while not over.wait(1.0):  # Windows delivers signals between two waits only
+        pass
+    context.workers.stop(grace)
+    context.close()
+
+
+def _check_installed() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{error.name} is not installed; run: {install_hint('server')}"
+        ) from error
+
+
+def _set_up_logs(style: str) -> None:
+    from auto_voice.server.telemetry import set_up_logs
+
+    set_up_logs(style, min(logging.INFO, logging.getLogger("auto_voice").level))
+
+
+def make_engine(
+    pipelines: Sequence[VoiceConversionPipeline], settings: ServerSettings, voice_dir: Path | None
+) -> Engine:
+    """Models on their devices, and voices where the settings say that they are."""
+    from auto_voice.server import Engine
+    from auto_voice.server.files import make_voices
+
+    return Engine(
+        pipelines[0],
+        make_voices(settings, voice_dir),
+        evaluator_of(pipelines[0].registry),
+        pipelines[1:],
+    )
 
 
 def make_pipelines(mock: bool, models: dict[str, Any]) -> list[VoiceConversionPipeline]:

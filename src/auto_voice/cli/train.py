@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from auto_voice.cli.options import open_registry, registry_options
+from auto_voice.cli.options import executor_options, open_registry, ray_executor, registry_options
 from auto_voice.cli.showing import DefaultGroup
 
 
@@ -32,7 +32,7 @@ def train() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Default: runs/<name>.")
 @click.option("--from", "start", metavar="NAME@VERSION", help="Converter to start from.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--workers", type=click.IntRange(1), help="Processes that compute features.")
+@executor_options("one per core", cores=1)
 @registry_options
 def recipe_(
     recipe: Path,
@@ -41,13 +41,17 @@ def recipe_(
     out: Path | None,
     start: str | None,
     device: str,
+    executor: str,
+    address: str | None,
     workers: int | None,
+    resources: tuple[str, ...],
     **where: Any,
 ) -> None:
     """Train the content encoder and the converter by RECIPE.
 
-    Stops with Ctrl-C and goes on with the same command. Recordings that cannot be used are listed
-    in failures.csv and left out.
+    Features are computed by --workers here or on a Ray cluster, and networks trained in this
+    process. Stops with Ctrl-C and goes on with the same command. Recordings that cannot be used are
+    listed in failures.csv and left out.
 
     \b
     Example:
@@ -64,8 +68,11 @@ def recipe_(
     if start:
         loaded = replace(loaded, converter=None, converter_from=start)
     folder = out or Path("runs") / loaded.name
+    elsewhere = ray_executor(executor, address, workers, resources, cores=1)
+    given = {name: value for name, value in where.items() if value is not None}
     workflow = Workflow(
         loaded, sources, folder, open_registry(**where), device=device, workers=workers,
+        executor=elsewhere, where=given,
         say=lambda line: click.echo(line, err=True),
     )  # fmt: skip
     outcome = workflow.run()
@@ -90,7 +97,7 @@ def recipe_(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
 @click.option("--hours", type=click.FloatRange(0), default=10.0, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=11, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True)
+@executor_options("1", cores=1)
 @click.option("-q", "--quiet", is_flag=True, help="Draw no progress.")
 @registry_options
 def corpus(
@@ -100,7 +107,10 @@ def corpus(
     out: Path,
     hours: float,
     seed: int,
-    workers: int,
+    executor: str,
+    address: str | None,
+    workers: int | None,
+    resources: tuple[str, ...],
     quiet: bool,
     **where: Any,
 ) -> None:
@@ -108,7 +118,7 @@ def corpus(
 
     Each sentence is said in six timbres with the same timing and melody. The folder gets a
     manifest for each sentence and speech.csv, which --data of a training reads. It is the same
-    whatever the number of workers, and goes on where it stopped. Needs espeak-ng.
+    whatever the number of workers, and goes on where it stopped. Needs espeak-ng wherever they are.
 
     \b
     autovoice train corpus sentences.txt --voices voices/ --out parallel/ --hours 10
@@ -123,5 +133,8 @@ def corpus(
         tell("speak", done, total)
 
     with shown_progress(hidden=quiet):
-        recordings, made = make(sources, out, hours, seed=seed, workers=workers, progress=told)
+        recordings, made = make(
+            sources, out, hours, seed=seed, workers=workers or 1, progress=told,
+            executor=ray_executor(executor, address, workers, resources, cores=1),
+        )  # fmt: skip
     click.echo(f"{recordings} recordings, {made:.2f} h: {out / 'speech.csv'}")

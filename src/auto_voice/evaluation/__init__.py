@@ -10,13 +10,13 @@ from auto_voice.evaluation.judges import Judges, load_judges
 from auto_voice.evaluation.pairs import Pair, read_pairs, read_test_set
 from auto_voice.evaluation.results import (
     METRICS,
+    Estimate,
     Evaluation,
     PairScore,
     load_evaluation,
     save_evaluation,
 )
 from auto_voice.evaluation.scoring import Scorer, evaluate
-from auto_voice.evaluation.statistics import Estimate
 
 __all__ = [
     "METRICS",

@@ -13,19 +13,17 @@ from numpy.typing import NDArray
 from auto_voice.errors import EvaluationError
 from auto_voice.evaluation.results import (
     METRICS,
-    Evaluation,
-    Metric,
-    PairScore,
-    metric_columns,
-    resampling_groups,
-)
-from auto_voice.evaluation.statistics import (
     RESAMPLES,
     SEED,
     Estimate,
+    Evaluation,
+    Metric,
+    PairScore,
     estimate,
     group_sums,
     holm,
+    metric_columns,
+    resampling_groups,
     wilcoxon,
 )
 from auto_voice.evaluation.tables import ROLES, figure, interval, title

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from auto_voice.errors import EvaluationError
-from auto_voice.evaluation.results import METRICS, Evaluation, load_evaluation
-from auto_voice.evaluation.statistics import Estimate
+from auto_voice.evaluation.results import METRICS, Estimate, Evaluation, load_evaluation
 from auto_voice.evaluation.tables import figure, title
 
 # Layout of a line of the log; lines of another are refused.

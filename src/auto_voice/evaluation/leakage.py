@@ -23,7 +23,7 @@ import numpy as np
 from auto_voice.audio.io import read_audio, write_audio
 from auto_voice.audio.mel import envelope_size
 from auto_voice.errors import EvaluationError
-from auto_voice.evaluation.statistics import Estimate, estimate
+from auto_voice.evaluation.results import Estimate, estimate
 from auto_voice.models.content_model import CentredEncoder
 from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Voice

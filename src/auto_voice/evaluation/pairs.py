@@ -16,6 +16,7 @@ from auto_voice.errors import EvaluationError
 from auto_voice.progress import tell
 
 if TYPE_CHECKING:
+    from auto_voice.inference.result import Account
     from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 
 LAYOUT = (
@@ -351,19 +352,34 @@ def convert_all(
         if pair.targets not in voices:
             voices[pair.targets] = pipeline.clone([str(p) for p in pair.targets])
         result = pipeline.convert(pair.source, voices[pair.targets])
-        if result.mock:
-            raise EvaluationError(
-                "Mock models make noise, which has no quality to measure; use real models."
-            )
-        # Names come from files, so what could leave the folder is replaced.
-        name = "".join(c if c.isalnum() or c in "-_." else "_" for c in pair.id).lstrip(".")
-        path = result.save(folder / f"{number:04d}_{name}.wav")
+        refuse_mock(result)
+        path = result.save(conversion_path(folder, number, pair))
         done.append(replace(pair, converted=path))
         extra[pair.id] = {"rtf": result.seconds_per_second}
         system.update(result.models)
-        notes.update(dict.fromkeys(n for n in result.notes if "fallback" in n))
+        notes.update(dict.fromkeys(told_notes(result)))
         tell("pairs", number, len(pairs))
     return Conversions(tuple(done), extra, system, peak_memory_mb(), tuple(notes))
+
+
+def conversion_path(folder: Path, number: int, pair: Pair) -> Path:
+    """Where the conversion of a pair goes; ``number`` is its place in the list, from 1."""
+    # Names come from files, so what could leave the folder is replaced.
+    name = "".join(c if c.isalnum() or c in "-_." else "_" for c in pair.id).lstrip(".")
+    return folder / f"{number:04d}_{name}.wav"
+
+
+def refuse_mock(result: Account) -> None:
+    """Raises EvaluationError where mock models made the result."""
+    if result.mock:
+        raise EvaluationError(
+            "Mock models make noise, which has no quality to measure; use real models."
+        )
+
+
+def told_notes(result: Account) -> list[str]:
+    """What an evaluation passes on of a conversion's notes."""
+    return [note for note in result.notes if "fallback" in note]
 
 
 def peak_memory_mb() -> float | None:

@@ -15,8 +15,7 @@ import soundfile
 
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
-from auto_voice.evaluation.results import Metric
-from auto_voice.evaluation.statistics import Estimate
+from auto_voice.evaluation.results import Estimate, Metric
 from auto_voice.evaluation.tables import figure, interval, title
 from auto_voice.types import FloatArray, Pitch, Waveform
 

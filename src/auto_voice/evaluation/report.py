@@ -26,8 +26,7 @@ from auto_voice.evaluation.plots import (
     strip_plot,
     trend_plot,
 )
-from auto_voice.evaluation.results import METRICS, Evaluation, PairScore, metric_columns
-from auto_voice.evaluation.statistics import Estimate
+from auto_voice.evaluation.results import METRICS, Estimate, Evaluation, PairScore, metric_columns
 from auto_voice.evaluation.tables import ROLES, figure, interval, title, verification_lines
 from auto_voice.types import Waveform
 

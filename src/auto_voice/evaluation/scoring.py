@@ -4,32 +4,52 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from auto_voice.audio.io import read_audio
 from auto_voice.audio.pitch import extract_pitch, without_octave_errors
+from auto_voice.batch.executors import Executor, Record, Worker, WorkerSpec
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
-from auto_voice.evaluation.judges import Judges
+from auto_voice.evaluation.judges import Judges, load_judges
 from auto_voice.evaluation.metrics import character_errors, normalise_text, word_errors
-from auto_voice.evaluation.pairs import Pair
-from auto_voice.evaluation.results import Evaluation, PairScore, estimate_all, machine
-from auto_voice.evaluation.statistics import RESAMPLES, SEED
+from auto_voice.evaluation.pairs import (
+    Pair,
+    conversion_path,
+    peak_memory_mb,
+    refuse_mock,
+    told_notes,
+)
+from auto_voice.evaluation.results import (
+    RESAMPLES,
+    SEED,
+    Evaluation,
+    PairScore,
+    estimate_all,
+    machine,
+)
 from auto_voice.models.quality_model import Quality
 from auto_voice.progress import tell
-from auto_voice.types import FloatArray, Pitch, Waveform
+from auto_voice.types import FloatArray, Pitch, Voice, Waveform
+
+if TYPE_CHECKING:
+    from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 
 log = logging.getLogger(__name__)
 
 # The source is recognised a second time from here on: Whisper reads it in other windows then, so
 # that the difference shows how unsure it is.
 LATER_SECONDS = 0.1
+# Judges that tell who speaks.
+SPEAKER_ROLES = ("speaker", "speaker2")
 
 
 class JudgedRecording:
@@ -61,7 +81,7 @@ class JudgedRecording:
     def embeddings(self) -> Mapping[str, FloatArray]:
         """Role of each speaker encoder to its unit vector."""
         found = {}
-        for role in ("speaker", "speaker2"):
+        for role in SPEAKER_ROLES:
             encoder = getattr(self._judges, role)
             if encoder is not None:
                 samples = metrics.samples_at(self.audio, encoder.sample_rate)
@@ -216,30 +236,8 @@ class Scorer:
         Each conversion is tried against its own target (same) and against the target of every
         other speaker in the list (different). Empty with fewer than two target speakers.
         """
-        voices: dict[str, tuple[Path, ...]] = {}
-        for pair in pairs:
-            voices.setdefault(pair.target_speaker, pair.targets)
-        if len(voices) < 2:
-            return {}
-        found = {}
-        for role in ("speaker", "speaker2"):
-            if getattr(self.judges, role) is None:
-                continue
-            # One product of matrices: a thousand targets make a million trials.
-            others = np.stack([self._unit(paths, role) for paths in voices.values()])
-            same, different = [], []
-            for pair in pairs:
-                if pair.converted is not None:
-                    mine = self._unit((pair.converted,), role)
-                    same.append(float(self._unit(pair.targets, role) @ mine))
-                    strange = [who != pair.target_speaker for who in voices]
-                    different.append((others @ mine)[strange])
-            found[role] = _error_rate(same, np.concatenate(different))
-        return found
-
-    def _unit(self, paths: Sequence[Path], role: str) -> FloatArray:
-        voice = self.voice(paths, role)
-        return np.asarray(voice / max(float(np.linalg.norm(voice)), 1e-12), dtype=np.float32)
+        roles = [r for r in SPEAKER_ROLES if getattr(self.judges, r) is not None]
+        return verification(pairs, roles, lambda path, role: self.voice((path,), role))
 
     def trials(
         self, trials: Iterable[tuple[Sequence[Path], Sequence[Path], bool]]
@@ -251,7 +249,7 @@ class Scorer:
         """
         listed = list(trials)
         found = {}
-        for role in ("speaker", "speaker2"):
+        for role in SPEAKER_ROLES:
             if getattr(self.judges, role) is None:
                 continue
             scores: dict[bool, list[float]] = {True: [], False: []}
@@ -259,6 +257,39 @@ class Scorer:
                 scores[same].append(metrics.cosine(self.voice(a, role), self.voice(b, role)))
             found[role] = _error_rate(scores[True], scores[False])
         return found
+
+
+def verification(
+    pairs: Sequence[Pair], roles: Iterable[str], embedding: Callable[[Path, str], FloatArray]
+) -> dict[str, dict[str, float]]:
+    """See :meth:`Scorer.verification`.
+
+    Args:
+        embedding: of a recording by the encoder of a role.
+    """
+    voices: dict[str, tuple[Path, ...]] = {}
+    for pair in pairs:
+        voices.setdefault(pair.target_speaker, pair.targets)
+    if len(voices) < 2:
+        return {}
+
+    def unit(paths: Sequence[Path], role: str) -> FloatArray:
+        voice = np.mean([embedding(path, role) for path in paths], axis=0)
+        return np.asarray(voice / max(float(np.linalg.norm(voice)), 1e-12), dtype=np.float32)
+
+    found = {}
+    for role in roles:
+        # One product of matrices: a thousand targets make a million trials.
+        others = np.stack([unit(paths, role) for paths in voices.values()])
+        same, different = [], []
+        for pair in pairs:
+            if pair.converted is not None:
+                mine = unit((pair.converted,), role)
+                same.append(float(unit(pair.targets, role) @ mine))
+                strange = [who != pair.target_speaker for who in voices]
+                different.append((others @ mine)[strange])
+        found[role] = _error_rate(same, np.concatenate(different))
+    return found
 
 
 def _error_rate(same: ArrayLike, different: ArrayLike) -> dict[str, float]:
@@ -300,20 +331,173 @@ def evaluate(
         EvaluationError: not one conversion could be scored.
     """
     scorer = Scorer(judges)
-    scores, scored, problems, left_out = [], [], list(notes), 0
+    scored, problems = [], list(notes)
     for done, pair in enumerate(pairs, 1):
         try:
-            scores.append(scorer.score(pair, (extra or {}).get(pair.id)))
-            scored.append(pair)
+            scored.append((pair, scorer.score(pair, (extra or {}).get(pair.id))))
         except AudioError as error:
-            log.warning("%s left out: %s", pair.id, error)
-            problems.append(f"{pair.id} was left out: {_without_folders(str(error), pair)}")
-            left_out += 1
+            problems.append(_left_out(pair, str(error)))
         tell("judge", done, len(pairs), name)
-    if not scores:
-        raise EvaluationError(
-            f"None of the {len(pairs)} conversions could be scored: {problems[-1]}"
-        )
+    return _evaluation(
+        scored, problems, scorer.verification, of=len(pairs), name=name, group_by=group_by,
+        resamples=resamples, seed=seed, pins=judges.pins, system=system or {},
+        peak_memory_mb=peak_memory_mb,
+    )  # fmt: skip
+
+
+def evaluate_on(
+    executor: Executor, spec: WorkerSpec, pairs: Sequence[Pair], folder: Path, *, name: str,
+    group_by: str = "pair",
+) -> Evaluation:  # fmt: skip
+    """Convert every pair into ``folder`` and score it, wherever the executor's workers are.
+
+    Args:
+        spec: of :func:`pair_spec`.
+
+    Raises:
+        AutoVoiceError: no worker can be made, or none of the pairs could be scored.
+    """
+    numbered = {str(number): pair for number, pair in enumerate(pairs, 1)}
+    scored: dict[int, tuple[Pair, PairScore]] = {}
+    problems: list[str] = []
+    peaks: list[float | None] = []
+    pins: dict[str, str] = {}
+    system: dict[str, str] = {}
+    notes: dict[str, None] = {}
+    known: dict[tuple[Path, str], FloatArray] = {}
+    jobs = (_job(number, pair, folder) for number, pair in numbered.items())
+    for done, (job, outcome) in enumerate(executor.run(spec, jobs), 1):
+        pair = replace(numbered[job["number"]], converted=Path(job["converted"]))
+        if outcome["status"] == "done":
+            score = outcome["score"]
+            score = {**score, "targets": tuple(score["targets"]), "notes": tuple(score["notes"])}
+            scored[int(job["number"])] = (pair, PairScore(**score))
+            pins = outcome["pins"]
+            peaks.append(outcome["peak_memory_mb"])
+            system.update(outcome["system"])
+            notes.update(dict.fromkeys(outcome["notes"]))
+            for path, role, vector in outcome["embeddings"]:
+                known[Path(path), role] = np.asarray(vector, np.float32)
+        else:
+            problems.append(_left_out(pair, outcome["error"]))
+        tell("pairs", done, len(pairs))
+    found = [scored[number] for number in sorted(scored)]
+    roles = [role for role in SPEAKER_ROLES if any(r == role for _, r in known)]
+    return _evaluation(
+        found, [*notes, *problems],
+        lambda them: verification(them, roles, lambda path, role: known[path, role]),
+        of=len(pairs), name=name, group_by=group_by, resamples=RESAMPLES, seed=SEED, pins=pins,
+        system=system, peak_memory_mb=max((p for p in peaks if p is not None), default=None),
+    )  # fmt: skip
+
+
+def pair_spec(settings: Mapping[str, Any]) -> WorkerSpec:
+    """How the workers of :func:`evaluate_on` are made, from arguments of :func:`worker`."""
+    return WorkerSpec(
+        f"{__name__}:worker", settings,
+        reads=("source", "parallel"), shared=("targets", "config"), writes=("converted",),
+    )  # fmt: skip
+
+
+def _job(number: str, pair: Pair, folder: Path) -> dict[str, Any]:
+    return {
+        "number": number, "id": pair.id, "source": str(pair.source),
+        "targets": [str(path) for path in pair.targets],
+        "converted": str(conversion_path(folder, int(number), pair)),
+        "transcript": pair.transcript, "parallel": str(pair.parallel or ""),
+        "source_speaker": pair.source_speaker, "target_speaker": pair.target_speaker,
+    }  # fmt: skip
+
+
+def worker(
+    registry: Mapping[str, Any] | None = None,
+    pipeline: Mapping[str, Any] | None = None,
+    judges: Mapping[str, Any] | None = None,
+) -> Worker:
+    """A worker that converts pairs and scores them.
+
+    Args:
+        registry: keyword arguments of ``ModelRegistry``.
+        pipeline: keyword arguments of ``PipelineConfig``.
+        judges: keyword arguments of ``load_judges``.
+    """
+    from auto_voice.inference.voice_conversion_pipeline import (
+        PipelineConfig,
+        VoiceConversionPipeline,
+    )
+    from auto_voice.models.model_registry import ModelRegistry
+
+    opened = ModelRegistry(progress=False, **(registry or {}))
+    config = PipelineConfig(**(pipeline or {}))
+    made = VoiceConversionPipeline(config, model_registry=opened)
+    return Judging(made, load_judges(opened, **(judges or {})))
+
+
+class Judging:
+    """Converts and scores pairs, each reference cloned and each recording judged once."""
+
+    def __init__(self, pipeline: VoiceConversionPipeline, judges: Judges) -> None:
+        self.pipeline = pipeline
+        self.scorer = Scorer(judges)
+        self._voices: dict[tuple[Path, ...], Voice] = {}
+
+    def __call__(self, record: Record) -> dict[str, Any]:
+        pair = Pair(
+            record["id"], Path(record["source"]), tuple(Path(t) for t in record["targets"]),
+            transcript=record["transcript"],
+            parallel=Path(record["parallel"]) if record["parallel"] else None,
+            source_speaker=record["source_speaker"], target_speaker=record["target_speaker"],
+        )  # fmt: skip
+        try:
+            if pair.targets not in self._voices:
+                self._voices[pair.targets] = self.pipeline.clone([str(p) for p in pair.targets])
+            result = self.pipeline.convert(pair.source, self._voices[pair.targets])
+            refuse_mock(result)
+            path = result.save(Path(record["converted"]))
+            pair = replace(pair, converted=path)
+            score = self.scorer.score(pair, {"rtf": result.seconds_per_second})
+        except AudioError as error:
+            return {"status": "failed", "error": " ".join(str(error).split())}
+        embeddings = [
+            [str(p), role, vector.tolist()]
+            for p in (path, *pair.targets)
+            for role, vector in self.scorer.recording(p).embeddings.items()
+        ]
+        return {
+            "status": "done", "score": asdict(score), "system": dict(result.models),
+            "pins": dict(self.scorer.judges.pins), "notes": told_notes(result),
+            "peak_memory_mb": peak_memory_mb(),
+            "embeddings": embeddings,
+        }  # fmt: skip
+
+
+def _left_out(pair: Pair, why: str) -> str:
+    log.warning("%s left out: %s", pair.id, why)
+    return f"{pair.id} was left out: {_without_folders(why, pair)}"
+
+
+def _evaluation(
+    scored: Sequence[tuple[Pair, PairScore]],
+    problems: list[str],
+    verify: Callable[[Sequence[Pair]], dict[str, dict[str, float]]],
+    *,
+    of: int,
+    name: str,
+    group_by: str,
+    resamples: int,
+    seed: int,
+    pins: Mapping[str, str],
+    system: Mapping[str, str],
+    peak_memory_mb: float | None,
+) -> Evaluation:
+    """The figures over all pairs ``of`` a list that could be scored.
+
+    Raises:
+        EvaluationError: none could.
+    """
+    if not scored:
+        raise EvaluationError(f"None of the {of} conversions could be scored: {problems[-1]}")
+    pairs, scores = [pair for pair, _ in scored], [score for _, score in scored]
     units = _units(scores, group_by)
     if units < FEWEST_UNITS:
         what = "conversions" if group_by == "pair" else f"{group_by} speakers"
@@ -326,21 +510,21 @@ def evaluate(
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         pairs=tuple(scores),
         estimates=estimate_all(scores, group_by=group_by, resamples=resamples, seed=seed),
-        models=dict(judges.pins),
-        system=dict(system or {}),
+        models=dict(pins),
+        system=dict(system),
         settings={
             "interval": "95 % percentile bootstrap",
             "resampled_by": group_by,
             "resamples": resamples,
             "seed": seed,
-            "reference_text": "given" if all(i.transcript for i in scored) else
-            "heard in the source" if not any(i.transcript for i in scored) else "mixed",
+            "reference_text": "given" if all(i.transcript for i in pairs) else
+            "heard in the source" if not any(i.transcript for i in pairs) else "mixed",
         },
         machine=machine(),
-        verification=scorer.verification(scored),
+        verification=verify(pairs),
         peak_memory_mb=peak_memory_mb,
         notes=tuple(problems),
-        left_out=left_out,
+        left_out=of - len(scored),
     )  # fmt: skip
 
 

@@ -7,8 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-from auto_voice.evaluation.results import METRICS, Evaluation, Metric
-from auto_voice.evaluation.statistics import Estimate
+from auto_voice.evaluation.results import METRICS, Estimate, Evaluation, Metric
 
 ARROWS = {"up": "↑", "down": "↓", "": ""}
 ROLES = {

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 
 from auto_voice.audio.frames import sustained
 from auto_voice.audio.loudness import SPEECH_DBFS, active_level, rumble_reach, without_rumble
-from auto_voice.audio.pitch import F_MAX_HZ, FRAME_RATE, corrected_by_sound, extract_pitch
+from auto_voice.audio.pitch import (
+    DETECTOR_FRAMES,
+    F_MAX_HZ,
+    FRAME_RATE,
+    corrected_by_sound,
+    extract_pitch,
+)
 from auto_voice.audio.quality import (
     LONG_DECAY_SECONDS,
     MUSIC_SHARE,
@@ -33,7 +39,7 @@ from auto_voice.types import SPEECH_RATE, FloatArray, Pitch
 # each length that it meets.
 PITCH_BLOCK_FRAMES = 624
 # Twice what the detector's network looks to either side.
-PITCH_MARGIN_FRAMES = 32
+PITCH_MARGIN_FRAMES = 2 * DETECTOR_FRAMES
 DENOISE_SECONDS = 60.0
 DENOISE_FADE_SECONDS = 1.0
 TRIM_BLOCK_SECONDS = 60.0

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.errors import AudioOutputError, AutoVoiceError, reason
+from auto_voice.errors import AudioOutputError, AutoVoiceError, OutputBusyError, reason
 from auto_voice.filesystem import atomic_write, free_bytes, fsync_file
 from auto_voice.inference.analysis import Analysis
 from auto_voice.inference.controls import Controls
@@ -141,7 +141,7 @@ class Checkpoint(Workspace):
             self._lock = FileLock(self.folder / "lock")
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise AudioOutputError(
+            raise OutputBusyError(
                 f"another process is writing {self.folder.with_suffix('')}; wait for it or name "
                 "another output."
             ) from None

@@ -302,8 +302,9 @@ def as_waveform(
         values, given, notes = audio.samples, audio.sample_rate, audio.notes
     else:
         values, given, notes = audio, sample_rate, ()  # type: ignore[assignment]
+    numbers = _numbers(values, what)  # Before the rate: what is no recording lacks more than that.
     rate = _rate(given, what)
-    samples, mixed = _one_channel(_numbers(values, what), what)
+    samples, mixed = _one_channel(numbers, what)
     if not np.isfinite(samples).all():
         raise AudioContentError(
             f"{what} holds NaN or infinite samples; export it again from the program that made it."

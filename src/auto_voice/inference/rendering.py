@@ -37,6 +37,7 @@ from auto_voice.inference.chunking import (
 )
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.effects import (
+    SourceShape,
     aperiodicity,
     cut,
     fill_pauses,
@@ -48,7 +49,7 @@ from auto_voice.inference.effects import (
 )
 from auto_voice.inference.inputs import SampleSource
 from auto_voice.models.base import ContentEncoder, Converter, PartVocoder, Vocoder
-from auto_voice.types import Content, FloatArray, Pitch, Voice
+from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +76,6 @@ class Piece:
         noise: ``(frames,)``, see :func:`auto_voice.inference.analysis.noise_floor`.
         low, high: mel frames that audio is made of; those around are context of the converter.
         first_frame: place of the piece in the whole, in mel frames.
-        vocoder_context: mel frames on each side that the vocoder sees, too, as far as there are
-            any.
     """
 
     speech: FloatArray
@@ -89,7 +88,6 @@ class Piece:
     low: int
     high: int
     first_frame: int
-    vocoder_context: int = 0
 
 
 def spoken(
@@ -108,40 +106,74 @@ def spoken(
     Raises:
         ModelLoadError: the vocoder gives another number of samples.
     """
-    frames, low, high = len(piece.pauses), piece.low, piece.high
-    ratio = controls.formant_ratio
-    pitch = piece.pitch
+    mel, source = drawn(piece, voice, controls, converter, timings)
+    audio = vocoded(vocoder, mel, piece.low, piece.high, 0, timings)
+    return finished(piece, audio, source, controls, vocoder, timings)
+
+
+def drawn(
+    piece: Piece,
+    voice: Voice,
+    controls: Controls,
+    converter: Converter,
+    timings: dict[str, float],
+) -> tuple[Mel, SourceShape]:
+    """The mel of all of ``piece`` in ``voice``, and what the result takes from the source."""
+    ratio, pitch = controls.formant_ratio, piece.pitch
     lower = Pitch(pitch.f0_hz / np.float32(ratio), pitch.voiced, pitch.frame_rate)
     with timed(timings, "convert"):
-        mel = converter.convert(piece.content, lower, voice, frames)
+        mel = converter.convert(piece.content, lower, voice, len(piece.pauses))
         mel = warp_formants(mel, ratio)
     with timed(timings, "level"):
         source = source_shape(piece.speech, piece.sample_rate, piece.pauses, piece.noise)
-        mel = fill_pauses(mel, source)
+        return fill_pauses(mel, source), source
+
+
+def vocoded(
+    vocoder: Vocoder, mel: Mel, low: int, high: int, context: int, timings: dict[str, float]
+) -> FloatArray:
+    """Audio of frames ``[low, high)``, made with ``context`` more on each side in sight.
+
+    Raises:
+        ModelLoadError: the vocoder gives another number of samples.
+    """
+    hop, values = vocoder.hop_samples, mel.values
+    first, last = max(0, low - context), min(values.shape[1], high + context)
+    seen = values[:, first:last]
     with timed(timings, "vocode"):
-        audio = _vocoded(vocoder, mel.values, low, high, piece.vocoder_context)
-    if len(audio) != (high - low) * vocoder.hop_samples:
+        if context and isinstance(vocoder, PartVocoder):
+            audio = np.asarray(vocoder.synthesize_part(seen, low - first, high - first)[0])
+        else:
+            inside = slice((low - first) * hop, len(seen[0]) * hop - (last - high) * hop)
+            audio = np.asarray(vocoder.synthesize(seen)[0][inside])
+    if len(audio) != (high - low) * hop:
         raise ModelLoadError(
             f"{vocoder.name} gave {len(audio)} samples for {high - low} frames of "
-            f"{vocoder.hop_samples}; the model is damaged or of another kind."
+            f"{hop}; the model is damaged or of another kind."
         )
+    return audio
+
+
+def finished(
+    piece: Piece,
+    audio: FloatArray,
+    source: SourceShape,
+    controls: Controls,
+    vocoder: Vocoder,
+    timings: dict[str, float],
+) -> FloatArray:
+    """``audio`` of the frames ``[low, high)`` of ``piece`` with breath, and as loud as ``source``.
+
+    Args:
+        source: of all of the piece.
+    """
     if controls.breathiness:
         with timed(timings, "breath"):
             audio = _breathed(piece, audio, vocoder, controls.breathiness)
     with timed(timings, "level"):
         audio = without_rumble(audio, vocoder.sample_rate)
-        return follow_level(audio, vocoder.hop_samples, source.part(low, high), controls.energy)
-
-
-def _vocoded(vocoder: Vocoder, mel: FloatArray, low: int, high: int, context: int) -> FloatArray:
-    """Audio of frames ``[low, high)``, made with ``context`` more on each side in sight."""
-    first, last = max(0, low - context), min(mel.shape[1], high + context)
-    seen = mel[:, first:last]
-    if context and isinstance(vocoder, PartVocoder):
-        return np.asarray(vocoder.synthesize_part(seen, low - first, high - first)[0])
-    hop = vocoder.hop_samples
-    inside = slice((low - first) * hop, len(seen[0]) * hop - (last - high) * hop)
-    return np.asarray(vocoder.synthesize(seen)[0][inside])
+        part = source.part(piece.low, piece.high)
+        return follow_level(audio, vocoder.hop_samples, part, controls.energy)
 
 
 def _breathed(piece: Piece, audio: FloatArray, vocoder: Vocoder, amount: float) -> FloatArray:

@@ -165,9 +165,10 @@ class Account:
 
     def __repr__(self) -> str:
         mock = ", mock" if self.mock else ""
+        notes = f"{len(self.notes)} note{'' if len(self.notes) == 1 else 's'}"
         return (
             f"{type(self).__name__}({self.seconds:.2f} s at {self.sample_rate} Hz, "
-            f"voice {self.voice.name!r}, {len(self.notes)} notes{mock})"
+            f"voice {self.voice.name!r}, {notes}{mock})"
         )
 
     def summary(self) -> dict[str, Any]:

@@ -183,14 +183,19 @@ class PipelineStages:
         """What is done inside is told to whom the call names, or else to the pipeline's own."""
         return told_to(progress or listener() or self.progress)
 
-    def stages(self, controls: Controls | None = None) -> Stages:
+    def stages(self, controls: Controls | None = None, vocoder: str = "") -> Stages:
         """The models that a conversion with ``controls`` needs, loaded.
+
+        Args:
+            vocoder: in place of the one that is configured.
 
         Raises:
             ModelError: one cannot be had, or does not fit the others.
         """
         own_voice = controls is not None and controls.strength < 1
+        names = self.config.models | ({"vocoder": vocoder} if vocoder else {})
         kinds = ("content", "converter", "vocoder", *["speaker"] * own_voice)
-        self.registry.load_installed(self.config.models[kind] for kind in kinds)
+        self.registry.load_installed(names[kind] for kind in kinds)
         speaker = self.speaker_encoder if own_voice else None
-        return Stages(self.content_encoder, self.converter, self.vocoder, speaker)
+        vocodes = cast(Vocoder, self._load("vocoder", names["vocoder"]))
+        return Stages(self.content_encoder, self.converter, vocodes, speaker)

@@ -25,12 +25,13 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from auto_voice.audio.frames import interpolate_frames
 from auto_voice.audio.loudness import CEILING_DBTP, SPEECH_DBFS, active_level, limited
 from auto_voice.audio.pitch import (
     FRAME_RATE,
     OCTAVE,
+    PitchStream,
     corrected_by_sound,
-    extract_pitch,
     log_f0_statistics,
 )
 from auto_voice.audio.reading import HIGHEST_RATE, LOWEST_RATE
@@ -40,8 +41,14 @@ from auto_voice.inference.analysis import noise_floor, pauses
 from auto_voice.inference.chunking import HOP, hop_energies, hop_size
 from auto_voice.inference.controls import SOURCE, Controls
 from auto_voice.inference.effects import moved, without_creak
-from auto_voice.inference.rendering import Piece, spoken, timed
-from auto_voice.models.base import ContentEncoder, Converter, PieceEncoder, Vocoder
+from auto_voice.inference.rendering import Piece, drawn, finished, timed, vocoded
+from auto_voice.models.base import (
+    ContentEncoder,
+    Converter,
+    PieceEncoder,
+    StreamingEncoder,
+    Vocoder,
+)
 from auto_voice.types import Content, FloatArray, Pitch, Voice
 from auto_voice.voices.blending import blend_voices
 
@@ -53,13 +60,17 @@ BLOCK_MS, LOOKAHEAD_MS = 160.0, 160.0
 SHORTEST_BLOCK_MS, LONGEST_MS = 10.0, 2000.0
 # Seconds of the past that the content encoder is given, and that the pitch detector is given.
 PAST_SECONDS, PITCH_SECONDS = 2.0, 1.0
-# Mel frames of the past that the converter and the vocoder look at.
-CONVERTER_FRAMES, VOCODER_FRAMES = 38, 14
+# Mel frames of the past that the converter and the vocoder look at. A converter's receptive field
+# is wider, 38 frames: what lies beyond 12 changes a mel by less than 0.001 nats.
+CONVERTER_FRAMES, VOCODER_FRAMES = 12, 14
+# Seconds of content features that reach as far.
+CONTEXT_SECONDS = 0.4
 # Frames over which a block fades into the next.
 FADE_FRAMES = 1
-# Frames on each side that are made beyond that: what the level of a frame is taken over, see
-# effects.CONTOUR_FRAMES.
-EDGE_FRAMES = 4
+# Frames of its own result that a block is given: what the level of a frame is taken over, see
+# effects.CONTOUR_FRAMES, and what the filter of rumble looks at. And frames that are made beyond
+# the fade, for the same.
+KEPT_FRAMES, EDGE_FRAMES = 8, 2
 # Seconds after which what was heard of the speaker is forgotten.
 MEMORY_SECONDS = 30.0
 # Frames of the content whose mean is assumed before any is known: those of a second.
@@ -247,6 +258,12 @@ class LiveStream:
         self._block = max(1, round(setup.block_ms / 1000 / self._hop_seconds))
         self._lookahead = math.ceil(Fraction(setup.lookahead_ms) / 1000 / self._hop_seconds)
         self._content_frame = round(self._rate / self._encoder.frame_rate)
+        self._detector = PitchStream()
+        encoder = self._encoder
+        self._remembering = encoder.stream() if isinstance(encoder, StreamingEncoder) else None
+        # Content frames up to which the source is known for good, and the last features of them.
+        self._known = 0
+        self._features = np.zeros((0, encoder.dims), np.float32)
         self._speaker = SpeakerEstimate(
             self._encoder.dims, setup.own_voice, self._mean_content(setup.own_voice)
         )
@@ -260,6 +277,10 @@ class LiveStream:
         self._given = 0
         self._heard = 0
         self._fading = np.zeros(0, np.float32)
+        # As the vocoder gave it: the last frames before the next block, and those of the fade.
+        self._made = np.zeros(0, np.float32)
+        # What the vocoder looks back at.
+        self._mel = np.zeros((setup.vocoder.bands, 0), np.float32)
         self._ended = False
         self._timings: dict[str, float] = {}
         self._durations: deque[float] = deque(maxlen=KEPT_BLOCKS)
@@ -396,20 +417,21 @@ class LiveStream:
 
     def _rendered(self, stop: int, frames: int) -> tuple[FloatArray, int]:
         """Audio at the source's level of the frames around the block, and the first of these."""
-        context = max(0, self._done - CONVERTER_FRAMES - VOCODER_FRAMES - EDGE_FRAMES)
-        low = max(0, self._done - EDGE_FRAMES)
+        context = max(0, self._done - CONVERTER_FRAMES)
+        low = max(0, self._done - KEPT_FRAMES)
         high = min(frames, stop + FADE_FRAMES + EDGE_FRAMES)
         at = self._position(context) - self._first
         self._hear_level()
         gain = np.float32(self._speaker.gain)
         speech = self._speech * gain
-        pitch, melody = self._pitch(speech, at, stop)
+        first, pitch, melody = self._pitch(speech, stop)
         voice, controls = self._voice, self._chosen[1]
         known = self._speaker.log_f0 if melody.voiced.any() else None
         target, semitones, _ = moved(melody, voice, controls, known)
-        pause, noise, active = self._pauses(at, context, frames)
+        pitch, target = (self._by_frame(track, first, context, frames) for track in (pitch, target))
+        pause, noise, active = self._pauses(context, frames)
         with timed(self._timings, "content"):
-            content = self._content(speech, at, stop, active)
+            content = self._content(speech, context, stop, frames, active)
         piece = Piece(
             speech=speech[at:],
             sample_rate=self._rate,
@@ -421,16 +443,38 @@ class LiveStream:
             low=low - context,
             high=high - context,
             first_frame=context,
-            vocoder_context=VOCODER_FRAMES,
         )
         voice = self._with_pitch(voice, semitones)
         converter, vocoder = self._setup.converter, self._vocoder
-        audio = spoken(piece, voice, controls, converter, vocoder, self._timings) / gain
+        mel, source = drawn(piece, voice, controls, converter, self._timings)
+        seen = np.concatenate([self._mel, mel.values[:, self._done - context :]], axis=1)
+        before = self._mel.shape[1]
+        self._mel = seen[:, : before + stop - self._done][:, -VOCODER_FRAMES:]
+        mel, end = replace(mel, values=seen), before + high - self._done
+        made = vocoded(vocoder, mel, before, end, VOCODER_FRAMES, self._timings)
+        made = self._continued(made, stop - low)
+        audio = finished(piece, made, source, controls, vocoder, self._timings) / gain
         with timed(self._timings, "level"):
             # True peaks lie at most a few dB above those of the samples.
             if np.abs(audio).max(initial=0) > 0.5 * 10 ** (CEILING_DBTP / 20):
                 audio = limited(audio, vocoder.sample_rate, low * vocoder.hop_samples)
         return audio, low
+
+    def _continued(self, made: FloatArray, frames: int) -> FloatArray:
+        """``made`` after what was made before it, both as the vocoder gave them.
+
+        Args:
+            frames: of the result up to the end of the block.
+        """
+        hop = self._vocoder.hop_samples
+        fade = min(len(made), len(self._made), FADE_FRAMES * hop)
+        ramp = (np.arange(fade, dtype=np.float32) + 0.5) / max(1, fade)
+        kept, ending = np.split(self._made, [len(self._made) - fade])
+        begun = made[:fade] * ramp + ending * (1 - ramp)
+        joined = np.concatenate([kept, begun, made[fade:]]).astype(np.float32)
+        from_frame = max(0, frames - KEPT_FRAMES)
+        self._made = joined[from_frame * hop : (frames + FADE_FRAMES) * hop]
+        return joined
 
     def _joined(self, audio: FloatArray, low: int, stop: int) -> FloatArray:
         """The block out of ``audio``, faded into from the one before it, at the output's rate."""
@@ -453,38 +497,47 @@ class LiveStream:
         self._speaker.hear_level(np.square(new[:whole], dtype=np.float64).reshape(-1, size).mean(1))
         self._heard += whole
 
-    def _pitch(self, speech: FloatArray, at: int, stop: int) -> tuple[Pitch, Pitch]:
-        """The track as it was found, and as it was spoken, both from sample ``at`` on."""
-        frame = round(self._rate / FRAME_RATE)
+    def _pitch(self, speech: FloatArray, stop: int) -> tuple[int, Pitch, Pitch]:
+        """A frame of the track, and the track from there on, as it was found and as it was
+        spoken."""
+        size = round(self._rate / FRAME_RATE)
         earliest = self._position(self._done) - round(PITCH_SECONDS * self._rate)
-        before = max(0, at - max(0, earliest - self._first)) // frame
-        window = speech[at - before * frame :]
+        first = -(-max(self._first, earliest) // size)
+        edge = -(-self._position(stop) // size)
+        window = speech[first * size - self._first :]
         with timed(self._timings, "pitch"):
-            found = extract_pitch(window, self._rate)
+            found = self._detector.extract(window, first, edge)
             spoken = found
             if not self._chosen[1].singing:
                 spoken = corrected_by_sound(found, lambda a, b: window[a:b], self._rate)
-        edges = (self._position(f) - self._first - at for f in (self._done, stop))
-        here = slice(*(before + max(0, -(-edge // frame)) for edge in edges))
-        level = without_creak(spoken, self._chosen[1])
+            level = without_creak(spoken, self._chosen[1])
+        here = slice(-(-self._position(self._done) // size) - first, edge - first)
         self._speaker.hear_pitch(Pitch(level.f0_hz[here], level.voiced[here], FRAME_RATE))
-        found, spoken = (
-            Pitch(track.f0_hz[before:], track.voiced[before:], FRAME_RATE)
-            for track in (found, spoken)
-        )
-        return found, spoken
+        return first, found, spoken
+
+    def _by_frame(self, pitch: Pitch, first: int, context: int, frames: int) -> Pitch:
+        """A track from its frame ``first`` on as one of mel frames ``[context, frames)``, with a
+        value in the middle of each and one between two."""
+        rate = 2 / float(self._hop_seconds)
+        places = np.arange(2 * context, 2 * frames) / rate * pitch.frame_rate - first
+        known = np.flatnonzero(pitch.voiced)
+        if len(known) == 0:
+            return Pitch(np.zeros(len(places), np.float32), np.zeros(len(places), np.bool_), rate)
+        log_f0 = np.interp(places, known, np.log(pitch.f0_hz[known]))
+        nearest = np.clip(np.round(places).astype(np.int64), 0, len(pitch.voiced) - 1)
+        return Pitch(np.exp(log_f0).astype(np.float32), pitch.voiced[nearest], rate)
 
     def _pauses(
-        self, at: int, context: int, frames: int
+        self, context: int, frames: int
     ) -> tuple[FloatArray, FloatArray, NDArray[np.bool_]]:
         """``(mel frames,)`` pauses and noise from frame ``context`` on, and ``(content frames,)``
-        of the window in which somebody speaks."""
+        from :attr:`_first_content` on in which somebody speaks."""
         hop = hop_size(self._rate)
-        before = at // self._content_frame * self._content_frame
-        energies = hop_energies(self._speech[at - before :], self._rate)
+        begin = self._first_content * self._content_frame
+        energies = hop_energies(self._speech[begin - self._first :], self._rate)
         found = pauses(energies, hop, self._speaker.gain)
-        centres = np.arange(frames - context) + 0.5
-        places = before / hop + centres * float(self._hop_seconds / HOP) - 0.5
+        centres = np.arange(context, frames) + 0.5
+        places = centres * float(self._hop_seconds / HOP) - begin / hop - 0.5
         pause, noise = np.zeros((2, len(places)), np.float32)
         if len(found):
             hops = np.arange(len(found))
@@ -499,24 +552,52 @@ class LiveStream:
         around = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND_FRAMES + 1)
         return pause, noise, np.asarray(around.any(axis=1), np.bool_)
 
+    @property
+    def _first_content(self) -> int:
+        """The first content frame of which all samples are there."""
+        return -(-self._first // self._content_frame)
+
     def _content(
-        self, speech: FloatArray, at: int, stop: int, active: NDArray[np.bool_]
+        self, speech: FloatArray, context: int, stop: int, frames: int, active: NDArray[np.bool_]
     ) -> Content:
-        """The content features from sample ``at`` on."""
-        encoder, frame = self._encoder, self._content_frame
-        before = at // frame
-        window = speech[at - before * frame :]
+        """The content features of mel frames ``[context, frames)``, one of each."""
+        encoder, rate = self._encoder, float(1 / self._hop_seconds)
+        edge = self._position(stop) // self._content_frame
+        first, features = self._encoded(speech, edge)
+        if isinstance(encoder, PieceEncoder):
+            new = features[self._known - first : edge - first]
+            spoken = active[self._known - self._first_content :][: len(new)]
+            self._speaker.hear_content(new[: len(spoken)][spoken], encoder.frame_rate)
+            features = encoder.centred(features, self._speaker.content_mean).features
+        self._known = max(self._known, edge)
+        later = float(context * self._hop_seconds) - first / encoder.frame_rate
+        features = interpolate_frames(features, encoder.frame_rate, rate, frames - context, later)
+        return Content(features, rate, encoder.space)
+
+    def _encoded(self, speech: FloatArray, edge: int) -> tuple[int, FloatArray]:
+        """The first of the content frames that are known, and the features from there on.
+
+        Args:
+            edge: the content frame from which on the source is look-ahead.
+        """
+        encoder, frame, first = self._encoder, self._content_frame, self._first_content
+        window = speech[first * frame - self._first :]
         if len(window) < frame:  # The end of a stream of less than one frame.
             window = np.pad(window, (0, frame - len(window)))
         if not isinstance(encoder, PieceEncoder):
-            whole = encoder.encode(window)
-            return Content(whole.features[before:], whole.frame_rate, whole.space)
-        features = encoder.encode_piece(window)
-        edges = (self._position(f) - self._first - at for f in (self._done, stop))
-        low, high = (before + max(0, -(-edge // frame)) for edge in edges)
-        new = features[low : min(high, len(active))]
-        self._speaker.hear_content(new[active[low : low + len(new)]], encoder.frame_rate)
-        return encoder.centred(features[before:], self._speaker.content_mean)
+            return first, encoder.encode(window).features
+        if self._remembering is None:
+            return first, encoder.encode_piece(window)
+        start = self._known
+        skipped = min(self._remembering.context_frames, start - first)
+        new = self._remembering.encode(
+            window[(start - skipped - first) * frame :], skipped, start, max(start, edge)
+        )
+        features = np.concatenate([self._features, new])
+        begun = start - len(self._features)
+        final = features[: max(start, edge) - begun]
+        self._features = final[-math.ceil(CONTEXT_SECONDS * encoder.frame_rate) :]
+        return begun, features
 
     def _with_pitch(self, voice: Voice, semitones: float) -> Voice:
         """``voice`` with the pitch that it will speak at, where it has none of its own."""

@@ -225,6 +225,9 @@ class VoiceConversionPipeline(PipelineStages):
     ) -> LiveStream:
         """A live conversion to ``target``: samples in, converted samples out.
 
+        The fastest version of the vocoder makes them, unless the configuration, a pin or the
+        setting ``prefer`` names another one.
+
         Args:
             target: as for :meth:`convert`.
             controls: those that do not need the whole recording.
@@ -241,8 +244,10 @@ class VoiceConversionPipeline(PipelineStages):
                 can do.
         """
         controls = controls or Controls()
-        stages = self.stages()
-        mock = any(self.registry.is_mock(spec) for spec in self.config.models.values())
+        specs = self.config.models
+        specs = specs | {"vocoder": self.registry.quickest(specs["vocoder"])}
+        stages = self.stages(vocoder=specs["vocoder"])
+        mock = any(self.registry.is_mock(spec) for spec in specs.values())
         if mock and not self.config.use_mock_models:
             raise MockAudioError(
                 "mock models would make noise; fetch the real ones with `autovoice models pull`."
@@ -254,7 +259,7 @@ class VoiceConversionPipeline(PipelineStages):
                 own_voice, sample_rate=sample_rate, fine_tune=False
             )  # fmt: skip
         voice = self.voice(target, sample_rate)
-        models = {stage: self.registry.resolved(spec) for stage, spec in self.config.models.items()}
+        models = {stage: self.registry.resolved(spec) for stage, spec in specs.items()}
         notes = (
             *(note for note in [getattr(stages.content_encoder, "note", "")] if note),
             *voice.notes,
@@ -330,8 +335,8 @@ class VoiceConversionPipeline(PipelineStages):
             self.registry.load_installed(self.config.models.values())
             self.stages()
         with timed(timings, "speaker"):
-            # A second: everything runs, and nobody waits for more of the vocoder than that.
-            noise = 0.1 * np.sin(np.arange(16000, dtype=np.float32) * 0.05).astype(np.float32)
+            # Half a second: everything runs, and nobody waits for more of the vocoder than that.
+            noise = 0.1 * np.sin(np.arange(8000, dtype=np.float32) * 0.05).astype(np.float32)
             embedding = self.speaker_encoder.embed_utterance(noise)
         # Without its notes: nobody asked for this conversion, so nobody needs advice on it.
         voice = replace(bare_voice(embedding), notes=())

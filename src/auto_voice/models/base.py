@@ -61,6 +61,33 @@ class PieceEncoder(Protocol):
         ...
 
 
+class ContentStream(Protocol):
+    """The content of one stream, part by part; it remembers what came before."""
+
+    context_frames: int
+    """Frames before the new ones that must be given again, as far as there are any."""
+
+    def encode(self, samples: FloatArray, skipped: int, start: int, stop: int) -> FloatArray:
+        """``(frames, dims)`` from frame ``start`` of the stream on, the mean left in.
+
+        Args:
+            samples: at the level of the whole, up to beyond frame ``stop``: those of ``skipped``
+                frames, which are context, then the new ones.
+            start, stop: the frames that will not be given again but for context. The features
+                beyond ``stop`` are the look-ahead.
+        """
+        ...
+
+
+@runtime_checkable
+class StreamingEncoder(Protocol):
+    """A piece encoder that can remember the past of a stream."""
+
+    def stream(self) -> ContentStream | None:
+        """For one stream; None where this encoder cannot."""
+        ...
+
+
 def cosine(a: FloatArray, b: FloatArray) -> float:
     """Of the angle between two vectors ``(dims,)`` that are not zero, in [-1, 1]."""
     return float(np.clip(np.dot(a, b) / (np.linalg.norm(a) * np.linalg.norm(b)), -1, 1))
@@ -140,6 +167,6 @@ class PartVocoder(Protocol):
     def synthesize_part(self, mel: FloatArray, start: int, stop: int) -> FloatArray:
         """Frames ``[start, stop)`` of what ``synthesize`` makes of ``(bands, frames)``.
 
-        ``(1, (stop - start) * hop_samples)``.
+        ``(1, (stop - start) * hop_samples)``. Near the ends of the mel it may differ from that.
         """
         ...

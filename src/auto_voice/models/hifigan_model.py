@@ -16,7 +16,7 @@ from auto_voice.audio.frames import pieces
 from auto_voice.audio.mel import HIFIGAN_MEL
 from auto_voice.errors import AudioContentError
 from auto_voice.models.registry.catalog import ModelVersion
-from auto_voice.models.runtime.graphs import load_network, nodes_of, with_kept
+from auto_voice.models.runtime.graphs import load_network, without_padding
 from auto_voice.models.runtime.sessions import Network, trim_heap
 from auto_voice.models.runtime.weights import Array, as_batch, checkpoint_arrays
 from auto_voice.types import FloatArray
@@ -58,23 +58,15 @@ class HiFiGANShape:
         ``d (k - 1) / 2`` samples, a transposed one of stride ``u`` maps a reach ``r`` to
         ``(r + overhang) / u`` of its input.
         """
-        return self._reach(0) + 3
-
-    @property
-    def late_frames(self) -> int:
-        """The same of what follows the first upsampling: 2 for V1."""
-        return -(-self._reach(1) // self.upsample_rates[0])
-
-    def _reach(self, stages: int) -> int:
-        """Of the input of the upsampling that follows so many others."""
         longest = max(self.block_kernels)
         blocks = sum((d + 1) * (longest - 1) // 2 for d in self.dilations)
         reach = 3
-        later = zip(self.upsample_rates[stages:], self.upsample_kernels[stages:], strict=True)
-        for rate, kernel in reversed(list(later)):
+        for rate, kernel in reversed(
+            list(zip(self.upsample_rates, self.upsample_kernels, strict=True))
+        ):
             overhang = kernel - 1 - (kernel - rate) // 2
             reach = -(-(reach + blocks + overhang) // rate)
-        return reach
+        return reach + 3
 
 
 class HiFiGANModel:
@@ -85,7 +77,8 @@ class HiFiGANModel:
         shape: its sizes.
         name: ``name@version`` of the weights.
         chunk_frames: frames synthesised at once; the result does not depend on it.
-        open_late: makes the network of :meth:`synthesize_part`, see :func:`late_part`.
+        open_part: makes the network of :meth:`synthesize_part`: the same without padding, see
+            ``graphs.without_padding``.
     """
 
     sample_rate = HIFIGAN_MEL.sample_rate
@@ -97,11 +90,11 @@ class HiFiGANModel:
         *,
         name: str = "hifigan",
         chunk_frames: int = CHUNK_FRAMES,
-        open_late: Callable[[], Network] | None = None,
+        open_part: Callable[[], Network] | None = None,
     ) -> None:
         self.network = network
-        self._open_late = open_late
-        self._late: Network | None = None
+        self._open_part = open_part
+        self._part: Network | None = None
         self._opening = threading.Lock()
         self.shape = shape or HiFiGANShape()
         self.name = name
@@ -142,28 +135,23 @@ class HiFiGANModel:
     def synthesize_part(self, mel: FloatArray, start: int, stop: int) -> FloatArray:
         """Frames ``[start, stop)`` of what :meth:`synthesize` makes of ``(bands, frames)``.
 
-        ``(1, (stop - start) * hop_samples)`` float32. What lies around them goes through the first
-        stage alone, which sees far and costs a fifth of the work. The network is opened when it is
-        first needed and takes as much memory again.
+        ``(1, (stop - start) * hop_samples)`` float32. Of the frames around them each layer computes
+        those that the next one reads, and no more. What the mel lacks of its surroundings is more
+        of its first and last frame. The network is opened when it is first needed and takes as much
+        memory again.
         """
-        if self._open_late is None:
-            return self.synthesize(mel)[:, start * self.hop_samples : stop * self.hop_samples]
+        hop, reach = self.hop_samples, self.shape.context_frames
+        if self._open_part is None:
+            return self.synthesize(mel)[:, start * hop : stop * hop]
         with self._opening:
-            if self._late is None:
-                self._late = self._open_late()
-        late, rate = self.shape.late_frames, self.shape.upsample_rates[0]
-        low, high = max(0, start - late), min(mel.shape[1], stop + late)
-        places = (np.array([place * rate], np.int64) for place in (low, high))
-        batch = np.ascontiguousarray(mel[None], np.float32)
-        samples: FloatArray = self._late(batch, *places)[:, 0]
-        return samples[:, (start - low) * self.hop_samples : (stop - low) * self.hop_samples]
-
-
-def late_part(graph: bytes) -> bytes:
-    """The generator's graph, whose second upsampling takes samples ``[start, stop)`` of the first
-    one's."""
-    ups = [node for node in nodes_of(graph) if node.operation == "ConvTranspose"]
-    return with_kept(graph, ups[1].inputs[0], axis=2)
+            if self._part is None:
+                self._part = self._open_part()
+        low, high = start - reach, stop + reach
+        lacking = (max(0, -low), max(0, high - mel.shape[1]))
+        seen = np.pad(mel[:, max(0, low) : high], ((0, 0), lacking), mode="edge")
+        samples: FloatArray = self._part(np.ascontiguousarray(seen[None], np.float32))[:, 0]
+        more = (samples.shape[1] - (stop - start) * hop) // 2
+        return samples[:, more : more + (stop - start) * hop]
 
 
 def convert_checkpoint(path: Path) -> dict[str, Array]:
@@ -192,5 +180,5 @@ def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> HiFi
         shape,
         name=version.key,
         chunk_frames=int(version.params.get("chunk_frames", CHUNK_FRAMES)),
-        open_late=partial(load, edit=late_part) if len(shape.upsample_rates) > 1 else None,
+        open_part=partial(load, edit=without_padding),
     )

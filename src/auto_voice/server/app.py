@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -14,20 +15,26 @@ from filelock import FileLock, Timeout
 from starlette.exceptions import HTTPException
 
 from auto_voice import __version__, events
-from auto_voice.errors import AutoVoiceError, ConfigError, ServerError
-from auto_voice.server import conversion_routes, live_routes, site_routes, voice_routes
+from auto_voice.errors import (
+    AutoVoiceError,
+    ConfigError,
+    MissingDependencyError,
+    ServerError,
+    install_hint,
+)
+from auto_voice.server import conversion_routes, live_routes, site_routes
 from auto_voice.server.admission import LiveStreams
 from auto_voice.server.context import Context
 from auto_voice.server.engine import Engine
-from auto_voice.server.job_store import JobStore, SqliteDatabase
-from auto_voice.server.jobs import Claim
+from auto_voice.server.files import JobFiles, make_files
+from auto_voice.server.job_store import SqliteJobStore
+from auto_voice.server.jobs import LEASE_SECONDS, Claim, JobStore, SharedJobStore
 from auto_voice.server.middleware import RequestMiddleware, error_answer
 from auto_voice.server.schemas import ErrorAnswer, check_fields, sentence_of
 from auto_voice.server.security import Sessions
 from auto_voice.server.settings import ServerSettings
 from auto_voice.server.tasks import Tasks
 from auto_voice.server.telemetry import Metrics
-from auto_voice.server.uploads import JobFiles
 from auto_voice.server.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -53,12 +60,12 @@ def create_app(
     """The whole server as one ASGI app; workers run between its start and its stop.
 
     Args:
-        store: where jobs are kept instead of SQLite in the data folder.
+        store: where jobs are kept instead of where ``settings`` says.
 
     Raises:
-        ConfigError: the data folder cannot be used, or another server uses it.
+        ConfigError: the data folder or the database cannot be used, or another server uses it.
     """
-    context = _context(settings, engine, store)
+    context = make_context(settings, engine, store)
     app = FastAPI(
         title="auto_voice",
         version=__version__,
@@ -73,8 +80,8 @@ def create_app(
         },
     )
     app.state.context = context
-    for module in (conversion_routes, voice_routes, site_routes):
-        app.include_router(module.router)
+    for router in (conversion_routes.router, site_routes.api, site_routes.router):
+        app.include_router(router)
     # A route of Starlette: what the others depend on reads forms, which a WebSocket has not.
     app.router.routes.extend(live_routes.ROUTES)
     app.add_exception_handler(AutoVoiceError, _own_error)
@@ -84,12 +91,35 @@ def create_app(
     return app
 
 
-def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -> Context:
-    files = JobFiles(settings.data_dir / "jobs")
-    lock = _only_server(settings.data_dir)
-    if store is None:
-        database = SqliteDatabase(settings.data_dir / "jobs.sqlite")
-        store = JobStore(database, settings.workers)
+def make_context(
+    settings: ServerSettings,
+    engine: Engine,
+    store: JobStore | None = None,
+    *,
+    only_works: bool = False,
+    lease_seconds: float = LEASE_SECONDS,
+) -> Context:
+    """The parts of a server, or of a worker without one.
+
+    Args:
+        store: where jobs are kept instead of where ``settings`` says.
+        only_works: nobody asks this process, so what has expired is not its business.
+        lease_seconds: see :class:`~auto_voice.server.postgres.PostgresJobStore`.
+
+    Raises:
+        ConfigError: the data folder or the database cannot be used, or another server uses it.
+    """
+    lock = None if settings.database else _only_server(settings.data_dir)
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        files = make_files(settings)
+        if store is None:
+            store = _made_store(settings, files, lease_seconds)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+    shared = store if isinstance(store, SharedJobStore) else None
 
     def observe(claim: Claim, how: str, seconds: float) -> None:
         log.info(
@@ -100,6 +130,11 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
         )
 
     tasks = Tasks(engine, files, settings)
+    sessions = Sessions(
+        settings.data_dir / "sessions.json", None if shared is None else shared.ended_sessions
+    )
+    if shared is not None:
+        engine.voices.share(partial(shared.exclusively, "voices"))
     workers = Workers(
         store,
         files,
@@ -108,10 +143,25 @@ def _context(settings: ServerSettings, engine: Engine, store: JobStore | None) -
         keep_bytes=settings.keep_mb * 1_000_000,
         observe=observe,
         undo=tasks.undo,
+        sweeps=not only_works,
+        every_beat=sessions.refresh,
     )
-    sessions = Sessions(settings.data_dir / "sessions.json")
     return Context(
         settings, engine, store, files, workers, Metrics(), sessions, lock, LiveStreams(settings)
+    )
+
+
+def _made_store(settings: ServerSettings, files: JobFiles, lease_seconds: float) -> JobStore:
+    if not settings.database:
+        return SqliteJobStore(settings.data_dir / "jobs.sqlite", settings.workers)
+    try:
+        from auto_voice.server.postgres import PostgresJobStore
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{error.name} is not installed; run: {install_hint('postgres')}"
+        ) from error
+    return PostgresJobStore(
+        settings.database, settings.workers, place=files.place, lease_seconds=lease_seconds
     )
 
 

@@ -17,19 +17,23 @@ from auto_voice import events
 from auto_voice.errors import ServerError, UploadError
 from auto_voice.server.admission import LiveStreams
 from auto_voice.server.engine import Engine
-from auto_voice.server.job_store import JobStore
-from auto_voice.server.jobs import MAINTENANCE, JobRecord, JobRequest, QueueLimits
+from auto_voice.server.files import VOICE_FILE, JobFiles, new_id
+from auto_voice.server.jobs import (
+    MAINTENANCE,
+    JobRecord,
+    JobRequest,
+    JobStore,
+    JobStoreError,
+    QueueLimits,
+)
 from auto_voice.server.security import Sessions
 from auto_voice.server.settings import ServerSettings
 from auto_voice.server.telemetry import Metrics, request_id
 from auto_voice.server.uploads import (
     CUT_IT,
-    VOICE_FILE,
-    JobFiles,
     check_references,
     check_upload,
     display_name,
-    new_id,
 )
 from auto_voice.server.workers import Workers
 from auto_voice.voices.voice_file import load_voice
@@ -53,7 +57,7 @@ class Context:
     workers: Workers
     metrics: Metrics
     sessions: Sessions
-    lock: FileLock
+    lock: FileLock | None
     live_streams: LiveStreams
     warm: bool = False
     warm_problem: str = ""
@@ -61,7 +65,8 @@ class Context:
     def close(self) -> None:
         """Let go of the data folder."""
         self.store.close()
-        self.lock.release()
+        if self.lock is not None:
+            self.lock.release()
 
     @property
     def limits(self) -> QueueLimits:
@@ -110,6 +115,7 @@ class Context:
         folder = self.files.make(job_id)
         try:
             self._keep_uploads(folder, sources, names, references, labels, given, not direct)
+            self.files.publish(job_id)
             job = self.store.add(
                 JobRequest(
                     id=job_id,
@@ -130,6 +136,10 @@ class Context:
                 ),
                 self.limits,
             )
+        except JobStoreError as error:
+            if not error.maybe_done:  # else the job may be there and need them
+                self.files.remove(job_id)
+            raise
         except BaseException:
             self.files.remove(job_id)
             raise

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import IO, Annotated, Any, cast
 
@@ -84,13 +86,46 @@ async def convert(
         most_seconds=here.settings.direct_seconds,
     )
     result = await here.outcome(job, request)
-    folder = here.files.folder(job.id)
+
+    def done() -> None:
+        here.workers.remove(job.id)
+
+    return await run_in_threadpool(
+        _file,
+        here,
+        job.id,
+        result,
+        MEDIA_TYPES[options.format],
+        {"x-job-id": job.id, "x-conversion": account(result)},
+        done,
+    )
+
+
+def _file(
+    here: Context,
+    job_id: str,
+    result: Mapping[str, Any],
+    media_type: str,
+    headers: Mapping[str, str],
+    done: Callable[[], None],
+) -> FileResponse:
+    """The file of a result, which is here until it is sent.
+
+    Raises:
+        JobStateError: it was deleted.
+    """
+    open_until_sent = ExitStack()
+    try:
+        path = open_until_sent.enter_context(here.files.result(job_id, result["file"]))
+    except FileNotFoundError:
+        raise JobStateError("The result has been deleted.", 410) from None
+    open_until_sent.callback(done)
     return FileResponse(
-        folder / result["file"],
-        media_type=MEDIA_TYPES[options.format],
+        path,
+        media_type=media_type,
         filename=result["name"],
-        headers={"x-job-id": job.id, "x-conversion": account(result)},
-        background=BackgroundTask(here.workers.remove, job.id),
+        headers=headers,
+        background=BackgroundTask(open_until_sent.close),
     )
 
 
@@ -276,23 +311,22 @@ def _sound(here: Context, job: JobRecord, index: int) -> FileResponse:
         raise JobStateError(f"The recording is {item.state}, so it has no result.")
     if "file" not in item.result:
         raise JobStateError("This kind of job has no sound; its result is in the job itself.")
-    path = here.files.folder(job.id) / item.result["file"]
-    if not path.is_file():
-        raise JobStateError("The result has been deleted.", 410)
-    media = MEDIA_TYPES[path.suffix.lstrip(".")]
-    return FileResponse(path, media_type=media, filename=item.result["name"])
+    media = MEDIA_TYPES[item.result["file"].rpartition(".")[2]]
+    return _file(here, job.id, item.result, media, {}, lambda: None)
 
 
 def _archive(here: Context, job: JobRecord) -> Iterator[bytes]:
     """The finished sounds as one zip, stored as they are, made while it is sent."""
-    folder = here.files.folder(job.id)
-    done = [item for item in job.items if item.state == DONE and item.result]
+    done = {
+        f"{item.index:03d}_{item.result['name']}": str(item.result["file"])
+        for item in job.items
+        if item.state == DONE and item.result
+    }
     if not done:
         raise JobStateError("No recording of this job was converted; the job says why.")
-    if not all((folder / item.result["file"]).is_file() for item in done if item.result):
+    if not here.files.names(job.id).issuperset(done.values()):
         raise JobStateError("The results have been deleted.", 410)
-    names = {f"{item.index:03d}_{item.result['name']}": item.result for item in done if item.result}
-    return _zipped({name: folder / result["file"] for name, result in names.items()})
+    return _zipped({name: partial(here.files.result, job.id, file) for name, file in done.items()})
 
 
 class _Pipe:
@@ -313,13 +347,16 @@ class _Pipe:
         return taken
 
 
-def _zipped(paths: Mapping[str, Path]) -> Iterator[bytes]:
+def _zipped(
+    files: Mapping[str, Callable[[], AbstractContextManager[Path]]],
+) -> Iterator[bytes]:
     pipe = _Pipe()
     with zipfile.ZipFile(cast(IO[bytes], pipe), "w", zipfile.ZIP_STORED) as archive:
-        for name, path in paths.items():
-            about = zipfile.ZipInfo.from_file(path, name)
-            with path.open("rb") as sound, archive.open(about, "w") as part:
-                while block := sound.read(BLOCK_BYTES):
-                    part.write(block)
-                    yield pipe.take()
+        for name, opened in files.items():
+            with opened() as path:
+                about = zipfile.ZipInfo.from_file(path, name)
+                with path.open("rb") as sound, archive.open(about, "w") as part:
+                    while block := sound.read(BLOCK_BYTES):
+                        part.write(block)
+                        yield pipe.take()
     yield pipe.take()

@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -25,8 +25,9 @@ from auto_voice.errors import (
     VoiceError,
     install_hint,
 )
-from auto_voice.inference.controls import controls_from
+from auto_voice.inference.controls import Controls, controls_from
 from auto_voice.inference.result import ConversionResult, FileResult, OutputSpec
+from auto_voice.inference.streaming import LiveStream
 from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.registry.catalog import ModelFile, ModelVersion
@@ -35,7 +36,7 @@ from auto_voice.progress import Progress
 from auto_voice.types import EMBEDDING_DIMS, Voice, Waveform
 from auto_voice.voices.inspection import inspect_file
 from auto_voice.voices.library import VoiceLibrary
-from auto_voice.voices.voice_file import load_voice
+from auto_voice.voices.voice_file import load_voice, save_voice
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,31 @@ class _ModelSet:
     calls: int = 0
 
 
+@dataclass(frozen=True)
+class LiveConversion:
+    """A stream, and the models and voices that it can be changed with."""
+
+    stream: LiveStream
+    pipeline: VoiceConversionPipeline
+    voices: StoredVoices
+
+    def change(self, voice: str | None = None, controls: Controls | None = None) -> None:
+        """From the next block on, speak as a stored voice and by ``controls``; None keeps them.
+
+        Raises:
+            AutoVoiceError: there is no such voice, or controls that need the whole recording.
+        """
+        found = None if voice is None else self.pipeline.voice(self.voices.get(voice))
+        self.stream.change(found, controls)
+
+
 class Engine:
     """Models and voices behind the server.
 
     Args:
         pipeline: one set of loaded models for all threads.
-        voice_dir: where enrolled voices are kept; None for the setting ``voice_dir``.
+        voice_dir: where enrolled voices are kept; None for the setting ``voice_dir``. Or the
+            library itself.
         evaluator: measures conversions; None where evaluation is not installed.
         others: further sets of the same models on other devices. Each call goes to the set that is
             in the fewest.
@@ -88,7 +108,7 @@ class Engine:
     def __init__(
         self,
         pipeline: VoiceConversionPipeline,
-        voice_dir: Path | None = None,
+        voice_dir: Path | VoiceLibrary | None = None,
         evaluator: Evaluator | None = None,
         others: Sequence[VoiceConversionPipeline] = (),
     ) -> None:
@@ -167,6 +187,29 @@ class Engine:
                 progress=_fraction_of("convert", progress),
             )
 
+    @contextmanager
+    def live(
+        self, voice: str, controls: Controls, *, own_voice: str | None = None, **options: Any
+    ) -> Iterator[LiveConversion]:
+        """A live conversion to a stored voice; its set of models counts as used until it ends.
+
+        Args:
+            own_voice: a stored voice of who speaks.
+            options: of ``VoiceConversionPipeline.stream``.
+
+        Raises:
+            AutoVoiceError: a voice is missing, or something is asked that no live conversion can
+                do.
+        """
+        with self._set() as models:
+            stream = models.pipeline.stream(
+                self.voices.get(voice),
+                controls,
+                own_voice=None if own_voice is None else self.voices.get(own_voice),
+                **options,
+            )
+            yield LiveConversion(stream, models.pipeline, self.voices)
+
     def enrol(
         self,
         references: Sequence[tuple[str, Waveform]],
@@ -174,8 +217,31 @@ class Engine:
         consent: str,
         overwrite: bool,
         progress: Callable[[float], None],
+        made: Path,
+        keep: Callable[[], None],
     ) -> dict[str, Any]:
-        self.voices.check_name(name, overwrite)
+        """Keep the voice of ``references`` under ``name``.
+
+        Args:
+            made: where the voice is written before; what is there already was made by an earlier
+                try, which may have got as far as the library.
+            keep: called when it is written.
+        """
+        if not made.exists():
+            self.voices.check_name(name, overwrite)
+            self._learn(references, name, consent, progress, made)
+            keep()
+        progress(1.0)  # the last moment at which it can be cancelled
+        return about(self.voices.publish(name, made, overwrite))
+
+    def _learn(
+        self,
+        references: Sequence[tuple[str, Waveform]],
+        name: str,
+        consent: str,
+        progress: Callable[[float], None],
+        made: Path,
+    ) -> None:
         with self._set() as models:
             voice = models.pipeline.clone(
                 [waveform for _, waveform in references],
@@ -184,8 +250,7 @@ class Engine:
                 consent=consent,
                 progress=_fraction_of("fine-tune", progress),
             )
-        progress(1.0)  # the last moment at which it can be cancelled
-        return about(self.voices.add(name, voice, overwrite))
+        save_voice(made, replace(voice, name=name))
 
     def similarity(self, audio: Waveform, voice: Voice) -> float:
         with self._set() as models:
@@ -374,14 +439,19 @@ class StoredVoices:
     """The voice library as the API shows it.
 
     Args:
-        folder: None for the setting ``voice_dir``.
+        place: a folder, None for the setting ``voice_dir``, or the library itself.
         registry: knows the converters that a voice can be fine-tuned for.
     """
 
-    def __init__(self, folder: Path | None, registry: ModelRegistry) -> None:
-        self._library = VoiceLibrary(folder)
+    def __init__(self, place: Path | VoiceLibrary | None, registry: ModelRegistry) -> None:
+        self._library = place if isinstance(place, VoiceLibrary) else VoiceLibrary(place)
         self._registry = registry
-        self._lock = threading.Lock()
+        lock = threading.Lock()
+        self._lock: Callable[[], AbstractContextManager[Any]] = lambda: lock
+
+    def share(self, exclusively: Callable[[], AbstractContextManager[Any]]) -> None:
+        """Change voices only within what ``exclusively`` gives, for other processes do, too."""
+        self._lock = exclusively
 
     def listed(self) -> list[dict[str, Any]]:
         """A description of each voice that can be read; no array of a voice is read."""
@@ -421,25 +491,35 @@ class StoredVoices:
             raise VoiceError(f"there is a voice {name!r} already; choose another name.")
 
     def add(self, name: str, voice: Voice, overwrite: bool) -> Voice:
-        with self._lock:
+        with self._lock():
             self.check_name(name, overwrite)
             self._library.add(name, voice, overwrite=overwrite)
             return self._library.get(name)
 
+    def publish(self, name: str, made: Path, overwrite: bool) -> Voice:
+        """Keep the voice file ``made`` under ``name``, unless it is what is there."""
+        with self._lock():
+            is_there = name in self._library and not overwrite
+            if is_there and self._library.require(name).read_bytes() == made.read_bytes():
+                return self._library.get(name)
+            self.check_name(name, overwrite)
+            self._library.add(name, made, overwrite=overwrite)
+            return self._library.get(name)
+
     def rename(self, name: str, to: str) -> Voice:
-        with self._lock:
+        with self._lock():
             if name != to:
                 self.check_name(to, overwrite=False)
             self._library.rename(name, to)
             return self._library.get(to)
 
     def remove(self, name: str) -> None:
-        with self._lock:
+        with self._lock():
             self._library.remove(name)
 
     def export_bytes(self, name: str) -> bytes:
         self._library.get(name)
-        return self._library.path(name).read_bytes()
+        return self._library.require(name).read_bytes()
 
     def import_bytes(self, data: bytes, name: str) -> Voice:
         """Keep a voice file's voice, by its own name if ``name`` is empty.

@@ -1,9 +1,8 @@
-"""The queue: jobs in a database, committed to disk before the client hears of their acceptance."""
+"""The queue in SQLite, for one server: committed to disk before the client hears of acceptance."""
 
 from __future__ import annotations
 
 import json
-import math
 import sqlite3
 import threading
 import time
@@ -12,21 +11,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from auto_voice.errors import BusyError, ConfigError, ServerError, UnknownJobError
+from auto_voice.errors import ConfigError, UnknownJobError
 from auto_voice.server.jobs import (
     CANCELLED,
     DONE,
     FAILED,
     FINISHED,
+    JOB_TURN,
     QUEUED,
     RUNNING,
+    SECONDS_PER_ITEM,
     Claim,
     JobItem,
     JobRecord,
     JobRequest,
+    JobStore,
+    JobStoreError,
     Json,
     QueueDepth,
     QueueLimits,
+    check_digest,
+    check_limits,
+    expired_of,
+    gave_up,
+    seconds_until_half,
     state_of,
 )
 
@@ -64,28 +72,15 @@ ORDER BY
   j.created, i.job, i.idx
 LIMIT 1
 """
-# Of so many turns one goes to jobs although direct requests wait.
-JOB_TURN = 4
 _WAITING = """
 SELECT COUNT(*), COUNT(CASE WHEN j.client = ? THEN 1 END)
 FROM items i JOIN jobs j ON j.id = i.job
 WHERE i.state = 'queued' AND j.direct = ?
 """
-# Seconds assumed for Retry-After before anything was measured.
-_SECONDS_PER_ITEM = 5.0
-
-
-class JobStoreError(ServerError):
-    """The database cannot be used just now."""
-
-    http_status = 503
 
 
 class SqliteDatabase:
     """One SQLite file for one server process.
-
-    Another database needs the same members and its own schema; the statements of
-    :class:`JobStore` keep to the SQL that SQLite and PostgreSQL share, but for the ``?``.
 
     Args:
         path: of the database, made if missing.
@@ -146,7 +141,7 @@ class SqliteDatabase:
                     self._db.execute("ROLLBACK")
                 self.problem = f"the job database cannot be used ({error})"
                 raise JobStoreError(
-                    f"The server's job database cannot be used ({error}); try again later.", 503
+                    f"The server's job database cannot be used ({error}); try again later."
                 ) from error
 
     def close(self) -> None:
@@ -167,34 +162,28 @@ def _damaged(path: Path, how: str) -> str:
     )
 
 
-class JobStore:
-    """The kept jobs; every method is one transaction and safe to call from any thread.
-
-    What :meth:`add` returned survives the death of the process.
+class SqliteJobStore(JobStore):
+    """The kept jobs in one SQLite file.
 
     Args:
-        database: what holds the tables.
+        path: of the database, made if missing.
         workers: how many claim at the same time, for the estimate in Retry-After.
+
+    Raises:
+        ConfigError: it cannot be used, is damaged, or was made by another version.
     """
 
-    def __init__(self, database: SqliteDatabase, workers: int = 1) -> None:
-        self._database = database
+    def __init__(self, path: Path, workers: int = 1) -> None:
+        self._database = SqliteDatabase(path)
         self._workers = workers
-        self._pace = _SECONDS_PER_ITEM
+        self._pace = SECONDS_PER_ITEM
         self._begun: dict[tuple[str, int], float] = {}
 
     @property
     def problem(self) -> str:
-        """The reason why the last transaction failed; "" if it did not."""
         return self._database.problem
 
     def add(self, job: JobRequest, limits: QueueLimits) -> JobRecord:
-        """Keep ``job``, or give the earlier job of the client with the same key.
-
-        Raises:
-            BusyError: a limit would be passed; nothing was kept.
-            ServerError: the key stands for another request.
-        """
         now = time.time()
         with self._database.transaction() as db:
             if job.key and (earlier := self._by_key(db, job.client, job.key, job.digest)):
@@ -232,7 +221,6 @@ class JobStore:
             )
 
     def check(self, client: str, direct: bool, limits: QueueLimits) -> None:
-        """Raise BusyError if not one more item could be added."""
         with self._database.transaction() as db:
             self._check(db, client, direct, 1, limits)
 
@@ -240,34 +228,12 @@ class JobStore:
         self, db: sqlite3.Connection, client: str, direct: bool, more: int, limits: QueueLimits
     ) -> None:
         waiting, own = db.execute(_WAITING, (client, int(direct))).fetchone()
-        most, most_own = (
-            (limits.direct, limits.direct_client)
-            if direct
-            else (limits.queued, limits.queued_client)
-        )
-        what = "direct requests" if direct else "recordings"
-        if own + more > most_own:
-            raise BusyError(
-                f"{own} of your {what} already wait and {most_own} may; try again later.",
-                self._retry_after(own),
-                429,
-            )
-        if waiting + more > most:
-            raise BusyError(
-                f"The server is busy: {waiting} {what} wait and {most} may; try again later.",
-                self._retry_after(waiting),
-            )
+        check_limits(limits, direct, (waiting, own), more, self._retry_after)
 
     def _retry_after(self, waiting: int) -> int:
-        """Seconds until about half of the queue is done."""
-        return max(1, min(600, math.ceil(self._pace * max(1, waiting) / 2 / self._workers)))
+        return seconds_until_half(waiting, self._pace, self._workers)
 
     def find(self, client: str, key: str, digest: str) -> JobRecord | None:
-        """The job that ``client`` gave ``key``.
-
-        Raises:
-            ServerError: it was another request than that of ``digest``.
-        """
         with self._database.transaction() as db:
             return self._by_key(db, client, key, digest)
 
@@ -279,16 +245,10 @@ class JobStore:
         ).fetchone()
         if found is None:
             return None
-        if found[1] != digest:
-            raise ServerError(
-                "This Idempotency-Key was sent with another request before; take a new key for "
-                "each request.",
-                422,
-            )
+        check_digest(found[1], digest)
         return self._get(db, found[0])
 
     def get(self, job_id: str) -> JobRecord:
-        """The job; raises UnknownJobError."""
         with self._database.transaction() as db:
             return self._get(db, job_id)
 
@@ -324,7 +284,6 @@ class JobStore:
         )
 
     def listed(self, client: str, limit: int) -> list[JobRecord]:
-        """The newest jobs of a client that are not direct."""
         with self._database.transaction() as db:
             rows = db.execute(
                 "SELECT id FROM jobs WHERE client = ? AND direct = 0 ORDER BY created DESC LIMIT ?",
@@ -333,10 +292,6 @@ class JobStore:
             return [self._get(db, row[0]) for row in rows]
 
     def claim(self, lane: str) -> Claim | None:
-        """Take the next item: the oldest direct one, every fourth time one of a job.
-
-        Among jobs it is of the client with the least running, then least recently served.
-        """
         now = time.time()
         with self._database.transaction() as db:
             turn = int(db.execute("SELECT turn FROM turns").fetchone()[0]) + 1
@@ -363,16 +318,14 @@ class JobStore:
             self._begun[job_id, index] = time.monotonic()
             return Claim(job, next(item for item in job.items if item.index == index))
 
-    def report(self, job_id: str, index: int, progress: float) -> None:
-        """Note the fraction done of a running item."""
+    def report(self, claim: Claim, progress: float) -> None:
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE items SET progress = ? WHERE job = ? AND idx = ? AND state = ?",
-                (progress, job_id, index, RUNNING),
+                (progress, claim.job.id, claim.item.index, RUNNING),
             )
 
     def others_wait(self, job_id: str) -> bool:
-        """Whether work of another client waits, or a direct request, while this job runs."""
         with self._database.transaction() as db:
             found = db.execute(
                 "SELECT 1 FROM items i JOIN jobs j ON j.id = i.job, jobs own"
@@ -383,9 +336,9 @@ class JobStore:
         return found is not None
 
     def finish(
-        self, job_id: str, index: int, *, result: Json | None = None, error: Json | None = None
+        self, claim: Claim, *, result: Json | None = None, error: Json | None = None
     ) -> JobRecord:
-        """End a running item; one that was cancelled meanwhile stays cancelled."""
+        job_id, index = claim.job.id, claim.item.index
         state = DONE if error is None else FAILED
         with self._database.transaction() as db:
             begun = self._begun.pop((job_id, index), None)
@@ -415,8 +368,8 @@ class JobStore:
         )
         return self._get(db, job_id)
 
-    def release(self, job_id: str, index: int) -> None:
-        """Put a running item back into the queue as far as it is, not counting the attempt."""
+    def release(self, claim: Claim) -> None:
+        job_id, index = claim.job.id, claim.item.index
         with self._database.transaction() as db:
             self._begun.pop((job_id, index), None)
             db.execute(
@@ -427,7 +380,6 @@ class JobStore:
             self._settle(db, job_id)
 
     def cancel(self, job_id: str) -> JobRecord:
-        """Cancel whatever of the job is not finished."""
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE items SET state = ? WHERE job = ? AND state IN (?, ?)",
@@ -436,17 +388,6 @@ class JobStore:
             return self._settle(db, job_id)
 
     def recover(self, most_attempts: int) -> tuple[int, int]:
-        """After a death: running items go back to the queue, or fail if they died too often.
-
-        Direct jobs are cancelled, because nobody waits for them. Gives how many were queued again
-        and how many failed.
-        """
-        died = {
-            "type": "ServerError",
-            "status": 500,
-            "message": f"The server stopped unexpectedly {most_attempts} times while it worked on "
-            "this recording, so it is not tried again.",
-        }
         with self._database.transaction() as db:
             touched = db.execute(
                 "SELECT DISTINCT job FROM items WHERE state = ?", (RUNNING,)
@@ -461,7 +402,7 @@ class JobStore:
             )
             failed = db.execute(
                 "UPDATE items SET state = ?, error = ? WHERE state = ? AND attempts >= ?",
-                (FAILED, json.dumps(died), RUNNING, most_attempts),
+                (FAILED, json.dumps(gave_up(most_attempts)), RUNNING, most_attempts),
             ).rowcount
             queued = db.execute(
                 "UPDATE items SET state = ?, progress = 0 WHERE state = ?", (QUEUED, RUNNING)
@@ -471,32 +412,23 @@ class JobStore:
             return queued, failed
 
     def expired(self, now: float, keep_bytes: int) -> list[str]:
-        """Finished jobs that are too old, and the oldest while all together are too large."""
         with self._database.transaction() as db:
             rows = db.execute(
                 "SELECT id, bytes, expires FROM jobs WHERE finished IS NOT NULL"
                 " ORDER BY finished DESC"
             ).fetchall()
-        gone, total = [], 0
-        for job_id, size, expires in rows:
-            total += size
-            if expires <= now or (size and total > keep_bytes):
-                gone.append(job_id)
-        return gone
+        return expired_of(rows, now, keep_bytes)
 
     def remove(self, job_id: str) -> None:
-        """Forget a job."""
         with self._database.transaction() as db:
             db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
             db.execute("DELETE FROM clients WHERE client NOT IN (SELECT client FROM jobs)")
 
     def ids(self) -> set[str]:
-        """The ids of all jobs that are kept."""
         with self._database.transaction() as db:
             return {row[0] for row in db.execute("SELECT id FROM jobs")}
 
     def depth(self) -> QueueDepth:
-        """Waiting and running items."""
         with self._database.transaction() as db:
             rows = db.execute(
                 "SELECT i.state, j.direct, COUNT(*) FROM items i JOIN jobs j ON j.id = i.job"
@@ -511,7 +443,6 @@ class JobStore:
         )
 
     def close(self) -> None:
-        """Let go of the database."""
         self._database.close()
 
 

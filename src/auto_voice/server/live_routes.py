@@ -20,6 +20,7 @@ import json
 import logging
 from collections import deque
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -31,6 +32,7 @@ from auto_voice.errors import AutoVoiceError, BusyError, ConfigError
 from auto_voice.inference.controls import Controls, controls_from
 from auto_voice.inference.streaming import MOST_WAITING_BLOCKS, LiveStream, as_samples
 from auto_voice.server.context import Context
+from auto_voice.server.engine import LiveConversion
 from auto_voice.types import FloatArray
 
 log = logging.getLogger(__name__)
@@ -75,7 +77,12 @@ class Conversation:
             AutoVoiceError: what the client asks cannot be.
             WebSocketDisconnect: it went away.
         """
-        stream = await asyncio.to_thread(self._opened)
+        with contextlib.ExitStack() as held:
+            conversion = await asyncio.to_thread(held.enter_context, self._opened())
+            await self._serve(conversion)
+
+    async def _serve(self, conversion: LiveConversion) -> None:
+        stream = conversion.stream
         await self._say(
             {
                 "type": "ready",
@@ -89,7 +96,7 @@ class Conversation:
         )
         reading = asyncio.create_task(self._read(stream))
         try:
-            await self._convert(stream, reading)
+            await self._convert(conversion, reading)
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
@@ -97,8 +104,9 @@ class Conversation:
         lost = round(self._left_out / stream.sample_rate / stream.block_seconds)
         await self._say({"type": "report", **asdict(stream.report()), "dropped_blocks": lost})
 
-    def _opened(self) -> LiveStream:
-        request, engine = self._request, self._context.engine
+    def _opened(self) -> AbstractContextManager[LiveConversion]:
+        """What opens the stream that the client asks for."""
+        request = self._request
         unknown = sorted(set(request) - KNOWN)
         if unknown:
             raise ConfigError(
@@ -109,14 +117,13 @@ class Conversation:
         numbers = {
             name: _number(request, name) for name in ("block_ms", "lookahead_ms") if name in request
         }
-        own = request.get("own_voice")
-        output_rate = request.get("output_rate")
-        return engine.pipeline.stream(
-            engine.voices.get(request["voice"]),
+        own, output_rate = request.get("own_voice"), request.get("output_rate")
+        return self._context.engine.live(
+            request["voice"],
             _controls(request),
             sample_rate=round(_number(request, "sample_rate")),
             output_rate=None if output_rate is None else round(_number(request, "output_rate")),
-            own_voice=None if own is None else engine.voices.get(str(own)),
+            own_voice=None if own is None else str(own),
             **numbers,
         )
 
@@ -170,7 +177,7 @@ class Conversation:
             self._left_out += lost
             await self._say({"type": "dropped", "samples": lost})
 
-    async def _convert(self, stream: LiveStream, reading: asyncio.Task[None]) -> None:
+    async def _convert(self, conversion: LiveConversion, reading: asyncio.Task[None]) -> None:
         """Everything that comes, until the end of it."""
         while True:
             while not self._waiting:
@@ -181,13 +188,13 @@ class Conversation:
                 await self._came.wait()
             item = self._waiting.popleft()
             if isinstance(item, Mapping):
-                await asyncio.to_thread(self._change, stream, item)
+                await asyncio.to_thread(self._change, conversion, item)
                 continue
             self._held -= len(item)
             self._room.set()
-            await self._send(await asyncio.to_thread(stream.push, item))
+            await self._send(await asyncio.to_thread(conversion.stream.push, item))
 
-    def _change(self, stream: LiveStream, wanted: Mapping[str, Any]) -> None:
+    def _change(self, conversion: LiveConversion, wanted: Mapping[str, Any]) -> None:
         unknown = sorted(set(wanted) - {"voice", "controls", "end"})
         if unknown:
             raise ConfigError(
@@ -195,11 +202,8 @@ class Conversation:
             )
         if not {"voice", "controls"} & set(wanted):
             return
-        engine = self._context.engine
-        voice = None
-        if "voice" in wanted:
-            voice = engine.pipeline.voice(engine.voices.get(str(wanted["voice"])))
-        stream.change(voice, _controls(wanted) if "controls" in wanted else None)
+        voice = str(wanted["voice"]) if "voice" in wanted else None
+        conversion.change(voice, _controls(wanted) if "controls" in wanted else None)
 
     async def _send(self, samples: FloatArray) -> None:
         if not len(samples):

@@ -276,8 +276,8 @@ def error_answer(error: AutoVoiceError, identity: str) -> tuple[bytes, dict[str,
     message = " ".join(str(error).split())
     record = {"type": kind, "message": message, "status": error.http_status}
     headers = {"content-type": "application/json"}
-    if isinstance(error, BusyError):
-        headers["retry-after"] = str(error.retry_after)
+    if (seconds := getattr(error, "retry_after", None)) is not None:
+        headers["retry-after"] = str(seconds)
     if isinstance(error, NotPermittedError) and error.http_status == 401:
         headers["www-authenticate"] = 'Bearer realm="auto_voice"'
     text = json.dumps({"error": record, "request_id": identity}, ensure_ascii=False)

@@ -9,11 +9,11 @@ import ipaddress
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
 
-from auto_voice.errors import NotPermittedError
+from auto_voice.errors import NotPermittedError, ServerError
 from auto_voice.filesystem import read_json, write_json
 from auto_voice.server.settings import LOOPBACK_NAMES, ServerSettings
 
@@ -78,10 +78,16 @@ class Sessions:
 
     Args:
         path: of a small JSON file, made when the first session is ended.
+        shared: adds marks to those of all servers and gives these; None for a server alone.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(
+        self,
+        path: Path,
+        shared: Callable[[Mapping[str, float]], dict[str, float]] | None = None,
+    ) -> None:
+        self._path, self._shared = path, shared
+        self._untold: dict[str, float] = {}
         self._lock = threading.Lock()
         known = (read_json(path) or {}).get("ended", {})
         self._ended = {str(mark): float(until) for mark, until in known.items()}
@@ -97,6 +103,16 @@ class Sessions:
             self._ended = kept
             with contextlib.suppress(OSError):  # it holds until a restart even so
                 write_json(self._path, {"ended": kept})
+            self._untold[_mark(cookie)] = kept[_mark(cookie)]
+        with contextlib.suppress(ServerError):  # the others are told as soon as that is possible
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Tell other servers of the sessions that were ended here, and take in theirs."""
+        if self._shared is not None:
+            with self._lock:
+                self._ended = self._ended | self._shared(self._untold)
+                self._untold.clear()
 
     def is_ended(self, cookie: str) -> bool:
         return _mark(cookie) in self._ended

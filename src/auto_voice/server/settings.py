@@ -23,10 +23,14 @@ class ServerSettings:
         host: address to bind; a token is required unless it is loopback.
         port: 0 takes a free one.
         tokens: bearer tokens, any of which lets a client in; none are needed on loopback.
-        data_dir: queue, uploads and results.
+        data_dir: queue, uploads and results, as far as they are not elsewhere.
+        database: URL of the PostgreSQL database of jobs that several servers and workers share; ""
+            keeps them in SQLite in ``data_dir``.
+        files: folder or URL of fsspec of the uploads, results and voices; "" for ``data_dir``.
         allow_hosts: further names under which clients reach the server.
         allow_origins: other web sites whose pages may call it (``https://host[:port]``).
-        workers: conversions at the same time, on one set of models.
+        workers: conversions at the same time, on one set of models; 0 leaves them to other
+            processes, which needs a database.
         direct_waiting: direct requests that may wait, of all clients together.
         direct_waiting_client: of one client.
         queue_items: recordings that may wait in jobs, of all clients together.
@@ -56,6 +60,8 @@ class ServerSettings:
     """
 
     data_dir: Path
+    database: str = field(default="", repr=False)
+    files: str = field(default="", repr=False)
     host: str = "127.0.0.1"
     port: int = 8000
     tokens: tuple[str, ...] = field(default=(), repr=False)
@@ -105,8 +111,13 @@ class ServerSettings:
                 raise ConfigError(
                     f"{origin} is no origin; write it as https://host or https://host:port."
                 )
+        if self.files and not self.database:
+            raise ConfigError(
+                "--files is where several servers and workers share their files, so it needs "
+                "--database, too; a server alone keeps them in --data-dir."
+            )
         least: Mapping[str, float] = {
-            "workers": 1,
+            "workers": 0 if self.database else 1,
             "direct_waiting": 1,
             "direct_waiting_client": 1,
             "queue_items": 1,

@@ -5,27 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from auto_voice.audio.io import read_audio
-from auto_voice.errors import AutoVoiceError, VoiceError
+from auto_voice.errors import AutoVoiceError, OutputBusyError, VoiceError
 from auto_voice.inference.result import FileResult
-from auto_voice.server.cancellation import CancellationToken
 from auto_voice.server.engine import Engine
-from auto_voice.server.jobs import Claim, Json
+from auto_voice.server.files import VOICE_FILE, JobFiles, result_name
+from auto_voice.server.jobs import CancellationToken, Claim, Json
 from auto_voice.server.settings import ServerSettings
 from auto_voice.server.uploads import (
     CUT_IT,
     HIGHEST_RATE_HZ,
     KEPT_RATE_HZ,
-    VOICE_FILE,
     Decoding,
-    JobFiles,
     check_references,
     check_upload,
     gathered,
@@ -43,6 +43,8 @@ MEASURED_SECONDS = 300.0
 DECODED_SHARE = 0.05
 CONVERTED_SHARE = 0.75
 ENROLLED_SHARE = 0.95
+# Times as long as it takes to carry a checkpoint to another machine is worked between two.
+CARRY_SHARE = 10.0
 # Of a conversion whose voice is first learnt from references.
 LEARNT_SHARE = 0.4
 
@@ -100,7 +102,7 @@ class Tasks:
     def _convert(self, claim: Claim, token: CancellationToken) -> Json:
         request, index = claim.job.request, claim.item.index
         folder, name = self._files.folder(claim.job.id), claim.item.name
-        original, path = folder / f"in-{index}", folder / f"out-{index}.{request['format']}"
+        original, path = folder / f"in-{index}", folder / result_name(claim, request["format"])
         self._files.check_room()
         allow_truncated = bool(request.get("allow_truncated"))
         seconds = check_upload(
@@ -144,7 +146,7 @@ class Tasks:
     ) -> FileResult:
         """Piece by piece; after each, others who wait get the worker first."""
         request = claim.job.request
-        checked = original.with_suffix(".checked")
+        began, checked = time.monotonic(), original.with_suffix(".checked")
         if not checked.exists():
             # Read once to the end first: what cannot be decoded fails before an hour of work.
             for _ in self._blocks(
@@ -161,18 +163,31 @@ class Tasks:
 
         def piece(done: float) -> None:
             tell(done)
-            if done < 1.0:
+            # Where the next worker must first fetch what is done, it is worth it less often.
+            patience = CARRY_SHARE * self._files.carrying_seconds
+            if done < 1.0 and time.monotonic() - began > patience:
                 token.give_way()
 
-        return self._engine.convert_file(
+        # What is done is found under this name by whoever goes on with it.
+        common = original.with_name(f"out-{claim.item.index}.{request['format']}")
+        convert = partial(
+            self._engine.convert_file,
             original,
             voice,
-            path,
-            request["controls"],
-            piece,
+            controls=request["controls"],
+            progress=piece,
             subtype=request["subtype"],
             allow_truncated=bool(request.get("allow_truncated")),
         )
+        if common == path:
+            return convert(output=path)
+        try:
+            account = convert(output=common)
+        except OutputBusyError:
+            # A worker that counts as dead still holds it; its ticket is void, its lock is not.
+            return convert(output=path)
+        common.replace(path)
+        return account
 
     def _figures(
         self,
@@ -267,7 +282,10 @@ class Tasks:
 
     def _enrol(self, claim: Claim, token: CancellationToken) -> Json:
         request = claim.job.request
-        waves = self._references(claim, token)
+        # Kept before it is published: whoever does this again, because the server died in between,
+        # knows the voice in the library for its own.
+        made = self._files.folder(claim.job.id) / "made-0.safetensors"
+        waves = [] if made.exists() else self._references(claim, token)
         token.check()
         return self._engine.enrol(
             waves,
@@ -275,6 +293,8 @@ class Tasks:
             request["consent"],
             request["overwrite"],
             _span(token, DECODED_SHARE, ENROLLED_SHARE),
+            made,
+            lambda: self._files.save(claim, made.name),
         )
 
     def _inspect(self, claim: Claim, token: CancellationToken) -> Json:

@@ -1,23 +1,13 @@
-"""Uploads: judged by their bytes before a decoder runs, decoded within limits, kept in folders.
-
-No name here comes from a client: folders are called by job ids, which the server draws, and files
-by their role and number.
-"""
+"""Uploads: judged by their bytes before a decoder runs, decoded within limits."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import io
-import os
 import re
-import secrets
-import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -26,14 +16,8 @@ from auto_voice.errors import (
     AudioContentError,
     AudioError,
     AudioFormatError,
-    BusyError,
-    ConfigError,
-    DiskSpaceError,
-    ServerError,
-    UnknownJobError,
-    reason,
 )
-from auto_voice.server.cancellation import CancellationToken
+from auto_voice.server.jobs import CancellationToken
 from auto_voice.types import FloatArray, Waveform
 
 # Channels and Hz: more than any recorder writes.
@@ -215,171 +199,3 @@ def gathered(decoding: Decoding) -> Waveform:
     """The whole upload as one channel."""
     samples = np.concatenate(list(decoding))
     return Waveform(samples, decoding.sample_rate, decoding.notes)
-
-
-# Folders
-
-# The frozen voice of a job, beside its uploads.
-VOICE_FILE = "voice.safetensors"
-_ID = re.compile(r"[A-Za-z0-9_-]{22}")
-# Bytes: a disk with less room than this is called full.
-SPARE_BYTES = 200_000_000
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-
-
-class NoRoomError(BusyError):
-    """The disk is full for now."""
-
-    kind = "BusyError"  # what clients know
-
-    def __init__(self) -> None:
-        super().__init__("The server's disk is full; try again later.", 60, 507)
-
-
-def is_disk_full(error: BaseException | None) -> bool:
-    """Whether a full disk or quota is behind ``error``, whatever it was raised as."""
-    while error is not None:
-        if isinstance(error, (NoRoomError, DiskSpaceError)):
-            return True
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def new_id() -> str:
-    """128 random bits as 22 characters."""
-    return secrets.token_urlsafe(16)
-
-
-class JobFiles:
-    """Files by job.
-
-    Args:
-        root: folder that holds one folder per job; made if missing.
-
-    Raises:
-        ConfigError: it cannot be made or written.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        try:
-            root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            probe = root / f".probe-{secrets.token_hex(4)}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"the data folder {root} cannot be used ({reason(error)}); name another with "
-                "--data-dir."
-            ) from error
-
-    def folder(self, job_id: str) -> Path:
-        """The folder of a job.
-
-        Raises:
-            UnknownJobError: what was given is no id.
-        """
-        if not _ID.fullmatch(job_id):
-            raise UnknownJobError("There is no such job; it may have expired.")
-        return self.root / job_id
-
-    def make(self, job_id: str) -> Path:
-        """A new folder for a job, readable by this user only.
-
-        Raises:
-            ServerError: the data folder cannot be written just now.
-        """
-        folder = self.folder(job_id)
-        with _storage():
-            folder.mkdir(mode=0o700)
-        return folder
-
-    def keep(self, folder: Path, name: str, upload: BinaryIO, *, durable: bool = True) -> Path:
-        """Copy ``upload`` to ``name`` in ``folder``.
-
-        Args:
-            durable: make it survive a power cut.
-
-        Raises:
-            ServerError: the data folder cannot be written just now.
-        """
-        path = folder / name
-        with _storage(), path.open("xb") as file:
-            shutil.copyfileobj(upload, file, 1 << 20)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        return path
-
-    def drop_inputs(self, job_id: str, index: int | None = None) -> None:
-        """Delete the uploads of a job, or those of one item, and a folder that is empty then."""
-        folder = self.folder(job_id)
-        for pattern in (
-            ("in-*", "ref-*", VOICE_FILE) if index is None else (f"in-{index}", f"in-{index}.*")
-        ):
-            for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            folder.rmdir()  # which the system refuses while anything is in it
-
-    def remove(self, job_id: str) -> None:
-        """Delete everything of a job."""
-        shutil.rmtree(self.folder(job_id), ignore_errors=True)
-
-    def sweep(self, known: Iterable[str]) -> int:
-        """Delete the folders of jobs that nobody knows; how many there were.
-
-        Only what is called like a job: a folder of somebody's own may have been given as ours.
-        """
-        known = set(known)
-        strange = [
-            path
-            for path in self.root.iterdir()
-            if _ID.fullmatch(path.name)
-            and path.name not in known
-            and path.is_dir()
-            and not path.is_symlink()
-        ]
-        for path in strange:
-            shutil.rmtree(path, ignore_errors=True)
-        return len(strange)
-
-    def has_room(self, wanted: int = 0) -> bool:
-        """Whether ``wanted`` bytes and some to spare fit on the disk."""
-        return shutil.disk_usage(self.root).free > wanted + SPARE_BYTES
-
-    def check_room(self, wanted: int = 0) -> None:
-        """Raises NoRoomError unless :meth:`has_room`."""
-        with _storage():
-            if not self.has_room(wanted):
-                raise NoRoomError
-
-    def problem(self) -> str:
-        """The reason why no work can be done in the folder now; "" if it can."""
-        try:
-            if not os.access(self.root, os.R_OK | os.W_OK | os.X_OK):
-                reason = "missing" if not self.root.is_dir() else "not writable"
-                return f"the data folder is {reason}"
-            if not self.has_room():
-                megabytes = SPARE_BYTES / 1e6
-                return f"the disk of the data folder is full: {megabytes:.0f} MB must be free"
-        except OSError as error:
-            return f"the data folder cannot be used ({error.strerror})"
-        return ""
-
-
-@contextmanager
-def _storage() -> Iterator[None]:
-    """Raise our own errors for those of the file system."""
-    try:
-        yield
-    except OSError as error:
-        if is_disk_full(error):
-            raise NoRoomError from error
-        raise ServerError(
-            f"The server's data folder cannot be written ({error.strerror}); whoever runs the "
-            "server must mend that.",
-            503,
-        ) from error

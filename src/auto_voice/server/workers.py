@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -13,20 +12,32 @@ from typing import Protocol, TypeVar
 
 from auto_voice import events
 from auto_voice.errors import AutoVoiceError, ServerError, UnknownJobError
-from auto_voice.server.cancellation import CancellationToken, Stopped
-from auto_voice.server.job_store import JobStore, JobStoreError
+from auto_voice.server.files import (
+    STRANGE_SECONDS,
+    JobFiles,
+    NoRoomError,
+    StorageError,
+    is_disk_full,
+)
 from auto_voice.server.jobs import (
+    BEATS_PER_LEASE,
     CANCELLED,
     COMPUTE,
     DONE,
     FINISHED,
     MAINTENANCE,
+    RUNNING,
+    CancellationToken,
     Claim,
+    ClaimLostError,
     JobRecord,
+    JobStore,
+    JobStoreError,
     Json,
+    SharedJobStore,
+    Stopped,
 )
 from auto_voice.server.telemetry import request_id
-from auto_voice.server.uploads import JobFiles, NoRoomError, is_disk_full
 
 log = logging.getLogger(__name__)
 
@@ -34,16 +45,22 @@ T = TypeVar("T")
 
 # Seconds after which an idle worker looks into the queue again: another server may have filled it.
 IDLE_SECONDS = 2.0
-# Seconds between two looks for what has expired.
-SWEEP_SECONDS = 60.0
-# An item that brought the server down so often is given up.
-MOST_ATTEMPTS = 3
+# Seconds between two looks for what has expired, and for folders of no job where others make some.
+SWEEP_SECONDS, STRAY_SECONDS = 60.0, 3600.0
+# An item that brought the server down so often is given up; on several machines, which also end for
+# reasons of their own, later.
+MOST_ATTEMPTS, MOST_ATTEMPTS_SHARED = 3, 6
 # Seconds that cancelled work may keep its thread, before another takes the next from the queue.
 RELIEF_SECONDS = 0.3
 # Threads that may be inside calls which cannot be stopped, beside the workers.
 MOST_RELIEVED = 4
 # Seconds that a worker waits after the disk was full, doubled each time up to the second.
 STORAGE_SECONDS, MOST_STORAGE_SECONDS = 1.0, 60.0
+# And at most after the database was away.
+MOST_DATABASE_SECONDS = 4.0
+# Seconds that the link to other processes listens at a time, and between two looks for what is
+# finished, however much it hears.
+LISTEN_SECONDS, LOOK_SECONDS = 1.0, 0.05
 
 
 class Perform(Protocol):
@@ -54,6 +71,7 @@ class Perform(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Running:
+    claim: Claim
     token: CancellationToken
     thread: threading.Thread
     lane: str
@@ -71,6 +89,8 @@ class Workers:
         observe: told each claim, how it ended and the seconds it took.
         undo: takes back what an item did outside its job, where it was cancelled in the moment in
             which it was done.
+        sweeps: whether this process removes what has expired.
+        every_beat: called every few seconds where other processes share the store.
     """
 
     def __init__(
@@ -83,14 +103,17 @@ class Workers:
         keep_bytes: int,
         observe: Callable[[Claim, str, float], None] | None = None,
         undo: Callable[[Claim], None] | None = None,
+        sweeps: bool = True,
+        every_beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._store, self._files, self._perform = store, files, perform
         self._keep_bytes = keep_bytes
         self._observe, self._undo = observe, undo
+        self._every_beat = every_beat
         self._wake = threading.Condition()
         self._news = 0
         self._stopping = threading.Event()
-        self._running: dict[tuple[str, int], _Running] = {}
+        self._running: dict[tuple[str, int, str], _Running] = {}
         self._relieved: list[threading.Thread] = []
         self._waiting: dict[str, list[Callable[[JobRecord], None]]] = {}
         # How often in a row work found the disk full.
@@ -98,15 +121,29 @@ class Workers:
         self._warned = ""
         lanes = [(COMPUTE, f"work-{n}") for n in range(count)] + [(MAINTENANCE, "upkeep")]
         self._threads = [self._worker(lane, name) for lane, name in lanes]
-        self._threads.append(threading.Thread(target=self._sweeping, name="sweep", daemon=True))
+        if sweeps:
+            self._threads.append(threading.Thread(target=self._sweeping, name="sweep", daemon=True))
+        # Ends after all others: while they finish, the signs of life must go on.
+        self._link: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._lost: set[tuple[str, int, str]] = set()
+        if isinstance(store, SharedJobStore):
+            self._link = threading.Thread(
+                target=self._linking, args=(store,), name="link", daemon=True
+            )
 
     def _worker(self, lane: str, name: str) -> threading.Thread:
         return threading.Thread(target=self._run, args=(lane,), name=name, daemon=True)
 
     def start(self) -> None:
-        """Take up what an earlier process left, then begin."""
-        queued, failed = self._store.recover(MOST_ATTEMPTS)
-        swept = self._files.sweep(self._store.ids())
+        """Take up what an earlier process left, then begin.
+
+        Where others share the store, the link and the sweep do that when its time has come.
+        """
+        queued = failed = swept = 0
+        if not self._store.shared:
+            queued, failed = self._store.recover(MOST_ATTEMPTS)
+            swept = self._files.sweep(self._store.ids())
         if queued or failed or swept:
             log.info(
                 "taken up after a stop: %d queued again, %d failed, %d folders removed",
@@ -114,10 +151,13 @@ class Workers:
             )  # fmt: skip
         for thread in self._threads:
             thread.start()
+        if self._link is not None:
+            self._link.start()
 
     @property
     def alive(self) -> bool:
-        return not self._stopping.is_set() and all(thread.is_alive() for thread in self._threads)
+        threads = self._threads if self._link is None else [*self._threads, self._link]
+        return not self._stopping.is_set() and all(thread.is_alive() for thread in threads)
 
     def wake(self) -> None:
         """There is something new in the queue."""
@@ -140,19 +180,25 @@ class Workers:
 
     def cancel(self, job_id: str) -> JobRecord:
         """Cancel what is not finished of a job, and stop whoever works on it."""
+        elsewhere = self._store.shared and any(
+            item.state == RUNNING for item in self._store.get(job_id).items
+        )
         job = self._store.cancel(job_id)
         with self._wake:
-            stopped = [run for (owner, _), run in self._running.items() if owner == job_id]
-        for run in stopped:
-            run.token.stop()
+            stopped = [run for run in self._running.values() if run.claim.job.id == job_id]
         if stopped:
-            timer = threading.Timer(RELIEF_SECONDS, self._relieve, [stopped])
-            timer.daemon = True
-            timer.start()
-        else:
+            self._stop(stopped)
+        elif not elsewhere:  # else whoever works on it reads them, and deletes them when it stops
             self._files.drop_inputs(job_id)
         self._tell(job)
         return job
+
+    def _stop(self, stopped: list[_Running]) -> None:
+        for run in stopped:
+            run.token.stop()
+        timer = threading.Timer(RELIEF_SECONDS, self._relieve, [stopped])
+        timer.daemon = True
+        timer.start()
 
     def _relieve(self, stopped: list[_Running]) -> None:
         """Put others in the place of threads that are still inside a call which cannot be stopped.
@@ -190,6 +236,9 @@ class Workers:
             run.token.stop()
         for thread in threads:
             thread.join(5.0 if late else 0.0)
+        self._ended.set()
+        if self._link is not None:
+            self._link.join(5.0)
 
     @property
     def problem(self) -> str:
@@ -213,16 +262,16 @@ class Workers:
                 else:
                     self._do(claim, lane)
             except JobStoreError as error:
-                self._wait_for_storage(str(error))
+                self._wait_for_storage(str(error), MOST_DATABASE_SECONDS)
             except Exception:
                 # The worker must be there when it is over, whatever it is.
                 log.exception("a worker could not go on")
                 self._stopping.wait(IDLE_SECONDS)
 
-    def _wait_for_storage(self, problem: str) -> None:
+    def _wait_for_storage(self, problem: str, most: float = MOST_STORAGE_SECONDS) -> None:
         """Accepted work is not failed for a full disk: it waits until there is room."""
         self._warn(f"work waits: {problem}")
-        self._stopping.wait(min(MOST_STORAGE_SECONDS, STORAGE_SECONDS * 2**self._full_times))
+        self._stopping.wait(min(most, STORAGE_SECONDS * 2**self._full_times))
         self._full_times = min(self._full_times + 1, 10)
 
     def _warn(self, text: str) -> None:
@@ -239,7 +288,7 @@ class Workers:
             except JobStoreError as error:
                 if self._stopping.is_set():
                     raise
-                self._wait_for_storage(str(error))
+                self._wait_for_storage(str(error), MOST_DATABASE_SECONDS)
 
     def _do(self, claim: Claim, lane: str) -> None:
         """The item of a claim, as part of the trace of the request that asked for it."""
@@ -260,11 +309,11 @@ class Workers:
         """Performs it and notes the outcome; the job, if it is still there, and how it ended."""
         job_id, index = claim.job.id, claim.item.index
         token = CancellationToken(
-            lambda fraction: self._report(job_id, index, fraction),
+            lambda fraction: self._report(claim, fraction),
             lambda: self._others_wait(job_id),
         )
         with self._wake:
-            self._running[job_id, index] = _Running(token, threading.current_thread(), lane)
+            self._running[claim.key] = _Running(claim, token, threading.current_thread(), lane)
         started = time.monotonic()
         how, job, performed = "failed", None, False
         try:
@@ -272,29 +321,34 @@ class Workers:
                 token.stop()  # cancelled between the claim and the line above
             with token.watching():
                 token.check()
+                self._files.bring(claim)
                 result = self._perform(claim, token)
+                self._files.deliver(claim, result)
             performed = True
             self._full_times, self._warned = 0, ""
-            job = self._surely(lambda: self._store.finish(job_id, index, result=result))
+            job = self._surely(lambda: self._store.finish(claim, result=result))
             how = CANCELLED if job.items[index].state == CANCELLED else DONE
         except UnknownJobError:
             how = "cancelled"  # deleted meanwhile
+        except ClaimLostError:
+            how, job = self._lose(claim)
         except Stopped:
-            how, job = self._stopped(job_id, index)
+            how, job = self._stopped(claim)
         except Exception as error:
             how, job = self._failed(claim, token, error)
         finally:
             with self._wake:
-                self._running.pop((job_id, index), None)
+                self._running.pop(claim.key, None)
+            self._files.leave(claim)
         if how == CANCELLED and performed and self._undo is not None:
             self._undo(claim)
         if self._observe is not None:
             self._observe(claim, how, time.monotonic() - started)
         return job, how
 
-    def _report(self, job_id: str, index: int, fraction: float) -> None:
+    def _report(self, claim: Claim, fraction: float) -> None:
         with contextlib.suppress(JobStoreError):  # progress is not worth the work itself
-            self._store.report(job_id, index, fraction)
+            self._store.report(claim, fraction)
 
     def _others_wait(self, job_id: str) -> bool:
         try:
@@ -302,26 +356,43 @@ class Workers:
         except JobStoreError:
             return False
 
-    def _stopped(self, job_id: str, index: int) -> tuple[str, JobRecord | None]:
+    def _stopped(self, claim: Claim) -> tuple[str, JobRecord | None]:
         try:
-            job = self._surely(lambda: self._store.get(job_id))
+            job = self._surely(lambda: self._store.get(claim.job.id))
             if job.is_finished:
                 return "cancelled", job
-            self._surely(lambda: self._store.release(job_id, index))
+            if claim.key in self._lost:
+                return self._lose(claim)
+            try:
+                self._files.put_back(claim)
+            except StorageError as error:
+                log.info("%s of job %s begins anew: %s", claim.item.name, claim.job.id, error)
+            self._surely(lambda: self._store.release(claim))
         except UnknownJobError:
             return "cancelled", None
         return "released", None
 
+    def _lose(self, claim: Claim) -> tuple[str, JobRecord | None]:
+        """Another worker does the item: what this one made of it is nobody's."""
+        log.warning(
+            "%s of job %s was taken up by another worker, because the database had heard nothing "
+            "from this one",
+            claim.item.name,
+            claim.job.id,
+        )
+        self._files.drop_claim(claim)
+        return "lost", None
+
     def _failed(
         self, claim: Claim, token: CancellationToken, error: Exception
     ) -> tuple[str, JobRecord | None]:
-        job_id, index = claim.job.id, claim.item.index
+        job_id = claim.job.id
         if token.is_stopped:
             # Its files may have been deleted under it, which is no news.
-            return self._stopped(job_id, index)
+            return self._stopped(claim)
         waits = is_disk_full(error) or isinstance(error, JobStoreError) or self._files.problem()
         if waits and not claim.job.direct:
-            outcome = self._stopped(job_id, index)
+            outcome = self._stopped(claim)
             self._wait_for_storage(self.problem or str(error))
             return outcome
         if is_disk_full(error):
@@ -339,18 +410,16 @@ class Workers:
             )
         try:
             record = error_record(told)
-            return "failed", self._surely(lambda: self._store.finish(job_id, index, error=record))
+            return "failed", self._surely(lambda: self._store.finish(claim, error=record))
         except UnknownJobError:
             return "cancelled", None
+        except ClaimLostError:
+            return self._lose(claim)
 
     def _end(self, job: JobRecord, index: int) -> None:
         item = next(item for item in job.items if item.index == index)
         if item.state != DONE:
-            for path in self._files.folder(job.id).glob(f"out-{index}*"):
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+            self._files.drop_results(job.id, index)
         if job.is_finished:
             self._files.drop_inputs(job.id)
             self._tell(job)
@@ -366,11 +435,59 @@ class Workers:
             tell(job)
 
     def _sweeping(self) -> None:
+        due = time.monotonic()
         while not self._stopping.wait(SWEEP_SECONDS):
             try:
                 self.sweep()
+                if self._store.shared and time.monotonic() >= due:
+                    self._files.sweep(self._store.ids(), STRANGE_SECONDS)
+                    due = time.monotonic() + STRAY_SECONDS
+            except JobStoreError as error:
+                self._warn(f"nothing is removed: {error}")
             except Exception:
                 log.exception("expired jobs could not be removed")
+
+    def _linking(self, store: SharedJobStore) -> None:
+        """Give signs of life, and hear what other processes do to the jobs of this one."""
+        due = 0.0
+        while not self._ended.is_set():
+            try:
+                heard = store.news(LISTEN_SECONDS)
+                if heard or time.monotonic() >= due:
+                    due = time.monotonic() + store.lease_seconds / BEATS_PER_LEASE
+                    self._beat(store)
+                if heard:
+                    self.wake()
+                self._look_for_finished()
+            except JobStoreError as error:
+                self._warn(f"work waits: {error}")
+                self._ended.wait(STORAGE_SECONDS)
+            except Exception:
+                log.exception("the link to the other processes could not go on")
+                self._ended.wait(STORAGE_SECONDS)
+            self._ended.wait(LOOK_SECONDS)
+
+    def _beat(self, store: SharedJobStore) -> None:
+        lost = store.beat()
+        with self._wake:
+            self._lost = lost & self._running.keys()
+            stopped = [self._running[key] for key in self._lost]
+        if stopped:
+            self._stop(stopped)
+        queued, failed = store.recover(MOST_ATTEMPTS_SHARED)
+        if queued or failed:
+            log.info("taken up from others: %d queued again, %d failed", queued, failed)
+        self._every_beat()
+
+    def _look_for_finished(self) -> None:
+        """Tell those who wait here for jobs that others did."""
+        with self._wake:
+            waiting = list(self._waiting)
+        for job_id in waiting:
+            try:
+                self._tell(self._store.get(job_id))
+            except UnknownJobError:
+                self.forget(job_id)
 
     def sweep(self) -> int:
         """Remove the jobs that have expired; how many there were."""

@@ -39,8 +39,14 @@ from auto_voice.models.runtime.graphs import (
 )
 from auto_voice.models.runtime.sessions import Network
 from auto_voice.models.speaker_encoder import SpeakerShape
-from auto_voice.models.whisper_encoder import WhisperShape
-from auto_voice.training.networks.encoders import ContentNet, HuBERTNet, SpeakerNet, WhisperNet
+from auto_voice.models.whisper_encoder import HEAD, WhisperShape
+from auto_voice.training.networks.encoders import (
+    ContentNet,
+    HuBERTNet,
+    SpeakerNet,
+    WhisperLiveNet,
+    WhisperNet,
+)
 from auto_voice.training.networks.generators import ConverterNet, HiFiGANNet, VoiceCondition
 
 # LayerNormalization is one operation from here on, and every provider knows so much.
@@ -61,6 +67,7 @@ class Definition:
         example: inputs for a shape.
         outputs: names of the outputs for a shape.
         sizes: the shape that a catalog's version has.
+        serves: architecture of the versions that need it; empty for its own name.
     """
 
     shape: Callable[..., Any]
@@ -69,6 +76,7 @@ class Definition:
     example: Callable[[Any], tuple[Tensor, ...]]
     outputs: Callable[[Any], Sequence[str]]
     sizes: Callable[[ModelVersion], Any]
+    serves: str = ""
 
 
 class ConverterGraph(nn.Module):
@@ -92,6 +100,16 @@ def _converter_example(shape: ConverterShape) -> tuple[Tensor, ...]:
         torch.randn(BATCH, REFERENCE, shape.dims),
         torch.randn(BATCH, REFERENCE, HIFIGAN_MEL.bands),
         torch.ones(BATCH, REFERENCE, dtype=torch.bool),
+    )
+
+
+def _live_example(shape: WhisperShape) -> tuple[Tensor, ...]:
+    heads = shape.width // HEAD
+    return (
+        torch.randn(BATCH, shape.bands, 2 * FRAMES),
+        torch.tensor([1]),
+        torch.tensor([REFERENCE]),
+        torch.randn(shape.layers, 2, BATCH, heads, REFERENCE, HEAD),
     )
 
 
@@ -130,6 +148,15 @@ DEFINITIONS: Mapping[str, Definition] = {
         WhisperShape, WhisperNet, {"mel": {0: "batch", 2: "frames"}},
         lambda shape: (torch.randn(BATCH, shape.bands, 2 * FRAMES),), lambda _: ("hidden",),
         lambda version: WhisperShape(layers=version.params["layers"]),
+    ),
+    "whisper_live": Definition(
+        WhisperShape, WhisperLiveNet,
+        {
+            "mel": {0: "batch", 2: "frames"}, "skip": {}, "start": {},
+            "memory": {2: "batch", 4: "earlier"},
+        },
+        _live_example, lambda _: ("hidden", "held"),
+        lambda version: WhisperShape(layers=version.params["layers"]), serves="whisper_content",
     ),
     "mel_converter": Definition(
         ConverterShape, lambda shape: ConverterNet(**asdict(shape)),
@@ -217,10 +244,10 @@ def needed(versions: Sequence[ModelVersion]) -> Iterator[tuple[str, Any]]:
     """Architecture and shape of every graph that the versions need, each once."""
     found = {}
     for version in versions:
-        definition = DEFINITIONS.get(version.architecture)
-        if definition is not None:
-            shape = definition.sizes(version)
-            found[graph_name(version.architecture, shape)] = (version.architecture, shape)
+        for name, definition in DEFINITIONS.items():
+            if version.architecture == (definition.serves or name):
+                shape = definition.sizes(version)
+                found[graph_name(name, shape)] = (name, shape)
     return iter(found.values())
 
 

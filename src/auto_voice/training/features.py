@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -26,6 +25,14 @@ from auto_voice.audio.loudness import gain_to_speech_level
 from auto_voice.audio.mel import CONTENT_MEL, HIFIGAN_MEL, log_mel, with_envelope
 from auto_voice.audio.pitch import align_pitch, extract_pitch
 from auto_voice.audio.resample import resample
+from auto_voice.batch.executors import (
+    Executor,
+    ProcessExecutor,
+    Record,
+    Worker,
+    WorkerSpec,
+    limit_threads,
+)
 from auto_voice.errors import AutoVoiceError, TrainingError
 from auto_voice.filesystem import atomic_write
 from auto_voice.models.base import SpeakerEncoderStage
@@ -149,7 +156,8 @@ class Models:
     """What the extraction needs, by name, so that workers load it themselves.
 
     Attributes:
-        model_dir, config, offline: of the registry that serves the teacher and the speaker encoder.
+        model_dir, config, offline, mirrors: of the registry that serves the teacher and the speaker
+            encoder; None for what is set where the work is done.
         content_space: file that ``fit_content_space`` wrote.
         layers: of the teacher.
         envelope, cepstra: whether the content ends with those.
@@ -157,7 +165,7 @@ class Models:
         perturbed: copies with other formants whose content is computed, too.
     """
 
-    model_dir: Path
+    model_dir: Path | None
     content_space: Path
     layers: int = 4
     envelope: bool = False
@@ -165,12 +173,28 @@ class Models:
     pauses: float = 0.0
     perturbed: int = 0
     config: Path | None = None
-    offline: bool = False
+    offline: bool | None = False
+    mirrors: tuple[str, ...] | None = None
+
+    def spec(self) -> WorkerSpec:
+        """How workers that compute features with them are made."""
+        settings = {n: str(v) if isinstance(v, Path) else v for n, v in vars(self).items()}
+        return WorkerSpec(
+            f"{__name__}:worker", {"models": settings},
+            reads=("recordings",), shared=("content_space", "config"), writes=("features",),
+        )  # fmt: skip
+
+
+_PATHS = ("model_dir", "content_space", "config")
 
 
 def feature_path(folder: Path, utterance: Utterance) -> Path:
-    stat = utterance.path.stat()
-    made_from = f"{VERSION}|{utterance.path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    try:
+        stat = utterance.path.stat()
+        stamp = f"{stat.st_size}|{stat.st_mtime_ns}"
+    except OSError:
+        stamp = "absent"  # Whoever reads the recording says why.
+    made_from = f"{VERSION}|{utterance.path.resolve()}|{stamp}"
     return folder / f"{hashlib.sha256(made_from.encode()).hexdigest()[:24]}.safetensors"
 
 
@@ -255,26 +279,46 @@ def _centred(content: FloatArray) -> FloatArray:
 
 
 def extract(
-    utterances: Sequence[Utterance], folder: Path, models: Models, workers: int | None = None
+    utterances: Sequence[Utterance],
+    folder: Path,
+    models: Models,
+    workers: int | None = None,
+    executor: Executor | None = None,
 ) -> dict[Path, str]:
     """Computes what is missing in ``folder``; goes on where an earlier run stopped.
 
+    Args:
+        workers: processes of this machine; by default one for each core.
+        executor: who computes instead of them.
+
     Returns:
         What was wrong with each recording that was left out.
+
+    Raises:
+        TrainingError: a worker died, so that some are still missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     missing = [u for u in utterances if not feature_path(folder, u).exists()]
+    jobs = (
+        {
+            "recordings": [str(u.path) for u in batch],
+            "parallel": [u.parallel for u in batch],
+            "features": [str(feature_path(folder, u)) for u in batch],
+        }
+        for batch in _batches(missing, 16)
+    )
     failures: dict[Path, str] = {}
-    workers = workers or os.cpu_count() or 1
-    with (
-        ProcessPoolExecutor(workers, get_context("spawn"), _single_thread) as pool,
-        tqdm(total=len(missing), desc="features", unit="file", disable=None) as bar,
-    ):
-        jobs = [pool.submit(_store, batch, folder, models) for batch in _batches(missing, 16)]
-        for job in as_completed(jobs):
-            done, failed = job.result()
-            failures.update(failed)
-            bar.update(done)
+    lost = ""
+    executor = executor or ProcessExecutor(workers or os.cpu_count() or 1)
+    with tqdm(total=len(missing), desc="features", unit="file", disable=None) as bar:
+        for job, outcome in executor.run(models.spec(), jobs):
+            if outcome["status"] == "done":
+                failures.update((Path(path), why) for path, why in outcome["left_out"])
+            else:
+                lost = outcome["error"]
+            bar.update(len(job["recordings"]))
+    if lost:
+        raise TrainingError(f"Some features are missing ({lost}); run the same command again.")
     return failures
 
 
@@ -284,35 +328,39 @@ def load(folder: Path, utterance: Utterance) -> dict[str, FloatArray] | None:
     return load_file(path) if path.exists() else None
 
 
-def _store(
-    utterances: Sequence[Utterance], folder: Path, models: Models
-) -> tuple[int, dict[Path, str]]:
-    failed: dict[Path, str] = {}
-    for utterance in utterances:
-        try:
-            features = compute(utterance, models)
-        except AutoVoiceError as error:
-            failed[utterance.path] = str(error)
-            continue
-        target = feature_path(folder, utterance)
-        # What is lost in a power cut is computed again.
-        with atomic_write(target, durable=False) as temporary:
-            save_file({k: np.ascontiguousarray(v) for k, v in features.items()}, temporary)
-    return len(utterances), failed
+def worker(models: Mapping[str, Any]) -> Worker:
+    """A worker that computes features; see :meth:`Models.spec`."""
+    limit_threads(1)  # Workers share the cores.
+    paths = {name: Path(models[name]) for name in _PATHS if models[name]}
+    made = Models(**{**models, **paths})
+    _loaded(made)
+
+    def work(job: Record) -> dict[str, Any]:
+        left_out = []
+        jobs = zip(job["recordings"], job["parallel"], job["features"], strict=True)
+        for recording, parallel, target in jobs:
+            try:
+                features = compute(Utterance(Path(recording), "", "", parallel), made)
+            except AutoVoiceError as error:
+                left_out.append([recording, str(error)])
+                continue
+            # What is lost in a power cut is computed again.
+            with atomic_write(Path(target), durable=False) as temporary:
+                save_file({k: np.ascontiguousarray(v) for k, v in features.items()}, temporary)
+        return {"status": "done", "left_out": left_out}
+
+    return work
 
 
 def _batches(items: Sequence[Utterance], size: int) -> Iterator[Sequence[Utterance]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
-def _single_thread() -> None:
-    """Workers share the cores: one thread each."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-
-
 @lru_cache(maxsize=1)
 def _loaded(models: Models) -> tuple[WhisperEncoder, ContentSpace, SpeakerEncoderStage]:
-    registry = ModelRegistry(models.model_dir, config=models.config, offline=models.offline)
+    registry = ModelRegistry(
+        models.model_dir, config=models.config, offline=models.offline, mirrors=models.mirrors
+    )
     space = ContentSpace(**load_file(models.content_space))
     return load_teacher(registry, models.layers), space, registry.load_speaker_encoder()
 

@@ -15,18 +15,23 @@ import csv
 import hashlib
 import itertools
 import json
-import os
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import soundfile as sf
 
+from auto_voice.batch.executors import (
+    Executor,
+    ProcessExecutor,
+    Record,
+    Worker,
+    WorkerSpec,
+    limit_threads,
+)
 from auto_voice.errors import ModelLoadError, TrainingError
 from auto_voice.filesystem import atomic_write
 from auto_voice.models.model_registry import ModelRegistry
@@ -40,6 +45,8 @@ SAMPLE_RATE = 24000
 STYLE_SIZE = 256
 TIMBRE_SIZE = 128
 MAX_TOKENS = 480
+# Written last: a sentence without it is made again.
+MANIFEST = "manifest.json"
 SEXES = "fm"
 SAME_SEX, OTHER_SEX = 4, 2
 """Timbres of a sentence: of the sex of its prosody, and of the other."""
@@ -222,22 +229,33 @@ class ParallelCorpus:
         known = [self.symbols[s] for s in self.phonemes(sentence) if s in self.symbols]
         return known[:MAX_TOKENS]
 
+    def stored(self, index: int, folder: Path) -> dict[str, Any] | None:
+        """The manifest of a sentence that is made.
+
+        Raises:
+            TrainingError: it is of another list.
+        """
+        target = place_of(index, folder)
+        try:
+            read: dict[str, Any] = json.loads((target / MANIFEST).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        if read["text"] != self.sentences[index]:
+            raise TrainingError(
+                f"{target} holds another sentence than number {index} of the list; give "
+                "another folder, or add sentences at the end of the list only."
+            )
+        return read
+
     def speak(self, index: int, folder: Path, synthesiser: Synthesiser) -> dict[str, Any]:
         """Makes one sentence, unless it is there; its manifest.
 
         Args:
             folder: of the corpus.
         """
-        target = folder / f"{index:05d}"
-        stored = target / "manifest.json"
-        if stored.exists():
-            read: dict[str, Any] = json.loads(stored.read_text(encoding="utf-8"))
-            if read["text"] != self.sentences[index]:
-                raise TrainingError(
-                    f"{target} holds another sentence than number {index} of the list; give "
-                    "another folder, or add sentences at the end of the list only."
-                )
+        if (read := self.stored(index, folder)) is not None:
             return read
+        target = place_of(index, folder)
         target.mkdir(parents=True, exist_ok=True)
         block, place = divmod(index, BLOCK_SENTENCES)
         sex, indices = plan_block(block)[place]
@@ -265,7 +283,7 @@ class ParallelCorpus:
             "clips": clips,
         }  # fmt: skip
         # What is lost in a power cut is spoken again.
-        with atomic_write(stored, durable=False) as temporary:
+        with atomic_write(target / MANIFEST, durable=False) as temporary:
             temporary.write_text(json.dumps(manifest, ensure_ascii=False), encoding="utf-8")
         return manifest
 
@@ -287,6 +305,18 @@ class Sources:
     voices: Path
     sentences: Path
     model: str
+
+    def spec(self, seed: int) -> WorkerSpec:
+        """How workers that speak them are made."""
+        settings = {
+            "synthesiser": str(self.synthesiser), "vocabulary": str(self.vocabulary),
+            "voices": [str(path) for path in voice_files(self.voices)],
+            "sentences": str(self.sentences), "model": self.model, "seed": seed,
+        }  # fmt: skip
+        return WorkerSpec(
+            f"{__name__}:worker", settings,
+            shared=("synthesiser", "vocabulary", "voices", "sentences"), writes=("place",),
+        )  # fmt: skip
 
     def corpus(self, seed: int) -> ParallelCorpus:
         """What is to be made of them.
@@ -332,56 +362,79 @@ def make(
     *,
     seed: int = 11,
     workers: int = 1,
+    executor: Executor | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, float]:
     """Makes sentences in their order until there are ``hours`` of recordings or no sentence is
     left, and writes ``speech.csv``; goes on where an earlier run stopped.
 
     Args:
+        workers: processes of this machine.
+        executor: who speaks instead of them.
         progress: is told the minutes that there are and those that are wanted.
 
     Returns:
         Recordings and hours that there are.
+
+    Raises:
+        TrainingError: a worker died, so that a sentence is missing.
     """
     corpus = sources.corpus(seed)
     folder.mkdir(parents=True, exist_ok=True)
-    done = 0.0
-    numbers = iter(range(len(corpus.sentences)))
-    context = get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin, (sources, folder, seed)) as pool:
-        # Never more asked for than is being made, so that little is made beyond what is wanted.
-        running = {pool.submit(_speak, number) for number in itertools.islice(numbers, workers)}
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            done += sum(job.result() for job in finished)
-            if progress:
-                progress(round(60 * min(done, hours)), round(60 * hours))
-            if done < hours:
-                more = itertools.islice(numbers, len(finished))
-                running |= {pool.submit(_speak, number) for number in more}
+    done, lost = 0.0, ""
+
+    def told(more: float) -> None:
+        nonlocal done
+        done += more
+        if progress:
+            progress(round(60 * min(done, hours)), round(60 * hours))
+
+    def jobs() -> Iterator[Record]:
+        for number in range(len(corpus.sentences)):
+            if done >= hours:
+                return
+            if (stored := corpus.stored(number, folder)) is not None:
+                told(net_hours([stored]))
+            else:
+                yield {"number": number, "place": str(place_of(number, folder))}
+
+    # Never more asked for than is being made, so that little is made beyond what is wanted.
+    for _, outcome in (executor or ProcessExecutor(workers)).run(sources.spec(seed), jobs()):
+        if outcome["status"] == "done":
+            told(outcome["hours"])
+        else:
+            lost = outcome["error"]
+    if lost:
+        raise TrainingError(f"Some sentences are missing ({lost}); run the same command again.")
     return write_list(folder), done
 
 
-_work: list[Any] = []
+def worker(
+    synthesiser: str, vocabulary: str, voices: Sequence[str], sentences: str, model: str, seed: int
+) -> Worker:
+    """A worker that speaks sentences; see :meth:`Sources.spec`."""
+    limit_threads(1)  # Workers share the cores.
+    files = (Path(synthesiser), Path(vocabulary), Path(voices[0]).parent, Path(sentences))
+    corpus = Sources(*files, model).corpus(seed)
+    network = OnnxSynthesiser(files[0])
+
+    def work(job: Record) -> dict[str, Any]:
+        made = corpus.speak(job["number"], Path(job["place"]).parent, network)
+        return {"status": "done", "hours": net_hours([made])}
+
+    return work
 
 
-def _begin(sources: Sources, folder: Path, seed: int) -> None:
-    """In a worker: what its sentences have in common. Workers share the cores: one thread each."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    _work[:] = [sources.corpus(seed), folder, OnnxSynthesiser(sources.synthesiser)]
-
-
-def _speak(number: int) -> float:
-    """In a worker: hours of one sentence, made or found."""
-    corpus, folder, synthesiser = _work
-    return net_hours([corpus.speak(number, folder, synthesiser)])
+def place_of(index: int, folder: Path) -> Path:
+    """Folder of a sentence in that of the corpus."""
+    return folder / f"{index:05d}"
 
 
 def write_list(folder: Path) -> int:
     """Writes ``speech.csv`` of what is whole, with the columns of training lists and ``parallel``,
     which is the same for recordings that are aligned; returns how many there are."""
     rows = []
-    for manifest in sorted(folder.glob("*/manifest.json")):
+    for manifest in sorted(folder.glob(f"*/{MANIFEST}")):
         read = json.loads(manifest.read_text(encoding="utf-8"))
         name = manifest.parent.name
         rows += [
@@ -423,6 +476,11 @@ def read_sentences(path: Path) -> list[str]:
     return sentences
 
 
+def voice_files(folder: Path) -> list[Path]:
+    """Files of style tables."""
+    return sorted(folder.glob("*.bin"))
+
+
 def read_voices(folder: Path) -> dict[str, FloatArray]:
     """Tables ``(rows, STYLE_SIZE)`` from ``*.bin`` files of float32, by name.
 
@@ -430,7 +488,7 @@ def read_voices(folder: Path) -> dict[str, FloatArray]:
         TrainingError: there are none, or a file has another size.
     """
     voices = {}
-    for path in sorted(folder.glob("*.bin")):
+    for path in voice_files(folder):
         values = np.fromfile(path, np.float32)
         if not len(values) or len(values) % STYLE_SIZE:
             raise TrainingError(f"{path} is no table of styles of {STYLE_SIZE} numbers.")

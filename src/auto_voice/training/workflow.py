@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from safetensors.numpy import load_file
 
 from auto_voice.audio.mel import envelope_size
+from auto_voice.batch.executors import Executor
 from auto_voice.errors import TrainingError
 from auto_voice.filesystem import read_json, write_json
 from auto_voice.models.content_model import CompactContentEncoder, ContentShape
@@ -84,6 +85,8 @@ class Workflow:
         registry: serves the teacher, the speaker encoder and the models to start from.
         device: of the networks: ``cpu`` or ``cuda``.
         workers: processes that compute features.
+        executor: computes features in their place.
+        where: keyword arguments of the registry that its workers open, beyond what is set there.
         say: is told of each step.
     """
 
@@ -96,10 +99,13 @@ class Workflow:
         *,
         device: str = "cpu",
         workers: int | None = None,
+        executor: Executor | None = None,
+        where: Mapping[str, Any] | None = None,
         say: Say = print,
     ) -> None:
         self.recipe, self.sources, self.folder = recipe, sources, folder
         self.registry, self.device, self.workers, self.say = registry, device, workers, say
+        self.executor, self.where = executor, where or {}
         self.figures: dict[str, float] = {}
 
     def run(self) -> Outcome:
@@ -209,13 +215,18 @@ class Workflow:
                 wanted.dims, wanted.sample, begins,
             )  # fmt: skip
         self.say(f"Features of {len(utterances)} recordings")
-        models = features.Models(
-            self.registry.model_dir, target, wanted.layers, shape.envelope, shape.cepstra,
-            self.recipe.data.pauses, self.recipe.data.perturbed,
-            self.registry.settings.config, self.registry.settings.offline,
-        )  # fmt: skip
+        own = self.registry.settings
+        here = {"config": own.config, "offline": own.offline, "model_dir": self.registry.model_dir}
+        models = features.Models(**{
+            "content_space": target, "layers": wanted.layers, "envelope": shape.envelope,
+            "cepstra": shape.cepstra, "pauses": self.recipe.data.pauses,
+            "perturbed": self.recipe.data.perturbed,
+            **(here if self.executor is None else {"model_dir": None, **self.where}),
+        })  # fmt: skip
         self.registry.pull("speaker_encoder")
-        failures = features.extract(utterances, self.folder / "features", models, self.workers)
+        failures = features.extract(
+            utterances, self.folder / "features", models, self.workers, self.executor
+        )
         if failures:
             self.say(f"{len(failures)} recordings were left out; see failures.csv")
         with (self.folder / "failures.csv").open("w", newline="", encoding="utf-8") as file:

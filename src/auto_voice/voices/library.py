@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from auto_voice.errors import UnknownVoiceError, VoiceError
+from auto_voice.filesystem import copy_into_place
 from auto_voice.settings import get_settings
 from auto_voice.types import Voice
 from auto_voice.voices.voice_file import SUFFIX, load_voice, load_voice_facts, save_voice
@@ -35,10 +36,10 @@ class VoiceLibrary:
         if not self.folder.is_dir():
             return []
         found = (path.name[: -len(SUFFIX)] for path in self.folder.glob(f"*{SUFFIX}"))
-        return sorted(name for name in found if _can_name(name))
+        return sorted(name for name in found if is_name(name))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _can_name(name) and self.path(name).is_file()
+        return isinstance(name, str) and is_name(name) and self.path(name).is_file()
 
     def path(self, name: str) -> Path:
         """Where the voice ``name`` is, or would be.
@@ -46,7 +47,7 @@ class VoiceLibrary:
         Raises:
             VoiceError: it cannot be a name.
         """
-        if not _can_name(name):
+        if not is_name(name):
             raise VoiceError(
                 f"{name!r} cannot name a voice; use up to 63 letters, digits, spaces, '.', '-', "
                 "'+' and '_', with a letter or digit first."
@@ -69,8 +70,11 @@ class VoiceLibrary:
         """
         path = self.path(name)
         if not path.is_file():
-            raise UnknownVoiceError(f"there is no voice {name!r}; {self._known()}")
+            raise self._unknown(name)
         return path
+
+    def _unknown(self, name: str) -> UnknownVoiceError:
+        return UnknownVoiceError(f"there is no voice {name!r}; {self._known()}")
 
     def facts(self) -> tuple[dict[str, dict[str, Any]], list[str]]:
         """What the file of each voice says of it, by name, without reading its arrays.
@@ -94,17 +98,15 @@ class VoiceLibrary:
                 damaged.append(str(error))
         return found, damaged
 
-    def add(self, name: str, voice: Voice, *, overwrite: bool = False) -> Path:
-        """Keep ``voice`` under ``name``.
+    def add(self, name: str, voice: Voice | Path, *, overwrite: bool = False) -> Path:
+        """Keep ``voice``, or a copy of the voice file of that path, under ``name``.
 
         Raises:
             VoiceError: the name is taken and ``overwrite`` is false, or cannot be.
         """
         path = self.path(name)
         if path.exists() and not overwrite:
-            raise VoiceError(
-                f"there is a voice {name!r} already; add --overwrite or choose another name."
-            )
+            self._refuse(name)
         try:
             # Voices are personal data: the folder is its owner's alone.
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -113,7 +115,18 @@ class VoiceLibrary:
                 f"the voice folder {self.folder} cannot be made ({error.strerror}); set "
                 "AUTOVOICE_VOICE_DIR to another."
             ) from error
+        if isinstance(voice, Path):
+            try:
+                copy_into_place(voice, path)
+            except OSError as error:
+                raise VoiceError(f"{path} cannot be written ({error.strerror}).") from error
+            return path
         return save_voice(path, replace(voice, name=name))
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise VoiceError(
+            f"there is a voice {name!r} already; add --overwrite or choose another name."
+        )
 
     def remove(self, name: str) -> None:
         """Delete the voice ``name``, damaged or not.
@@ -147,7 +160,8 @@ class VoiceLibrary:
         return f"stored are: {', '.join(names)}."
 
 
-def _can_name(name: str) -> bool:
+def is_name(name: str) -> bool:
+    """Whether a voice can be stored under ``name``."""
     return bool(NAME.fullmatch(name)) and name == name.strip()
 
 
@@ -166,7 +180,7 @@ def resolve_voice(
     if text.startswith("voice:"):
         return library().get(text[len("voice:") :])
     path = Path(target)
-    if path.exists() or not _can_name(text):
+    if path.exists() or not is_name(text):
         return path
     stored = library()
     if text in stored:

@@ -10,6 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from auto_voice import events
@@ -233,9 +234,10 @@ def announce(message: str, error: AutoVoiceError) -> None:
 
 def _level_of_caller() -> int:
     """For ``warnings.warn`` in ``announce``: the first frame outside this package."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None:
-        if not str(frame.f_globals.get("__name__", "")).startswith("auto_voice"):
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
+    while frame is not None:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] != "auto_voice":
             return level
         frame, level = frame.f_back, level + 1
     return 2

@@ -163,7 +163,8 @@ def partials(store: ModelStore) -> list[PartialInfo]:
             record = Partial(path).read_record()
             found.append(
                 PartialInfo(
-                    sha256=path.stem,
+                    # A piece of a file that is joined from several is named `<sha256>-<index>`.
+                    sha256=path.stem.partition("-")[0],
                     bytes=stat.st_size,
                     total=record.size if record else -1,
                     url=record.url if record else "",

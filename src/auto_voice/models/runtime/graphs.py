@@ -6,6 +6,7 @@ of other sizes brings its graph as one of its files, as published trainings do.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -436,30 +437,110 @@ def with_outputs(graph: bytes, names: Iterable[str]) -> bytes:
     return with_fields(graph, [*fields_of_graph(graph), *outputs])
 
 
-def with_kept(graph: bytes, tensor: str, axis: int) -> bytes:
-    """``graph`` that goes on with a part of ``tensor`` alone, where two more inputs say.
+# Operations that go along each value alone.
+_ELEMENTWISE = frozenset({"LeakyRelu", "Tanh", "Div", "Add"})
 
-    Args:
-        tensor: the output of an operation.
-        axis: along which the part lies: from the input ``start``, ``(1,)`` int64, to ``stop``.
+
+def without_padding(graph: bytes) -> bytes:
+    """``graph``, a stack of convolutions that keep the length, which makes up no surroundings.
+
+    Nothing is padded, so what comes out is shorter by as much on both sides, equals the middle of
+    what the whole gives, and costs no work that is thrown away: each operation computes what the
+    following ones read.
+
+    Raises:
+        ValueError: another operation is among them.
     """
-    kept, along = f"{tensor}:kept", f"{tensor}:axis"
+    found = fields_of_graph(graph)
+    outputs = [_text(v, 1) for n, v in found if n == 12 and not isinstance(v, int)]
+    inputs = [_text(v, 1) for n, v in found if n == 11 and not isinstance(v, int)]
+    steps = [
+        _Trimmed(read_node(v), v) for n, v in found if n == 1 and not isinstance(v, int)
+    ]  # fmt: skip
+    hop = int(np.prod([step.stride for step in steps]))
+    cut = 0
+    while (missing := min(_cuts(steps, outputs[0], cut).get(name, 0) for name in inputs)) < 0:
+        cut -= missing * hop
+    cuts = _cuts(steps, outputs[0], cut)
     fields: list[tuple[int, int | bytes | memoryview]] = []
-    for number, content in fields_of_graph(graph):
-        if number != 1 or isinstance(content, int):
-            fields.append((number, content))
+    slices: dict[str, bytes] = {}
+    for step in steps:
+        reads = []
+        for name in step.node.inputs:
+            more = step.needs(cuts[step.node.output]) - cuts[name] if name in cuts else 0
+            part = f"{name}:without{more}" if more else name
+            if more and part not in slices:
+                edges = f"from{more}", f"to{more}"
+                slices |= {edges[0]: _int64(edges[0], more), edges[1]: _int64(edges[1], -more)}
+                slices[part] = b""
+                fields.append((1, _node("Slice", [name, *edges, "time"], part)))
+            reads.append(part)
+        fields.append((1, step.trimmed(reads, cuts.get(step.node.output, 0))))
+    constants = [(5, value) for value in (*slices.values(), _int64("time", 2)) if value]
+    return with_fields(graph, [*fields, *constants, *(f for f in found if f[0] not in (1, 13))])
+
+
+class _Trimmed:
+    """An operation of :func:`without_padding`: what it reads for what it gives."""
+
+    def __init__(self, node: Node, content: memoryview) -> None:
+        self.node, self._content = node, content
+        self._numbers = {
+            _text(value, 1): [
+                whole for part, v in _fields(value) if part == 8
+                for whole in ([v] if isinstance(v, int) else _varints(v))
+            ]
+            for number, value in _messages(content) if number == 5
+        }  # fmt: skip
+        known = {*_ELEMENTWISE, "Constant", "Conv", "ConvTranspose"}
+        if node.operation not in known:
+            raise ValueError(f"{node.operation} is no convolution that keeps the length")
+        transposed = node.operation == "ConvTranspose"
+        self.stride = self._numbers["strides"][0] if transposed else 1
+
+    def needs(self, cut: int) -> int:
+        """What may be missing at each end of the input, if ``cut`` may be of the output."""
+        if self.node.operation == "Conv":
+            (kernel,), (dilation,) = self._numbers["kernel_shape"], self._numbers["dilations"]
+            return cut - dilation * (kernel - 1) // 2
+        if self.node.operation == "ConvTranspose":
+            overhang = self._numbers["kernel_shape"][0] - self.stride - self._numbers["pads"][0]
+            return (cut - overhang) // self.stride
+        return cut
+
+    def trimmed(self, inputs: Sequence[str], cut: int) -> bytes:
+        """The operation on inputs that lack as much as they may."""
+        content = _renamed(self._content, inputs)
+        if self.node.operation not in ("Conv", "ConvTranspose"):
+            return content
+        pad = 0
+        if self.node.operation == "ConvTranspose":
+            pad = cut + self._numbers["pads"][0] - self.stride * self.needs(cut)
+        kept = (
+            _field(number, value) for number, value in _fields(memoryview(content))
+            if number != 5 or isinstance(value, int) or _text(value, 1) != "pads"
+        )  # fmt: skip
+        pads = _field(1, b"pads") + 2 * _field(8, pad) + _field(20, 7)
+        return b"".join([*kept, _field(5, pads)])
+
+
+def _cuts(steps: Sequence[_Trimmed], output: str, cut: int) -> dict[str, int]:
+    """What may be missing at each end of every tensor, if ``cut`` may be of ``output``."""
+    cuts = {output: cut}
+    for step in reversed(steps):
+        if step.node.operation == "Constant":
+            cuts.pop(step.node.output, None)
             continue
-        node = read_node(content)
-        reads = [kept if name == tensor else name for name in node.inputs]
-        fields.append((1, _renamed(content, reads)))
-        if node.output == tensor:
-            fields.append((1, _node("Slice", [tensor, "start", "stop", along], kept)))
-    one = _field(1, _field(1, 1))
-    kind = _field(1, _field(1, INT64) + _field(2, one))
-    inputs = [(11, _field(1, name) + _field(2, kind)) for name in (b"start", b"stop")]
-    value = int(axis).to_bytes(8, "little")
-    constant = _field(1, 1) + _field(2, INT64) + _field(8, along.encode()) + _field(9, value)
-    return with_fields(graph, [*fields, (5, constant), *inputs])
+        read = step.node.inputs if step.node.operation == "Add" else step.node.inputs[:1]
+        for name in read:
+            cuts[name] = min(step.needs(cuts[step.node.output]), cuts.get(name, sys.maxsize))
+    return cuts
+
+
+def _int64(name: str, value: int) -> bytes:
+    """A TensorProto of one whole number."""
+    raw = int(value).to_bytes(8, "little", signed=True)
+    return _field(1, 1) + _field(2, INT64) + _field(8, name.encode()) + _field(9, raw)
 
 
 def fields_of_graph(graph: bytes) -> list[tuple[int, int | memoryview]]:

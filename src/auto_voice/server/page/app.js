@@ -2,6 +2,7 @@
 
 import { Refused, api, onTokenNeeded, persistently } from "./api.js";
 import { Recorder } from "./audio.js";
+import { openLive } from "./live.js";
 import * as originals from "./originals.js";
 import { $, account, drawAll, figures, make, say, showItems, showModels, showSound, showVoices, time } from "./views.js";
 
@@ -28,6 +29,10 @@ async function openTab(tab) {
     $(other.getAttribute("aria-controls")).hidden = !chosen;
   }
   if (tab.id === "tab-voices") await refreshVoices();
+  if (tab.id === "tab-live") {
+    await refreshVoices();
+    await openLive(voices);
+  }
   if (tab.id === "tab-models") await refreshModels();
 }
 

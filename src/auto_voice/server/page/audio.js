@@ -20,27 +20,34 @@ function mono(buffer) {
   return samples;
 }
 
-function toWav(buffer, name) {
-  const samples = mono(buffer);
-  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
+// Channels of equal length, or cut to the shortest, as a WAV file.
+export function wavOf(channels, sampleRate, name) {
+  const frames = Math.min(...channels.map((channel) => channel.length));
+  const wide = 2 * channels.length;
+  const view = new DataView(new ArrayBuffer(44 + wide * frames));
   const text = (at, word) => [...word].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
   text(0, "RIFF");
-  view.setUint32(4, 36 + 2 * samples.length, true);
+  view.setUint32(4, 36 + wide * frames, true);
   text(8, "WAVEfmt ");
   view.setUint32(16, 16, true);
   view.setUint16(20, 1, true);
-  view.setUint16(22, 1, true);
-  view.setUint32(24, buffer.sampleRate, true);
-  view.setUint32(28, 2 * buffer.sampleRate, true);
-  view.setUint16(32, 2, true);
+  view.setUint16(22, channels.length, true);
+  view.setUint32(24, sampleRate, true);
+  view.setUint32(28, wide * sampleRate, true);
+  view.setUint16(32, wide, true);
   view.setUint16(34, 16, true);
   text(36, "data");
-  view.setUint32(40, 2 * samples.length, true);
-  samples.forEach((value, i) =>
-    view.setInt16(44 + 2 * i, Math.round(32767 * Math.max(-1, Math.min(1, value))), true),
-  );
+  view.setUint32(40, wide * frames, true);
+  channels.forEach((samples, channel) => {
+    for (let i = 0; i < frames; i++) {
+      const value = Math.round(32767 * Math.max(-1, Math.min(1, samples[i])));
+      view.setInt16(44 + wide * i + 2 * channel, value, true);
+    }
+  });
   return new File([view], name, { type: "audio/wav" });
 }
+
+const toWav = (buffer, name) => wavOf([mono(buffer)], buffer.sampleRate, name);
 
 export class Recorder {
   async start() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from auto_voice.audio.mel import CONTENT_MEL
 from auto_voice.models.content_model import MEL_MEAN, MEL_SCALE
 from auto_voice.models.hubert_model import KERNELS, STRIDES, HuBERTShape
-from auto_voice.models.whisper_encoder import POSITIONS, WhisperShape
+from auto_voice.models.whisper_encoder import HEAD, POSITIONS, WhisperShape
 
 # Shares are told apart by this many levels.
 LEVELS = 1 << 16
@@ -135,10 +136,6 @@ class ContentNet(nn.Module):
         return out
 
 
-# Width of an attention head, the same in every Whisper.
-HEAD = 64
-
-
 class WhisperNet(nn.Module):
     """``(batch, 80, 2 * frames)`` Whisper log-mel to ``(batch, frames, width)``.
 
@@ -169,24 +166,32 @@ class WhisperNet(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """Gradients flow back to ``mel`` where it asks for them."""
-        x = F.gelu(F.conv1d(mel, self._of("conv1/weight"), self._of("conv1/bias"), padding=1))
-        x = F.conv1d(x, self._of("conv2/weight"), self._of("conv2/bias"), stride=2, padding=1)
-        x = F.gelu(x).transpose(1, 2)
+        x = self._begun(mel)
         x = x + self._of(POSITIONS)[: x.shape[1]]
         for index in range(self.layers):
-            place = f"layer_{index}"
-            x = x + self._attend(place, self._norm(x, f"{place}/self_attention"))
-            hidden = self._linear(self._norm(x, f"{place}/ffn"), f"{place}/ffn/linear_0")
-            x = x + self._linear(F.gelu(hidden), f"{place}/ffn/linear_1")
+            x = self._layer(index, x, self._parts(index, x))
         return x
 
-    def _attend(self, place: str, x: Tensor) -> Tensor:
+    def _begun(self, mel: Tensor) -> Tensor:
+        x = F.gelu(F.conv1d(mel, self._of("conv1/weight"), self._of("conv1/bias"), padding=1))
+        x = F.conv1d(x, self._of("conv2/weight"), self._of("conv2/bias"), stride=2, padding=1)
+        return F.gelu(x).transpose(1, 2)
+
+    def _parts(self, index: int, x: Tensor) -> Tensor:
+        """Queries, keys and values of a layer, ``(3, batch, heads, frames, HEAD)``."""
         batch, frames, _ = x.shape
-        qkv = self._linear(x, f"{place}/self_attention/linear_0")
-        q, k, v = qkv.reshape(batch, frames, 3, self.heads, HEAD).permute(2, 0, 3, 1, 4)
+        x = self._norm(x, f"layer_{index}/self_attention")
+        qkv = self._linear(x, f"layer_{index}/self_attention/linear_0")
+        return qkv.reshape(batch, frames, 3, self.heads, HEAD).permute(2, 0, 3, 1, 4)
+
+    def _layer(self, index: int, x: Tensor, parts: Iterable[Tensor]) -> Tensor:
+        place = f"layer_{index}"
+        q, k, v = parts
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        mixed = mixed.reshape(batch, frames, self.width)
-        return self._linear(mixed, f"{place}/self_attention/linear_1")
+        mixed = mixed.reshape(x.shape[0], x.shape[1], self.width)
+        x = x + self._linear(mixed, f"{place}/self_attention/linear_1")
+        hidden = self._linear(self._norm(x, f"{place}/ffn"), f"{place}/ffn/linear_0")
+        return x + self._linear(F.gelu(hidden), f"{place}/ffn/linear_1")
 
     def _norm(self, x: Tensor, place: str) -> Tensor:
         gamma, beta = (self._of(f"{place}/layer_norm/{part}") for part in ("gamma", "beta"))
@@ -197,6 +202,32 @@ class WhisperNet(nn.Module):
 
     def _of(self, name: str) -> Tensor:
         return self._parameters[name]  # type: ignore[return-value]
+
+
+class WhisperLiveNet(WhisperNet):
+    """The same for sound that comes bit by bit: what came before is remembered, not given again."""
+
+    def forward(  # type: ignore[override]
+        self, mel: Tensor, skip: Tensor, start: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``(batch, frames, width)``, and what is to be remembered of these frames.
+
+        Args:
+            mel: ``(batch, 80, 2 * (skip + frames))``.
+            skip: ``(1,)`` frames at the beginning that only the convolutions see.
+            start: ``(1,)`` place of the first other frame among the positions.
+            memory: ``(layers, 2, batch, heads, earlier frames, HEAD)`` of earlier calls.
+        """
+        x = self._begun(mel)
+        x = x[:, skip[0] :]
+        places = start + torch.arange(x.shape[1], device=x.device)
+        x = x + self._of(POSITIONS).index_select(0, places)
+        held = []
+        for index in range(self.layers):
+            q, k, v = self._parts(index, x)
+            held.append(torch.stack([k, v]))
+            x = self._layer(index, x, (q, *torch.cat([memory[index], held[-1]], dim=3)))
+        return x, torch.stack(held)
 
 
 class _ConvLayer(nn.Module):

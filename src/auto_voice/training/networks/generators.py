@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,8 +45,13 @@ class ReferenceAttention(nn.Module):
     def __init__(self, dims: int, heads: int, width: int) -> None:
         super().__init__()
         self.heads = heads
-        self.project = nn.Parameter(torch.eye(dims).repeat(heads, 1, 1))
-        self.sharpness = nn.Parameter(torch.linspace(-2.5, -0.5, heads))
+        # Under the meta device torch.eye and torch.linspace import torch's compiler and sympy,
+        # which takes as long as the rest of the load, and 70 MB.
+        identities = torch.zeros(heads, dims, dims)
+        identities.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        self.project = nn.Parameter(identities)
+        sharpness = np.linspace(-2.5, -0.5, heads).tolist()
+        self.sharpness = nn.Parameter(torch.tensor(sharpness))
         self.empty = nn.Parameter(torch.zeros(heads))
         self.out = nn.Linear(heads * (HIFIGAN_MEL.bands + 1), width)
 
