@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from auto_voice.evaluation.judges import Judges
     from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
     from auto_voice.models.model_registry import ModelRegistry
-    from auto_voice.models.runtime.sessions import threads
     from auto_voice.server import Engine, ServerSettings
 
 
@@ -179,6 +178,7 @@ def serve(
     _check_installed()
     import uvicorn
 
+    from auto_voice.models.runtime.sessions import threads
     from auto_voice.server import ServerSettings, create_app
     from auto_voice.server.admission import PatientProtocol
     from auto_voice.server.settings import default_data_dir
