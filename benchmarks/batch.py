@@ -6,8 +6,8 @@ The default models must be there (``autovoice models pull``), or ``--mock`` leav
 little but the overhead is left. Every worker has one core and one thread. The cluster is started
 once, as on machines that serve many batches, and its start is told apart. ``unseen`` is a cluster
 whose workers see no file of the driver, so that every recording, voice and result travels through
-the object store. Of a machine that others use, compare ``rest``: the part of a worker's time that
-is not spent in jobs, which is start, loading and what lies between two jobs.
+the object store. CPU time is that of the command, of its workers and of all of Ray, from /proc, so
+this needs Linux; on a machine that others use, it is what can be compared.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import soundfile
 
 from auto_voice.models.mock_models import mock_sample
 
+TICKS = os.sysconf("SC_CLK_TCK")
 # Python runs it at the start of every worker: a node that sees nothing of a folder.
 BLINDFOLD = """
 import os
@@ -40,6 +42,52 @@ os.stat = blind
 """
 
 
+def descendants() -> dict[int, float]:
+    """CPU time of every process that this one has started, and of those that they have."""
+    parents, spent = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):  # It ended meanwhile.
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+                parents[int(entry.name)] = int(fields[1])
+                spent[int(entry.name)] = (int(fields[11]) + int(fields[12])) / TICKS
+
+    def ours(pid: int) -> bool:
+        while pid in parents:
+            pid = parents[pid]
+            if pid == os.getpid():
+                return True
+        return False
+
+    return {pid: seconds for pid, seconds in spent.items() if ours(pid)}
+
+
+class CpuTime:
+    """CPU time of all descendants while it runs; what they spend in their last moment is missed."""
+
+    def __enter__(self) -> CpuTime:
+        self.before = descendants()
+        self.most: dict[int, float] = {}
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    @property
+    def seconds(self) -> float:
+        return sum(now - self.before.get(pid, 0.0) for pid, now in self.most.items())
+
+    def _watch(self) -> None:
+        while True:
+            self.most |= descendants()
+            if self.over.wait(0.1):
+                return
+
+
 def batch(folder: Path, name: str, options: list[str], workers: int) -> dict[str, float]:
     """Runs one and says what it took."""
     out = folder / name
@@ -48,21 +96,17 @@ def batch(folder: Path, name: str, options: list[str], workers: int) -> dict[str
         str(folder / "voice.wav"), "-o", str(out), "--quiet", "--overwrite",
         "--workers", str(workers), *options,
     ]  # fmt: skip
+    files = len(list((folder / "in").iterdir()))
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with CpuTime() as cpu:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - started
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
-    done = [line for line in lines[1:] if line["status"] == "done"]
-    done = done[-len(list((folder / "in").iterdir())) :]
-    spent = sum(line["took"] for line in done) / workers
-    # Between the first result and the last, nothing starts and nothing loads.
-    first, last = done[0]["time"], done[-1]["time"]
-    between = sum(line["took"] for line in done[workers:]) / workers
+    done = [line for line in lines[1:] if line["status"] == "done"][-files:]
     return {
+        "cpu": cpu.seconds,
         "wall": wall,
-        "in jobs": spent,
-        "rest": wall - spent,
-        "per job": 1000 * max(0.0, (last - first) - between) / max(1, len(done) - workers),
+        "in jobs": sum(line["took"] for line in done) / workers,
         "audio": sum(line["seconds"] for line in done),
     }
 
@@ -134,14 +178,11 @@ def main() -> None:
     print(f"{given.files} recordings, {table['local']['audio']:.0f} s of audio, "
           f"{given.workers} workers, medians of {given.runs} runs; "
           f"a cluster starts in {start:.1f} s")  # fmt: skip
-    print(
-        f"{'':8} {'wall, s':>9} {'in jobs, s':>11} {'rest, s':>9} {'ms a job':>9} {'overhead':>9}"
-    )
-    base = table["local"]["wall"] / table["local"]["in jobs"]
+    print(f"{'':8} {'CPU, s':>8} {'wall, s':>8} {'of it in jobs, s':>17} {'CPU beside local':>17}")
     for name, row in table.items():
-        share = 100 * (row["wall"] / row["in jobs"] / base - 1)
-        print(f"{name:8} {row['wall']:9.1f} {row['in jobs']:11.1f} {row['rest']:9.1f} "
-              f"{row['per job']:9.0f} {share:8.1f} %")  # fmt: skip
+        share = 100 * (row["cpu"] / table["local"]["cpu"] - 1)
+        print(f"{name:8} {row['cpu']:8.1f} {row['wall']:8.1f} {row['in jobs']:17.1f} "
+              f"{share:+15.1f} %")  # fmt: skip
 
 
 if __name__ == "__main__":

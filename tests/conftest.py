@@ -7,6 +7,7 @@ that real weights are fetched once per machine and not once per test.
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -73,6 +74,18 @@ def _isolated(
     for name in HOME_VARIABLES:
         monkeypatch.setenv(name, str(home / name.lower()))
     monkeypatch.setattr(settings, "DOTENV", home / ".env")
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """Commands of a server send all logs to a stream of their own."""
+    loggers = [logging.getLogger(name) for name in ("auto_voice", "uvicorn", "psycopg")]
+    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def pytest_collection_finish() -> None:

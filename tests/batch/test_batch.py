@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import soundfile
 
-from auto_voice.batch.executors import InlineExecutor, ProcessExecutor, WorkerSpec
+from auto_voice.batch.executors import InlineExecutor, ProcessExecutor, WorkerSpec, _Fetching
 from auto_voice.batch.jobs import BatchJob, Defaults, collect
 from auto_voice.batch.manifest import (
     VOICES_KEPT,
@@ -181,6 +182,91 @@ def test_failures_do_not_stop_the_others_and_done_is_not_done_again():
     Path("in/sub/b.flac.out").unlink()
     assert run(jobs)["in/a.wav"] == "done"
     assert Path("in/sub/b.flac.out").exists()
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """The file system of fsspec that lives in this process."""
+    fsspec = pytest.importorskip("fsspec", reason="needs the extra ray")
+    files = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(files), "store", {})
+    monkeypatch.setattr(type(files), "pseudo_dirs", [""])
+    return files
+
+
+def test_addresses_are_listed_like_folders(memory, caplog):
+    for name in ("in/a.wav", "in/sub/b.flac", "in/notes.txt", "in/out/a.wav"):
+        memory.pipe(f"/{name}", b"")
+    jobs = collect(["memory://in"], made(output=OutputSpec("memory://in/out")))
+    assert [(j.source, j.target) for j in jobs] == [
+        ("memory:///in/a.wav", "memory://in/out/a.wav"),
+        ("memory:///in/sub/b.flac", "memory://in/out/sub/b.wav"),
+    ]
+    assert caplog.messages == [
+        "memory://in: ignored, because their names are not of recordings: notes.txt"
+    ]
+    for given in ("memory://in/a.wav", "memory://in/a.*"):
+        assert [j.target for j in collect([given], made())] == ["converted/a.wav"]
+    Path("jobs.csv").write_text(
+        "source,voice,output\nmemory://in/a.wav,memory://v.wav,\nin/a.wav,,memory://o/x.wav\n"
+    )
+    first, second = collect(["jobs.csv"], made(output=OutputSpec("out")))
+    assert (first.source, first.voice, first.target) == (
+        "memory://in/a.wav", ("memory://v.wav",), "out/a.wav",
+    )  # fmt: skip
+    assert (second.source, second.target) == ("in/a.wav", "memory://o/x.wav")
+
+
+def test_what_has_an_address_is_fetched_and_brought_and_not_done_twice(memory):
+    memory.pipe({"/in/a.wav": b"one", "/in/bad.wav": b"two", "/v.wav": b"voice"})
+    jobs = [
+        BatchJob(f"memory://in/{name}", OutputSpec(f"memory://out/{name}"), ("memory://v.wav",))
+        for name in ("a.wav", "bad.wav", "none.wav")
+    ]
+    spec = WorkerSpec(
+        f"{__name__}:reading", reads=("source",), shared=("voice",), writes=("output",)
+    )
+    first = run(jobs, spec=spec)
+    assert list(first.values()) == ["done", "failed", "failed"]
+    assert memory.cat("/out/a.wav") == b"one by voice"
+    assert memory.find("/out") == ["/out/a.wav"]
+    lines = [json.loads(line) for line in Path("out/manifest.jsonl").read_text().splitlines()]
+    errors = {line["source"]: line["error"] for line in lines if "error" in line}
+    assert errors == {
+        "memory://in/bad.wav": "memory://in/bad.wav is bad",
+        "memory://in/none.wav": "memory://in/none.wav cannot be read (there is no such file).",
+    }
+    assert run(jobs[:1], spec=spec) == {"memory://in/a.wav": "skipped"}
+    memory.pipe("/in/a.wav", b"other")
+    assert run(jobs[:1], spec=spec) == {"memory://in/a.wav": "done"}
+    assert memory.cat("/out/a.wav") == b"other by voice"
+    memory.pipe("/out/bad.wav", b"of another batch")
+    Path("out/manifest.jsonl").unlink()
+    assert run(jobs[1:2], spec=spec) == {"memory://in/bad.wav": "failed"}
+    assert memory.cat("/out/bad.wav") == b"of another batch"
+
+
+def reading(**_):
+    def work(record):
+        if "bad" in record["source"]:
+            return {"status": "failed", "error": f"{record['source']} is bad"}
+        source, voice = (Path(p).read_text() for p in (record["source"], *record["voice"]))
+        Path(record["output"]).write_text(f"{source} by {voice}")
+        return {"status": "done"}
+
+    return work
+
+
+def test_addresses_that_lead_nowhere_are_told(memory):
+    with pytest.raises(AudioNotFoundError, match="there are no recordings at memory://none"):
+        collect(["memory://none"], made())
+    with pytest.raises(ConfigError, match=r"nosuch://x cannot be reached \(Protocol not known"):
+        collect(["nosuch://x"], made())
+    (job,) = batch_jobs("nosuch://x")
+    assert _Fetching(replace(SPEC, reads=("source",)), writing())(job.record()) == {
+        "status": "failed",
+        "error": "nosuch://x cannot be reached (Protocol not known: nosuch).",
+    }
 
 
 def test_foreign_files_are_not_replaced():

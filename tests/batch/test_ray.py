@@ -44,17 +44,25 @@ DEPLOY = ROOT / "deploy" / "ray"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[SimpleNamespace]:
-    """Two nodes of one core: ``a`` with the driver's files, ``b`` without those of ``hidden``."""
-    # Ray's sockets lie in its folder, and their names must be short.
+def short() -> Iterator[Path]:
+    """A folder of a short name: Ray's sockets lie in it, and theirs must not be long."""
     folder = Path(tempfile.mkdtemp(prefix="avr"))
-    hidden = folder / "hidden"
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(short: Path) -> Iterator[SimpleNamespace]:
+    """Two nodes of one core: ``a`` with the driver's files, ``b`` without those of ``hidden``."""
+    folder, hidden = short, short / "hidden"
     hidden.mkdir()
+    (folder / "ray").mkdir()
     (folder / "sitecustomize.py").write_text(BLINDFOLD)
     variables = {
         "PYTHONPATH": os.pathsep.join(map(str, [folder, *PATHS])),
         "OMP_NUM_THREADS": "1",
         "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "HOME": str(folder),
     }
@@ -71,9 +79,7 @@ def cluster() -> Iterator[SimpleNamespace]:
                 "env_vars": {**variables, "AUTOVOICE_NODE": name, **blind},
             }  # fmt: skip
 
-        made = Cluster(
-            initialize_head=True, head_node_args={**node("a"), "temp_dir": str(folder / "ray")}
-        )
+        made = Cluster(initialize_head=True, head_node_args=node("a"))
     found = SimpleNamespace(address=made.address, hidden=hidden, variables=variables, b=None)
 
     def add() -> None:
@@ -90,7 +96,6 @@ def cluster() -> Iterator[SimpleNamespace]:
         yield found
     finally:
         made.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -147,9 +152,14 @@ def done() -> dict[str, dict[str, Any]]:
 @pytest.mark.slow
 def test_a_node_that_sees_no_file_is_sent_them_and_its_results_come_back(cluster, folder, signs):
     made = jobs("meet", "meet", "three", "fail", "raise")
+    Path(signs, "far.txt").write_text("far")
+    far = f"file://{signs}/far"
+    made.append(BatchJob(f"{far}.txt", OutputSpec(f"{far}.out"), ("v.txt",)))
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with events.continued(trace):
         statuses = run(RayExecutor(cluster.address), made, spec(signs))
+    assert statuses.pop("far") == "done"
+    assert Path(signs, "far.out").read_text() == "ann far"
     assert statuses == {"0": "done", "1": "done", "2": "done", "3": "failed", "4": "lost"}
     texts = [Path(job.target).read_text() for job in made[:3]]
     assert texts == ["ann meet", "ann meet", "ann three"]
@@ -293,6 +303,22 @@ def test_an_address_where_nothing_listens_is_told_at_once():
                 list(RayExecutor(form).run(WorkerSpec("ray_kit:copying"), [{}]))
     with pytest.raises(ConfigError, match="'head' is no address of a Ray cluster; give auto"):
         list(RayExecutor("head").run(WorkerSpec("ray_kit:copying"), [{}]))
+
+
+def test_a_file_that_cannot_be_sent_fails_its_job_and_not_the_run(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(ray_executor, "_bytes_of", refuse)
+    monkeypatch.chdir(tmp_path)
+    (job,) = jobs("word")
+    crew = ray_executor._Crew(SimpleNamespace(put=None), spec(tmp_path), {"CPU": 1.0}, 1)
+    hand = ray_executor._Hand(None, 0, blind={str(tmp_path / "in")})
+    ((record, outcome),) = crew._give(hand, ray_executor._Task(job.record()))
+    assert record == job.record()
+    text = f"{tmp_path}/in/0.txt cannot be read (Permission denied)."
+    assert outcome == {"status": "failed", "error": text}
+    assert crew.idle == [hand]
 
 
 def test_without_ray_the_sentence_names_the_extra(monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
@@ -16,17 +15,6 @@ from auto_voice.cli.serve import read_tokens
 from auto_voice.client import Client
 from auto_voice.errors import ConfigError
 from server_kit import until
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_they_were():
-    loggers = [logging.getLogger(name) for name in ("auto_voice", "uvicorn")]
-    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
-        logger.propagate = propagate
 
 
 @pytest.fixture

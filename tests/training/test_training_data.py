@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from auto_voice.batch.executors import InlineExecutor
 from auto_voice.errors import OfflineError, TrainingError
 from auto_voice.training import features
 from auto_voice.training.data import Utterance, hold_out, scan
@@ -97,13 +98,14 @@ def test_workers_look_for_models_where_the_training_does(tmp_path, monkeypatch):
     assert (seen[0].settings.config, seen[0].settings.offline) == (config, True)
 
 
-def test_a_recording_that_is_gone_is_a_failure_and_stops_nothing(tmp_path):
+def test_a_recording_that_is_gone_is_a_failure_and_stops_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "_loaded", lambda _: None)
     (tmp_path / "anna").mkdir()
     (tmp_path / "anna" / "dead.wav").symlink_to("nowhere.wav")
     (tmp_path / "list.csv").write_text("path,speaker\ngone.wav,ben\n")
     utterances = [*scan([tmp_path / "list.csv"]), *scan([tmp_path])]
     assert [features.load(tmp_path, utterance) for utterance in utterances] == [None, None]
-    done, failures = features._store(utterances, tmp_path, features.Models(tmp_path, tmp_path))
-    assert done == 2
+    models = features.Models(tmp_path, tmp_path)
+    failures = features.extract(utterances, tmp_path, models, executor=InlineExecutor())
     assert all("does not exist" in why for why in failures.values())
     assert [path.name for path in failures] == ["gone.wav", "dead.wav"]

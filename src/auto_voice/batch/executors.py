@@ -9,22 +9,31 @@ function that takes jobs.
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any, Protocol
 
 from auto_voice import events
-from auto_voice.errors import AutoVoiceError
+from auto_voice.errors import AutoVoiceError, ConfigError, MissingDependencyError, first_line
 
 # A job, or what came of it: names to JSON values.
 Record = Mapping[str, Any]
 
 # Status of an outcome that ends the run, such as that the worker could not be made.
 FATAL = "fatal"
+# Files that many jobs share, such as voices, and that each worker keeps.
+SHARED_KEPT = 64
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.")
 # Does one job. Its own errors are outcomes; an AutoVoiceError that it raises ends the run, as every
 # other job would meet it, too.
 Worker = Callable[[Record], dict[str, Any]]
@@ -40,7 +49,8 @@ class WorkerSpec:
         places: settings that differ from worker to worker, such as the device: worker ``n`` adds
             entry ``n``, beginning anew after the last.
         reads: names of the fields of settings and jobs that hold paths of files to read: a text,
-            or a list of them. Executors that leave this machine send what is not seen elsewhere.
+            or a list of them. Executors that leave this machine send what is not seen elsewhere;
+            workers fetch themselves what has an address (:func:`is_url`).
         shared: the same for files that many jobs have in common, such as voices.
         writes: the same for results; each is a file, or a folder of which all is the job's.
     """
@@ -56,7 +66,7 @@ class WorkerSpec:
         module, _, name = self.factory.partition(":")
         place = self.places[worker % len(self.places)] if self.places else {}
         made: Worker = getattr(import_module(module), name)(**{**self.settings, **place})
-        return made
+        return _Fetching(self, made) if self.reads or self.shared or self.writes else made
 
 
 class Executor(Protocol):
@@ -224,6 +234,176 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+# Records and the files that they name
+
+
+def files_in(record: Any, names: Sequence[str]) -> list[str]:
+    """The texts in fields of these names, however deep."""
+    found: list[str] = []
+    if isinstance(record, Mapping):
+        for key, value in record.items():
+            if key in names and isinstance(value, str):
+                found += [value] if value else []
+            elif key in names and isinstance(value, (list, tuple)):
+                found += [item for item in value if item and isinstance(item, str)]
+            else:
+                found += files_in(value, names)
+    return found
+
+
+def with_files(record: Any, names: Sequence[str], local: Mapping[str, str]) -> Any:
+    """``record`` with other texts in fields of these names."""
+    if not isinstance(record, Mapping):
+        return record
+    out: dict[str, Any] = {}
+    for key, value in record.items():
+        if key in names and isinstance(value, str):
+            out[key] = local.get(value, value)
+        elif key in names and isinstance(value, (list, tuple)):
+            out[key] = [local.get(item, item) for item in value]
+        else:
+            out[key] = with_files(value, names, local)
+    return out
+
+
+def retold(value: Any, back: Mapping[str, str]) -> Any:
+    """An outcome whose sentences name files as the user does."""
+    if isinstance(value, str):
+        text = value
+        for path in sorted(back, key=len, reverse=True):
+            text = text.replace(path, back[path])
+        return text
+    if isinstance(value, Mapping):
+        return {key: retold(item, back) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [retold(item, back) for item in value]
+    return value
+
+
+def is_url(name: str) -> bool:
+    """Whether it is an address of fsspec, such as ``s3://bucket/talk.wav``, and no path."""
+    return _URL.match(name) is not None
+
+
+def remote(url: str) -> tuple[Any, str]:
+    """The file system of fsspec that an address belongs to, and the path there.
+
+    Raises:
+        MissingDependencyError: fsspec, or the package for this kind of address, is not installed.
+        ConfigError: there is no such kind of address, or no such place.
+    """
+    try:
+        import fsspec
+
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{url} needs a package that is not installed ({first_line(error)}); run: pip install "
+            "fsspec, and s3fs for s3://, gcsfs for gs://."
+        ) from error
+    except Exception as error:  # Each kind of storage has its own.
+        raise ConfigError(f"{url} cannot be reached ({first_line(error)}).") from error
+    return found
+
+
+def exists(name: str) -> bool:
+    """Whether there is something at a path or an address.
+
+    Raises:
+        ConfigError: the address cannot be asked.
+    """
+    if not is_url(name):
+        return Path(name).exists()
+    files, path = remote(name)
+    try:
+        return bool(files.exists(path))
+    except Exception as error:
+        raise ConfigError(f"{name} cannot be reached ({first_line(error)}).") from error
+
+
+class _Fetching:
+    """A worker of local files that takes jobs with addresses: fetches what they read, and brings
+    what they write to where it belongs."""
+
+    def __init__(self, spec: WorkerSpec, work: Worker) -> None:
+        self.spec, self.work = spec, work
+        self.kept: OrderedDict[str, Path] = OrderedDict()
+
+    def __call__(self, job: Record) -> dict[str, Any]:
+        names = (*self.spec.reads, *self.spec.shared, *self.spec.writes)
+        if not any(is_url(name) for name in files_in(job, names)):
+            return self.work(job)
+        with TemporaryDirectory(prefix="autovoice-") as scratch:
+            local: dict[str, str] = {}
+            try:
+                for url in filter(is_url, files_in(job, self.spec.reads)):
+                    local[url] = _fetched(url, Path(scratch, f"in{len(local)}"))
+                for url in filter(is_url, files_in(job, self.spec.shared)):
+                    local[url] = self._shared(url)
+                written = list(filter(is_url, files_in(job, self.spec.writes)))
+                for url in written:
+                    folder = Path(scratch, f"out{len(local)}")
+                    folder.mkdir()
+                    local[url] = str(folder / _name(url))
+                told = self.work(with_files(job, names, local))
+                outcome: dict[str, Any] = retold(told, {path: url for url, path in local.items()})
+                if outcome.get("status") == "done":
+                    for url in written:
+                        _bring(Path(local[url]), url)
+            except ConfigError as error:
+                return {"status": "failed", "error": str(error)}
+        return outcome
+
+    def _shared(self, url: str) -> str:
+        if url not in self.kept:
+            folder = Path(mkdtemp(prefix="autovoice-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            _fetched(url, folder)
+            self.kept[url] = folder
+        self.kept.move_to_end(url)
+        if len(self.kept) > SHARED_KEPT:
+            shutil.rmtree(self.kept.popitem(last=False)[1], ignore_errors=True)
+        return str(self.kept[url] / _name(url))
+
+
+def _name(url: str) -> str:
+    return url.rstrip("/").rpartition("/")[2]
+
+
+def _fetched(url: str, folder: Path) -> str:
+    """Where the file of an address lies now.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    files, path = remote(url)
+    folder.mkdir(exist_ok=True)
+    target = folder / _name(url)
+    try:
+        files.get_file(path, str(target))
+    except Exception as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else first_line(error)
+        raise ConfigError(f"{url} cannot be read ({why}).") from error
+    return str(target)
+
+
+def _bring(source: Path, url: str) -> None:
+    """Writes a file, or all files of a folder, to an address.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    files, path = remote(url)
+    inside = [item for item in source.rglob("*") if item.is_file()] if source.is_dir() else [source]
+    try:
+        for item in sorted(inside, key=lambda item: item.stat().st_mtime_ns):
+            target = path if item is source else f"{path}/{item.relative_to(source).as_posix()}"
+            files.makedirs(target.rpartition("/")[0], exist_ok=True)
+            files.put_file(str(item), target)
+    except Exception as error:
+        raise ConfigError(f"{url} cannot be written ({first_line(error)}).") from error
 
 
 def limit_threads(threads: int) -> None:

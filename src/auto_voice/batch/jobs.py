@@ -15,8 +15,15 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from auto_voice.audio.formats import list_folder
-from auto_voice.errors import AudioNotFoundError, AutoVoiceError, ConfigError, reason
+from auto_voice.audio.formats import AUDIO_SUFFIXES, list_folder
+from auto_voice.batch.executors import is_url, remote
+from auto_voice.errors import (
+    AudioNotFoundError,
+    AutoVoiceError,
+    ConfigError,
+    first_line,
+    reason,
+)
 from auto_voice.inference.controls import controls_from
 from auto_voice.inference.result import HIGHEST_OUTPUT_RATE, LOWEST_OUTPUT_RATE, OutputSpec
 
@@ -80,6 +87,11 @@ class Defaults:
     def folder(self) -> Path:
         return Path(self.output.path)
 
+    def target(self, name: str) -> str:
+        """Path or address of the result ``name`` in the folder."""
+        folder = os.fspath(self.output.path)
+        return f"{folder.rstrip('/')}/{name}" if is_url(folder) else str(self.folder / name)
+
 
 def collect(inputs: Iterable[str], defaults: Defaults) -> list[BatchJob]:
     """The jobs of files, folders, glob patterns and CSV or JSONL tables.
@@ -104,6 +116,8 @@ def collect(inputs: Iterable[str], defaults: Defaults) -> list[BatchJob]:
 
 
 def _of_input(given: str, defaults: Defaults) -> list[BatchJob]:
+    if is_url(given):
+        return _of_url(given, defaults)
     path = Path(given)
     if path.is_dir():
         return _of_folder(path, defaults)
@@ -113,12 +127,12 @@ def _of_input(given: str, defaults: Defaults) -> list[BatchJob]:
             raise ConfigError(f"{path} holds no jobs; write one row for each recording.")
         return rows
     if path.exists():
-        return [_of_file(path, path.parent, defaults)]
+        return [_of_file(path, path.name, defaults)]
     found = sorted(Path(p) for p in glob.glob(given, recursive=True))  # noqa: PTH207
     files = [p for p in found if p.is_file()]
     if not files:
         raise AudioNotFoundError(f"there is no file or folder {given}.")
-    return [_of_file(p, p.parent, defaults) for p in files]
+    return [_of_file(p, p.name, defaults) for p in files]
 
 
 def _apart(jobs: list[BatchJob]) -> list[BatchJob]:
@@ -167,15 +181,41 @@ def _of_folder(folder: Path, defaults: Defaults) -> list[BatchJob]:
         )
     if not found:
         raise AudioNotFoundError(f"the folder {folder} holds no recordings.")
-    return [_of_file(path, folder, defaults) for path in found]
+    return [_of_file(path, path.relative_to(folder), defaults) for path in found]
 
 
-def _of_file(path: Path, root: Path, defaults: Defaults) -> BatchJob:
-    relative = path.relative_to(root)
-    output = defaults.folder / relative.with_name(
-        f"{relative.stem}.{defaults.output.format or 'wav'}"
-    )
-    return _job(str(path), replace(defaults.output, path=str(output)), defaults.voice, {}, defaults)
+def _of_url(given: str, defaults: Defaults) -> list[BatchJob]:
+    """Of an address: a file, a folder or a pattern."""
+    files, path = remote(given)
+    root = path.rstrip("/")
+    outputs = defaults.target("")
+    inside = f"{remote(outputs)[1].rstrip('/')}/" if is_url(outputs) else ""
+    try:
+        if glob.has_magic(path):
+            named = {name: Path(name).name for name in files.glob(path) if files.isfile(name)}
+        elif files.isdir(path):
+            listed = {name: name[len(root) + 1 :] for name in files.find(root)}
+            if inside.startswith(f"{root}/") and inside != f"{root}/":  # Nothing but results.
+                listed = {n: r for n, r in listed.items() if not n.startswith(inside)}
+            named = {n: r for n, r in listed.items() if Path(r).suffix.lower() in AUDIO_SUFFIXES}
+            if ignored := ", ".join(sorted(listed[n] for n in listed.keys() - named.keys())):
+                log.warning("%s: ignored, because their names are not of recordings: %s", given,
+                            ignored)  # fmt: skip
+        else:
+            named = {path: Path(path).name} if files.isfile(path) else {}
+    except Exception as error:  # Each kind of storage has its own.
+        raise ConfigError(f"{given} cannot be read ({first_line(error)}).") from error
+    if not named:
+        raise AudioNotFoundError(f"there are no recordings at {given}.")
+    return [_of_file(files.unstrip_protocol(n), named[n], defaults) for n in sorted(named)]
+
+
+def _of_file(source: str | Path, relative: str | Path, defaults: Defaults) -> BatchJob:
+    """Of a recording, which has the name ``relative`` in the output folder but for its ending."""
+    named = Path(relative)
+    named = named.with_name(f"{named.stem}.{defaults.output.format or 'wav'}")
+    output = replace(defaults.output, path=defaults.target(named.as_posix()))
+    return _job(str(source), output, defaults.voice, {}, defaults)
 
 
 def _of_table(path: Path, defaults: Defaults) -> Iterator[BatchJob]:
@@ -187,20 +227,21 @@ def _of_table(path: Path, defaults: Defaults) -> Iterator[BatchJob]:
         relative = Path(source)
         format_ = _text(row.get("format")) or defaults.output.format
         name = str(row.get("output") or f"{relative.stem}.{format_ or 'wav'}")
-        path_ = Path(name) if Path(name).is_absolute() else defaults.folder / name
+        path_ = name if is_url(name) or Path(name).is_absolute() else defaults.target(name)
         if ".." in Path(name).parts:
             raise ConfigError(f"{where}: the output {name} climbs out of the output folder.")
         voice = _voices(row.get("voice"), path.parent) or defaults.voice
         given = {k: v for k, v in row.items() if k not in _OWN and v not in (None, "")}
         output = replace(
             defaults.output,
-            path=str(path_),
+            path=path_,
             format=format_,
             subtype=_text(row.get("subtype")) or defaults.output.subtype,
             rate=_rate(row.get("rate"), where) or defaults.output.rate,
         )
         try:
-            yield _job(str(_beside(source, path.parent)), output, voice, given, defaults)
+            read = source if is_url(source) else str(_beside(source, path.parent))
+            yield _job(read, output, voice, given, defaults)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
 
@@ -276,6 +317,8 @@ def stored_or_file(name: str, folder: Path | None = None) -> str:
     """The path of a voice: a file beside the table, or a stored voice; else the name as it is."""
     from auto_voice.voices.library import VoiceLibrary
 
+    if is_url(name):
+        return name
     path = _beside(name, folder) if folder is not None else Path(name)
     if path.exists():
         return str(path)
@@ -308,6 +351,14 @@ def _rate(value: Any, where: str) -> int | None:
 
 def _stamp(path: str) -> list[Any]:
     """What changes when a file does; nothing for what is no file."""
+    if is_url(path):
+        files, place = remote(path)
+        try:
+            return [path, str(files.ukey(place))]
+        except FileNotFoundError:
+            return [path]
+        except Exception as error:  # Each kind of storage has its own.
+            raise ConfigError(f"{path} cannot be read ({first_line(error)}).") from error
     try:
         stat = Path(path).stat()
     except OSError:

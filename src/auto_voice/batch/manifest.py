@@ -19,7 +19,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from auto_voice.batch.executors import Executor, Record, Worker, WorkerSpec
+from auto_voice.batch.executors import Executor, Record, Worker, WorkerSpec, exists
 from auto_voice.batch.jobs import BatchJob
 from auto_voice.errors import AudioOutputError, AutoVoiceError, reason
 from auto_voice.inference.controls import controls_from
@@ -105,7 +105,7 @@ class Manifest:
         """Whether an earlier run made the output from the same source, voice and options."""
         line = self.latest.get(job.target, {})
         done = line.get("status") == "done" and line.get("key") == job.key
-        return done and Path(job.target).is_file()
+        return done and exists(job.target)
 
     def owns(self, job: BatchJob) -> bool:
         """Whether the output, if it exists, is of this batch and may be replaced."""
@@ -169,7 +169,7 @@ def run_batch(
     for job in jobs:
         if not overwrite and manifest.is_done(job):
             yield JobOutcome(job, "skipped")
-        elif not overwrite and not manifest.owns(job) and Path(job.target).exists():
+        elif not overwrite and not manifest.owns(job) and exists(job.target):
             text = f"{job.target} exists already and is not of this batch; add --overwrite."
             manifest.record(job, REFUSED, error=text)
             yield JobOutcome(job, "failed", text)

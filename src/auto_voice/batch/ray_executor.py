@@ -11,13 +11,14 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
 import sys
 import tempfile
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -26,7 +27,18 @@ from typing import Any
 from uuid import uuid4
 
 from auto_voice import __version__, events
-from auto_voice.batch.executors import FATAL, Record, WorkerSpec, limit_threads, portable
+from auto_voice.batch.executors import (
+    FATAL,
+    SHARED_KEPT,
+    Record,
+    WorkerSpec,
+    files_in,
+    is_url,
+    limit_threads,
+    portable,
+    retold,
+    with_files,
+)
 from auto_voice.errors import (
     AutoVoiceError,
     ConfigError,
@@ -43,8 +55,6 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3
 # Workers that may fail to start one after the other before the run is given up.
 FAILED_STARTS = 3
-# Files that many jobs share, such as voices, and that the object store and each worker keep.
-SHARED_KEPT = 64
 # Seconds of waiting for a node after the last one that could hold a worker has gone.
 STRANDED_SECONDS = 300.0
 # Seconds between two looks at the nodes while nothing comes back.
@@ -181,6 +191,7 @@ class _Crew:
         self.again: deque[_Task] = deque()
         self.failed_starts = 0
         self.stranded_since: float | None = None
+        self.told = False
         self.parcels = _Parcels(ray, spec)
 
     def work(self, first: Record, waiting: Iterator[Record]) -> Iterator[tuple[Record, Record]]:
@@ -194,7 +205,7 @@ class _Crew:
                 if job is not None:
                     self.again.append(_Task(job))
             while self.again and self.idle:
-                self._send(self.idle.pop(), self.again.popleft())
+                yield from self._give(self.idle.pop(), self.again.popleft())
             while len(self._hands()) - len(self._tasks()) < len(self.again):
                 self._hire()
             if not self.again and not self._tasks():
@@ -243,16 +254,27 @@ class _Crew:
                 __version__,
             )
         )
-        self._send(_Hand(actor, number), _Task(None))
+        hand = _Hand(actor, number)
+        self.busy[actor.begin.remote(self.spec, self._settings(hand))] = (hand, _Task(None))
 
-    def _send(self, hand: _Hand, task: _Task) -> None:
-        if task.job is None:
-            parcel = self.parcels.pack(self.spec.settings, hand.blind)
-            reference = hand.actor.begin.remote(self.spec, parcel)
+    def _settings(self, hand: _Hand) -> _Parcel:
+        try:
+            return self.parcels.pack(self.spec.settings, hand.blind)
+        except OSError as error:
+            raise ConfigError(f"{error.filename} cannot be read ({reason(error)}).") from error
+
+    def _give(self, hand: _Hand, task: _Task) -> Iterator[tuple[Record, Record]]:
+        """Sends a job to a worker; yields its outcome where a file of it cannot be sent."""
+        assert task.job is not None
+        try:
+            # Whoever had it before may still be at work on the result, cut off from us.
+            parcel = self.parcels.pack(task.job, hand.blind, alone=task.costs > 0)
+        except OSError as error:
+            self.idle.append(hand)
+            text = f"{error.filename} cannot be read ({reason(error)})."
+            yield task.job, {"status": "failed", "error": text}
         else:
-            parcel = self.parcels.pack(task.job, hand.blind)
-            reference = hand.actor.do.remote(dict(task.job), parcel)
-        self.busy[reference] = (hand, task)
+            self.busy[hand.actor.do.remote(dict(task.job), parcel)] = (hand, task)
 
     def _received(self, reference: Any) -> Iterator[tuple[Record, Record]]:
         hand, task = self.busy.pop(reference)
@@ -264,7 +286,11 @@ class _Crew:
         status = outcome.get("status")
         if status == _UNSEEN:
             hand.blind.update(_folder(path) for path in outcome["paths"])
-            self._send(hand, task)
+            if task.job is None:
+                parcel = self._settings(hand)
+                self.busy[hand.actor.begin.remote(self.spec, parcel)] = (hand, task)
+            else:
+                yield from self._give(hand, task)
         elif status == FATAL:  # It would meet every other worker, too.
             raise outcome["error"]
         elif task.job is None:
@@ -278,7 +304,7 @@ class _Crew:
     def _died(self, hand: _Hand, task: _Task, error: Exception) -> Iterator[tuple[Record, Record]]:
         with suppress(Exception):
             self.ray.kill(hand.actor)
-        why = first_line(error)
+        why = first_line(getattr(error, "cause", None) or error)  # What a worker raised.
         if task.job is None:
             self.failed_starts += 1
             if self.failed_starts >= FAILED_STARTS:
@@ -299,6 +325,9 @@ class _Crew:
             AutoVoiceError: it has been so for ``STRANDED_SECONDS``.
         """
         living = [hand for hand in self._hands() if hand.ready]
+        if not living and not self.told:
+            self.told = True
+            log.warning("no worker has room yet: the cluster is busy, growing, or loading models")
         if living or any(_room(node, self.need) for node in _nodes(self.ray)):
             self.stranded_since = None
             return
@@ -326,7 +355,8 @@ class _Parcel:
     """Where a record's files lie here, by the names that the record gives them.
 
     Attributes:
-        writes: path of each result and of a marker in its folder, which whoever shares that sees.
+        writes: path of each result and of a marker in its folder, which whoever shares that sees;
+            no marker: the result has to come back.
     """
 
     reads: Mapping[str, _Read]
@@ -342,15 +372,19 @@ class _Parcels:
         self._markers: dict[str, Path] = {}
         self._shared: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
 
-    def pack(self, record: Record, blind: set[str]) -> _Parcel:
+    def pack(self, record: Record, blind: set[str], alone: bool = False) -> _Parcel:
         """What a worker needs to find or take the files of ``record``.
 
         Args:
             blind: folders whose files are sent, because the worker does not see them.
+            alone: results come back even where the worker shares their folder.
+
+        Raises:
+            OSError: a file cannot be read here.
         """
         reads = {}
         for names, shared in ((self.spec.reads, False), (self.spec.shared, True)):
-            for given in _paths(record, names):
+            for given in filter(_local, files_in(record, names)):
                 path = str(Path(given).absolute())
                 stamp = _stamp(path)
                 data: tuple[Any, ...] = ()
@@ -358,9 +392,9 @@ class _Parcels:
                     data = (self._reference(path, stamp, shared),)
                 reads[given] = _Read(path, stamp, data, shared)
         writes = {}
-        for given in _paths(record, self.spec.writes):
+        for given in filter(_local, files_in(record, self.spec.writes)):
             path = str(Path(given).absolute())
-            writes[given] = (path, self._marker(_folder(path)))
+            writes[given] = (path, "" if alone else self._marker(_folder(path)))
         return _Parcel(reads, writes)
 
     def unpack(self, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -446,7 +480,7 @@ class _Worker:
         names = (*spec.reads, *spec.shared)
         try:
             with events.continued(self.traceparent):
-                changed = replace(spec, settings=_changed(spec.settings, names, local))
+                changed = replace(spec, settings=with_files(spec.settings, names, local))
                 self.work = changed.build(self.number)
         except Exception as error:
             return {"status": FATAL, "error": portable(error)}
@@ -456,15 +490,15 @@ class _Worker:
         """The outcome of a job, with the bytes of results under ``files`` where the driver has to
         write them."""
         scratch = self.folder / "job"
+        opened = self._open(parcel, scratch)
+        if isinstance(opened, dict):
+            return opened
+        local, made = opened
         try:
-            opened = self._open(parcel, scratch)
-            if isinstance(opened, dict):
-                return opened
-            local, made = opened
             names = (*self.spec.reads, *self.spec.shared, *self.spec.writes)
             with events.continued(self.traceparent):
-                told = self.work(_changed(job, names, local))
-            outcome: dict[str, Any] = _told(told, {path: given for given, path in local.items()})
+                told = self.work(with_files(job, names, local))
+            outcome: dict[str, Any] = retold(told, {path: given for given, path in local.items()})
             if outcome.get("status") == "done" and made:
                 outcome["files"] = [
                     (str(Path(target, relative)), data)
@@ -505,7 +539,7 @@ class _Worker:
             Path(self.kept.pop(key)).unlink(missing_ok=True)
         made = []
         for number, (given, (path, marker)) in enumerate(parcel.writes.items()):
-            if Path(marker).exists():
+            if marker and Path(marker).exists():
                 local[given] = path
                 continue
             place = scratch / f"out{number}" / Path(path).name
@@ -531,50 +565,12 @@ class _Worker:
         return str(place)
 
 
-# Records and files
+# Files
 
 
-def _paths(record: Any, names: Sequence[str]) -> list[str]:
-    """The texts in fields of these names, however deep."""
-    found: list[str] = []
-    if isinstance(record, Mapping):
-        for key, value in record.items():
-            if key in names and isinstance(value, str):
-                found += [value] if value else []
-            elif key in names and isinstance(value, (list, tuple)):
-                found += [item for item in value if item and isinstance(item, str)]
-            else:
-                found += _paths(value, names)
-    return found
-
-
-def _changed(record: Any, names: Sequence[str], local: Mapping[str, str]) -> Any:
-    """``record`` with other texts in fields of these names."""
-    if not isinstance(record, Mapping):
-        return record
-    out: dict[str, Any] = {}
-    for key, value in record.items():
-        if key in names and isinstance(value, str):
-            out[key] = local.get(value, value)
-        elif key in names and isinstance(value, (list, tuple)):
-            out[key] = [local.get(item, item) for item in value]
-        else:
-            out[key] = _changed(value, names, local)
-    return out
-
-
-def _told(value: Any, back: Mapping[str, str]) -> Any:
-    """An outcome whose sentences name files as the user does."""
-    if isinstance(value, str):
-        text = value
-        for path in sorted(back, key=len, reverse=True):
-            text = text.replace(path, back[path])
-        return text
-    if isinstance(value, Mapping):
-        return {key: _told(item, back) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_told(item, back) for item in value]
-    return value
+def _local(name: str) -> bool:
+    """Whether it is a path; addresses are fetched and written by every worker itself."""
+    return not is_url(name)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
@@ -644,9 +640,10 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
     worker = sys.modules.get("ray._private.worker")
     if worker is not None:
         vars(worker)["_worker_logs_enabled"] = False
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
-            None if address == "local" else address,
+            address,
             log_to_driver=False,
             logging_level=logging.ERROR,
             **({"include_dashboard": False} if address == "local" else {}),
@@ -656,6 +653,8 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
             f"no Ray cluster can be used at {address!r} ({first_line(error)}); start one with "
             "`ray start --head`, or name another with --address."
         ) from error
+    with suppress(ValueError):  # In another thread than the main one, where Ray sets none, either.
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
     try:
         yield
     finally:

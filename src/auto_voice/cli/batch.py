@@ -45,10 +45,16 @@ NOT_ALL_DONE = 2
     "-o",
     "--output",
     "folder",
-    type=click.Path(path_type=Path),
-    default=Path("converted"),
+    default="converted",
+    metavar="FOLDER",
     show_default=True,
     help="Folder for the results and the manifest; made if it does not exist.",
+)
+@click.option(
+    "--manifest",
+    "account",
+    type=click.Path(path_type=Path),
+    help="The manifest [default: manifest.jsonl in the output folder].",
 )
 @click.option("--dry-run", is_flag=True, help="Print what would be done.")
 @click.option("--overwrite", is_flag=True, help="Do again what is done; replace what is there.")
@@ -62,7 +68,8 @@ NOT_ALL_DONE = 2
 def batch(
     inputs: tuple[str, ...],
     voices: tuple[str, ...],
-    folder: Path,
+    folder: str,
+    account: Path | None,
     executor: str,
     address: str | None,
     workers: int | None,
@@ -88,21 +95,26 @@ def batch(
     autovoice batch lectures/ --voice ann -o out/
     autovoice batch 'talks/*.mp3' more.wav --voice ann.wav -o out/ --format flac --workers 4
     autovoice batch jobs.csv -o out/ --dry-run
+    autovoice batch s3://talks/2026/ --voice ann -o s3://talks/ann/ --manifest ann.jsonl
     autovoice batch jobs.csv -o out/ --executor ray --address ray://head:10001 --resources gpu=0.5
     """
-    from auto_voice.batch.executors import Executor, InlineExecutor, ProcessExecutor
+    from auto_voice.batch.executors import Executor, InlineExecutor, ProcessExecutor, is_url
     from auto_voice.batch.jobs import Defaults, collect, stored_or_file
     from auto_voice.batch.manifest import MANIFEST, Manifest, run_batch
+    from auto_voice.errors import ConfigError
     from auto_voice.inference.result import OutputSpec
 
     values = control_values(options)
     defaults = Defaults(
         voice=tuple(stored_or_file(voice) for voice in voices),
-        output=OutputSpec(str(folder), format_, subtype, rate, allow_mock=mock),
+        output=OutputSpec(folder, format_, subtype, rate, allow_mock=mock),
         controls=values.account(),
     )
+    if account is None and is_url(folder):
+        raise ConfigError(f"{folder} cannot hold the manifest; name a file here with --manifest.")
+    account = account or Path(folder, MANIFEST)
     jobs = collect(inputs, defaults)
-    _check_formats(jobs)
+    _check_formats(jobs, account)
     if dry_run:
         _show(jobs, as_json)
         return 0
@@ -113,7 +125,7 @@ def batch(
     started = time.perf_counter()
     counts = {"done": 0, "skipped": 0, "failed": 0, "lost": 0}
     seconds = 0.0
-    with Manifest(folder / MANIFEST) as manifest:
+    with Manifest(account) as manifest:
         outcomes = run_batch(jobs, runs, spec, manifest, overwrite=overwrite)
         for number, outcome in enumerate(outcomes, 1):
             counts[outcome.status] += 1
@@ -125,7 +137,7 @@ def batch(
     failed = counts["failed"] + counts["lost"]
     summary = {
         **counts, "audio_seconds": round(seconds, 1), "seconds": round(took, 1),
-        "audio_seconds_per_second": round(seconds / took, 2), "manifest": str(folder / MANIFEST),
+        "audio_seconds_per_second": round(seconds / took, 2), "manifest": str(account),
     }  # fmt: skip
     if as_json:
         click.echo(json.dumps(summary))
@@ -133,12 +145,14 @@ def batch(
         click.echo(
             f"{counts['done']} done, {counts['skipped']} done before, {failed} failed: "
             f"{seconds:.0f} s of audio in {took:.0f} s ({seconds / took:.2f} s per second); "
-            f"see {folder / MANIFEST}"
+            f"see {account}"
         )
     return NOT_ALL_DONE if failed else 0
 
 
-def _spec(mock: bool, workers: int | None, options: dict[str, Any], here: bool) -> WorkerSpec:
+def _spec(
+    mock: bool, workers: int | None, options: dict[str, Any], here: bool = True
+) -> WorkerSpec:
     """How each worker makes its pipeline: the options as JSON values, and, of processes ``here``,
     its share of devices."""
     from auto_voice.batch.executors import WorkerSpec, cores
@@ -176,14 +190,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _check_formats(jobs: list[BatchJob]) -> None:
+def _check_formats(jobs: list[BatchJob], manifest: Path) -> None:
     """A format that cannot be is the user's slip: better said before the first file than after."""
     from auto_voice.audio.io import choose_encoding
-    from auto_voice.batch.manifest import MANIFEST
     from auto_voice.errors import ConfigError
 
     for job in jobs:
-        if Path(job.target).name == MANIFEST:
+        if Path(job.target).name == manifest.name:
             raise ConfigError(f"{job.target} is the name of the manifest; choose another output.")
     for suffix, format_, subtype in {
         (Path(job.target).suffix, job.output.format, job.output.subtype) for job in jobs

@@ -119,7 +119,9 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
     "--longest-seconds", default=10800.0, show_default=True, help="Longest recording of a job."
 )
 @click.option(
-    "--live-streams", default=2, show_default=True, help="Live conversions at the same time."
+    "--live-streams",
+    type=click.IntRange(0),
+    help="Live conversions at the same time [default: one for two cores, or one per device].",
 )
 @click.option("--keep-hours", default=24.0, show_default=True, help="Hours to keep results.")
 @click.option(
@@ -148,7 +150,7 @@ def serve(
     upload_mb: int,
     direct_seconds: float,
     longest_seconds: float,
-    live_streams: int,
+    live_streams: int | None,
     keep_hours: float,
     keep_mb: int,
     mirror_fetch: bool,
@@ -176,11 +178,15 @@ def serve(
     _check_installed()
     import uvicorn
 
+    from auto_voice.models.runtime.sessions import threads
     from auto_voice.server import ServerSettings, create_app
     from auto_voice.server.admission import PatientProtocol
     from auto_voice.server.settings import default_data_dir
 
     pipelines = make_pipelines(mock, models)
+    if live_streams is None:
+        # One takes more than half a core, and other conversions run beside it.
+        live_streams = max(len(pipelines), threads() // 2)
     shared = get_settings(database=database, files=files)
     settings = ServerSettings(
         data_dir=data_dir or default_data_dir(),

@@ -114,7 +114,11 @@ class ProgressDisplay:
 
         tqdm.monitor_interval = 0  # Its thread is of no use here, and decoders are quiet without.
         bytes_ = progress.stage == "download"
-        shape = {"unit": "B", "unit_scale": True} if bytes_ else {"bar_format": "{l_bar}{bar}|"}
+        shape = (
+            {"unit": "B", "unit_scale": True}
+            if bytes_
+            else {"bar_format": "{l_bar}{bar}| {remaining} left"}
+        )
         self._bar = tqdm(desc=label, total=progress.total or None, leave=bytes_, **shape)
 
     def _close(self) -> None:

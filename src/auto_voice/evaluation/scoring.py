@@ -24,7 +24,6 @@ from auto_voice.evaluation.metrics import character_errors, normalise_text, word
 from auto_voice.evaluation.pairs import (
     Pair,
     conversion_path,
-    peak_memory_mb,
     refuse_mock,
     told_notes,
 )
@@ -360,7 +359,6 @@ def evaluate_on(
     numbered = {str(number): pair for number, pair in enumerate(pairs, 1)}
     scored: dict[int, tuple[Pair, PairScore]] = {}
     problems: list[str] = []
-    peaks: list[float | None] = []
     pins: dict[str, str] = {}
     system: dict[str, str] = {}
     notes: dict[str, None] = {}
@@ -373,7 +371,6 @@ def evaluate_on(
             score = {**score, "targets": tuple(score["targets"]), "notes": tuple(score["notes"])}
             scored[int(job["number"])] = (pair, PairScore(**score))
             pins = outcome["pins"]
-            peaks.append(outcome["peak_memory_mb"])
             system.update(outcome["system"])
             notes.update(dict.fromkeys(outcome["notes"]))
             for path, role, vector in outcome["embeddings"]:
@@ -387,7 +384,7 @@ def evaluate_on(
         found, [*notes, *problems],
         lambda them: verification(them, roles, lambda path, role: known[path, role]),
         of=len(pairs), name=name, group_by=group_by, resamples=RESAMPLES, seed=SEED, pins=pins,
-        system=system, peak_memory_mb=max((p for p in peaks if p is not None), default=None),
+        system=system,
     )  # fmt: skip
 
 
@@ -466,7 +463,6 @@ class Judging:
         return {
             "status": "done", "score": asdict(score), "system": dict(result.models),
             "pins": dict(self.scorer.judges.pins), "notes": told_notes(result),
-            "peak_memory_mb": peak_memory_mb(),
             "embeddings": embeddings,
         }  # fmt: skip
 
@@ -488,7 +484,7 @@ def _evaluation(
     seed: int,
     pins: Mapping[str, str],
     system: Mapping[str, str],
-    peak_memory_mb: float | None,
+    peak_memory_mb: float | None = None,
 ) -> Evaluation:
     """The figures over all pairs ``of`` a list that could be scored.
 
