@@ -31,6 +31,7 @@ from auto_voice.server.files import new_id
 from auto_voice.server.jobs import (
     COMPUTE,
     DONE,
+    MAINTENANCE,
     CancellationToken,
     ClaimLostError,
     JobRequest,
@@ -163,8 +164,9 @@ def test_a_claim_whose_answer_was_lost_is_put_back(opened):
     assert store.claim(COMPUTE).ticket != claim.ticket
 
 
+@pytest.mark.slow
 def test_direct_work_outlives_its_worker_but_not_its_server(opened):
-    server, worker, other = opened(), opened(), opened()
+    server, worker, other = (opened(lease_seconds=4.0) for _ in range(3))
     job = add(server, direct=True)
     worker.claim(COMPUTE)
     server.beat()
@@ -174,8 +176,20 @@ def test_direct_work_outlives_its_worker_but_not_its_server(opened):
     assert other.get(job.id).state == "cancelled"
 
 
+def test_models_are_kept_up_where_that_was_asked(opened):
+    asked, other = opened(), opened()
+    job = asked.add(JobRequest(new_id(), "a", "pull", ["m"], {}, lane=MAINTENANCE), MANY)
+    assert other.claim(MAINTENANCE) is None
+    assert asked.claim(MAINTENANCE).job.id == job.id
+    left = asked.add(JobRequest(new_id(), "a", "pull", ["m"], {}, lane=MAINTENANCE), MANY)
+    asked.close()
+    until(lambda: (other.beat(), other.recover(3), other.get(left.id).is_finished)[2], seconds=30)
+    assert [other.get(one.id).state for one in (job, left)] == ["cancelled", "cancelled"]
+
+
+@pytest.mark.slow
 def test_after_an_absence_of_the_database_nobody_counts_as_dead_at_once(opened, postgres_server):
-    ours, others = opened(), opened()
+    ours, others = opened(lease_seconds=5.0), opened(lease_seconds=5.0)
     add(ours)
     others.claim(COMPUTE)
     until(lambda: (ours.beat(), ours.recover(3))[1] != (0, 0), seconds=30)
