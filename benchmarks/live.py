@@ -1,15 +1,17 @@
 """Live conversion: what a block costs, what the latency costs in quality, and whether it lasts.
 
-    python benchmarks/live.py speed [--blocks 20 40 80 160 320] [--lookahead 160] [--seconds 5]
-    python benchmarks/live.py quality PAIRS.csv [--settings 80/80 160/160 320/320] [--seconds 8]
-    python benchmarks/live.py soak --minutes 30 [--block 320]
+    python benchmarks/live.py speed [--blocks 20 40 80 160 320] [--lookahead 110] [--seconds 5]
+    python benchmarks/live.py quality PAIRS.csv [--settings 80/80 160/110 320/320] [--seconds 8]
+    python benchmarks/live.py soak --minutes 30 [--block 160]
+    python benchmarks/live.py connections [--most 3] [--seconds 20]
 
 ``speed`` gives seconds of work for a second of sound by step, and percentiles of the work of a
 block, idle and beside a process that does nothing but count. ``quality`` converts each pair as a
 file and live with every setting (block/look-ahead in ms) and lets the judges of ``autovoice
 evaluate`` measure them; each source is one speaker's beginning, of whom nothing is known yet, or
 with ``--own-voice`` is. ``soak`` runs at the pace of real time and fails where memory grows or
-sound is lost. ``--mock`` runs the scaffolding without models.
+sound is lost. ``connections`` lets one client after the other more speak to a server at the pace of
+real time, to its limit and one beyond. ``--mock`` runs the scaffolding without models.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +34,7 @@ from engine import neighbour
 from auto_voice import PipelineConfig, VoiceConversionPipeline
 from auto_voice.audio.io import read_audio
 from auto_voice.audio.writing import write_audio
-from auto_voice.inference.streaming import LiveSession, StreamReport
+from auto_voice.inference.streaming import BLOCK_MS, LOOKAHEAD_MS, LiveSession, StreamReport
 from auto_voice.models.mock_models import mock_sample
 from auto_voice.types import Waveform
 
@@ -135,6 +138,7 @@ def soak(pipeline: VoiceConversionPipeline, options: argparse.Namespace) -> int:
         pipeline.clone(talk(8.0, 210.0)), sample_rate=48_000,
         block_ms=options.block, lookahead_ms=options.lookahead,
     )  # fmt: skip
+    stream.warm_up()
     session, ended = LiveSession(stream), threading.Event()
     worker = threading.Thread(target=_work, args=(session, ended))
     spoken = np.tile(mock_sample(20.0, 48_000, f0_hz=120.0).samples, 2)
@@ -163,6 +167,77 @@ def soak(pipeline: VoiceConversionPipeline, options: argparse.Namespace) -> int:
     return 1 if lost or grown > SOAK_MB else 0
 
 
+def connections(pipeline: VoiceConversionPipeline, options: argparse.Namespace) -> None:
+    """From one client to as many as the server takes, and one more, which is refused."""
+    import uvicorn
+
+    from auto_voice.client import Client
+    from auto_voice.errors import BusyError
+    from auto_voice.server import Engine, ServerSettings, create_app
+    from auto_voice.voices.library import VoiceLibrary
+
+    rate, spoken = 48_000, mock_sample(options.seconds, 48_000, f0_hz=120.0).samples
+    with tempfile.TemporaryDirectory() as folder:
+        voices = Path(folder) / "voices"
+        VoiceLibrary(voices).add("friend", pipeline.clone(talk(8.0, 210.0)))
+        settings = ServerSettings(
+            data_dir=Path(folder) / "data", live_streams=options.most,
+            live_streams_client=options.most,
+        )  # fmt: skip
+        app = create_app(settings, Engine(pipeline, voices))
+        config = uvicorn.Config(app, port=0, log_config=None, access_log=False)
+        server, listening = uvicorn.Server(config), config.bind_socket()
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        print("clients  delay median    p95  left out   RTF")
+        try:
+            for count in range(1, options.most + 1):
+                with Client(url) as client, ExitStack() as held:
+                    open_ = [
+                        held.enter_context(client.live("friend", sample_rate=rate))
+                        for _ in range(count)
+                    ]
+                    delays: list[float] = []
+                    talking = [
+                        threading.Thread(target=_converse, args=(one, spoken, rate, delays))
+                        for one in open_
+                    ]
+                    if count == options.most:
+                        try:
+                            client.live("friend", sample_rate=rate)
+                        except BusyError as error:
+                            print(f"one more: {error}")
+                    for one in talking:
+                        one.start()
+                    for one in talking:
+                        one.join()
+                    reports = [one.report for one in open_]
+                    left = sum(r["dropped_blocks"] for r in reports)
+                    rtf = statistics.mean(r["rtf"] for r in reports)
+                    print(
+                        f"{count:7} {np.median(delays):10.0f}ms {np.percentile(delays, 95):6.0f} "
+                        f"{left:8} {rtf:6.2f}",
+                        flush=True,
+                    )
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _converse(conversion: Any, spoken: Any, rate: int, delays: list[float]) -> None:
+    """Speaks at the pace of real time and notes how much of it has no result yet, in ms."""
+    started, back = time.monotonic(), 0
+    for at in range(0, len(spoken), rate // 50):
+        time.sleep(max(0.0, started + at / rate - time.monotonic()))
+        conversion.send(spoken[at : at + rate // 50])
+        while len(found := conversion.receive(0)):
+            back += len(found)
+        if at > rate:
+            delays.append(1000 * (at + rate // 50 - back) / rate)
+    conversion.finish()
+
+
 def _work(session: LiveSession, ended: threading.Event) -> None:
     while not ended.is_set():
         session.step(0.05)
@@ -183,22 +258,27 @@ def main() -> int:
     what = parser.add_subparsers(dest="what", required=True)
     command = what.add_parser("speed")
     command.add_argument("--blocks", type=float, nargs="+", default=[20, 40, 80, 160, 320])
-    command.add_argument("--lookahead", type=float, default=160)
+    command.add_argument("--lookahead", type=float, default=LOOKAHEAD_MS)
     command.add_argument("--seconds", type=float, default=5.0)
     command = what.add_parser("quality")
     command.add_argument("pairs", type=Path)
-    settings = ["80/80", "80/160", "160/80", "160/160", "160/320", "320/320"]
+    settings = ["160/80", "160/110", "160/160", "160/320"]
     command.add_argument("--settings", nargs="+", default=settings)
     command.add_argument("--seconds", type=float, default=8.0)
     command.add_argument("--own-voice", action="store_true")
     command = what.add_parser("soak")
     command.add_argument("--minutes", type=float, default=30)
-    command.add_argument("--block", type=float, default=320)
-    command.add_argument("--lookahead", type=float, default=160)
+    command.add_argument("--block", type=float, default=BLOCK_MS)
+    command.add_argument("--lookahead", type=float, default=LOOKAHEAD_MS)
+    command = what.add_parser("connections")
+    command.add_argument("--most", type=int, default=3)
+    command.add_argument("--seconds", type=float, default=20)
     options = parser.parse_args()
     config: dict[str, Any] = {"use_mock_models": options.mock, **options.config}
     pipeline = VoiceConversionPipeline(PipelineConfig(**config))
-    run = {"speed": speed, "quality": quality, "soak": soak}[options.what]
+    run = {"speed": speed, "quality": quality, "soak": soak, "connections": connections}[
+        options.what
+    ]
     return run(pipeline, options) or 0
 
 

@@ -109,3 +109,26 @@ def test_the_detector_starts_no_threads_and_leaves_the_environment_alone() -> No
         [sys.executable, "-c", THREADS], capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["0", "None"]
+
+
+# The address space is limited to what is in use and less than a second detector takes.
+FULL = """
+import resource
+import numpy as np
+from auto_voice.audio.vad import speech_probability
+noise = np.random.default_rng(0).standard_normal(16000).astype("f4") * 0.1
+speech_probability(noise, 16000)
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (64 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    speech_probability(noise[::-1].copy(), 16000)
+except MemoryError:
+    print("full")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="limits memory as Linux does")
+def test_full_memory_is_an_error_and_not_the_end_of_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("full\n", 0), done.stderr

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from auto_voice.errors import EvaluationError
-from auto_voice.evaluation.leakage import measure, read_trials
+from auto_voice.evaluation.leakage import (
+    content_parts,
+    measure,
+    read_sentences,
+    read_trials,
+    throat_shares,
+)
+from auto_voice.models.content_model import CompactContentEncoder
 
 
 def corpus(folder: Path, voices: int = 4, sentences: int = 3) -> Path:
@@ -88,3 +95,59 @@ def test_a_folder_without_a_list_is_told(tmp_path: Path) -> None:
 def test_a_voice_with_one_sentence_cannot_be_tried(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="two sentences"):
         read_trials(corpus(tmp_path, sentences=1), 3)
+
+
+def test_sentences_are_those_that_several_speakers_say(tmp_path: Path) -> None:
+    rows = [("0/0.wav", "a", "s0"), ("0/1.wav", "b", "s0"), ("1/0.wav", "a", "s1"),
+            ("1/1.wav", "a", "s1"), ("2/0.wav", "a", "")]  # fmt: skip
+    with (tmp_path / "speech.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "speaker", "parallel"), *rows])
+    assert read_sentences(tmp_path, 5) == [[tmp_path / "0/0.wav", tmp_path / "0/1.wav"]]
+    assert len(read_sentences(corpus(tmp_path, sentences=6), 4)) == 4
+    assert read_sentences(tmp_path, 4) == read_sentences(tmp_path, 4)
+    with pytest.raises(EvaluationError, match="no sentence that several speakers say"):
+        read_sentences(corpus(tmp_path, voices=1), 4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_throats_share_of_the_content_is_its_share_of_the_variance(share: float) -> None:
+    """Frames and throats are drawn with known variances, in one group of dims and not the other."""
+    rng = np.random.default_rng(0)
+
+    def encode(path: Path) -> np.ndarray:
+        words = np.random.default_rng(int(path.parent.name)).standard_normal((400, 8))
+        throat = rng.standard_normal((400 + voice(path) % 2, 8))
+        throat[:400, 4:] = np.sqrt(1 - share) * words[:, 4:] + np.sqrt(share) * throat[:400, 4:]
+        throat[:400, :4] = words[:, :4]
+        return throat
+
+    sentences = [[Path(f"{s}/{v}.wav") for v in range(6)] for s in range(5)]
+    found = throat_shares(sentences, encode, {"words": slice(0, 4), "both": slice(4, 8)})
+    assert found["words"].value == pytest.approx(0)
+    assert found["both"].value == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("envelope", "cepstra", "parts"),
+    [
+        (False, False, {"learnt": (0, 16)}),
+        (True, False, {"learnt": (0, 16), "envelope": (16, 24)}),
+        (True, True, {"learnt": (0, 16), "envelope": (16, 24), "cepstra": (24, 64)}),
+    ],
+)
+def test_parts_of_the_content_are_told_apart(
+    envelope: bool, cepstra: bool, parts: dict[str, tuple[int, int]]
+) -> None:
+    class Nothing:
+        device = "cpu"
+
+    encoder = CompactContentEncoder(Nothing(), 16, "a@1", "b", envelope, cepstra)  # type: ignore[arg-type]
+    assert {k: (v.start, v.stop) for k, v in content_parts(encoder)[1].items()} == parts
+    assert encoder.dims == max(end for _, end in parts.values())
+
+
+def test_content_of_another_encoder_is_one_part() -> None:
+    class Other:
+        sample_rate = 16000
+
+    assert content_parts(Other())[1] == {"all": slice(None)}

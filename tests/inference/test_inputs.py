@@ -133,9 +133,9 @@ def test_blocks_of_a_file_are_what_the_whole_is(samples, tmp_path):
     a, b = (np.concatenate(list(one.blocks(16000))) for one in (whole, streamed))
     np.testing.assert_allclose(a, b, atol=1e-6)
     assert whole.facts == streamed.facts
-    before = streamed.identity
+    before = streamed.identity(tmp_path)
     soundfile.write(path, speech_like(3.0), 16000)
-    assert Source(path, memory_seconds=1).identity != before
+    assert Source(path, memory_seconds=1).identity(tmp_path) != before
 
 
 def test_a_result_behaves_like_its_samples(source, reference):

@@ -263,6 +263,47 @@ def test_it_tells_how_it_ran(opened):
     assert 0 < report.block_ms[0] <= report.block_ms[1] <= report.block_ms[2]
 
 
+def test_a_warm_up_leaves_the_stream_as_it_was(opened):
+    samples = speech_like(1.0, 120.0)
+    expected = run(opened(), samples, 1600)
+    stream = opened()
+    assert stream.warm_up() > 0
+    assert stream.report().blocks == 0
+    assert np.array_equal(run(stream, samples, 1600), expected)
+
+
+@pytest.mark.slow
+def test_hours_in_a_session_lose_nothing_and_keep_nothing(opened, monkeypatch):
+    """A soak without the waiting: blocks of an hour's kind, as fast as they go."""
+    monkeypatch.setattr("auto_voice.inference.streaming.MEMORY_SECONDS", 3.0)
+    converter = LocalConverter()
+    stream = opened(block_ms=320, stages={"converter_compact": converter})
+    session = LiveSession(stream, margin_ms=20)
+    spoken, rng = speech_like(4.0, 120.0), np.random.default_rng(0)
+    heard, kept, place, missing = 0, [], 0, []
+    tracemalloc.start()
+    try:
+        for _round in range(5):
+            for _ in range(400):
+                size = int(rng.integers(1, 320))  # Devices give some milliseconds at once.
+                session.feed(np.resize(np.roll(spoken, -place), size))
+                place = (place + size) % len(spoken)
+                while session.step():
+                    pass
+                out = session.take(size)
+                heard += len(out)
+                missing.append(session.delay_ms)
+            converter.calls.clear()  # It keeps what it was given.
+            kept.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    report = session.report()
+    assert (report.dropped_blocks, report.dropouts) == (0, 0)
+    assert report.seconds == pytest.approx(heard / 16000, abs=1.0)
+    assert kept[-1] - kept[1] < 100_000
+    assert max(missing[len(missing) // 2 :]) <= max(missing[: len(missing) // 2]) + 1
+
+
 @pytest.mark.parametrize(
     ("from_hz", "to_hz"), [(48000, 16000), (44100, 16000), (22050, 48000), (8000, 16000)]
 )
@@ -360,6 +401,30 @@ def test_a_session_counts_what_was_lost():
     report = session.report()
     assert report.dropped_blocks == 8
     assert report.dropouts == 1
+
+
+def test_a_session_keeps_more_after_drop_outs_and_less_when_there_are_none():
+    """Every third block comes 60 ms late: that is heard at first, and then no more."""
+    session, lost = LiveSession(Reported(), margin_ms=20), [0]
+
+    def run(blocks, late):
+        for part in range(10 * blocks):
+            session.feed(ramp(0.01, 160 * part))
+            if not (late and (part % 30 == 29 or part % 30 < 6)):
+                while session.step():
+                    pass
+            session.take(160)
+        lost.append(session.report().dropouts)
+
+    run(9, late=False)
+    for _ in range(4):
+        run(60, late=True)
+    assert lost[1] == 0
+    assert lost[2] > 0
+    assert lost[-1] == lost[-2] == lost[-3]
+    delay = session.delay_ms
+    run(3000, late=False)
+    assert session.delay_ms < delay - 20
 
 
 def test_bypassed_the_source_comes_out_as_late_and_without_a_click():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shutil
 import socket
 import subprocess
@@ -41,6 +40,8 @@ class PostgresServer:
         self._folder = Path(tempfile.mkdtemp(prefix="autovoice-postgres-", dir=_in_memory()))
         self._as: list[str] = []
         if os.geteuid() == 0:
+            import pwd
+
             user = next(u for u in pwd.getpwall() if u.pw_name in ("postgres", "nobody"))
             os.chown(self._folder, user.pw_uid, user.pw_gid)
             self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}",

@@ -143,6 +143,20 @@ def test_models_that_are_installed_load_side_by_side(
     assert set(registry.loaded()) == {"tone@1", "tone@2"}
 
 
+def test_where_no_thread_can_be_started_loads_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    registry = ModelRegistry(tmp_path / "m", config=tone_catalog(tmp_path, ("1", "2")))
+    registry.pull("tone", "1")
+    registry.pull("tone", "2")
+    monkeypatch.setattr(threading.Thread, "start", full)
+    registry.load_installed(["tone@1", "tone@2"])
+    assert registry.load("tone", "1") is not registry.load("tone", "2")
+
+
 def test_a_load_that_fails_ahead_of_time_is_told_when_the_model_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from auto_voice.audio.formats import AUDIO_SUFFIXES
+from auto_voice.cli import main
+from auto_voice.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
@@ -68,3 +72,91 @@ def test_the_page_offers_every_kind_of_recording():
     accepted = re.findall(r'accept="([^"]*audio[^"]*)"', page)
     assert len(accepted) == 2
     assert all(set(list_.split(",")) >= AUDIO_SUFFIXES for list_ in accepted)
+
+
+SEVERAL = ROOT / "deploy" / "several"
+
+
+def arguments_of(command: list[str]) -> dict[str, object]:
+    """What `autovoice` understands of a container's command; raises for what it does not."""
+    program, name, *rest = command
+    assert program == "autovoice"
+    found = main.cli.get_command(None, name)
+    return found.make_context(name, rest).params
+
+
+def test_the_compose_file_starts_what_there_is_and_mounts_what_it_names():
+    read = yaml.safe_load((SEVERAL / "compose.yaml").read_text(encoding="utf-8"))
+    services = read["services"]
+    assert set(services) == {"database", "server", "worker", "balancer"}
+    balancer = services["balancer"]
+    address = balancer["networks"]["inside"]["ipv4_address"]
+    assert ipaddress.ip_address(address) in ipaddress.ip_network(
+        read["networks"]["inside"]["ipam"]["config"][0]["subnet"]
+    )
+    server = arguments_of(services["server"]["entrypoint"] + services["server"]["command"])
+    assert server["trust_proxy"] == (address,)
+    assert server["token_files"][0].name in services["server"]["secrets"]
+    worker = arguments_of(services["worker"]["entrypoint"])
+    assert (server["workers"], worker["workers"]) == (0, None)
+    for service in (services["server"], services["worker"]):
+        assert service["deploy"]["replicas"] >= 2
+        assert service["build"]["args"]["EXTRAS"] in extras()
+        assert service["environment"]["AUTOVOICE_FILES"] == "/shared"
+        variables = set(service["environment"]) - {"PGPASSWORD"}
+        assert variables <= {setting.variable for setting in SETTINGS.values()}
+        assert set(service["depends_on"]) <= set(services)
+    for service in services.values():
+        for mount in service.get("volumes", ()):
+            source = mount.partition(":")[0]
+            assert source in read["volumes"] or (SEVERAL / source).is_file()
+    conf = (SEVERAL / "balancer.conf").read_text(encoding="utf-8")
+    assert balancer["ports"][0].endswith(re.search(r"listen (\d+);", conf)[1])
+    assert "server server:8000" in conf
+    assert conf.count("{") == conf.count("}")
+
+
+def test_the_kubernetes_example_fits_together():
+    text = (SEVERAL / "kubernetes.yaml").read_text(encoding="utf-8")
+    found = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text)}
+    pods = {
+        name: one["spec"]["template"]
+        for (kind, name), one in found.items()
+        if kind in ("Deployment", "StatefulSet")
+    }
+    assert set(pods) == {"autovoice-database", "autovoice-server", "autovoice-worker"}
+    settings = found["ConfigMap", "autovoice"]["data"]
+    assert set(settings) <= {setting.variable for setting in SETTINGS.values()}
+    database = settings["AUTOVOICE_DATABASE"]
+    assert ("Service", database.partition("@")[2].partition(":")[0]) in found
+    for (kind, name), one in found.items():
+        if kind in ("Deployment", "StatefulSet"):
+            labels = one["spec"]["selector"]["matchLabels"]
+            assert labels == pods[name]["metadata"]["labels"]
+        elif kind in ("Service", "PodDisruptionBudget"):
+            selector = one["spec"]["selector"]
+            chosen = selector.get("matchLabels", selector)
+            assert any(pod["metadata"]["labels"] == chosen for pod in pods.values())
+    for name in ("autovoice-server", "autovoice-worker"):
+        pod = pods[name]["spec"]
+        (container,) = pod["containers"]
+        params = arguments_of(container["command"] + container["args"])
+        mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+        assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
+        assert settings["AUTOVOICE_FILES"] == mounts["shared"]
+        assert str(params["data_dir"]).startswith(mounts["data"])
+        assert pod["terminationGracePeriodSeconds"] > params["grace"]
+        for volume in pod["volumes"]:
+            claim = volume.get("persistentVolumeClaim", {}).get("claimName")
+            assert claim is None or ("PersistentVolumeClaim", claim) in found
+        if name == "autovoice-server":
+            assert str(params["token_files"][0]).startswith(mounts["token"])
+            assert params["allow_host"] == ("autovoice",)
+    claim = found["PersistentVolumeClaim", "autovoice-shared"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def extras() -> set[str]:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = project[project.index("[project.optional-dependencies]") :]
+    return set(re.findall(r"^([\w-]+) = \[", section[: section.index("[project.scripts]")], re.M))

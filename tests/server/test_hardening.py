@@ -308,6 +308,18 @@ def test_only_folders_called_like_jobs_are_ever_swept(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"my thesis", "notes.txt"}
 
 
+def test_what_is_left_of_one_recording_goes_without_that_of_others(tmp_path):
+    files = JobFiles(tmp_path)
+    folder = files.make(new_id())
+    kept = {"out-10.wav", "out-11-abc.wav", "in-10"}
+    for name in (*kept, "out-1.wav", "out-1-abc.wav", "in-1", "in-1.checked"):
+        (folder / name).touch()
+    (folder / "out-1.wav.partial").mkdir()
+    files.drop_results(folder.name, 1)
+    files.drop_inputs(folder.name, 1)
+    assert files.names(folder.name) == kept
+
+
 def test_ipv4_clients_of_a_socket_for_both_families_are_told_apart():
     assert client_of("", "::ffff:10.0.0.1") == client_of("", "10.0.0.1")
     assert client_of("", "::ffff:10.0.0.1") != client_of("", "::ffff:10.0.0.2")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from auto_voice.client import Client
-from auto_voice.errors import BusyError, NotPermittedError, ServerError
+from auto_voice.errors import BusyError, ConfigError, NotPermittedError, ServerError
+from auto_voice.inference.controls import Controls
 from auto_voice.models.mock_models import mock_sample
-from auto_voice.server import ServerSettings, create_app
+from auto_voice.server import Engine, ServerSettings, create_app
 from auto_voice.server.security import session_cookie
 from auto_voice.voices.library import VoiceLibrary
 from server_kit import Live, mock_engine
@@ -231,3 +233,57 @@ def test_the_client_converts_live_over_a_socket(engine, tmp_path, spoken):
     stream = engine.pipeline.stream(engine.voices.get("friend"), sample_rate=RATE)
     expected = np.concatenate([stream.push(spoken), stream.flush()])
     np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.skipif(find_spec("websockets") is None, reason="websockets is not installed")
+def test_several_clients_to_the_limit_and_one_beyond(engine, tmp_path):
+    """Each gets its own result, as if it were alone, and the one too many is told so."""
+    settings = ServerSettings(data_dir=tmp_path / "data", live_streams=3, live_streams_client=3)
+    sounds = [mock_sample(1.0, f0_hz=f0_hz).samples for f0_hz in (110.0, 140.0, 180.0)]
+    server, results = Live(create_app(settings, engine)), {}
+    try:
+        with Client(server.url) as client, ExitStack() as held:
+            open_ = [
+                held.enter_context(client.live("friend", sample_rate=RATE, drop=False))
+                for _ in sounds
+            ]
+            with pytest.raises(BusyError, match="live conversions"):
+                client.live("friend", sample_rate=RATE)
+
+            def talk(number):
+                for at in range(0, RATE, 800):
+                    open_[number].send(sounds[number][at : at + 800])
+                results[number] = open_[number].finish()
+
+            threads = [Thread(target=talk, args=(number,)) for number in range(len(sounds))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            with client.live("friend", sample_rate=RATE) as after:
+                assert after.ready["latency_ms"] > 0
+    finally:
+        server.stop()
+    for number, spoken in enumerate(sounds):
+        stream = engine.pipeline.stream(engine.voices.get("friend"), sample_rate=RATE)
+        expected = np.concatenate([stream.push(spoken), stream.flush()])
+        np.testing.assert_array_equal(results[number], expected)
+
+
+def test_every_set_of_models_converts_live(engine, tmp_path):
+    other = mock_engine(tmp_path).pipeline
+    both = Engine(engine.pipeline, tmp_path / "voices", others=[other])
+    VoiceLibrary(tmp_path / "voices").add("friend", engine.voices.get("friend"))
+
+    def opened():
+        return both.live("friend", Controls(), sample_rate=RATE)
+
+    with opened() as one:
+        with opened() as two:
+            assert {one.pipeline, two.pipeline} == {engine.pipeline, other}
+        with opened() as three:  # The set that is free again.
+            assert three.pipeline is two.pipeline
+    with pytest.raises(ConfigError, match="sample_rate"):
+        both.live("friend", Controls(), sample_rate=1).__enter__()
+    with opened() as one, opened() as two:  # What failed occupies nothing.
+        assert one.pipeline is not two.pipeline

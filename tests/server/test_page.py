@@ -232,9 +232,10 @@ def test_by_keyboard_alone(live, visit, talk, friend):
     page.set_input_files("#reference-file", friend)
     page.wait_for_selector("#reference-list li")
     page.focus("#tab-convert")
-    page.keyboard.press("ArrowRight")
-    assert page.evaluate("document.activeElement.id") == "tab-voices"
-    assert page.is_visible("#panel-voices")
+    for tab in ("live", "voices"):
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate("document.activeElement.id") == f"tab-{tab}"
+        assert page.is_visible(f"#panel-{tab}")
     page.keyboard.press("Home")
     reached = []
     for _ in range(40):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,15 +24,20 @@ import soundfile
 from auto_voice.cli import main
 from auto_voice.client import Client
 from auto_voice.errors import AutoVoiceError, BusyError, ConfigError, UnknownVoiceError
+from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
+from auto_voice.inference.checkpoint import Checkpoint
+from auto_voice.server import Engine
 from auto_voice.server.files import new_id
 from auto_voice.server.jobs import (
     COMPUTE,
     DONE,
+    CancellationToken,
     ClaimLostError,
     JobRequest,
     JobStoreError,
     QueueLimits,
 )
+from postgres_kit import PASSWORD
 from server_kit import Gated, until
 
 pytest.importorskip("psycopg", reason="psycopg is not installed (extra postgres)")
@@ -237,10 +244,11 @@ def test_a_wrong_password_is_one_sentence(postgres_server):
 
 @pytest.fixture(params=["folder", "objects"])
 def files(request, tmp_path):
+    """A folder, and an object store: one in memory, or the S3 that S3_TEST_URL names."""
     if request.param == "folder":
         return str(tmp_path / "shared")
     pytest.importorskip("fsspec", reason="fsspec is not installed (extra postgres)")
-    return f"memory://{new_id()}"
+    return f"{os.environ.get('S3_TEST_URL', 'memory://')}{new_id()}"
 
 
 @pytest.fixture
@@ -349,6 +357,69 @@ def test_voices_are_shared_and_a_job_keeps_the_one_it_was_accepted_with(machine,
         assert sorted(future.exception() is None for future in both) == [False, True]
 
 
+class Pieces(Engine):
+    """Long conversions in pieces of two seconds, held up after the second."""
+
+    def __init__(self, folder):
+        config = PipelineConfig(use_mock_models=True, chunk_seconds=2.0)
+        super().__init__(VoiceConversionPipeline(config), folder / "voices")
+        self.open = threading.Event()
+        self.pieces: list[float] = []
+
+    def convert_file(self, source, voice, output, controls, progress, *, subtype, allow_truncated):
+        def told(done):
+            self.pieces.append(done)
+            while len(self.pieces) > 1 and not self.open.wait(0.02):
+                progress(done)
+            progress(done)
+
+        return super().convert_file(
+            source, voice, output, controls, told, subtype=subtype, allow_truncated=allow_truncated
+        )
+
+
+@pytest.mark.slow
+def test_a_long_recording_goes_on_at_another_server_where_one_stopped(
+    machine, talk, friend, monkeypatch
+):
+    monkeypatch.setattr("auto_voice.server.tasks.IN_MEMORY_SECONDS", 4.0)
+    first = machine(Pieces, grace_seconds=0.1)
+    begun, waiting = first.context.engine, machine(Pieces, workers=0)
+    begun.open.clear()
+    with Client(waiting.url, timeout_seconds=60, patience_seconds=60) as client:
+        job = client.submit([friend], references=[talk])
+        until(lambda: len(begun.pieces) > 1)
+        first.stop()
+        second = machine(Pieces)
+        done = client.wait(job.id)
+        assert done.items[0].state == "done"
+        assert done.items[0].result["resumed"] is True
+        made, _ = soundfile.read(io.BytesIO(client.result(job.id).content))
+    ended = second.context.engine
+    assert min(ended.pieces) > begun.pieces[0]  # the first piece was not made twice
+    alone = ended.pipeline.convert(friend, talk)
+    assert np.abs(made - alone.samples).max() < 1e-3
+
+
+def test_a_worker_that_counts_as_dead_does_not_keep_its_successor_from_the_work(
+    machine, talk, friend, monkeypatch
+):
+    """It still holds the lock of what it was writing, which on a network can outlive it."""
+    monkeypatch.setattr("auto_voice.server.tasks.IN_MEMORY_SECONDS", 4.0)
+    server = machine(workers=0)
+    with Client(server.url, timeout_seconds=60, patience_seconds=60) as client:
+        job = client.submit([friend], references=[talk])
+        context = machine(workers=0).context
+        claim = context.store.claim(COMPUTE)
+        context.files.bring(claim)
+        folder = context.files.folder(job.id)
+        with Checkpoint(folder / "out-0.wav", "of the dead one"):
+            result = context.workers._perform(claim, CancellationToken())
+        context.files.deliver(claim, result)
+        context.store.finish(claim, result=result)
+        assert len(client.result(job.id).content) > 1000
+
+
 def test_logging_out_at_one_server_ends_the_session_at_the_other(machine):
     token = "a-token-of-the-tests"
     here, there = machine(workers=0, tokens=(token,)), machine(workers=0, tokens=(token,))
@@ -393,6 +464,56 @@ def test_without_its_database_a_server_says_so_and_goes_on_when_it_is_back(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize("files", ["objects"], indirect=True)
+def test_without_its_object_store_accepted_work_waits_until_it_is_back(
+    machine, talk, friend, caplog
+):
+    server = machine()
+    gated, objects = server.context.engine, server.context.files._objects
+    with Client(server.url, timeout_seconds=60, patience_seconds=60) as client:
+        gated.open.clear()
+        first = client.submit([talk], references=[friend])
+        until(lambda: gated.running)
+        job = client.submit([talk], references=[friend])
+        working, objects._fs = objects._fs, Away()
+        gated.open.set()  # what runs cannot hand its result over
+        answer = until(lambda: _refused(server, talk, friend))
+        assert "files cannot be used" in answer.json()["error"]["message"]
+        assert "cannot be used (the bucket is away)" in until(lambda: _not_ready(server))["status"]
+        objects._fs = working
+        assert [client.wait(one.id).state for one in (first, job)] == ["done", "done"]
+        until(lambda: httpx2.get(f"{server.url}/readyz", timeout=60).status_code == 200)
+        assert len(client.result(job.id).content) > 1000
+    assert "Traceback" not in caplog.text
+
+
+class Away:
+    """A file system that cannot be reached."""
+
+    def __getattr__(self, name):
+        raise OSError("the bucket is away")
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence(tmp_path, database, capsys):
+    pytest.importorskip("fsspec", reason="fsspec is not installed (extra postgres)")
+    args = ["worker", "--mock", "--data-dir", str(tmp_path / "data"), "--database", database]
+    # A file where the folder of the store would be.
+    (tmp_path / "x").touch()
+    assert main.main([*args, "--files", f"local://{tmp_path / 'x'}"]) == 2
+    assert "cannot be used" in capsys.readouterr().err
+
+
+def test_a_database_that_was_made_anew_is_set_up_again(opened, database):
+    import psycopg
+
+    store = opened()
+    with psycopg.connect(database) as db:
+        db.execute("DROP TABLE autovoice_items, autovoice_jobs, autovoice_version")
+    assert _fails(lambda: store.get("x" * 22))
+    job = add(store)
+    assert store.get(job.id).state == "queued"
+
+
 def _refused(server, talk, friend):
     files = [("source", talk.read_bytes()), ("reference", friend.read_bytes())]
     answer = httpx2.post(f"{server.url}/v1/jobs", files=files, timeout=60)
@@ -431,8 +552,6 @@ def test_an_enrolment_that_died_after_its_voice_was_kept_is_done_again(machine, 
     context = machine(workers=0).context
     claim = context.store.claim(COMPUTE)
     context.files.bring(claim)
-    from auto_voice.server.jobs import CancellationToken
-
     context.workers._perform(claim, CancellationToken())  # and then it is killed
     context.files.leave(claim)
     assert server.context.engine.voices.get("late")
@@ -468,6 +587,82 @@ def test_files_that_cannot_be_are_one_sentence(tmp_path, capsys, database, url, 
     args = ["worker", "--mock", "--data-dir", str(tmp_path), "--database", database]
     assert main.main([*args, "--files", url]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Starts ``autovoice``: the process and its log."""
+    running = []
+
+    def start(*args, **variables):
+        log = tmp_path / f"{len(running)}.log"
+        with log.open("w") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "auto_voice.cli", *args, "--mock"],
+                stderr=stderr,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+            )
+        running.append(process)
+        return process, log
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def said(process, log, pattern):
+    def found():
+        text = log.read_text()
+        assert process.poll() is None, text
+        return re.search(pattern, text)
+
+    return until(found, seconds=300)
+
+
+@pytest.mark.slow
+def test_two_servers_and_a_worker_as_the_page_starts_them(
+    command, database, tmp_path, talk, friend
+):
+    """On one machine with one data folder; the password is in a variable of its own."""
+    plain = re.sub(":[^:@/]+@", "@", database)
+    shared = {
+        "AUTOVOICE_DATABASE": plain,
+        "PGPASSWORD": PASSWORD,
+        "AUTOVOICE_FILES": str(tmp_path / "shared"),
+        "AUTOVOICE_VOICE_DIR": str(tmp_path / "not used"),
+    }
+    at = ["--data-dir", str(tmp_path / "data")]
+    servers = [command("serve", "--port", "0", "--workers", "0", *at, **shared) for _ in range(2)]
+    here, there = (said(*server, r"listens on (http://\S+)/")[1] for server in servers)
+    worker, log = command("worker", *at, **shared)
+    said(worker, log, "works on what servers accept")
+    with (
+        Client(here, timeout_seconds=60, patience_seconds=60) as one,
+        Client(there, timeout_seconds=60, patience_seconds=60) as other,
+    ):
+        one.enrol("friend", [friend])
+        job = one.submit([talk, talk], voice="friend")
+        assert other.wait(job.id).state == "done"
+        assert len(other.result(job.id, 1).content) > 1000
+        assert len(other.convert(talk, voice="friend").content) > 1000
+    assert (tmp_path / "shared" / "voices" / "friend.safetensors").is_file()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    for _, text in [*servers, (worker, log)]:
+        assert "Traceback" not in text.read_text()
+        assert PASSWORD not in text.read_text()
+
+
+def test_what_is_shared_is_not_shown(monkeypatch, capsys, database):
+    monkeypatch.setenv("AUTOVOICE_DATABASE", database)
+    monkeypatch.setenv("AUTOVOICE_FILES", "sftp://me:hidden@host/x")
+    assert main.main(["config", "show"]) == 0
+    shown = capsys.readouterr().out
+    assert "AUTOVOICE_DATABASE" in shown
+    assert PASSWORD not in shown
+    assert "hidden" not in shown
+    assert "ss%2Fword" not in shown
 
 
 PROCESS = """
@@ -588,9 +783,9 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
         assert begin.wait(60)
         for name in ("worker 1", "server 1", "worker 2", "server 2"):
             had = len(accepted)
-            until(lambda had=had: len(accepted) >= had + 3, seconds=120)
+            until(lambda had=had: len(accepted) >= had + 3, seconds=300)
             site.kill(name)
-            until(lambda had=had: len(accepted) >= had + 5, seconds=120)
+            until(lambda had=had: len(accepted) >= had + 5, seconds=300)
             site.start(name)
         over.set()
         sender.join()
@@ -612,6 +807,8 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
         done = Counter(db.execute("SELECT job, idx FROM done_log").fetchall())
     assert set(done) >= {(job, n) for job in accepted for n in range(2)}
     assert set(done.values()) == {1}
+    begun = len((tmp_path / "begun.log").read_text().split())
+    print(f"{len(accepted)} jobs of 2 recordings, begun {begun} times, done {sum(done.values())}")
     for name in site.running:
         assert "Traceback" not in (tmp_path / f"{name}.log").read_text()
 

@@ -85,6 +85,9 @@ def test_committed_recipes_load(path: Path) -> None:
         ("name: con\n", "name of a device"),
         ("name: x\ncontent_space: {cepstra: true}\n", "set envelope: true"),
         ("name: x\ncontent_space:\n", "content_space: expected keys and values"),
+        ("name: x\nconverter_from: a@1\nkept_change: 0\n", "kept_change is a share above 0"),
+        ("name: x\nconverter_from: a@1\nkept_change: much\n", "must be a number"),
+        ("name: x\nkept_change: 0.5\n", "from converter_from, which is missing"),
     ],
 )
 def test_a_wrong_recipe_names_the_key(tmp_path: Path, text: str, says: str) -> None:

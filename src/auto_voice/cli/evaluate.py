@@ -209,6 +209,7 @@ def leakage(folder: Path, pairs: int, as_json: bool, quiet: bool, **options: Any
 
     The same sentence is converted to a voice from the voice's own recording and from another
     timbre's; durations and F0 are equal, so the difference in speaker similarity is the content's.
+    The last line says which share of each part of the content differs between timbres.
 
     \b
     autovoice evaluate leakage parallel/ --pairs 24
@@ -216,14 +217,21 @@ def leakage(folder: Path, pairs: int, as_json: bool, quiet: bool, **options: Any
     import tempfile
     from dataclasses import asdict
 
-    from auto_voice.evaluation.leakage import measure, pipeline_parts, read_trials
+    from auto_voice.evaluation.leakage import (
+        content_parts,
+        measure,
+        pipeline_parts,
+        read_sentences,
+        read_trials,
+        throat_shares,
+    )
     from auto_voice.evaluation.tables import ROLES
     from auto_voice.inference.voice_conversion_pipeline import (
         PipelineConfig,
         VoiceConversionPipeline,
     )
 
-    listed = read_trials(folder, pairs)
+    listed, sentences = read_trials(folder, pairs), read_sentences(folder, pairs)
     registry = registry_for(options)
     chosen = ("content_encoder", "converter", "vocoder", "fine_tune", "fine_tune_steps")
     config = PipelineConfig(**{k: options[k] for k in chosen if options[k] is not None})
@@ -234,17 +242,23 @@ def leakage(folder: Path, pairs: int, as_json: bool, quiet: bool, **options: Any
         tempfile.TemporaryDirectory(prefix="autovoice-") as scratch,
         shown_progress(hidden=quiet or as_json, without=INNER),
     ):
+        shares = throat_shares(sentences, *content_parts(registry.load(config.content_encoder)))
         convert, encoders = pipeline_parts(made_by, judges, Path(scratch))
         found = measure(listed, convert, encoders)
     if as_json:
         figures = {r: {k: asdict(v) for k, v in row.items()} for r, row in found.items()}
-        click.echo(json.dumps({"models": dict(judges.pins), "leakage": figures}))
+        content = {name: asdict(value) for name, value in shares.items()}
+        click.echo(
+            json.dumps({"models": dict(judges.pins), "leakage": figures, "content": content})
+        )
         return
     for role, row in found.items():
         cells = "  ".join(
             f"{k} {v.value:.3f} ({v.low:.3f} to {v.high:.3f})" for k, v in row.items()
         )
         click.echo(f"{ROLES[role]}: {cells}")
+    cells = "  ".join(f"{k} {v.value:.1%} ({v.low:.1%} to {v.high:.1%})" for k, v in shares.items())
+    click.echo(f"throat in the content: {cells}")
 
 
 @evaluate.command("history")

@@ -52,6 +52,9 @@ CHIRP_HZ, CHIRP_SECONDS, PAUSE_SECONDS, CHIRPS = (500.0, 4000.0), 0.2, 0.8, 5
 HEARD_CORRELATION = 0.3
 # dBFS at the ends of a level meter, and its width in characters.
 METER_DB, METER_WIDTH = (-60.0, 0.0), 12
+# Share of a block's length that its conversion may take before it is said that the machine is too
+# slow: a block now and then takes longer. And the block that costs less, ms.
+SLOW_SHARE, CHEAPER_BLOCK_MS = 0.9, 320.0
 HELP = "keys: b bypass, + and - a semitone up and down, q quit"
 
 
@@ -465,7 +468,7 @@ def device_lines() -> list[str]:
 )
 @click.option("--block-ms", type=float, help="How much is converted at once [default: 160].")
 @click.option(
-    "--lookahead-ms", type=float, help="How much is heard beyond it first [default: 160]."
+    "--lookahead-ms", type=float, help="How much is heard beyond it first [default: 110]."
 )
 @click.option(
     "--input",
@@ -548,7 +551,8 @@ def live(
             pace=not no_pace, quiet=quiet or as_json,
         )  # fmt: skip
     if as_json:
-        click.echo(json.dumps({"latency_ms": stream.latency_ms, **asdict(report)}))
+        account = {"latency_ms": stream.latency_ms, "models": stream.models, **asdict(report)}
+        click.echo(json.dumps(account))
     elif not quiet:
         click.echo(
             f"converted {report.seconds:.1f} s at {report.rtf:.2f} s per second, "
@@ -631,11 +635,15 @@ def _play(
         after = 2 * stream.latency_ms / 1000
         device = FileDevice(spoken, stream.sample_rate, out_file.write, after)
     assert device is not None
+    warning = too_slow(stream)
     session = LiveSession(stream)
     shown = not quiet and sys.stderr.isatty()
     run = LiveRun(session, recorder, _show if shown else None)
     if not quiet:
-        click.echo(f"{device.name}, {stream.latency_ms:.0f} ms behind; {HELP}", err=True)
+        if warning:
+            click.echo(f"  warning    {warning}", err=True)
+        behind = f"{stream.latency_ms:.0f} ms behind, {stream.models['vocoder']}"
+        click.echo(f"{device.name}, {behind}; {HELP}", err=True)
     with keyboard(on_key(run, stream, controls), run.stop):
         try:
             run.run(device, reconnect=spoken is None)
@@ -644,6 +652,24 @@ def _play(
     if shown:
         click.echo(err=True)
     return session.report()
+
+
+def too_slow(stream: LiveStream) -> str:
+    """What to do where this machine cannot keep up, in a sentence; empty where it can.
+
+    The stream is ready for its first word afterwards.
+    """
+    spent, block = stream.warm_up(), stream.block_seconds
+    if spent <= SLOW_SHARE * block:
+        return ""
+    if block < 0.95 * CHEAPER_BLOCK_MS / 1000:
+        what = f"longer blocks cost less: --block-ms {CHEAPER_BLOCK_MS:.0f}"
+    else:
+        what = "close other programs, or choose longer blocks with --block-ms"
+    return (
+        f"this machine takes {1000 * spent:.0f} ms for a block of {1000 * block:.0f} ms now and "
+        f"will leave blocks out; {what}."
+    )
 
 
 def _show(line: str) -> None:

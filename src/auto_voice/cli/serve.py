@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from auto_voice.evaluation.judges import Judges
     from auto_voice.inference.voice_conversion_pipeline import VoiceConversionPipeline
     from auto_voice.models.model_registry import ModelRegistry
+    from auto_voice.models.runtime.sessions import threads
     from auto_voice.server import Engine, ServerSettings
 
 
@@ -119,7 +120,9 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
     "--longest-seconds", default=10800.0, show_default=True, help="Longest recording of a job."
 )
 @click.option(
-    "--live-streams", default=2, show_default=True, help="Live conversions at the same time."
+    "--live-streams",
+    type=click.IntRange(0),
+    help="Live conversions at the same time [default: one for two cores, or one per device].",
 )
 @click.option("--keep-hours", default=24.0, show_default=True, help="Hours to keep results.")
 @click.option(
@@ -148,7 +151,7 @@ def serve(
     upload_mb: int,
     direct_seconds: float,
     longest_seconds: float,
-    live_streams: int,
+    live_streams: int | None,
     keep_hours: float,
     keep_mb: int,
     mirror_fetch: bool,
@@ -181,6 +184,9 @@ def serve(
     from auto_voice.server.settings import default_data_dir
 
     pipelines = make_pipelines(mock, models)
+    if live_streams is None:
+        # One takes more than half a core, and other conversions run beside it.
+        live_streams = max(len(pipelines), threads() // 2)
     shared = get_settings(database=database, files=files)
     settings = ServerSettings(
         data_dir=data_dir or default_data_dir(),

@@ -346,7 +346,7 @@ def _workspace(conversion: ConversionSetup, output: Path) -> Workspace:
     if conversion.source.in_memory:
         return Workspace()
     key = fingerprint(
-        conversion.source.identity,
+        conversion.source.identity(output.parent),
         conversion.voice,
         conversion.controls,
         conversion.models,

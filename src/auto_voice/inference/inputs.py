@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import UnsupportedOperation
 from numbers import Number
@@ -210,9 +210,11 @@ class Source:
         """Whether the recording is decoded already."""
         return self._waveform is not None
 
-    @property
-    def identity(self) -> str:
+    def identity(self, folder: Path) -> str:
         """A text that changes when the recording does; a file is known by path, size and time.
+
+        Args:
+            folder: from which the path is seen, since machines mount one folder in several places.
 
         Raises:
             AudioFormatError: the file cannot be looked at any more.
@@ -221,6 +223,8 @@ class Source:
             with _reading(os.fspath(self._file)):
                 stat = Path(self._file).stat()
             where = os.fspath(Path(self._file).resolve())
+            with suppress(ValueError):  # another drive of Windows
+                where = os.path.relpath(where, folder.resolve())
             return repr((where, stat.st_size, stat.st_mtime_ns))
         data = self._file if self._waveform is None else self._waveform.samples.tobytes()
         return hashlib.sha256(data or b"").hexdigest()

@@ -54,8 +54,9 @@ from auto_voice.voices.blending import blend_voices
 
 log = logging.getLogger(__name__)
 
-# Milliseconds of a block and of the source beyond it that are used unless told otherwise.
-BLOCK_MS, LOOKAHEAD_MS = 160.0, 160.0
+# Milliseconds of a block and of the source beyond it that are used unless told otherwise. The
+# vocoder needs so much look-ahead: with 80 ms it is heard, more changes nothing.
+BLOCK_MS, LOOKAHEAD_MS = 160.0, 110.0
 # What may be chosen. Above the last a file is converted better.
 SHORTEST_BLOCK_MS, LONGEST_MS = 10.0, 2000.0
 # Seconds of the past that the content encoder is given, and that the pitch detector is given.
@@ -84,6 +85,9 @@ AROUND_FRAMES = 10
 ACTIVE_DB = 30.0
 # Milliseconds of finished sound that a session keeps against blocks that take longer than others.
 MARGIN_MS = 20.0
+# By how much that grows when it did not suffice, up to how much, and the seconds without drop-outs
+# after which a tenth of it is tried less.
+MARGIN_GROWTH, MOST_MARGIN_MS, CALM_SECONDS = 1.5, 200.0, 30.0
 # Whole blocks that may wait while one is converted; what comes then is too late.
 MOST_WAITING_BLOCKS = 2
 # Seconds over which sound that is skipped fades into what follows, and over which a session looks
@@ -91,6 +95,8 @@ MOST_WAITING_BLOCKS = 2
 SPLICE_SECONDS, LEVEL_SECONDS = 0.005, 3.0
 # Seconds between two warnings.
 SAY_SECONDS = 5.0
+# Blocks that are converted before the first word, to make ready and to see how long one takes.
+WARM_UP_BLOCKS = 4
 # Durations of blocks that are kept for the report.
 KEPT_BLOCKS = 1024
 
@@ -305,6 +311,21 @@ class LiveStream:
     def latency_ms(self) -> float:
         """Milliseconds from a sample of the source to its result, without the time of computing."""
         return 1000 * self._needed(self._block) / self._setup.sample_rate
+
+    def warm_up(self, blocks: int = WARM_UP_BLOCKS) -> float:
+        """Seconds that a block takes on this machine now: the least of some after the first.
+
+        They go through another stream of the same kind. What a model makes ready when it is first
+        used is there afterwards, and not in the time of the first word.
+        """
+        setup = replace(self._setup, own_voice=None, controls=Controls())
+        trial = LiveStream(setup)
+        seconds = trial.latency_ms / 1000 + (blocks - 1) * trial.block_seconds
+        place = np.arange(math.ceil(seconds * setup.sample_rate)) / setup.sample_rate
+        # Something that has a pitch, so that no stage has less to do than with speech.
+        tone = sum(np.sin(2 * np.pi * 140 * n * place) / n for n in range(1, 9))
+        trial.push(np.asarray(0.05 * tone, np.float32))
+        return min(list(trial._durations)[1:] or trial._durations)
 
     def change(self, voice: Voice | None = None, controls: Controls | None = None) -> None:
         """From the next block on, speak as ``voice`` and by ``controls``; None keeps them.
@@ -661,7 +682,8 @@ class LiveSession:
 
     Args:
         stream: whose input and output have the same rate.
-        margin_ms: of finished sound that are kept against blocks that take longer than others.
+        margin_ms: of finished sound that are kept against blocks that take longer than others; more
+            after drop-outs, until there are none for a while.
 
     Attributes:
         bypassed: what comes out is what came in, as late as the conversion would be.
@@ -672,7 +694,8 @@ class LiveSession:
         self.sample_rate = stream.output_rate
         self.bypassed = False
         self._block = round(stream.block_seconds * self.sample_rate)
-        self._margin = round(margin_ms / 1000 * self.sample_rate)
+        self._margin = self._least = round(margin_ms / 1000 * self.sample_rate)
+        self._calm = 0
         self._fade = round(SPLICE_SECONDS * self.sample_rate)
         self._lock = threading.Condition()
         self._waiting = _Samples()
@@ -721,6 +744,9 @@ class LiveSession:
             if missing and self._playing:
                 self._playing = False
                 self._dropouts += 1
+                most = max(self._least, round(MOST_MARGIN_MS / 1000 * self.sample_rate))
+                self._margin = min(most, round(MARGIN_GROWTH * self._margin))
+                self._calm = 0
                 fade = min(len(found), self._fade)
                 found[len(found) - fade :] *= np.linspace(1, 0, fade, dtype=np.float32)
             return np.pad(found, (pause, missing))
@@ -770,6 +796,9 @@ class LiveSession:
                 self._levels.clear()
                 self._playing = True
             else:
+                self._calm += len(out)
+                if self._calm >= CALM_SECONDS * self.sample_rate:
+                    self._margin, self._calm = max(self._least, round(0.9 * self._margin)), 0
                 self._levels.append(held)
                 surplus = min(self._levels) - self._margin
                 if len(self._levels) == self._levels.maxlen and surplus > self._margin // 2:

@@ -13,8 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -421,11 +420,19 @@ class ModelRegistry:
         here = {v.key: v for v in versions if v.key not in loaded and self.is_installed(v)}
         if len(here) < 2:
             return
-        with self._recording(), ThreadPoolExecutor(len(here)) as pool:
-            # Record, listener and trace are of the thread that asks.
-            started = [pool.submit(copy_context().run, self._load, v) for v in here.values()]
-            for loading in started:
-                loading.exception()
+
+        def attempt(version: ModelVersion) -> None:
+            with suppress(BaseException):
+                self._load(version)
+
+        # Threads that are joined and no pool: a worker that full memory ends leaves its future
+        # open for ever. Where none can be started, the load takes its turn later.
+        with self._recording(), ExitStack() as started, suppress(RuntimeError, MemoryError):
+            for version in here.values():
+                # Record, listener and trace are of the thread that asks.
+                thread = threading.Thread(target=copy_context().run, args=(attempt, version))
+                thread.start()
+                started.callback(thread.join)
 
     def load_hubert(self, version: str | None = None) -> ContentEncoder:
         """HuBERT base: ``extract_features(audio)`` gives ``(batch, time, 768)``.

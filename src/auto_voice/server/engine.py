@@ -208,6 +208,7 @@ class Engine:
                 own_voice=None if own_voice is None else self.voices.get(own_voice),
                 **options,
             )
+            stream.warm_up(1)
             yield LiveConversion(stream, models.pipeline, self.voices)
 
     def enrol(

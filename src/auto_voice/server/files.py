@@ -327,32 +327,30 @@ class ObjectStore:
         self._look_at = 0.0
 
     @contextmanager
-    def _reached(self) -> Iterator[None]:
+    def _reached(self, *, may_miss: bool = True) -> Iterator[None]:
         """Turn whatever the file system raises into our own errors.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            FileNotFoundError: there is no such file, and there need not be.
             StorageError: anything else.
         """
         try:
             yield
-        except FileNotFoundError:
-            raise
         except Exception as error:
-            said = reason(error) if isinstance(error, OSError) else str(error)
-            said = (said.splitlines() or [""])[0][:200].replace(self._root, self._shown)
+            if may_miss and isinstance(error, FileNotFoundError):
+                raise
+            said = (str(error).splitlines() or [type(error).__name__])[0][:200]
             self._problem = f"the files at {self._shown} cannot be used ({said})"
             self._look_at = time.monotonic() + LOOK_AGAIN_SECONDS
-            raise StorageError(
-                "The server's files cannot be used just now; try again later."
-            ) from error
+            text = "The server's files cannot be used just now; try again later."
+            raise StorageError(text) from error
         self._problem = ""
 
     def problem(self) -> str:
         """The reason why the last use failed; "" if it did not."""
         if self._problem and time.monotonic() > self._look_at:
             with contextlib.suppress(StorageError):
-                self.names("")
+                self.mark(f"jobs/{PLACE_FILE}")
         return self._problem
 
     def _at(self, name: str) -> str:
@@ -360,7 +358,7 @@ class ObjectStore:
 
     def put(self, path: Path, name: str) -> None:
         """Write a file; readers see the old one or the new one."""
-        with self._reached():
+        with self._reached(may_miss=False):
             self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
             self._fs.put_file(str(path), self._at(name))
 
@@ -503,10 +501,13 @@ class ObjectFiles(JobFiles):
     def place(self) -> str:
         path = self.root / PLACE_FILE
         try:
-            self._objects.get(f"jobs/{PLACE_FILE}", path)
-        except FileNotFoundError:
-            path.write_text(secrets.token_hex(8), encoding="ascii")
-            self._objects.put(path, f"jobs/{PLACE_FILE}")
+            try:
+                self._objects.get(f"jobs/{PLACE_FILE}", path)
+            except FileNotFoundError:
+                path.write_text(secrets.token_hex(8), encoding="ascii")
+                self._objects.put(path, f"jobs/{PLACE_FILE}")
+        except StorageError as error:
+            raise ConfigError(f"{self._objects.problem()}; correct --files.") from error
         return path.read_text(encoding="ascii")
 
     def publish(self, job_id: str) -> None:
@@ -525,6 +526,8 @@ class ObjectFiles(JobFiles):
             if _is_needed(name, job, claim.item.index) and not (folder / name).exists():
                 with contextlib.suppress(FileNotFoundError):  # deleted this moment
                     self._objects.get(f"jobs/{job.id}/{name}", folder / name)
+                    # On every machine the same, by which a checkpoint knows its source.
+                    os.utime(folder / name, (job.created, job.created))
         self._carrying = time.monotonic() - started
 
     def save(self, claim: Claim, name: str) -> None:

@@ -304,6 +304,9 @@ class PostgresJobStore(SharedJobStore):
 
     def _away(self, error: psycopg.Error, *, maybe_done: bool = False) -> JobStoreError:
         self._steady_since = None
+        if isinstance(error, pg.UndefinedTable):  # The database was made anew.
+            self._is_set_up = False
+            self._close_idle()
         self._problem = f"the job database cannot be used ({self._reason(error)})"
         return JobStoreError(self._sentence(), maybe_done=maybe_done)
 

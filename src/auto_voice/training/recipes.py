@@ -126,6 +126,9 @@ class Recipe:
             that it understands both.
         content_from, converter_from: ``name@version`` to start from; ``converter.net`` can then
             only give it more of ``GROWS``.
+        kept_change: share of the change from ``converter_from`` that is published. A converter
+            between the two often keeps more of what the first could and little less of what the
+            second learnt (Wortsman et al. 2022).
     """
 
     name: str
@@ -137,8 +140,18 @@ class Recipe:
     tune: StageRecipe | None = None
     content_from: str | None = None
     converter_from: str | None = None
+    kept_change: float = 1.0
 
     def __post_init__(self) -> None:
+        if not 0 < self.kept_change <= 1:
+            raise TrainingError(
+                f"kept_change is a share above 0 and up to 1, not {self.kept_change!r}."
+            )
+        if self.kept_change < 1 and self.converter_from is None:
+            raise TrainingError(
+                "kept_change says how far to go from converter_from, which is missing; name it, or "
+                "leave kept_change out."
+            )
         if not isinstance(self.name, str):
             raise TrainingError(f"The recipe's name must be a text: put {self.name} in quotes.")
         if wrong := version_problem(self.name):

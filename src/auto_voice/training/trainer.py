@@ -270,10 +270,11 @@ class Trainer(Generic[NetT]):
 
 
 def fast_bfloat16(device: str) -> bool:
-    """Whether bfloat16 has its own instructions; emulated it is four times slower than float32."""
+    """Whether bfloat16 is faster than float32. On a CPU it takes matrix units (AMX): emulated it is
+    four times slower, and with AVX-512's dot products a step takes 1.2 to 1.4 times as long."""
     if device != "cpu":
         return True
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return bool(supported())
 
 

@@ -172,7 +172,8 @@ class Workflow:
             TrainingError: something else is, whose checkpoints would pass for this one's.
         """
         mine = {"features": features.VERSION, **asdict(self.recipe)}
-        del mine["description"]
+        # Neither changes what is trained.
+        del mine["description"], mine["kept_change"]
         for stage in ("content", "converter", "tune"):
             if mine[stage] is not None:
                 del mine[stage]["schedule"]
@@ -397,6 +398,7 @@ class Workflow:
         model = start
         perceptual = self._perceptual_losses(train)
         discriminator: dict[str, Any] = {}
+        task: ConverterTask | None = None
         for name, stage, content in (
             ("converter", self.recipe.converter, ("teacher",)),
             ("tune", self.recipe.tune, ("teacher", STUDENT)),
@@ -410,6 +412,9 @@ class Workflow:
             task.load_state_dict(discriminator)
             model = self._train(name, stage, task)
             discriminator = task.state_dict()
+        if task is not None and self.recipe.kept_change < 1:
+            _go_back(model, start, self.recipe.kept_change)
+            self.figures |= {f"published.{k}": v for k, v in task.validate().items()}
         return model
 
     def _train(self, name: str, stage: StageRecipe, task: Task[NetT]) -> NetT:
@@ -422,6 +427,14 @@ class Workflow:
         plot_curves(folder)
         task.model.load_state_dict(trainer.weights())
         return task.model.eval()
+
+
+@torch.no_grad()
+def _go_back(trained: ConverterNet, start: ConverterNet, share: float) -> None:
+    """Leaves ``trained`` only ``share`` of what it differs by from ``start``."""
+    before = start.state_dict()
+    for name, value in trained.state_dict().items():
+        value.copy_(torch.lerp(before[name].to(value.device), value, share))
 
 
 def _check_device(device: str) -> None:

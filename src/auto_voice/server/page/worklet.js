@@ -1,9 +1,11 @@
 // The audio thread of a live conversion: the microphone goes out, what comes back is played.
 
-// Seconds of sound that go to the page at once, that are kept against a late block, that a cut
-// fades over, and over which it is looked how much sound was never needed.
+// Seconds of sound that go to the page at once, that are kept against a late block (half as much
+// again after each drop-out, up to the second), that a cut fades over, and over which it is looked
+// how much sound was never needed.
 const SEND_SECONDS = 0.02;
-const MARGIN_SECONDS = 0.06;
+const MARGIN_SECONDS = 0.04;
+const MOST_MARGIN_SECONDS = 0.3;
 const FADE_SECONDS = 0.005;
 const LOOK_SECONDS = 3;
 // Times a second that levels and delay are told, and seconds of the source that are kept for the
@@ -94,6 +96,7 @@ class Exchange extends AudioWorkletProcessor {
     if (!this.waiting && this.ready.length === 0) {
       this.waiting = true;
       this.dropouts += 1;
+      this.margin = Math.min(MOST_MARGIN_SECONDS * sampleRate, 1.5 * this.margin);
       this.lowest = Infinity;
     }
     if (this.waiting) {
