@@ -22,6 +22,8 @@ from auto_voice.batch.manifest import (
     _make_folder,
     run_batch,
 )
+from auto_voice.cli.batch import duration
+from auto_voice.cli.main import main
 from auto_voice.errors import (
     AudioNotFoundError,
     AudioOutputError,
@@ -267,6 +269,27 @@ def test_addresses_that_lead_nowhere_are_told(memory):
         "status": "failed",
         "error": "nosuch://x cannot be reached (Protocol not known: nosuch).",
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--resources", "gpu=1"], "--resources are of a Ray cluster; add --executor ray"),
+        (["--executor", "ray", "--resources", "gpu"], "'gpu' is no resource; write NAME=AMOUNT"),
+        (["-o", "memory://out"], "memory://out cannot hold the manifest; name a file here with"),
+    ],
+)
+def test_options_that_do_not_fit_are_told_before_any_work(options, sentence, capsys):
+    assert main(["batch", "in/a.wav", "--voice", "v.wav", "--mock", *options]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not Path("converted").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.4, "3 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")]
+)
+def test_durations_are_said_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
 
 
 def test_foreign_files_are_not_replaced():

@@ -212,6 +212,17 @@ def test_the_telemetry_of_the_runtime_is_off_before_its_import() -> None:
     assert answer.stdout.strip() == "1"
 
 
+def test_threads_of_other_libraries_sleep_while_they_wait_unless_told_otherwise() -> None:
+    code = "import auto_voice, os; print(os.environ['OMP_WAIT_POLICY'])"
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for given, holds in (({}, "passive"), ({"OMP_WAIT_POLICY": "active"}, "active")):
+        answer = subprocess.run(
+            [sys.executable, "-c", code],
+            env=clean | given, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert answer.stdout.strip() == holds
+
+
 def test_arrays_of_half_precision_are_widened_by_the_session_to_the_same_numbers() -> None:
     halves = {name: values.astype(np.float16) for name, values in weights().items()}
     graph = GE2E.read_bytes()

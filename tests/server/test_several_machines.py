@@ -31,6 +31,7 @@ from auto_voice.server.files import new_id
 from auto_voice.server.jobs import (
     COMPUTE,
     DONE,
+    MAINTENANCE,
     CancellationToken,
     ClaimLostError,
     JobRequest,
@@ -163,8 +164,9 @@ def test_a_claim_whose_answer_was_lost_is_put_back(opened):
     assert store.claim(COMPUTE).ticket != claim.ticket
 
 
+@pytest.mark.slow
 def test_direct_work_outlives_its_worker_but_not_its_server(opened):
-    server, worker, other = opened(), opened(), opened()
+    server, worker, other = (opened(lease_seconds=4.0) for _ in range(3))
     job = add(server, direct=True)
     worker.claim(COMPUTE)
     server.beat()
@@ -174,8 +176,20 @@ def test_direct_work_outlives_its_worker_but_not_its_server(opened):
     assert other.get(job.id).state == "cancelled"
 
 
+def test_models_are_kept_up_where_that_was_asked(opened):
+    asked, other = opened(), opened()
+    job = asked.add(JobRequest(new_id(), "a", "pull", ["m"], {}, lane=MAINTENANCE), MANY)
+    assert other.claim(MAINTENANCE) is None
+    assert asked.claim(MAINTENANCE).job.id == job.id
+    left = asked.add(JobRequest(new_id(), "a", "pull", ["m"], {}, lane=MAINTENANCE), MANY)
+    asked.close()
+    until(lambda: (other.beat(), other.recover(3), other.get(left.id).is_finished)[2], seconds=30)
+    assert [other.get(one.id).state for one in (job, left)] == ["cancelled", "cancelled"]
+
+
+@pytest.mark.slow
 def test_after_an_absence_of_the_database_nobody_counts_as_dead_at_once(opened, postgres_server):
-    ours, others = opened(), opened()
+    ours, others = opened(lease_seconds=5.0), opened(lease_seconds=5.0)
     add(ours)
     others.claim(COMPUTE)
     until(lambda: (ours.beat(), ours.recover(3))[1] != (0, 0), seconds=30)
@@ -317,6 +331,7 @@ def test_a_job_is_cancelled_at_another_server(machine, talk, friend):
         assert there.wait(there.submit([talk], references=[friend])).state == "done"
 
 
+@pytest.mark.slow
 def test_voices_are_shared_and_a_job_keeps_the_one_it_was_accepted_with(machine, talk, friend):
     heard = []
 
@@ -435,6 +450,7 @@ def test_logging_out_at_one_server_ends_the_session_at_the_other(machine):
     until(lambda: status(there) == 401)
 
 
+@pytest.mark.slow
 def test_without_its_database_a_server_says_so_and_goes_on_when_it_is_back(
     machine, postgres_server, talk, friend, caplog
 ):
@@ -465,6 +481,7 @@ def test_without_its_database_a_server_says_so_and_goes_on_when_it_is_back(
 
 
 @pytest.mark.parametrize("files", ["objects"], indirect=True)
+@pytest.mark.slow
 def test_without_its_object_store_accepted_work_waits_until_it_is_back(
     machine, talk, friend, caplog
 ):
@@ -528,6 +545,7 @@ def _not_ready(server):
     return answer.json() if answer.status_code == 503 else None
 
 
+@pytest.mark.slow
 def test_a_server_that_starts_before_its_database_waits_for_it(
     machine, postgres_server, talk, friend
 ):
@@ -747,8 +765,8 @@ class Site:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="the system has no kill -9")
-def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
-    tmp_path, database, talk, friend, unused_ports
+def test_kill_9_of_each_process_and_of_the_database_loses_and_repeats_nothing(
+    tmp_path, database, postgres_server, talk, friend, unused_ports
 ):
     import psycopg
 
@@ -757,7 +775,7 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
         db.execute(WATCH)
     samples, rate = soundfile.read(talk)
     site, accepted, over = Site(tmp_path, database, unused_ports), [], threading.Event()
-    begin = threading.Event()
+    begin, refused = threading.Event(), threading.Event()
 
     def load():
         """Jobs without end, to whichever server answers, as a load balancer sends them."""
@@ -773,6 +791,8 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
                     accepted.append(client.submit([source, friend], references=[friend]).id)
                     begin.set()
                     break
+            else:
+                refused.set()
             n += 1
             # As many as four workers can do, more or less.
             over.wait(0.5)
@@ -787,6 +807,14 @@ def test_kill_9_of_each_process_in_turn_loses_nothing_and_repeats_nothing(
             site.kill(name)
             until(lambda had=had: len(accepted) >= had + 5, seconds=300)
             site.start(name)
+        postgres_server.stop()
+        had = len(accepted)
+        refused.clear()
+        try:
+            assert refused.wait(300)
+        finally:
+            postgres_server.start()
+        until(lambda: len(accepted) >= had + 3, seconds=300)
         over.set()
         sender.join()
         for url in site.urls:

@@ -59,6 +59,8 @@ FAILED_STARTS = 3
 STRANDED_SECONDS = 300.0
 # Seconds between two looks at the nodes while nothing comes back.
 LOOK_SECONDS = 10.0
+# Seconds without any worker after which the log says so.
+SAY_SECONDS = 60.0
 # Seconds that an address may take to answer at all.
 ANSWER_SECONDS = 10.0
 # Cores of a worker unless something else is asked for, as local processes have them.
@@ -191,7 +193,7 @@ class _Crew:
         self.again: deque[_Task] = deque()
         self.failed_starts = 0
         self.stranded_since: float | None = None
-        self.told = False
+        self.since: float | None = time.monotonic()  # Until it has been said what is waited for.
         self.parcels = _Parcels(ray, spec)
 
     def work(self, first: Record, waiting: Iterator[Record]) -> Iterator[tuple[Record, Record]]:
@@ -325,9 +327,9 @@ class _Crew:
             AutoVoiceError: it has been so for ``STRANDED_SECONDS``.
         """
         living = [hand for hand in self._hands() if hand.ready]
-        if not living and not self.told:
-            self.told = True
-            log.warning("no worker has room yet: the cluster is busy, growing, or loading models")
+        if not living and self.since is not None and time.monotonic() - self.since > SAY_SECONDS:
+            self.since = None
+            log.warning("no worker has room yet: the cluster is busy, growing or loading models")
         if living or any(_room(node, self.need) for node in _nodes(self.ray)):
             self.stranded_since = None
             return

@@ -28,6 +28,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from auto_voice.errors import ConfigError, UnknownJobError
 from auto_voice.server.jobs import (
     CANCELLED,
+    COMPUTE,
     DONE,
     FAILED,
     JOB_TURN,
@@ -94,10 +95,11 @@ CREATE OR REPLACE FUNCTION autovoice_now() RETURNS float8 LANGUAGE sql AS
 CREATE OR REPLACE FUNCTION autovoice_is_gone(member text) RETURNS boolean LANGUAGE sql AS
     'SELECT NOT EXISTS (SELECT 1 FROM autovoice_members WHERE id = member)';
 """
-# See the module of the other store; an item that another worker takes this moment is passed over.
+# See the module of the other store; an item that another worker takes this moment is passed over,
+# and the upkeep of models is for the process that was asked.
 _NEXT = """
 SELECT i.job, i.idx, j.client FROM autovoice_items i JOIN autovoice_jobs j ON j.id = i.job
-WHERE i.state = 'queued' AND j.lane = %s
+WHERE i.state = 'queued' AND j.lane = %s AND (j.lane = 'compute' OR j.asker = %s)
 ORDER BY
   CASE WHEN j.direct = %s THEN 0 ELSE 1 END,
   CASE WHEN j.direct THEN j.created END,
@@ -107,6 +109,8 @@ ORDER BY
   j.created, i.job, i.idx
 LIMIT 1 FOR UPDATE OF i SKIP LOCKED
 """
+# What clients are told; the reason, which may name machines, is for /readyz and the log.
+_SENTENCE = "The server's job database cannot be used just now; try again later."
 # What a message says where no waiting helps.
 _PERMANENT = re.compile(
     r'authentication failed|no password supplied|role ".*" does not exist'
@@ -161,8 +165,8 @@ class PostgresJobStore(SharedJobStore):
         self._held: set[tuple[str, int, str]] = set()
         try:
             self._run(lambda db: None)
-        except JobStoreError as error:
-            log.warning("%s", error)
+        except JobStoreError:
+            log.warning("work waits: %s", self._problem)
         self._is_made = True
 
     @property
@@ -188,7 +192,7 @@ class PostgresJobStore(SharedJobStore):
                 if not self._is_made:
                     raise
                 self._problem = str(error)
-                raise JobStoreError(str(error)) from error
+                raise JobStoreError(_SENTENCE) from error
         assert failed is not None
         raise self._away(failed, maybe_done=True) from failed
 
@@ -225,7 +229,7 @@ class PostgresJobStore(SharedJobStore):
             if self._idle:
                 return self._idle.pop()
         if time.monotonic() < self._pause_until:
-            raise JobStoreError(self._sentence())
+            raise JobStoreError(_SENTENCE)
         try:
             db = self._connected()
         except psycopg.Error as error:
@@ -308,10 +312,7 @@ class PostgresJobStore(SharedJobStore):
             self._is_set_up = False
             self._close_idle()
         self._problem = f"the job database cannot be used ({self._reason(error)})"
-        return JobStoreError(self._sentence(), maybe_done=maybe_done)
-
-    def _sentence(self) -> str:
-        return f"The server's{self._problem.removeprefix('the')}; try again later."
+        return JobStoreError(_SENTENCE, maybe_done=maybe_done)
 
     def _reason(self, error: BaseException) -> str:
         """The first line of what the database says, without the password."""
@@ -342,7 +343,7 @@ class PostgresJobStore(SharedJobStore):
 
     def add(self, job: JobRequest, limits: QueueLimits) -> JobRecord:
         def work(db: _Db) -> JobRecord:
-            if job.direct:
+            if job.direct or job.lane != COMPUTE:
                 self._sign(db)
             # One after the other, so that together they keep to the limits.
             db.execute("SELECT pg_advisory_xact_lock(hashtext('autovoice add'))")
@@ -474,14 +475,15 @@ class PostgresJobStore(SharedJobStore):
         def work(db: _Db) -> Claim | None:
             there = db.execute(
                 "SELECT 1 FROM autovoice_items i JOIN autovoice_jobs j ON j.id = i.job"
-                " WHERE i.state = 'queued' AND j.lane = %s LIMIT 1",
-                (lane,),
+                " WHERE i.state = 'queued' AND j.lane = %s"
+                " AND (j.lane = 'compute' OR j.asker = %s) LIMIT 1",
+                (lane, self._me),
             ).fetchone()
             if there is None:
                 return None
             self._sign(db)
             turn = _one(db, "SELECT nextval('autovoice_turns')")
-            row = db.execute(_NEXT, (lane, turn % JOB_TURN != 0)).fetchone()
+            row = db.execute(_NEXT, (lane, self._me, turn % JOB_TURN != 0)).fetchone()
             if row is None:
                 return None
             job_id, index, client = row
@@ -644,9 +646,10 @@ class PostgresJobStore(SharedJobStore):
             (self.lease_seconds,),
         )
         rows = db.execute(
-            "SELECT j.id, j.direct AND autovoice_is_gone(j.asker) FROM autovoice_jobs j"
-            " WHERE j.finished IS NULL AND ((j.direct AND"
-            " autovoice_is_gone(j.asker)) OR EXISTS (SELECT 1 FROM autovoice_items i"
+            "SELECT j.id, (j.direct OR j.lane != 'compute') AND autovoice_is_gone(j.asker)"
+            " FROM autovoice_jobs j WHERE j.finished IS NULL"
+            " AND ((j.direct OR j.lane != 'compute') AND autovoice_is_gone(j.asker)"
+            " OR EXISTS (SELECT 1 FROM autovoice_items i"
             " WHERE i.job = j.id AND i.state = 'running' AND autovoice_is_gone(i.owner)))"
             " ORDER BY j.id FOR UPDATE OF j"
         ).fetchall()
@@ -686,7 +689,8 @@ class PostgresJobStore(SharedJobStore):
                 self._listening.close()
             if isinstance(error, psycopg.Error):
                 raise self._away(error) from error
-            raise JobStoreError(str(error)) from error
+            self._problem = str(error)
+            raise JobStoreError(_SENTENCE) from error
 
     # Keeping
 

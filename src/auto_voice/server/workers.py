@@ -262,7 +262,7 @@ class Workers:
                 else:
                     self._do(claim, lane)
             except JobStoreError as error:
-                self._wait_for_storage(str(error), MOST_DATABASE_SECONDS)
+                self._wait_for_storage(self._store.problem or str(error), MOST_DATABASE_SECONDS)
             except Exception:
                 # The worker must be there when it is over, whatever it is.
                 log.exception("a worker could not go on")
@@ -288,7 +288,7 @@ class Workers:
             except JobStoreError as error:
                 if self._stopping.is_set():
                     raise
-                self._wait_for_storage(str(error), MOST_DATABASE_SECONDS)
+                self._wait_for_storage(self._store.problem or str(error), MOST_DATABASE_SECONDS)
 
     def _do(self, claim: Claim, lane: str) -> None:
         """The item of a claim, as part of the trace of the request that asked for it."""
@@ -339,6 +339,7 @@ class Workers:
         finally:
             with self._wake:
                 self._running.pop(claim.key, None)
+                self._lost.discard(claim.key)
             self._files.leave(claim)
         if how == CANCELLED and performed and self._undo is not None:
             self._undo(claim)
@@ -460,7 +461,7 @@ class Workers:
                     self.wake()
                 self._look_for_finished()
             except JobStoreError as error:
-                self._warn(f"work waits: {error}")
+                self._warn(f"work waits: {self._store.problem or error}")
                 self._ended.wait(STORAGE_SECONDS)
             except Exception:
                 log.exception("the link to the other processes could not go on")
@@ -470,8 +471,8 @@ class Workers:
     def _beat(self, store: SharedJobStore) -> None:
         lost = store.beat()
         with self._wake:
-            self._lost = lost & self._running.keys()
-            stopped = [self._running[key] for key in self._lost]
+            self._lost |= lost & self._running.keys()
+            stopped = [self._running[key] for key in lost & self._running.keys()]
         if stopped:
             self._stop(stopped)
         queued, failed = store.recover(MOST_ATTEMPTS_SHARED)
