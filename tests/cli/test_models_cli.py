@@ -15,6 +15,7 @@ import soundfile
 import yaml
 
 from auto_voice.cli.main import main
+from auto_voice.models import ModelStore
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "download_models.py"
 
@@ -146,6 +147,23 @@ def test_verify_finds_damage_and_repair_heals_it(folder: Path, run) -> None:
         2,
         "sample_beckett@1.0: not installed\n",
     )
+
+
+def test_repair_goes_on_past_what_it_cannot_mend_and_locks_nothing_that_is_whole(
+    folder: Path, run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("models", "pull", "tone@1", "tone@2")
+    with monkeypatch.context() as of_another_user:
+        of_another_user.setattr(ModelStore, "lock", lambda *_: pytest.fail("locked"))
+        assert run("models", "repair")[:2] == (0, "tone@1: ok\ntone@2: ok\n")
+    for version in ("1", "2"):
+        path = folder / "tone" / version / "tone.wav"
+        path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    (folder.parent / "one" / "tone.wav").unlink()
+    code, out, err = run("models", "repair")
+    assert (code, out) == (2, "tone@2: ok\n")
+    assert "tone@1: failed" in err
+    assert "Put the file there" in err
 
 
 def test_pins_choose_list_and_go(folder: Path, run) -> None:

@@ -369,11 +369,23 @@ def repair(names: tuple[str, ...], **where: Any) -> None:
     \b
     autovoice models repair
     """
+    from auto_voice.models.registry.maintenance import verify
+
     registry = open_registry(**where)
-    for version in chosen(registry, names):
-        if version.files:
-            registry.loader.repair(version)
+    wanted = [version for version in chosen(registry, names) if version.files]
+    failures: list[AutoVoiceError] = []
+    for version in wanted:
+        try:
+            # What is whole needs no lock, which the folder of another user does not give.
+            if not verify(registry.store, version).ok:
+                registry.loader.repair(version)
+        except ModelError as error:
+            failures.append(error)
+            if len(wanted) > 1:  # The end tells why.
+                click.echo(f"{version.key}: failed", err=True)
+        else:
             click.echo(f"{version.key}: ok")
+    _raise_problems(failures, "repaired")
 
 
 @models.command()
