@@ -42,8 +42,9 @@ os.stat = blind
 """
 
 
-def descendants() -> dict[int, float]:
-    """CPU time of every process that this one has started, and of those that they have."""
+def descendants(without: set[int] = frozenset()) -> dict[int, float]:
+    """CPU time of every process that this one has started, and of those that they have, but for
+    ``without`` and theirs."""
     parents, spent = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -53,7 +54,7 @@ def descendants() -> dict[int, float]:
                 spent[int(entry.name)] = (int(fields[11]) + int(fields[12])) / TICKS
 
     def ours(pid: int) -> bool:
-        while pid in parents:
+        while pid in parents and pid not in without:
             pid = parents[pid]
             if pid == os.getpid():
                 return True
@@ -63,10 +64,17 @@ def descendants() -> dict[int, float]:
 
 
 class CpuTime:
-    """CPU time of all descendants while it runs; what they spend in their last moment is missed."""
+    """CPU time of all descendants while it runs; what they spend in their last moment is missed.
+
+    Args:
+        idle: processes of clusters that have no part in it.
+    """
+
+    def __init__(self, idle: set[int]) -> None:
+        self.idle = idle
 
     def __enter__(self) -> CpuTime:
-        self.before = descendants()
+        self.before = descendants(self.idle)
         self.most: dict[int, float] = {}
         self.over = threading.Event()
         self.thread = threading.Thread(target=self._watch)
@@ -83,12 +91,14 @@ class CpuTime:
 
     def _watch(self) -> None:
         while True:
-            self.most |= descendants()
+            self.most |= descendants(self.idle)
             if self.over.wait(0.1):
                 return
 
 
-def batch(folder: Path, name: str, options: list[str], workers: int) -> dict[str, float]:
+def batch(
+    folder: Path, name: str, options: list[str], workers: int, idle: set[int]
+) -> dict[str, float]:
     """Runs one and says what it took."""
     out = folder / name
     command = [
@@ -98,7 +108,7 @@ def batch(folder: Path, name: str, options: list[str], workers: int) -> dict[str
     ]  # fmt: skip
     files = len(list((folder / "in").iterdir()))
     started = time.perf_counter()
-    with CpuTime() as cpu:
+    with CpuTime(idle) as cpu:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - started
     lines = [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()]
@@ -112,12 +122,13 @@ def batch(folder: Path, name: str, options: list[str], workers: int) -> dict[str
 
 
 @contextmanager
-def cluster(workers: int, **variables: str) -> Iterator[tuple[str, float]]:
-    """One of as many cores as workers; its address and the seconds that it took to start."""
+def cluster(workers: int, **variables: str) -> Iterator[tuple[str, set[int], float]]:
+    """One of as many cores as workers; its address, its processes and the seconds that it took to
+    start."""
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
     from ray.cluster_utils import Cluster
 
-    started = time.perf_counter()
+    before, started = set(descendants()), time.perf_counter()
     made = Cluster(
         initialize_head=True,
         head_node_args={
@@ -128,7 +139,9 @@ def cluster(workers: int, **variables: str) -> Iterator[tuple[str, float]]:
         },
     )
     try:
-        yield made.address, time.perf_counter() - started
+        took = time.perf_counter() - started
+        time.sleep(5)  # Until all of its daemons are there.
+        yield made.address, set(descendants()) - before, took
     finally:
         made.shutdown()
 
@@ -159,15 +172,20 @@ def main() -> None:
         blind = {"PYTHONPATH": path, "BLIND_TO": str(folder)}
         mock = ["--mock"] if given.mock else []
         os.environ["OMP_NUM_THREADS"] = "1"
-        with cluster(given.workers) as (seen, start), cluster(given.workers, **blind) as (other, _):
-            on = ["--executor", "ray", "--resources", "cpu=1", "--address"]
+        on = ["--executor", "ray", "--resources", "cpu=1", "--address"]
+        with (
+            cluster(given.workers) as (seen, a, start),
+            cluster(given.workers, **blind) as (other, b, _),
+        ):
+            ways = (
+                ("local", [], a | b),
+                ("ray", [*on, seen], b),
+                ("unseen", [*on, other], a),
+            )
             for _ in range(given.runs):
-                for name, options in (
-                    ("local", []),
-                    ("ray", [*on, seen]),
-                    ("unseen", [*on, other]),
-                ):
-                    found[name].append(batch(folder, name, [*mock, *options], given.workers))
+                for name, options, idle in ways:
+                    made = batch(folder, name, [*mock, *options], given.workers, idle)
+                    found[name].append(made)
     table = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
         for name, runs in found.items()

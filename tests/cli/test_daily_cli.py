@@ -158,7 +158,7 @@ def test_a_blend_makes_fittings_of_other_converters_anew_where_it_can(run, recor
         (["voices", "compare", "ann"], "at least two voices"),
         (["voices", "add", "../x", "friend.wav"], "cannot name a voice"),
         (["convert", "talk.wav", "--voice", "nobody"], "neither a recording nor a stored voice"),
-        (["convert", "talk.wav", "--voice", "friend.wav", "--strength", "2"], "between 0 and 1"),
+        (["convert", "talk.wav", "--voice", "friend.wav", "--strength", "2"], "between 0 and 1.5"),
         (["batch", "nothing", "--voice", "friend.wav"], "no file or folder nothing"),
         (["batch", "talk.wav"], "has no voice"),
         (["batch", "talk.wav", "--voice", "friend.wav", "--format", "mp5"], "no output format"),

@@ -23,6 +23,7 @@ from auto_voice.inference.effects import (
     source_shape,
     warp_formants,
 )
+from auto_voice.inference.rendering import beyond
 from auto_voice.types import Mel, Pitch, Voice, Waveform
 from hand_made_stages import LocalConverter, LocalVocoder
 
@@ -242,6 +243,49 @@ def test_strength_goes_from_the_own_voice_to_the_other(hand_made, source, refere
     assert len(results[1].voice.frames["mel"]) == len(results[1].voice.frames["content"])
 
 
+class VoiceConverter(LocalConverter):
+    """As loud as the first number of the voice's embedding tells."""
+
+    def convert(self, content, pitch, voice, frames):
+        mel = super().convert(content, pitch, voice, frames)
+        mel.values[2:4] *= np.float32(1 + voice.embedding[:40].sum())
+        return mel
+
+
+def test_a_strength_above_one_goes_on_past_the_voice_away_from_the_sources_own(
+    hand_made, source, reference
+):
+    converter = VoiceConverter()
+    pipeline, _ = hand_made(converter_compact=converter)
+    target, own = pipeline.clone(reference), pipeline.clone(source)
+
+    def made(strength):
+        converter.calls.clear()
+        # The level of the source would hide how loud the converter spoke.
+        controls = Controls(strength=strength, energy=0.0)
+        return pipeline.convert(source, target, controls=controls), list(converter.calls)
+
+    plain, calls = made(1.0)
+    assert all(call.voice is calls[0].voice for call in calls)
+    further, calls = made(1.2)
+    assert further.semitones == plain.semitones
+    assert further.summary()["controls"] == {"strength": 1.2, "energy": 0.0}
+    for call, beside in zip(calls[::2], calls[1::2], strict=True):
+        assert np.array_equal(call.voice.embedding, target.embedding)
+        assert float(beside.voice.embedding @ own.embedding) == pytest.approx(1, abs=1e-3)
+        assert beside.voice.log_f0_mean == call.voice.log_f0_mean
+        assert beside.content is call.content
+        assert np.array_equal(beside.pitch.f0_hz, call.pitch.f0_hz)
+    assert not np.allclose(further.samples, plain.samples)
+
+
+def test_beyond_is_a_line_through_both_mels():
+    mel, start = (Mel(np.full((80, 3), v, np.float32), RATE, 256) for v in (2.0, 1.0))
+    assert np.allclose(beyond(mel, start, 0.0).values, 2.0)
+    assert np.allclose(beyond(mel, start, 0.25).values, 2.25)
+    assert beyond(mel, start, 0.25).values.dtype == np.float32
+
+
 def test_energy_follows_the_source():
     rng = np.random.default_rng(0)
     swell = 0.02 + 0.2 * np.repeat(rng.random(10), RATE // 5)
@@ -376,7 +420,7 @@ def test_trimming_needs_speech(hand_made, reference):
     ("values", "match"),
     [
         ({"semitones": 40}, "semitones must lie within ±36, not 40"),
-        ({"strength": 1.5}, "strength must lie between 0 and 1, not 1.5"),
+        ({"strength": 1.6}, "strength must lie between 0 and 1.5, not 1.6"),
         ({"pitch_range": "much"}, "pitch_range must be a number, not 'much'"),
         ({"loudness": "0"}, "loudness must lie between -70 and -5 LUFS"),
         ({"formants": float("nan")}, "formants must lie within ±12, not nan"),

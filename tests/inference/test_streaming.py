@@ -191,6 +191,13 @@ def test_strength_lies_between_the_speaker_and_the_voice(opened, voice):
     alike = [float(call.voice.embedding @ voice.embedding) for call in converter.calls]
     assert alike[0] < 0.9999
     assert alike[-1] == pytest.approx(1)
+    spoken = len(converter.calls)
+    stream.change(controls=Controls(strength=1.2))
+    stream.push(speech_like(1.0, 110.0))
+    beside = {round(float(call.voice.embedding @ voice.embedding), 3) for call in
+              converter.calls[spoken:]}  # fmt: skip
+    assert max(beside) == 1
+    assert min(beside) < 1
 
 
 @pytest.mark.parametrize(
@@ -200,6 +207,7 @@ def test_strength_lies_between_the_speaker_and_the_voice(opened, voice):
         ({"denoise_db": 10.0}, "denoise"),
         ({"loudness": -20.0}, "loud"),
         ({"strength": 0.5}, "own voice"),
+        ({"strength": 1.2}, "own voice"),
     ],
 )
 def test_what_needs_the_whole_recording_is_refused(opened, controls, word):

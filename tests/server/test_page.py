@@ -385,7 +385,7 @@ def test_learning_a_voice_shows_its_progress_and_can_be_cancelled(serve, tmp_pat
     engine = mock_engine(tmp_path)
     held = threading.Event()
 
-    def enrol(references, name, consent, overwrite, progress, *kept):
+    def enrol(references, name, consent, overwrite, progress, *_):
         while not held.wait(0.02):
             progress(0.5)
         raise AssertionError("it was not cancelled")

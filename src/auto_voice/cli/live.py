@@ -454,7 +454,7 @@ def device_lines() -> list[str]:
     metavar="VOICE",
     shell_complete=complete_voice,
     help="A recording of yourself: the pitch is right from the first word on, and --strength can "
-    "be below 1.",
+    "be other than 1.",
 )
 @click.option("--list-devices", is_flag=True, help="List microphones and loudspeakers.")
 @click.option("--microphone", metavar="DEVICE", help="Its number or a part of its name.")

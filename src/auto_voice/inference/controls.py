@@ -72,7 +72,9 @@ class Controls:
         pitch_range: factor on the melody's distance from its mean: 0 is monotone, 1 keeps it, 2
             doubles it; ``"voice"`` gives it the voice's own spread.
         formants: semitones by which the resonances move, within ±12; the pitch stays.
-        strength: how far towards the voice, from 0 (the source's own) to 1.
+        strength: how far towards the voice, from 0 (the source's own) to 1, and above, up to 1.5,
+            away from the source's own: a conversion keeps something of it, and 1.2 takes much of
+            that away.
         energy: how much of the source's loudness from syllable to syllable is kept, 0 to 1.
         breathiness: how much of the source's breath noise is kept, 0 to 1.
         loudness: LUFS of the result; ``"source"`` or None for that of the source's speech.
@@ -98,7 +100,11 @@ class Controls:
         12,
     )
     strength: float = _control(
-        1.0, "How far to go towards the voice, 0 to 1; 0 is the source's own voice.", 0, 1
+        1.0,
+        "How far to go towards the voice: 0 is the source's own, 1 the voice, above 1 (1.2) away "
+        "from the source's own.",
+        0,
+        1.5,
     )
     energy: float = _control(
         1.0, "How much of the source's loudness contour to keep, 0 to 1.", 0, 1

@@ -251,9 +251,12 @@ def prepare(
         fits = known is not None and known.samples == len(recording)
         analysis = known if known is not None and fits else analyse(recording)
     notes += background_notes(recording)
-    if controls.strength < 1:
+    own = None
+    if controls.strength != 1:
         with timed(timings, "voice"):
-            voice = _towards(voice, recording, controls.strength, stages)
+            own = _own_voice(recording, stages)
+    if own is not None and controls.strength < 1:
+        voice = _between(own, voice, controls.strength)
     melody = analysis.pitch if controls.singing else analysis.melody
     pitch, semitones, pitch_notes = moved(melody, voice, controls)
     notes += pitch_notes
@@ -271,6 +274,7 @@ def prepare(
         controls=controls,
         samples=length,
         timings=timings,
+        own_voice=own,
     )
     return Prepared(rendering, voice, semitones, tuple(notes), source_meter)
 
@@ -288,17 +292,21 @@ def _trimmed(recording: SampleSource) -> tuple[SampleSource, str]:
     return Section(recording, start, stop), note
 
 
-def _towards(voice: Voice, recording: SampleSource, strength: float, stages: Stages) -> Voice:
-    """Between the source's own voice and ``voice``."""
+def _own_voice(recording: SampleSource, stages: Stages) -> Voice:
+    """The voice that speaks in the source."""
     assert stages.speaker_encoder is not None
     head = recording.read(0, round(OWN_VOICE_SECONDS * recording.sample_rate))
-    own = build_voice(
+    return build_voice(
         [("the source", Waveform(head, recording.sample_rate))],
         stages.speaker_encoder,
         stages.content_encoder,
         "the source",
         OWN_SPEECH_SECONDS,
     )
+
+
+def _between(own: Voice, voice: Voice, strength: float) -> Voice:
+    """Between the source's own voice and ``voice``."""
     blended = blend_voices([(voice, strength), (own, 1 - strength)], name=voice.name)
     return replace(blended, notes=voice.notes)
 

@@ -97,16 +97,18 @@ def spoken(
     converter: Converter,
     vocoder: Vocoder,
     timings: dict[str, float],
+    own: Voice | None = None,
 ) -> FloatArray:
     """``((high - low) * hop_samples,)`` of ``piece`` in ``voice``, as loud as its speech.
 
     Args:
+        own: see :func:`drawn`.
         timings: seconds by step; grows.
 
     Raises:
         ModelLoadError: the vocoder gives another number of samples.
     """
-    mel, source = drawn(piece, voice, controls, converter, timings)
+    mel, source = drawn(piece, voice, controls, converter, timings, own)
     audio = vocoded(vocoder, mel, piece.low, piece.high, 0, timings)
     return finished(piece, audio, source, controls, vocoder, timings)
 
@@ -117,16 +119,37 @@ def drawn(
     controls: Controls,
     converter: Converter,
     timings: dict[str, float],
+    own: Voice | None = None,
 ) -> tuple[Mel, SourceShape]:
-    """The mel of all of ``piece`` in ``voice``, and what the result takes from the source."""
+    """The mel of all of ``piece`` in ``voice``, and what the result takes from the source.
+
+    Args:
+        own: the source's own voice, which a strength above 1 leads away from.
+    """
     ratio, pitch = controls.formant_ratio, piece.pitch
     lower = Pitch(pitch.f0_hz / np.float32(ratio), pitch.voiced, pitch.frame_rate)
     with timed(timings, "convert"):
         mel = converter.convert(piece.content, lower, voice, len(piece.pauses))
+        if own is not None and controls.strength > 1:
+            # Both speak at one pitch, so that they differ by nothing but the voice.
+            theirs = replace(own, log_f0_mean=voice.log_f0_mean)
+            start = converter.convert(piece.content, lower, theirs, len(piece.pauses))
+            mel = beyond(mel, start, controls.strength - 1)
         mel = warp_formants(mel, ratio)
     with timed(timings, "level"):
         source = source_shape(piece.speech, piece.sample_rate, piece.pauses, piece.noise)
         return fill_pauses(mel, source), source
+
+
+def beyond(mel: Mel, start: Mel, share: float) -> Mel:
+    """``mel`` moved on by ``share`` of the way that led to it from ``start``.
+
+    The converter draws the source's own voice from the same content, so what it could not help
+    keeping of it is in both and what the voice changes is in the difference, of which a little more
+    makes up for the rest (as classifier-free guidance does, Ho & Salimans 2022).
+    """
+    moved = mel.values + np.float32(share) * (mel.values - start.values)
+    return replace(mel, values=moved.astype(np.float32))
 
 
 def vocoded(
@@ -203,6 +226,7 @@ class Rendering:
         pitch: the melody that is to be spoken.
         samples: of the result, at the vocoder's rate.
         timings: seconds by step; grows.
+        own_voice: of the source, where a strength above 1 leads away from it.
         log_f0: of ``pitch``, filled.
         content: the content features of any part.
         pauses, noise: of ``recording``, see :func:`auto_voice.inference.analysis.pauses` and
@@ -219,6 +243,7 @@ class Rendering:
     controls: Controls
     samples: int
     timings: dict[str, float]
+    own_voice: Voice | None = None
     log_f0: FloatArray | None = field(init=False)
     content: ContentWindows = field(init=False)
     pauses: FloatArray = field(init=False)
@@ -315,7 +340,10 @@ class Rendering:
             high=high - chunk.context_start,
             first_frame=chunk.context_start,
         )
-        audio = spoken(piece, self.voice, self.controls, self.converter, self.vocoder, self.timings)
+        audio = spoken(
+            piece, self.voice, self.controls, self.converter, self.vocoder, self.timings,
+            self.own_voice,
+        )  # fmt: skip
         return replace(chunk, context_start=low, context_stop=high), audio
 
     def _by_frame(self, hops: NDArray[Any], chunk: Chunk) -> FloatArray:

@@ -192,7 +192,7 @@ class PipelineStages:
         Raises:
             ModelError: one cannot be had, or does not fit the others.
         """
-        own_voice = controls is not None and controls.strength < 1
+        own_voice = controls is not None and controls.strength != 1
         names = self.config.models | ({"vocoder": vocoder} if vocoder else {})
         kinds = ("content", "converter", "vocoder", *["speaker"] * own_voice)
         self.registry.load_installed(names[kind] for kind in kinds)

@@ -189,7 +189,7 @@ class StreamSetup:
         content_encoder, converter, vocoder: the loaded models.
         voice: the target.
         own_voice: of who speaks, where it is known: the result is right from the first word on,
-            and the strength can be less than 1.
+            and the strength can be other than 1.
         sample_rate, output_rate: of what goes in and comes out, Hz.
         block_ms: how much is converted at once.
         lookahead_ms: how far beyond a block the source is known when it is converted.
@@ -232,10 +232,10 @@ def check_live(controls: Controls, own_voice: Voice | None) -> None:
             "a live conversion is as loud as its source; leave loudness out, or set the level of "
             "the output device."
         )
-    if controls.strength < 1 and own_voice is None:
+    if controls.strength != 1 and own_voice is None:
         raise ConfigError(
-            "a strength below 1 needs to know your own voice; give a recording of it (own_voice, "
-            "on the command line --own-voice)."
+            "a strength other than 1 needs to know your own voice; give a recording of it "
+            "(own_voice, on the command line --own-voice)."
         )
 
 
@@ -467,7 +467,8 @@ class LiveStream:
         )
         voice = self._with_pitch(voice, semitones)
         converter, vocoder = self._setup.converter, self._vocoder
-        mel, source = drawn(piece, voice, controls, converter, self._timings)
+        own = self._setup.own_voice
+        mel, source = drawn(piece, voice, controls, converter, self._timings, own)
         seen = np.concatenate([self._mel, mel.values[:, self._done - context :]], axis=1)
         before = self._mel.shape[1]
         self._mel = seen[:, : before + stop - self._done][:, -VOCODER_FRAMES:]

@@ -350,7 +350,7 @@ class ObjectStore:
         """The reason why the last use failed; "" if it did not."""
         if self._problem and time.monotonic() > self._look_at:
             with contextlib.suppress(StorageError):
-                self.mark(f"jobs/{PLACE_FILE}")
+                self.mark(PLACE_FILE)
         return self._problem
 
     def _at(self, name: str) -> str:
@@ -502,10 +502,10 @@ class ObjectFiles(JobFiles):
         path = self.root / PLACE_FILE
         try:
             try:
-                self._objects.get(f"jobs/{PLACE_FILE}", path)
+                self._objects.get(PLACE_FILE, path)
             except FileNotFoundError:
                 path.write_text(secrets.token_hex(8), encoding="ascii")
-                self._objects.put(path, f"jobs/{PLACE_FILE}")
+                self._objects.put(path, PLACE_FILE)
         except StorageError as error:
             raise ConfigError(f"{self._objects.problem()}; correct --files.") from error
         return path.read_text(encoding="ascii")
