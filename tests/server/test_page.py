@@ -505,7 +505,7 @@ def test_what_is_spoken_comes_back_as_the_stream_converts_it(with_voice, speakin
 
     server, engine = with_voice()
     with visitor(speaking) as visit:
-        page = ready(visit(server.url))
+        page = ready(visit(server.url, viewport={"width": 1280, "height": 900}))
         page.click("#tab-live")
         page.locator("#live-voice option", has_text="friend").wait_for(state="attached")
         page.check("#live-record")
@@ -559,7 +559,7 @@ def test_a_live_conversion_that_cannot_be_is_said(with_voice, speaking):
 def test_pitch_bypass_and_voice_change_while_it_runs(with_voice, speaking):
     server, _ = with_voice()
     with visitor(speaking) as visit:
-        page = ready(visit(server.url))
+        page = ready(visit(server.url, viewport={"width": 360, "height": 740}))
         page.click("#tab-live")
         page.locator("#live-voice option", has_text="friend").wait_for(state="attached")
         sent: list[str] = []
@@ -576,3 +576,5 @@ def test_pitch_bypass_and_voice_change_while_it_runs(with_voice, speaking):
         texts = [frame for frame in sent if isinstance(frame, str)]
         assert any('"semitones":0.5' in text for text in texts[1:])
         assert page.is_hidden("#live-error")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        keep(page, "live_narrow_running")
