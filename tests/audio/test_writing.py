@@ -95,7 +95,7 @@ def test_the_rate_is_changed_where_asked_or_needed_and_logged(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("rate", [1000, 384_000])
+@pytest.mark.parametrize("rate", [1000, 191_999, 384_000])
 def test_every_format_takes_every_rate_or_the_nearest_that_it_can_carry(tmp_path, name, rate):
     made = read_audio(write_audio(tmp_path / f"a.{name}", SPEECH, sample_rate=rate))
     carried = choose_encoding(tmp_path / f"a.{name}").nearest_rate(rate)

@@ -67,7 +67,9 @@ class Encoding:
     def nearest_rate(self, sample_rate: int) -> int:
         """``sample_rate`` if the format can carry it, else the next higher (or highest) rate."""
         if not self.rates:
-            return min(sample_rate, self.highest_rate or sample_rate)
+            rate = min(sample_rate, self.highest_rate or sample_rate)
+            # What frame headers of FLAC can name (RFC 9639, section 9.1.2): above 65 535 Hz tens.
+            return rate - rate % -10 if self.container == "FLAC" and rate > 65_535 else rate
         if sample_rate in self.rates:
             return sample_rate
         return min((rate for rate in self.rates if rate > sample_rate), default=self.rates[-1])
