@@ -94,6 +94,16 @@ def test_the_rate_is_changed_where_asked_or_needed_and_logged(tmp_path, caplog):
     assert choose_encoding(Path("a.mp3")).nearest_rate(192_000) == 48_000
 
 
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("rate", [1000, 384_000])
+def test_every_format_takes_every_rate_or_the_nearest_that_it_can_carry(tmp_path, name, rate):
+    made = read_audio(write_audio(tmp_path / f"a.{name}", SPEECH, sample_rate=rate))
+    carried = choose_encoding(tmp_path / f"a.{name}").nearest_rate(rate)
+    # Opus decodes at 48 kHz whatever it was given.
+    assert made.sample_rate == (48_000 if name == "opus" else carried)
+    assert made.seconds == pytest.approx(SPEECH.seconds, abs=0.01)
+
+
 def test_loud_audio_is_turned_down_as_a_whole_never_clipped(tmp_path, caplog):
     loud = Waveform(tone(440, peak=2.0), 16_000)
     with caplog.at_level(logging.WARNING):

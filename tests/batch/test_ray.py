@@ -321,6 +321,19 @@ def test_a_file_that_cannot_be_sent_fails_its_job_and_not_the_run(tmp_path, monk
     assert crew.idle == [hand]
 
 
+def test_what_a_killed_worker_leaves_on_its_node_is_deleted_by_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    living, lock = ray_executor._own_folder()
+    killed = tmp_path / f"{ray_executor.SCRATCH}killed"
+    (killed / "job").mkdir(parents=True)
+    (killed / "job" / "talk.wav").touch()
+    (killed / "lock").touch()
+    mine, own = ray_executor._own_folder()
+    assert set(tmp_path.iterdir()) == {living, mine}
+    lock.release()
+    own.release()
+
+
 def test_without_ray_the_sentence_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"ray is not installed; .*auto-voice\[ray\]"):

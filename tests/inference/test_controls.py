@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from auto_voice.audio.loudness import LoudnessMeter, integrated_loudness, true_p
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import align_pitch, corrected, extract_pitch, log_f0_statistics
 from auto_voice.audio.quality import denoise
-from auto_voice.errors import AudioContentError, ConfigError
+from auto_voice.errors import AudioContentError, ConfigError, ModelUnavailableError
 from auto_voice.inference.analysis import denoised
 from auto_voice.inference.controls import Controls, controls_from
 from auto_voice.inference.effects import (
@@ -23,7 +25,7 @@ from auto_voice.inference.effects import (
     source_shape,
     warp_formants,
 )
-from auto_voice.inference.rendering import beyond
+from auto_voice.inference.rendering import beyond, guidance
 from auto_voice.types import Mel, Pitch, Voice, Waveform
 from hand_made_stages import LocalConverter, LocalVocoder
 
@@ -277,6 +279,53 @@ def test_a_strength_above_one_goes_on_past_the_voice_away_from_the_sources_own(
         assert beside.content is call.content
         assert np.array_equal(beside.pitch.f0_hz, call.pitch.f0_hz)
     assert not np.allclose(further.samples, plain.samples)
+
+
+def test_a_converter_whose_record_asks_for_guidance_gets_it(hand_made, source, reference):
+    guided, plain = VoiceConverter(), VoiceConverter()
+    guided.guidance = 0.2
+    pipeline, _ = hand_made(converter_compact=guided)
+    unguided, _ = hand_made(converter_compact=plain)
+    target = pipeline.clone(reference)
+
+    def made(pipeline, voice, strength=1.0):
+        controls = Controls(strength=strength, energy=0.0)
+        return pipeline.convert(source, voice, controls=controls)
+
+    result = made(pipeline, target)
+    assert np.array_equal(result.samples, made(unguided, target, 1.2).samples)
+    assert not np.allclose(result.samples, made(unguided, target).samples)
+    # What was learnt of one voice tells nothing of the other.
+    tuned = replace(target, fine_tuning={"x": np.zeros(1, np.float16)})
+    assert guidance(guided, tuned, Controls()) == 0
+    assert guidance(guided, target, Controls()) == 0.2
+    # Both are known equally well.
+    guided.calls.clear()
+    made(pipeline, target.embedding)
+    assert len({len(call.voice.frames) for call in guided.calls}) == 1
+
+
+def test_guidance_is_left_out_with_a_note_where_the_sources_voice_cannot_be_known(
+    hand_made, source, reference
+):
+    converter = VoiceConverter()
+    converter.guidance = 0.2
+    pipeline, registry = hand_made(converter_compact=converter)
+    target = pipeline.clone(reference)
+    hiss = 0.001 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
+    result = pipeline.convert(Waveform(hiss, RATE), target)
+    assert any("too little speech to know its own voice" in note for note in result.notes)
+
+    def gone(name, version=None):
+        if name == "speaker_encoder":
+            raise ModelUnavailableError("it is away.")
+        return registry.stages[name]
+
+    registry.load = gone
+    result = pipeline.convert(source, target)
+    assert any("speaker encoder cannot be had" in note for note in result.notes)
+    with pytest.raises(ModelUnavailableError):
+        pipeline.convert(source, target, controls=Controls(strength=1.2))
 
 
 def test_beyond_is_a_line_through_both_mels():

@@ -109,7 +109,10 @@ class HandMade:
         } | stages
 
     def version(self, name, version=None):
-        return SimpleNamespace(name=name, version="1.0", kind=self.KINDS[name], quantised=None)
+        params = {"guidance": getattr(self.stages[name], "guidance", 0.0)}
+        return SimpleNamespace(
+            name=name, version="1.0", kind=self.KINDS[name], quantised=None, params=params
+        )
 
     def is_installed(self, version):
         return False

@@ -41,6 +41,8 @@ FORMATS: dict[str, OutputFormat] = {
     "aiff": OutputFormat("AIFF", {**_PCM, **_WIDE}),
 }
 _SHORTHANDS = {"8": "pcm_u8", "16": "pcm_16", "24": "pcm_24", "32": "pcm_32", "32f": "float"}
+# libvorbis has settings up to 200 kHz, and beyond them libsndfile 1.2 ends the process.
+VORBIS_HIGHEST_RATE = 192_000
 HOLDS_ANY_PEAK = ("FLOAT", "DOUBLE")
 
 
@@ -52,17 +54,21 @@ class Encoding:
         name: key of ``FORMATS``.
         container: libsndfile's name of the file format.
         subtype: libsndfile's name of the sample coding.
-        rates: Hz that it can carry; empty for any.
+        rates: Hz that it can carry; empty for any up to ``highest_rate``.
+        highest_rate: Hz; None for any.
     """
 
     name: str
     container: str
     subtype: str
     rates: tuple[int, ...]
+    highest_rate: int | None = None
 
     def nearest_rate(self, sample_rate: int) -> int:
         """``sample_rate`` if the format can carry it, else the next higher (or highest) rate."""
-        if not self.rates or sample_rate in self.rates:
+        if not self.rates:
+            return min(sample_rate, self.highest_rate or sample_rate)
+        if sample_rate in self.rates:
             return sample_rate
         return min((rate for rate in self.rates if rate > sample_rate), default=self.rates[-1])
 
@@ -92,7 +98,9 @@ def choose_encoding(path: Path, format: str | None = None, subtype: str | None =
             f"{name} cannot be written as {subtype!r}; use one of {', '.join(row.subtypes)}."
         )
     rates = FORMATS["opus"].rates if coding == "OPUS" else row.rates
-    return Encoding(name, row.container, coding, rates)
+    return Encoding(
+        name, row.container, coding, rates, VORBIS_HIGHEST_RATE if coding == "VORBIS" else None
+    )
 
 
 def ensure_writable(

@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from auto_voice import __version__, events
@@ -49,6 +49,9 @@ from auto_voice.errors import (
 )
 from auto_voice.filesystem import atomic_write
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 log = logging.getLogger(__name__)
 
 # Workers that a job may cost before it counts as what kills them.
@@ -66,6 +69,8 @@ ANSWER_SECONDS = 10.0
 # Cores of a worker unless something else is asked for, as local processes have them.
 CORES_EACH = 2
 MARKER = ".autovoice-shared-"
+# Beginning of the names of workers' folders.
+SCRATCH = "autovoice-ray-"
 
 # Status of what a worker says before and between jobs.
 _READY, _UNSEEN = "ready", "unseen"
@@ -462,7 +467,7 @@ class _Worker:
         endpoint, self.traceparent = telemetry
         if endpoint:
             events.export_otlp(endpoint)
-        self.folder = Path(tempfile.mkdtemp(prefix="autovoice-ray-"))
+        self.folder, self.lock = _own_folder()
         self.kept: OrderedDict[str, str] = OrderedDict()
 
     def begin(self, spec: WorkerSpec, parcel: _Parcel) -> dict[str, Any]:
@@ -519,6 +524,7 @@ class _Worker:
     def end(self) -> None:
         """Sends what waits to be told, and leaves nothing on the disk."""
         events.flush_otlp()
+        self.lock.release()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _open(
@@ -565,6 +571,24 @@ class _Worker:
         if read.shared:
             self.kept[key] = str(place)
         return str(place)
+
+
+def _own_folder() -> tuple[Path, FileLock]:
+    """A folder for the files of a worker, and the lock that it holds as long as it lives. Folders
+    of workers that were killed are deleted: they hold recordings of people."""
+    from filelock import FileLock, Timeout
+
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/lock"):
+        # It lives, or is another user's. It is held while it is deleted: see below.
+        with suppress(Timeout, OSError), FileLock(left).acquire(timeout=0):
+            shutil.rmtree(left.parent, ignore_errors=True)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=SCRATCH))
+        lock = FileLock(folder / "lock", thread_local=False)
+        lock.acquire()
+        if (folder / "lock").exists():  # Nobody took it for left behind before it was held.
+            return folder, lock
+        lock.release()
 
 
 # Files

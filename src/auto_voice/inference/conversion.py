@@ -40,7 +40,7 @@ from auto_voice.inference.effects import (
     without_creak,
 )
 from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFacts
-from auto_voice.inference.rendering import Rendering, timed
+from auto_voice.inference.rendering import Rendering, guidance, timed
 from auto_voice.inference.result import FileResult, Output
 from auto_voice.inference.stages import Stages
 from auto_voice.models.runtime.sessions import moves_noted
@@ -56,6 +56,7 @@ log = logging.getLogger(__name__)
 OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 30.0
 # Seconds; longer recordings go through the disk, shorter ones take 20 MB of memory at most.
 LONG_SECONDS = 300.0
+_KEEPS_MORE = "the result is not led away from it and keeps more of it"
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,9 +253,10 @@ def prepare(
         analysis = known if known is not None and fits else analyse(recording)
     notes += background_notes(recording)
     own = None
-    if controls.strength != 1:
+    if controls.strength != 1 or guidance(stages.converter, voice, controls):
         with timed(timings, "voice"):
-            own = _own_voice(recording, stages)
+            own, own_notes = _own_voice(recording, stages, needed=controls.strength != 1)
+        notes += own_notes
     if own is not None and controls.strength < 1:
         voice = _between(own, voice, controls.strength)
     melody = analysis.pitch if controls.singing else analysis.melody
@@ -292,17 +294,29 @@ def _trimmed(recording: SampleSource) -> tuple[SampleSource, str]:
     return Section(recording, start, stop), note
 
 
-def _own_voice(recording: SampleSource, stages: Stages) -> Voice:
-    """The voice that speaks in the source."""
-    assert stages.speaker_encoder is not None
+def _own_voice(
+    recording: SampleSource, stages: Stages, *, needed: bool
+) -> tuple[Voice | None, list[str]]:
+    """The voice that speaks in the source, and a note where it cannot be had and need not be."""
+    assert stages.speaker_encoder is not None or not needed
+    if stages.speaker_encoder is None:
+        return None, [f"The speaker encoder cannot be had, so {_KEEPS_MORE}."]
     head = recording.read(0, round(OWN_VOICE_SECONDS * recording.sample_rate))
-    return build_voice(
-        [("the source", Waveform(head, recording.sample_rate))],
-        stages.speaker_encoder,
-        stages.content_encoder,
-        "the source",
-        OWN_SPEECH_SECONDS,
-    )
+    try:
+        voice = build_voice(
+            [("the source", Waveform(head, recording.sample_rate))],
+            stages.speaker_encoder,
+            stages.content_encoder,
+            "the source",
+            OWN_SPEECH_SECONDS,
+        )
+    except AudioContentError:
+        if needed:
+            raise
+        return None, [
+            f"The source holds too little speech to know its own voice, so {_KEEPS_MORE}."
+        ]
+    return voice, []
 
 
 def _between(own: Voice, voice: Voice, strength: float) -> Voice:

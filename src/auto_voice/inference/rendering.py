@@ -124,21 +124,33 @@ def drawn(
     """The mel of all of ``piece`` in ``voice``, and what the result takes from the source.
 
     Args:
-        own: the source's own voice, which a strength above 1 leads away from.
+        own: the source's own voice, where it is known: see :func:`guidance`.
     """
     ratio, pitch = controls.formant_ratio, piece.pitch
     lower = Pitch(pitch.f0_hz / np.float32(ratio), pitch.voiced, pitch.frame_rate)
     with timed(timings, "convert"):
         mel = converter.convert(piece.content, lower, voice, len(piece.pauses))
-        if own is not None and controls.strength > 1:
-            # Both speak at one pitch, so that they differ by nothing but the voice.
-            theirs = replace(own, log_f0_mean=voice.log_f0_mean)
+        share = guidance(converter, voice, controls)
+        if own is not None and share:
+            # At one pitch and known as well as each other, they differ by nothing but the voice.
+            frames = own.frames if voice.frames else {}
+            theirs = replace(own, log_f0_mean=voice.log_f0_mean, frames=frames)
             start = converter.convert(piece.content, lower, theirs, len(piece.pauses))
-            mel = beyond(mel, start, controls.strength - 1)
+            mel = beyond(mel, start, share)
         mel = warp_formants(mel, ratio)
     with timed(timings, "level"):
         source = source_shape(piece.speech, piece.sample_rate, piece.pauses, piece.noise)
         return fill_pauses(mel, source), source
+
+
+def guidance(converter: Converter, voice: Voice, controls: Controls) -> float:
+    """How far the mel goes on past ``voice``, as a share of the way from the source's own voice.
+
+    What the converter's record asks for, and what the strength exceeds 1 by. A voice that the
+    converter was fine-tuned to needs none: only weights that both voices share can be compared.
+    """
+    measured = 0.0 if voice.fine_tuning else float(getattr(converter, "guidance", 0.0))
+    return measured + max(0.0, controls.strength - 1)
 
 
 def beyond(mel: Mel, start: Mel, share: float) -> Mel:
@@ -226,7 +238,7 @@ class Rendering:
         pitch: the melody that is to be spoken.
         samples: of the result, at the vocoder's rate.
         timings: seconds by step; grows.
-        own_voice: of the source, where a strength above 1 leads away from it.
+        own_voice: of the source, where it is known and the mel is led away from it.
         log_f0: of ``pitch``, filled.
         content: the content features of any part.
         pauses, noise: of ``recording``, see :func:`auto_voice.inference.analysis.pauses` and

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from auto_voice.errors import ConfigError, ModelLoadError
+from auto_voice.errors import ConfigError, ModelError, ModelLoadError
 from auto_voice.inference.controls import Controls
 from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
 from auto_voice.models.content_map import into_space_of
@@ -192,10 +192,20 @@ class PipelineStages:
         Raises:
             ModelError: one cannot be had, or does not fit the others.
         """
-        own_voice = controls is not None and controls.strength != 1
         names = self.config.models | ({"vocoder": vocoder} if vocoder else {})
-        kinds = ("content", "converter", "vocoder", *["speaker"] * own_voice)
+        needed = controls is not None and controls.strength != 1
+        # The source's own voice makes results better with some converters, and none depends on it.
+        useful = controls is not None and bool(
+            self.registry.version(names["converter"]).params.get("guidance")
+        )
+        kinds = ("content", "converter", "vocoder", *["speaker"] * (needed or useful))
         self.registry.load_installed(names[kind] for kind in kinds)
-        speaker = self.speaker_encoder if own_voice else None
+        speaker = None
+        if needed or useful:
+            try:
+                speaker = self.speaker_encoder
+            except ModelError:
+                if needed:
+                    raise
         vocodes = cast(Vocoder, self._load("vocoder", names["vocoder"]))
         return Stages(self.content_encoder, self.converter, vocodes, speaker)

@@ -124,6 +124,8 @@ class CompactConverter:
         device: where it shall run.
         fine_tuning_gain: what fine-tuning these weights to a voice was measured to gain, as a
             clause; empty where nobody measured it.
+        guidance: how far a mel goes on past the voice, as a share of the way from the source's own
+            voice, where that is known and these weights were measured to be better for it.
 
     Raises:
         ModelLoadError: the weights do not fit the graph.
@@ -142,9 +144,11 @@ class CompactConverter:
         device: str = "cpu",
         source: str = "",
         fine_tuning_gain: str = "",
+        guidance: float = 0.0,
     ) -> None:
         self.graph, self.weights, self.shape = graph, weights, shape
         self.fine_tuning_gain = fine_tuning_gain
+        self.guidance = guidance
         self.name = name
         self.content_space = content_space
         self.network = bound_network(graph, weights, source or name, name, device)
@@ -270,7 +274,7 @@ def build(
     files: Mapping[str, Path], version: ModelVersion, device: str = "cpu"
 ) -> CompactConverter:
     """From the catalog's record; ``params`` holds ``net`` (arguments of ``ConverterNet``),
-    ``content_space`` and maybe ``fine_tuning_gain``.
+    ``content_space`` and maybe ``fine_tuning_gain`` and ``guidance``.
 
     Raises:
         ModelLoadError: the weights do not fit the architecture.
@@ -281,4 +285,5 @@ def build(
     return CompactConverter(
         graph, read_weights(path), shape, version.key, version.params["content_space"], device,
         str(path), str(version.params.get("fine_tuning_gain", "")),
+        float(version.params.get("guidance", 0.0)),
     )  # fmt: skip
