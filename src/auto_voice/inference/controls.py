@@ -73,7 +73,7 @@ class Controls:
             doubles it; ``"voice"`` gives it the voice's own spread.
         formants: semitones by which the resonances move, within ±12; the pitch stays.
         strength: how far towards the voice, from 0 (the source's own) to 1, and above, up to 1.5,
-            further away from the source's own than the converter's guidance leads by itself.
+            further away from the source's own than the converter's record asks for.
         energy: how much of the source's loudness from syllable to syllable is kept, 0 to 1.
         breathiness: how much of the source's breath noise is kept, 0 to 1.
         loudness: LUFS of the result; ``"source"`` or None for that of the source's speech.
@@ -100,8 +100,8 @@ class Controls:
     )
     strength: float = _control(
         1.0,
-        "How far to go towards the voice: 0 is the source's own, 1 the voice, above 1 further "
-        "away from the source's own.",
+        "How far to go towards the voice: 0 is the source's own, 1 the voice, above 1 further away "
+        "from the source's own.",
         0,
         1.5,
     )
