@@ -34,6 +34,8 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,119}")
 # Names that Windows opens as devices, whatever ending follows.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
+_HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(:\d*)?")
 # Bytes of a target's name in that of its temporary file: most file systems take 255 in all.
 _TEMPORARY_BYTES = 200
 # Longest wait for another process, in seconds: it may be fetching a large model over a slow line.
@@ -59,6 +61,31 @@ def check_name(name: str, what: str) -> str:
             "(at most 120 characters, no leading or trailing dot, no Windows device name)."
         )
     return name
+
+
+def shown_url(name: str) -> str:
+    """An address as it may be shown: without user, password and signature. Paths are as they were.
+
+    Passwords are often pasted unquoted, so one may hold ``@``, ``/``, ``?`` and ``#``.
+    """
+    scheme, found, rest = name.partition("://")
+    if not found:
+        return name
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    if "@" in authority:
+        rest = "***@" + authority.rpartition("@")[2] + rest[len(authority) :]
+    elif "@" in rest and not _HOST_AND_PORT.fullmatch(authority):  # A password was cut.
+        rest = "***@" + rest.rpartition("@")[2]
+    place, asked, query = rest.partition("?")
+    # Elsewhere than on the web a question mark may be of a file's name, or of a pattern.
+    if asked and ("=" in query or scheme.lower().endswith(("http", "https"))):
+        rest = f"{place}?***"
+    return f"{scheme}://{rest}"
+
+
+def without_secrets(text: str) -> str:
+    """A sentence, such as that of another library, whose addresses may be shown."""
+    return _ADDRESS.sub(lambda found: shown_url(found[0]), text)
 
 
 def is_sha256(text: str) -> bool:

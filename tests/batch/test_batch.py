@@ -31,6 +31,7 @@ from auto_voice.errors import (
     CatalogError,
     ConfigError,
 )
+from auto_voice.filesystem import shown_url, without_secrets
 from auto_voice.inference.result import OutputSpec
 from hand_made_stages import speech_like
 
@@ -269,6 +270,71 @@ def test_addresses_that_lead_nowhere_are_told(memory):
         "status": "failed",
         "error": "nosuch://x cannot be reached (Protocol not known: nosuch).",
     }
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("in/a@b.wav", "in/a@b.wav"),
+        ("s3://bucket/a@b.wav", "s3://bucket/a@b.wav"),
+        ("s3://bucket/talk?.wav", "s3://bucket/talk?.wav"),
+        ("sftp://host:22/a@b.wav", "sftp://host:22/a@b.wav"),
+        ("sftp://[::1]:22/a@b.wav", "sftp://[::1]:22/a@b.wav"),
+        ("sftp://me:secret@host/a@b.wav", "sftp://***@host/a@b.wav"),
+        ("sftp://me:sec@ret@host:22/x", "sftp://***@host:22/x"),
+        ("s3://KEY:sec/ret@bucket/x", "s3://***@bucket/x"),
+        ("s3://KEY:sec#r?e[t@bucket/x", "s3://***@bucket/x"),
+        ("https://host/x.wav?sig=secret&a=1", "https://host/x.wav?***"),
+        ("https://host/x.wav?secret", "https://host/x.wav?***"),
+        ("abfs://box/x.wav?sig=secret", "abfs://box/x.wav?***"),
+        ("simplecache::s3://KEY:sec/ret@bucket/x", "simplecache::s3://***@bucket/x"),
+    ],
+)
+def test_addresses_are_shown_without_password_and_signature(url, shown):
+    assert shown_url(url) == shown
+    assert without_secrets(f"404 at '{url}', sorry") == f"404 at '{shown}', sorry"
+
+
+def test_no_password_is_printed_or_kept_and_a_batch_still_goes_on(memory, monkeypatch, capsys):
+    """The file system in memory has no users, so it is told of the address without them."""
+    import fsspec
+
+    opened = fsspec.core.url_to_fs
+    monkeypatch.setattr(
+        fsspec.core, "url_to_fs",
+        lambda url, **options: opened(url.replace("me:secret@", "").split("?")[0], **options),
+    )  # fmt: skip
+    memory.pipe({"/in/a.wav": b"one", "/in/bad.wav": b"two", "/v.wav": b"voice"})
+    place = "memory://me:secret@"
+    jobs = [
+        BatchJob(
+            f"{place}in/{name}?sig=secret", OutputSpec(f"{place}out/{name}"), (f"{place}v.wav",)
+        )
+        for name in ("a.wav", "bad.wav", "none.wav")
+    ]
+    spec = WorkerSpec(
+        f"{__name__}:reading", reads=("source",), shared=("voice",), writes=("output",)
+    )
+    assert list(run(jobs, spec=spec).values()) == ["done", "failed", "failed"]
+    assert memory.cat("/out/a.wav") == b"one by voice"
+    # Found again by what is not shown, and what lies there is this batch's own to replace.
+    assert list(run(jobs[:1], spec=spec).values()) == ["skipped"]
+    memory.pipe("/in/a.wav", b"other")
+    assert list(run(jobs[:1], spec=spec).values()) == ["done"]
+    memory.pipe("/out/foreign.wav", b"of another batch")
+    other = replace(jobs[0], output=OutputSpec(f"{place}out/foreign.wav"))
+    assert list(run([other], spec=spec).values()) == ["failed"]
+    kept = Path("out/manifest.jsonl").read_text()
+    assert "secret" not in kept
+    assert '"source": "memory://***@in/none.wav?***"' in kept
+    row = {"source": jobs[2].source, "voice": [*jobs[2].voice], "output": jobs[2].target}
+    Path("jobs.jsonl").write_text(json.dumps(row))
+    for more in (["--json"], [], ["--dry-run"], ["--dry-run", "--json"]):
+        asked = ["batch", "jobs.jsonl", "--mock", "--workers", "1", *more]
+        assert main(asked) == (0 if "--dry-run" in more else 2)
+        told = capsys.readouterr()
+        assert "none.wav" in told.out + told.err
+        assert "secret" not in told.out + told.err
 
 
 @pytest.mark.parametrize(

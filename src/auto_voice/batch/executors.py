@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from auto_voice import events
 from auto_voice.errors import AutoVoiceError, ConfigError, MissingDependencyError, first_line
+from auto_voice.filesystem import shown_url, without_secrets
 
 # A job, or what came of it: names to JSON values.
 Record = Mapping[str, Any]
@@ -287,6 +288,11 @@ def is_url(name: str) -> bool:
     return _URL.match(name) is not None
 
 
+def said(error: BaseException) -> str:
+    """What a library of storage says in its first line, which may repeat the address."""
+    return without_secrets(first_line(error))
+
+
 def remote(url: str) -> tuple[Any, str]:
     """The file system of fsspec that an address belongs to, and the path there.
 
@@ -300,11 +306,11 @@ def remote(url: str) -> tuple[Any, str]:
         found: tuple[Any, str] = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{url} needs a package that is not installed ({first_line(error)}); run: pip install "
-            "fsspec, and s3fs for s3://, gcsfs for gs://."
+            f"{shown_url(url)} needs a package that is not installed ({first_line(error)}); run: "
+            "pip install fsspec, and s3fs for s3://, gcsfs for gs://."
         ) from error
     except Exception as error:  # Each kind of storage has its own.
-        raise ConfigError(f"{url} cannot be reached ({first_line(error)}).") from error
+        raise ConfigError(f"{shown_url(url)} cannot be reached ({said(error)}).") from error
     return found
 
 
@@ -320,7 +326,7 @@ def exists(name: str) -> bool:
     try:
         return bool(files.exists(path))
     except Exception as error:
-        raise ConfigError(f"{name} cannot be reached ({first_line(error)}).") from error
+        raise ConfigError(f"{shown_url(name)} cannot be reached ({said(error)}).") from error
 
 
 class _Fetching:
@@ -348,7 +354,9 @@ class _Fetching:
                     folder.mkdir()
                     local[url] = str(folder / _name(url))
                 told = self.work(with_files(job, names, local))
-                outcome: dict[str, Any] = retold(told, {path: url for url, path in local.items()})
+                outcome: dict[str, Any] = retold(
+                    told, {path: shown_url(url) for url, path in local.items()}
+                )
                 if outcome.get("status") == "done":
                     for url in written:
                         _bring(Path(local[url]), url)
@@ -369,7 +377,7 @@ class _Fetching:
 
 
 def _name(url: str) -> str:
-    return url.rstrip("/").rpartition("/")[2]
+    return shown_url(url).removesuffix("?***").rstrip("/").rpartition("/")[2]
 
 
 def _fetched(url: str, folder: Path) -> str:
@@ -384,8 +392,8 @@ def _fetched(url: str, folder: Path) -> str:
     try:
         files.get_file(path, str(target))
     except Exception as error:
-        why = "there is no such file" if isinstance(error, FileNotFoundError) else first_line(error)
-        raise ConfigError(f"{url} cannot be read ({why}).") from error
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else said(error)
+        raise ConfigError(f"{shown_url(url)} cannot be read ({why}).") from error
     return str(target)
 
 
@@ -403,7 +411,7 @@ def _bring(source: Path, url: str) -> None:
             files.makedirs(target.rpartition("/")[0], exist_ok=True)
             files.put_file(str(item), target)
     except Exception as error:
-        raise ConfigError(f"{url} cannot be written ({first_line(error)}).") from error
+        raise ConfigError(f"{shown_url(url)} cannot be written ({said(error)}).") from error
 
 
 def limit_threads(threads: int) -> None:

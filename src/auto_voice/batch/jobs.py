@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from auto_voice.audio.formats import AUDIO_SUFFIXES, list_folder
-from auto_voice.batch.executors import is_url, remote
+from auto_voice.batch.executors import is_url, remote, said
 from auto_voice.errors import (
     AudioNotFoundError,
     AutoVoiceError,
     ConfigError,
-    first_line,
     reason,
 )
+from auto_voice.filesystem import shown_url
 from auto_voice.inference.controls import controls_from
 from auto_voice.inference.result import HIGHEST_OUTPUT_RATE, LOWEST_OUTPUT_RATE, OutputSpec
 
@@ -111,7 +111,7 @@ def collect(inputs: Iterable[str], defaults: Defaults) -> list[BatchJob]:
         except AutoVoiceError:
             raise
         except (OSError, ValueError) as error:  # Names that no system call takes, locked folders.
-            raise ConfigError(f"{given!r} cannot be read ({reason(error)}).") from error
+            raise ConfigError(f"{shown_url(given)!r} cannot be read ({reason(error)}).") from error
     return _apart(_distinct(jobs))
 
 
@@ -141,8 +141,8 @@ def _apart(jobs: list[BatchJob]) -> list[BatchJob]:
     for job in jobs:
         if os.path.realpath(job.target) in read:
             raise ConfigError(
-                f"{job.target} is also an input of this batch and would be overwritten; choose "
-                "another output folder."
+                f"{shown_url(job.target)} is also an input of this batch and would be "
+                "overwritten; choose another output folder."
             )
     return jobs
 
@@ -155,8 +155,9 @@ def _distinct(jobs: list[BatchJob]) -> list[BatchJob]:
         other = by_output.setdefault(output, job)
         if other != job:
             raise ConfigError(
-                f"{other.source} and {job.source} would both become {job.target}; convert them "
-                "in two batches, or give a table with a column output."
+                f"{shown_url(other.source)} and {shown_url(job.source)} would both become "
+                f"{shown_url(job.target)}; convert them in two batches, or give a table with a "
+                "column output."
             )
     return list(by_output.values())
 
@@ -199,14 +200,14 @@ def _of_url(given: str, defaults: Defaults) -> list[BatchJob]:
                 listed = {n: r for n, r in listed.items() if not n.startswith(inside)}
             named = {n: r for n, r in listed.items() if Path(r).suffix.lower() in AUDIO_SUFFIXES}
             if ignored := ", ".join(sorted(listed[n] for n in listed.keys() - named.keys())):
-                log.warning("%s: ignored, because their names are not of recordings: %s", given,
-                            ignored)  # fmt: skip
+                log.warning("%s: ignored, because their names are not of recordings: %s",
+                            shown_url(given), ignored)  # fmt: skip
         else:
             named = {path: Path(path).name} if files.isfile(path) else {}
     except Exception as error:  # Each kind of storage has its own.
-        raise ConfigError(f"{given} cannot be read ({first_line(error)}).") from error
+        raise ConfigError(f"{shown_url(given)} cannot be read ({said(error)}).") from error
     if not named:
-        raise AudioNotFoundError(f"there are no recordings at {given}.")
+        raise AudioNotFoundError(f"there are no recordings at {shown_url(given)}.")
     return [_of_file(files.unstrip_protocol(n), named[n], defaults) for n in sorted(named)]
 
 
@@ -229,7 +230,9 @@ def _of_table(path: Path, defaults: Defaults) -> Iterator[BatchJob]:
         name = str(row.get("output") or f"{relative.stem}.{format_ or 'wav'}")
         path_ = name if is_url(name) or Path(name).is_absolute() else defaults.target(name)
         if ".." in Path(name).parts:
-            raise ConfigError(f"{where}: the output {name} climbs out of the output folder.")
+            raise ConfigError(
+                f"{where}: the output {shown_url(name)} climbs out of the output folder."
+            )
         voice = _voices(row.get("voice"), path.parent) or defaults.voice
         given = {k: v for k, v in row.items() if k not in _OWN and v not in (None, "")}
         output = replace(
@@ -254,7 +257,9 @@ def _job(
     defaults: Defaults,
 ) -> BatchJob:
     if not voice:
-        raise ConfigError(f"{source} has no voice; give --voice, or a column voice in the table.")
+        raise ConfigError(
+            f"{shown_url(source)} has no voice; give --voice, or a column voice in the table."
+        )
     if any("\0" in path for path in (source, os.fspath(output.path), *voice)):
         raise ConfigError("a path holds a NUL character; write the table again.")
     controls = controls_from({**defaults.controls, **given})
@@ -358,7 +363,7 @@ def _stamp(path: str) -> list[Any]:
         except FileNotFoundError:
             return [path]
         except Exception as error:  # Each kind of storage has its own.
-            raise ConfigError(f"{path} cannot be read ({first_line(error)}).") from error
+            raise ConfigError(f"{shown_url(path)} cannot be read ({said(error)}).") from error
     try:
         stat = Path(path).stat()
     except OSError:

@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 from auto_voice.batch.executors import Executor, Record, Worker, WorkerSpec, exists
 from auto_voice.batch.jobs import BatchJob
 from auto_voice.errors import AudioOutputError, AutoVoiceError, reason
+from auto_voice.filesystem import shown_url
 from auto_voice.inference.controls import controls_from
 
 if TYPE_CHECKING:
@@ -93,23 +95,24 @@ class Manifest:
 
     def record(self, job: BatchJob, status: str, **facts: Any) -> None:
         """One more line, on disk when this returns."""
+        shown, place = shown_url(job.target), _place(job.target)
         line = {
-            "output": job.target, "source": job.source, "key": job.key, "status": status,
-            "time": round(time.time(), 3), **facts,
+            "output": shown, "source": shown_url(job.source), "key": job.key, "status": status,
+            "time": round(time.time(), 3), **facts, **({"place": place} if place != shown else {}),
         }  # fmt: skip
         self._append(line)
         if status != REFUSED:
-            self.latest[job.target] = line
+            self.latest[place] = line
 
     def is_done(self, job: BatchJob) -> bool:
         """Whether an earlier run made the output from the same source, voice and options."""
-        line = self.latest.get(job.target, {})
+        line = self.latest.get(_place(job.target), {})
         done = line.get("status") == "done" and line.get("key") == job.key
         return done and exists(job.target)
 
     def owns(self, job: BatchJob) -> bool:
         """Whether the output, if it exists, is of this batch and may be replaced."""
-        return job.target in self.latest
+        return _place(job.target) in self.latest
 
     def _append(self, line: Mapping[str, Any]) -> None:
         assert self._file is not None
@@ -147,7 +150,17 @@ class Manifest:
                     "choose another folder."
                 ) from None
             if "output" in row and row.get("status") != REFUSED:
-                self.latest[row["output"]] = row
+                self.latest[row.get("place") or _place(str(row["output"]))] = row
+
+
+def _place(target: str) -> str:
+    """What stands for an output in the manifest: its path, or a hash of an address whose shown form
+    lacks a part."""
+    return (
+        target
+        if shown_url(target) == target
+        else sha256(target.encode(errors="surrogatepass")).hexdigest()[:16]
+    )
 
 
 def run_batch(
@@ -170,7 +183,9 @@ def run_batch(
         if not overwrite and manifest.is_done(job):
             yield JobOutcome(job, "skipped")
         elif not overwrite and not manifest.owns(job) and exists(job.target):
-            text = f"{job.target} exists already and is not of this batch; add --overwrite."
+            text = (
+                f"{shown_url(job.target)} exists already and is not of this batch; add --overwrite."
+            )
             manifest.record(job, REFUSED, error=text)
             yield JobOutcome(job, "failed", text)
         else:

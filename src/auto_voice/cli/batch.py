@@ -22,6 +22,7 @@ from auto_voice.cli.options import (
     ray_executor,
     truncation_option,
 )
+from auto_voice.filesystem import shown_url
 
 if TYPE_CHECKING:
     from auto_voice.batch.executors import WorkerSpec
@@ -111,7 +112,9 @@ def batch(
         controls=values.account(),
     )
     if account is None and is_url(folder):
-        raise ConfigError(f"{folder} cannot hold the manifest; name a file here with --manifest.")
+        raise ConfigError(
+            f"{shown_url(folder)} cannot hold the manifest; name a file here with --manifest."
+        )
     account = account or Path(folder, MANIFEST)
     jobs = collect(inputs, defaults)
     _check_formats(jobs, account)
@@ -197,7 +200,9 @@ def _check_formats(jobs: list[BatchJob], manifest: Path) -> None:
 
     for job in jobs:
         if Path(job.target).name == manifest.name:
-            raise ConfigError(f"{job.target} is the name of the manifest; choose another output.")
+            raise ConfigError(
+                f"{shown_url(job.target)} is the name of the manifest; choose another output."
+            )
     for suffix, format_, subtype in {
         (Path(job.target).suffix, job.output.format, job.output.subtype) for job in jobs
     }:
@@ -205,24 +210,30 @@ def _check_formats(jobs: list[BatchJob], manifest: Path) -> None:
 
 
 def _show(jobs: list[BatchJob], as_json: bool) -> None:
+    from auto_voice.batch.executors import files_in, with_files
+
     for job in jobs:
         if as_json:
-            click.echo(json.dumps(job.record()))
+            names = ("source", "output", "voice")
+            urls = {name: shown_url(name) for name in files_in(job.record(), names)}
+            click.echo(json.dumps(with_files(job.record(), names, urls)))
             continue
         extra = "".join(f" {k}={v}" for k, v in job.controls.items())
-        click.echo(f"{job.source} -> {job.target}  voice={'|'.join(job.voice)}{extra}")
+        voices = "|".join(map(shown_url, job.voice))
+        source, target = shown_url(job.source), shown_url(job.target)
+        click.echo(f"{source} -> {target}  voice={voices}{extra}")
     click.echo(f"{len(jobs)} files; nothing was converted", err=True)
 
 
 def _report(outcome: JobOutcome, place: str, left: float, as_json: bool, quiet: bool) -> None:
     """One line for a job; ``left`` are the seconds that the others will take."""
-    job = outcome.job
+    source, target = shown_url(outcome.job.source), shown_url(outcome.job.target)
     if as_json:
-        line = {"source": job.source, "output": job.target, "status": outcome.status}
+        line = {"source": source, "output": target, "status": outcome.status}
         click.echo(json.dumps(line | ({"error": outcome.error} if outcome.error else {})))
     elif outcome.error:
-        click.echo(f"autovoice: {place} {job.source}: {outcome.error}", err=True)
+        click.echo(f"autovoice: {place} {source}: {outcome.error}", err=True)
     elif not quiet:
         ends = f"  ({duration(left)} left)" if left else ""
-        click.echo(f"{place} {outcome.status:<8} {job.target}{ends}")
+        click.echo(f"{place} {outcome.status:<8} {target}{ends}")
     sys.stdout.flush()

@@ -32,6 +32,7 @@ from auto_voice.errors import (
     install_hint,
     reason,
 )
+from auto_voice.filesystem import shown_url
 from auto_voice.server.jobs import Claim, JobRecord, Json
 from auto_voice.server.settings import ServerSettings
 from auto_voice.types import Voice
@@ -309,7 +310,7 @@ class ObjectStore:
             raise MissingDependencyError(
                 f"{error.name} is not installed; run: {install_hint('postgres')}"
             ) from error
-        shown = without_password(url)
+        shown = shown_url(url)
         try:
             # What another machine wrote a moment ago must be seen.
             self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
@@ -476,11 +477,6 @@ def _after(path: str, base: str) -> str:
 def _mark(about: dict[str, Any]) -> str:
     told = ("ETag", "etag", "md5Hash", "size", "LastModified", "mtime", "updated", "created")
     return repr([about.get(name) for name in told])
-
-
-def without_password(url: str) -> str:
-    """A URL as it may be shown."""
-    return re.sub(r"//[^/@]*@", "//***@", url)
 
 
 class ObjectFiles(JobFiles):
