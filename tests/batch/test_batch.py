@@ -341,6 +341,7 @@ def test_no_password_is_printed_or_kept_and_a_batch_still_goes_on(memory, monkey
     ("options", "sentence"),
     [
         (["--resources", "gpu=1"], "--resources are of a Ray cluster; add --executor ray"),
+        (["--address", "ray://head:1"], "--address is of a Ray cluster; add --executor ray"),
         (["--executor", "ray", "--resources", "gpu"], "'gpu' is no resource; write NAME=AMOUNT"),
         (["-o", "memory://out"], "memory://out cannot hold the manifest; name a file here with"),
     ],
@@ -349,6 +350,14 @@ def test_options_that_do_not_fit_are_told_before_any_work(options, sentence, cap
     assert main(["batch", "in/a.wav", "--voice", "v.wav", "--mock", *options]) == 2
     assert sentence in capsys.readouterr().err
     assert not Path("converted").exists()
+
+
+def test_the_variable_of_an_address_asks_for_no_cluster(monkeypatch, capsys):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:1")
+    soundfile.write("talk.wav", speech_like(1.0), 16000)
+    soundfile.write("voice.wav", speech_like(3.0, 200.0), 16000)
+    asked = ["batch", "talk.wav", "--voice", "voice.wav", "--mock", "--workers", "1"]
+    assert main(asked) == 0, capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -173,11 +173,21 @@ def ray_executor(
     resources: tuple[str, ...],
     cores: int = 2,
 ) -> RayExecutor | None:
-    """The executor of ``--executor ray``; None for processes of this machine."""
+    """The executor of ``--executor ray``; None for processes of this machine.
+
+    Raises:
+        UsageError: an option is of a cluster, and none was asked for.
+    """
+    from click.core import ParameterSource
+
     from auto_voice.batch.ray_executor import RayExecutor, parse_resources
 
     if executor == "ray":
         return RayExecutor(address or "auto", workers, parse_resources(resources), cores)
+    # RAY_ADDRESS may well be set for other programs.
+    source = click.get_current_context().get_parameter_source("address")
+    if address is not None and source is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--address is of a Ray cluster; add --executor ray")
     if resources:
         raise click.UsageError("--resources are of a Ray cluster; add --executor ray")
     return None
