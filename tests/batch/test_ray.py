@@ -334,6 +334,25 @@ def test_what_a_killed_worker_leaves_on_its_node_is_deleted_by_the_next(tmp_path
     own.release()
 
 
+def test_locks_of_other_users_and_links_are_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    folder, elsewhere = tmp_path / f"{ray_executor.SCRATCH}link", tmp_path / "elsewhere"
+    for made in (folder, elsewhere):
+        made.mkdir()
+    (folder / "lock").symlink_to(precious)
+    (elsewhere / "lock").write_text("theirs")
+    (tmp_path / f"{ray_executor.SCRATCH}folder").symlink_to(elsewhere)
+    mine, own = ray_executor._own_folder()
+    own.release()
+    assert precious.read_text() == "mine"
+    assert (folder / "lock").is_symlink()
+    assert (elsewhere / "lock").read_text() == "theirs"
+    monkeypatch.setattr(os, "getuid", lambda: mine.stat().st_uid + 1)
+    assert not ray_executor._mine(mine / "lock")
+
+
 def test_without_ray_the_sentence_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingDependencyError, match=r"ray is not installed; .*auto-voice\[ray\]"):

@@ -578,8 +578,8 @@ def _own_folder() -> tuple[Path, FileLock]:
     of workers that were killed are deleted: they hold recordings of people."""
     from filelock import FileLock, Timeout
 
-    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/lock"):
-        # It lives, or is another user's. It is held while it is deleted: see below.
+    for left in filter(_mine, Path(tempfile.gettempdir()).glob(f"{SCRATCH}*/lock")):
+        # Unless it lives. It is held while it is deleted: see below.
         with suppress(Timeout, OSError), FileLock(left).acquire(timeout=0):
             shutil.rmtree(left.parent, ignore_errors=True)
     while True:
@@ -589,6 +589,17 @@ def _own_folder() -> tuple[Path, FileLock]:
         if (folder / "lock").exists():  # Nobody took it for left behind before it was held.
             return folder, lock
         lock.release()
+
+
+def _mine(lock: Path) -> bool:
+    """Whether this user made the folder of a lock: opening that of another user could empty any
+    file that it is a link to."""
+    try:
+        folder, file = lock.parent.lstat(), lock.lstat()
+    except OSError:
+        return False
+    own = not hasattr(os, "getuid") or folder.st_uid == file.st_uid == os.getuid()
+    return own and stat.S_ISDIR(folder.st_mode) and stat.S_ISREG(file.st_mode)
 
 
 # Files
