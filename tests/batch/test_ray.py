@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -351,6 +352,26 @@ def test_locks_of_other_users_and_links_are_left_alone(tmp_path, monkeypatch):
     assert (elsewhere / "lock").read_text() == "theirs"
     monkeypatch.setattr(os, "getuid", lambda: mine.stat().st_uid + 1)
     assert not ray_executor._mine(mine / "lock")
+
+
+def test_a_batch_leaves_the_markers_of_others_that_are_running(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    here, old = ray_executor._here(), ray_executor.MARKER_SECONDS + 60
+    running, killed, elsewhere, forgotten = (
+        tmp_path / f"{MARKER}{name}"
+        for name in (f"{here}-{os.getppid()}-x", f"{here}-{ended.pid}-x", "far-1-x", "far-2-x")
+    )
+    for marker in (running, killed, elsewhere, forgotten):
+        marker.touch()
+    os.utime(forgotten, (time.time() - old,) * 2)
+    first, second = (
+        ray_executor._Parcels(SimpleNamespace(put=None), spec(tmp_path)) for _ in range(2)
+    )
+    mine = [Path(each._marker(str(tmp_path))) for each in (first, second)]
+    assert set(tmp_path.iterdir()) == {running, elsewhere, *mine}
+    first.end()
+    assert set(tmp_path.iterdir()) == {running, elsewhere, mine[1]}
 
 
 def test_without_ray_the_sentence_names_the_extra(monkeypatch):

@@ -69,6 +69,8 @@ ANSWER_SECONDS = 10.0
 # Cores of a worker unless something else is asked for, as local processes have them.
 CORES_EACH = 2
 MARKER = ".autovoice-shared-"
+# Seconds after which a marker of another machine counts as left behind.
+MARKER_SECONDS = 24 * 3600.0
 # Beginning of the names of workers' folders.
 SCRATCH = "autovoice-ray-"
 
@@ -436,15 +438,41 @@ class _Parcels:
 
     def _marker(self, folder: str) -> str:
         if folder not in self._markers:
-            marker = Path(folder, f"{MARKER}{uuid4().hex}")
+            marker = Path(folder, f"{MARKER}{_here()}-{os.getpid()}-{uuid4().hex}")
             # Where none can be made, results come back and say in words what is wrong.
             with suppress(OSError):
                 marker.parent.mkdir(parents=True, exist_ok=True)
-                for left in marker.parent.glob(f"{MARKER}*"):  # Of a run that was killed.
-                    left.unlink(missing_ok=True)
                 marker.touch()
+                now = marker.stat().st_mtime  # By the clock of whoever has the folder.
+                for left in marker.parent.glob(f"{MARKER}*"):
+                    if _left_behind(left, now):
+                        left.unlink(missing_ok=True)
             self._markers[folder] = marker
         return str(self._markers[folder])
+
+
+def _here() -> str:
+    """This machine, in letters that any file system takes."""
+    return sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def _left_behind(marker: Path, now: float) -> bool:
+    """Whether a marker is of a run that was killed; another batch may be writing to the folder."""
+    host, _, rest = marker.name.removeprefix(MARKER).partition("-")
+    process = rest.partition("-")[0]
+    # On Windows the signal would end the process.
+    if host == _here() and process.isdecimal() and os.name != "nt":
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):  # Another user's, and alive.
+            return False
+        return False
+    try:
+        return now - marker.stat().st_mtime > MARKER_SECONDS
+    except OSError:
+        return False
 
 
 # The worker's side
