@@ -16,7 +16,7 @@ import pytest
 import soundfile
 
 from auto_voice.audio.pitch import PITCH_RULES
-from auto_voice.batch.executors import InlineExecutor
+from auto_voice.batch.executors import InlineExecutor, WorkerSpec
 from auto_voice.errors import ConfigError, EvaluationError
 from auto_voice.evaluation import (
     evaluate,
@@ -24,13 +24,14 @@ from auto_voice.evaluation import (
     load_judges,
     read_pairs,
     save_evaluation,
+    scoring,
 )
 from auto_voice.evaluation.judges import DEFAULT_MODELS, Judges
 from auto_voice.evaluation.pairs import Pair, convert_all, read_test_set
 from auto_voice.evaluation.results import write_text
 from auto_voice.evaluation.scoring import evaluate_on, pair_spec
 from auto_voice.evaluation.tables import markdown, pair_rows_csv
-from evaluation_kit import PINS, RATE, Copycat, TableRecogniser, sing
+from evaluation_kit import PINS, RATE, Copycat, TableRecogniser, judging, sing
 
 Folder = Callable[..., Path]
 
@@ -261,6 +262,39 @@ def test_workers_find_what_one_process_finds(tmp_path: Path, judges: Judges) -> 
     assert (found.models, found.system) == (expected.models, expected.system)
     assert [p.id for p in found.pairs] == [p.id for p in expected.pairs]
     assert found.notes[0] == made.notes[0]
+
+
+def test_a_worker_keeps_few_recordings_and_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = speakers(tmp_path / "set")
+    spec = replace(pair_spec({}), factory="evaluation_kit:judging")
+    for place in ("all", "few"):
+        (tmp_path / place).mkdir()
+    kept_all = evaluate_on(InlineExecutor(), spec, pairs, tmp_path / "all", name="x")
+    made: list[scoring.Judging] = []
+    monkeypatch.setattr(
+        WorkerSpec, "build", lambda spec, number=0: made.append(judging()) or made[0]
+    )
+    monkeypatch.setattr(scoring, "RECORDINGS_KEPT", 1)
+    monkeypatch.setattr(scoring, "SHARED_KEPT", 1)
+    kept_few = evaluate_on(InlineExecutor(), spec, pairs, tmp_path / "few", name="x")
+    assert kept_few.estimates == kept_all.estimates
+    assert kept_few.verification == kept_all.verification
+    assert len(made[0].scorer._recordings) == len(made[0]._voices) == 1
+
+
+def test_a_worker_forgets_conversions_and_what_it_could_not_judge(tmp_path: Path) -> None:
+    pairs = speakers(tmp_path / "set")
+    soundfile.write(pairs[1].source, np.zeros(RATE), RATE)
+    worker = judging()
+    for number, pair in enumerate(pairs, 1):
+        worker(scoring._job(str(number), pair, tmp_path))
+    left = set(worker.scorer._recordings)
+    assert left
+    assert left <= {p.resolve() for pair in pairs for p in (pair.source, *pair.targets)}
+    assert pairs[1].source.resolve() not in left
+    assert all(record._audio is None for record in worker.scorer._recordings.values())
 
 
 def test_a_pair_that_no_worker_can_judge_is_left_out_and_named(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from auto_voice.audio.io import read_audio
 from auto_voice.audio.pitch import extract_pitch, without_octave_errors
-from auto_voice.batch.executors import Executor, Record, Worker, WorkerSpec
+from auto_voice.batch.executors import SHARED_KEPT, Executor, Record, Worker, WorkerSpec
 from auto_voice.errors import AudioError, EvaluationError
 from auto_voice.evaluation import metrics
 from auto_voice.evaluation.judges import Judges, load_judges
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 # The source is recognised a second time from here on: Whisper reads it in other windows then, so
 # that the difference shows how unsure it is.
 LATER_SECONDS = 0.1
+# Sources and references of which a worker keeps the judgements: texts, vectors and pitch.
+RECORDINGS_KEPT = 256
 # Judges that tell who speaks.
 SPEAKER_ROLES = ("speaker", "speaker2")
 
@@ -147,6 +150,10 @@ class Scorer:
                 path, self.judges, allow_truncated=self._allow_truncated
             )
         return self._recordings[key]
+
+    def forget(self, path: Path) -> None:
+        """Drop the record of a file; who asks for it again has it judged again."""
+        self._recordings.pop(path.resolve(), None)
 
     def score(self, pair: Pair, extra: Mapping[str, float] | None = None) -> PairScore:
         """Every figure of one conversion.
@@ -431,12 +438,14 @@ def worker(
 
 
 class Judging:
-    """Converts and scores pairs, each reference cloned and each recording judged once."""
+    """Converts and scores pairs, each reference cloned and each recording judged once as long as
+    few others come between."""
 
     def __init__(self, pipeline: VoiceConversionPipeline, judges: Judges) -> None:
         self.pipeline = pipeline
         self.scorer = Scorer(judges)
-        self._voices: dict[tuple[Path, ...], Voice] = {}
+        self._voices: OrderedDict[tuple[Path, ...], Voice] = OrderedDict()
+        self._judged: OrderedDict[Path, None] = OrderedDict()
 
     def __call__(self, record: Record) -> dict[str, Any]:
         pair = Pair(
@@ -445,10 +454,28 @@ class Judging:
             parallel=Path(record["parallel"]) if record["parallel"] else None,
             source_speaker=record["source_speaker"], target_speaker=record["target_speaker"],
         )  # fmt: skip
+        outcome = self._scored(record, pair)
+        self.scorer.forget(Path(record["converted"]))
+        for recording in filter(None, (pair.source, pair.parallel, *pair.targets)):
+            self._judged[recording] = None
+            self._judged.move_to_end(recording)
+            if outcome["status"] != "done":  # Its samples may not have been let go.
+                self.scorer.forget(recording)
+        while len(self._judged) > RECORDINGS_KEPT:
+            self.scorer.forget(self._judged.popitem(last=False)[0])
+        return outcome
+
+    def _voice(self, targets: tuple[Path, ...]) -> Voice:
+        if targets not in self._voices:
+            self._voices[targets] = self.pipeline.clone([str(path) for path in targets])
+        self._voices.move_to_end(targets)
+        if len(self._voices) > SHARED_KEPT:
+            self._voices.popitem(last=False)
+        return self._voices[targets]
+
+    def _scored(self, record: Record, pair: Pair) -> dict[str, Any]:
         try:
-            if pair.targets not in self._voices:
-                self._voices[pair.targets] = self.pipeline.clone([str(p) for p in pair.targets])
-            result = self.pipeline.convert(pair.source, self._voices[pair.targets])
+            result = self.pipeline.convert(pair.source, self._voice(pair.targets))
             refuse_mock(result)
             path = result.save(Path(record["converted"]))
             pair = replace(pair, converted=path)
