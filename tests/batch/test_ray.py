@@ -66,6 +66,7 @@ def cluster(short: Path) -> Iterator[SimpleNamespace]:
         "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         "HOME": str(folder),
+        "HELD_BY": str(folder / "hold"),
     }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
@@ -82,6 +83,7 @@ def cluster(short: Path) -> Iterator[SimpleNamespace]:
 
         made = Cluster(initialize_head=True, head_node_args=node("a"))
     found = SimpleNamespace(address=made.address, hidden=hidden, variables=variables, b=None)
+    found.hold = folder / "hold"
 
     def add() -> None:
         if found.b is None:
@@ -179,8 +181,9 @@ def test_a_node_that_sees_no_file_is_sent_them_and_its_results_come_back(cluster
 
 @pytest.mark.slow
 def test_a_killed_driver_costs_what_was_in_work_and_the_same_command_goes_on(cluster, folder):
-    for number in range(6):
-        soundfile.write(f"talk{number}.wav", speech_like(1.5, 110.0 + 10 * number), 16000)
+    names = ("talk0", "talk1", "talk2", "talk3", "talk4", "talk5_held")
+    for number, name in enumerate(names):
+        soundfile.write(f"{name}.wav", speech_like(1.5, 110.0 + 10 * number), 16000)
     soundfile.write("voice.wav", speech_like(3.0, 200.0), 16000)
     command = [
         sys.executable, "-m", "auto_voice.cli", "batch", "talk*.wav", "--voice", "voice.wav",
@@ -188,15 +191,18 @@ def test_a_killed_driver_costs_what_was_in_work_and_the_same_command_goes_on(clu
         "--num-workers", "2",
     ]  # fmt: skip
     variables = {**os.environ, **cluster.variables}
+    cluster.hold.touch()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as process:
         assert "1/6 done" in (process.stdout.readline())
         process.kill()
-    assert len(done()) < 6
+    assert done()
+    assert "talk5_held" not in done()
+    cluster.hold.unlink()
     again = subprocess.run(command, capture_output=True, text=True, env=variables)
     assert again.returncode == 0, again.stderr
     assert len(done()) == 6
-    assert all(soundfile.info(f"out/talk{n}.wav").frames == 33075 for n in range(6))
-    left = {p.name for p in Path("out").iterdir()} - {f"talk{n}.wav" for n in range(6)}
+    assert all(soundfile.info(f"out/{name}.wav").frames == 33075 for name in names)
+    left = {p.name for p in Path("out").iterdir()} - {f"{name}.wav" for name in names}
     assert left <= {"manifest.jsonl", ".manifest.jsonl.lock"}
 
 

@@ -18,9 +18,19 @@ from auto_voice import events
 # Seconds after which a test is stuck rather than slow.
 PATIENCE = 120.0
 
-# Put before everything else on the path of a node that does not see the folder BLIND_TO.
+# Put before everything else on the path of a node that does not see the folder BLIND_TO, and that
+# looks at a file whose name ends with held.wav only once there is no file HELD_BY.
 BLINDFOLD = """
-import os, sys
+import os, sys, time
+held_by = os.environ.get("HELD_BY")
+if held_by and os.environ.get("AUTOVOICE_NODE"):
+    see = os.stat
+    def patient_stat(path, *args, **options):
+        if isinstance(path, (str, os.PathLike)) and os.fspath(path).endswith("held.wav"):
+            while os.path.lexists(held_by):
+                time.sleep(0.02)
+        return see(path, *args, **options)
+    os.stat = patient_stat
 hidden = os.environ.get("BLIND_TO")
 if hidden:
     def check(path):
