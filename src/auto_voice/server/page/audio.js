@@ -20,9 +20,15 @@ function mono(buffer) {
   return samples;
 }
 
-// Channels of equal length, or cut to the shortest, as a WAV file.
+export const PCM = 32767;
+
+export function toPcm(samples) {
+  return Int16Array.from(samples, (value) => Math.round(PCM * Math.max(-1, Math.min(1, value))));
+}
+
+// Channels, each a list of parts of 16-bit samples, cut to the shortest, as a WAV file.
 export function wavOf(channels, sampleRate, name) {
-  const frames = Math.min(...channels.map((channel) => channel.length));
+  const frames = Math.min(...channels.map((parts) => parts.reduce((sum, part) => sum + part.length, 0)));
   const wide = 2 * channels.length;
   const view = new DataView(new ArrayBuffer(44 + wide * frames));
   const text = (at, word) => [...word].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
@@ -38,16 +44,18 @@ export function wavOf(channels, sampleRate, name) {
   view.setUint16(34, 16, true);
   text(36, "data");
   view.setUint32(40, wide * frames, true);
-  channels.forEach((samples, channel) => {
-    for (let i = 0; i < frames; i++) {
-      const value = Math.round(32767 * Math.max(-1, Math.min(1, samples[i])));
-      view.setInt16(44 + wide * i + 2 * channel, value, true);
+  channels.forEach((parts, channel) => {
+    let frame = 0;
+    for (const part of parts) {
+      for (let i = 0; i < part.length && frame < frames; i++, frame++) {
+        view.setInt16(44 + wide * frame + 2 * channel, part[i], true);
+      }
     }
   });
   return new File([view], name, { type: "audio/wav" });
 }
 
-const toWav = (buffer, name) => wavOf([mono(buffer)], buffer.sampleRate, name);
+const toWav = (buffer, name) => wavOf([[toPcm(mono(buffer))]], buffer.sampleRate, name);
 
 export class Recorder {
   async start() {

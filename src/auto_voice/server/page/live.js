@@ -1,10 +1,9 @@
 // The Live tab: the microphone goes to the server, what comes back in another voice is played.
 
 import { api } from "./api.js";
-import { wavOf } from "./audio.js";
+import { PCM, toPcm, wavOf } from "./audio.js";
 import { $, make, say } from "./views.js";
 
-const PCM = 32767;
 // What lies in the connection at most; what cannot leave is left out, as it would only come late.
 const MOST_WAITING_BYTES = 1 << 19;
 const LOWEST_DB = -60;
@@ -13,14 +12,11 @@ const LONGEST_SECONDS = 1800;
 
 const decibels = (peak) => Math.max(LOWEST_DB, 20 * Math.log10(Math.max(peak, 1e-6)));
 
-function toPcm(samples) {
-  return Int16Array.from(samples, (value) => Math.round(PCM * Math.max(-1, Math.min(1, value))));
-}
-
 class Live {
   constructor(told, ended) {
     this.told = told;
     this.ended = ended;
+    // Parts as they come and go, in 16 bits: half an hour of both sides takes 350 MB.
     this.sides = [[], []];
     this.kept = 0;
     this.recording = false;
@@ -87,10 +83,9 @@ class Live {
 
   fromServer(data, resolve, reject) {
     if (data instanceof ArrayBuffer) {
-      const result = Float32Array.from(new Int16Array(data), (value) => value / PCM);
-      if (this.recording && this.kept < LONGEST_SECONDS * this.context.sampleRate) {
-        this.sides[1].push(result);
-      }
+      const pcm = new Int16Array(data);
+      this.keep(1, pcm);
+      const result = Float32Array.from(pcm, (value) => value / PCM);
       this.node?.port.postMessage({ result });
       return;
     }
@@ -99,7 +94,7 @@ class Live {
     if (message.type === "dropped") {
       this.node?.port.postMessage({ lost: message.samples });
       // So that both sides stay in step.
-      if (this.recording) this.sides[1].push(new Float32Array(message.samples));
+      this.keep(1, new Int16Array(message.samples));
       this.told({ lost: message.samples / this.context.sampleRate });
     }
     if (message.type === "error") {
@@ -118,11 +113,14 @@ class Live {
       return;
     }
     const pcm = toPcm(spoken);
-    if (this.recording && this.kept < LONGEST_SECONDS * this.context.sampleRate) {
-      this.sides[0].push(Float32Array.from(pcm, (value) => value / PCM));
-      this.kept += pcm.length;
-    }
+    this.keep(0, pcm);
     this.socket.send(pcm.buffer);
+  }
+
+  keep(side, pcm) {
+    if (!this.recording || this.kept >= LONGEST_SECONDS * this.context.sampleRate) return;
+    this.sides[side].push(pcm);
+    if (side === 0) this.kept += pcm.length;
   }
 
   bypass(bypassed) {
@@ -131,7 +129,7 @@ class Live {
 
   // What was recorded: what was spoken on the left, its result in step with it on the right.
   recorded(name) {
-    return this.kept ? wavOf(this.sides.map(joined), this.context.sampleRate, name) : null;
+    return this.kept ? wavOf(this.sides, this.context.sampleRate, name) : null;
   }
 
   stop(error = null) {
@@ -147,16 +145,6 @@ class Live {
     this.stream?.getTracks().forEach((track) => track.stop());
     if (this.context?.state !== "closed") this.context?.close();
   }
-}
-
-function joined(parts) {
-  const out = new Float32Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    out.set(part, at);
-    at += part.length;
-  }
-  return out;
 }
 
 // The tab
