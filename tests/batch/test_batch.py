@@ -329,6 +329,8 @@ def test_no_password_is_printed_or_kept_and_a_batch_still_goes_on(memory, monkey
     assert '"source": "memory://***@in/none.wav?***"' in kept
     row = {"source": jobs[2].source, "voice": [*jobs[2].voice], "output": jobs[2].target}
     Path("jobs.jsonl").write_text(json.dumps(row))
+    Path("signed.csv").write_text("source,voice\nhttps://host/b.wav?sig=sec/ret.x,v.wav\n")
+    assert [job.target for job in collect(["signed.csv"], made())] == ["converted/b.wav"]
     for more in (["--json"], [], ["--dry-run"], ["--dry-run", "--json"]):
         asked = ["batch", "jobs.jsonl", "--mock", "--workers", "1", *more]
         assert main(asked) == (0 if "--dry-run" in more else 2)

@@ -352,7 +352,7 @@ class _Fetching:
                 for url in written:
                     folder = Path(scratch, f"out{len(local)}")
                     folder.mkdir()
-                    local[url] = str(folder / _name(url))
+                    local[url] = str(folder / file_name(url))
                 told = self.work(with_files(job, names, local))
                 outcome: dict[str, Any] = retold(
                     told, {path: shown_url(url) for url, path in local.items()}
@@ -373,10 +373,11 @@ class _Fetching:
         self.kept.move_to_end(url)
         if len(self.kept) > SHARED_KEPT:
             shutil.rmtree(self.kept.popitem(last=False)[1], ignore_errors=True)
-        return str(self.kept[url] / _name(url))
+        return str(self.kept[url] / file_name(url))
 
 
-def _name(url: str) -> str:
+def file_name(url: str) -> str:
+    """Of what lies at an address, without its query."""
     return shown_url(url).removesuffix("?***").rstrip("/").rpartition("/")[2]
 
 
@@ -388,7 +389,7 @@ def _fetched(url: str, folder: Path) -> str:
     """
     files, path = remote(url)
     folder.mkdir(exist_ok=True)
-    target = folder / _name(url)
+    target = folder / file_name(url)
     try:
         files.get_file(path, str(target))
     except Exception as error:

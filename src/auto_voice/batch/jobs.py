@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from auto_voice.audio.formats import AUDIO_SUFFIXES, list_folder
-from auto_voice.batch.executors import is_url, remote, said
+from auto_voice.batch.executors import file_name, is_url, remote, said
 from auto_voice.errors import (
     AudioNotFoundError,
     AutoVoiceError,
@@ -203,7 +203,7 @@ def _of_url(given: str, defaults: Defaults) -> list[BatchJob]:
                 log.warning("%s: ignored, because their names are not of recordings: %s",
                             shown_url(given), ignored)  # fmt: skip
         else:
-            named = {path: Path(path).name} if files.isfile(path) else {}
+            named = {path: file_name(path)} if files.isfile(path) else {}
     except Exception as error:  # Each kind of storage has its own.
         raise ConfigError(f"{shown_url(given)} cannot be read ({said(error)}).") from error
     if not named:
@@ -225,7 +225,7 @@ def _of_table(path: Path, defaults: Defaults) -> Iterator[BatchJob]:
         source = str(row.get("source") or "").strip()
         if not source:
             raise ConfigError(f"{where}: there is no source; each row names a recording.")
-        relative = Path(source)
+        relative = Path(file_name(source) if is_url(source) else source)
         format_ = _text(row.get("format")) or defaults.output.format
         name = str(row.get("output") or f"{relative.stem}.{format_ or 'wav'}")
         path_ = name if is_url(name) or Path(name).is_absolute() else defaults.target(name)
