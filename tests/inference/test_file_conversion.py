@@ -29,7 +29,7 @@ from auto_voice.inference.inputs import FileSamples, MemorySamples, Section
 from auto_voice.inference.result import OutputSpec
 from auto_voice.types import Content, Pitch, Waveform
 from auto_voice.voices.voice_file import save_voice
-from hand_made_stages import LocalContent, LocalVocoder, join
+from hand_made_stages import LocalContent, LocalConverter, LocalVocoder, join
 
 PIECES = PipelineConfig(chunk_seconds=6)
 SECONDS = 20.0
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_never_becomes_silence(hand_made, talk, voice, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["controls", "source"])
+@pytest.mark.parametrize("change", ["controls", "source", "guidance"])
 def test_another_command_does_not_go_on_with_foreign_pieces(
     hand_made, talk, voice, tmp_path, change, speech
 ):
@@ -170,12 +170,16 @@ def test_another_command_does_not_go_on_with_foreign_pieces(
     stopping, _ = hand_made(PIECES, hifigan_universal=Counting(stop_at=3))
     with pytest.raises(KeyboardInterrupt):
         on_disk(stopping, talk, voice, out)
-    controls = Controls()
+    controls, converter = Controls(), LocalConverter()
     if change == "controls":
         controls = Controls(semitones=1.0)
+    elif change == "guidance":
+        converter.guidance = 0.2
     else:
         soundfile.write(talk, speech(SECONDS, 90.0), 16000)
-    pipeline, _ = hand_made(PIECES, hifigan_universal=(again := Counting()))
+    pipeline, _ = hand_made(
+        PIECES, hifigan_universal=(again := Counting()), converter_compact=converter
+    )
     assert not on_disk(pipeline, talk, voice, out, controls=controls).resumed
     assert len(again.frames) >= 4
 

@@ -316,16 +316,18 @@ def fingerprint(
     controls: Controls,
     models: Mapping[str, str],
     chunk_seconds: float,
+    guidance: float = 0.0,
 ) -> str:
     """A hash of everything that a result depends on.
 
     Args:
         source: the identity of the recording, see :class:`~auto_voice.inference.inputs.Source`.
+        guidance: see :func:`auto_voice.inference.rendering.guidance`.
     """
     digest = hashlib.sha256()
     facts = (
         source, sorted(models.items()), sorted(controls.account().items()), chunk_seconds,
-        voice.log_f0_mean, voice.log_f0_std,
+        voice.log_f0_mean, voice.log_f0_std, guidance,
     )  # fmt: skip
     digest.update(repr(facts).encode())
     arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding, **voice.frames}

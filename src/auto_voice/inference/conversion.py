@@ -367,11 +367,15 @@ def _workspace(conversion: ConversionSetup, output: Path) -> Workspace:
     """Memory for a source that is decoded already, else a checkpoint beside the output."""
     if conversion.source.in_memory:
         return Workspace()
+    stages = conversion.stages
     key = fingerprint(
         conversion.source.identity(output.parent),
         conversion.voice,
         conversion.controls,
         conversion.models,
         conversion.chunk_seconds,
+        # Without a speaker encoder the source's own voice is not known, and nothing leads away.
+        guidance(stages.converter, conversion.voice, conversion.controls)
+        * (stages.speaker_encoder is not None),
     )
     return Checkpoint(output, key)

@@ -132,9 +132,13 @@ def drawn(
         mel = converter.convert(piece.content, lower, voice, len(piece.pauses))
         share = guidance(converter, voice, controls)
         if own is not None and share:
-            # At one pitch and known as well as each other, they differ by nothing but the voice.
+            # At one pitch, known as well as each other, drawn by the same weights: they differ by
+            # nothing but the voice.
             frames = own.frames if voice.frames else {}
-            theirs = replace(own, log_f0_mean=voice.log_f0_mean, frames=frames)
+            theirs = replace(
+                own, log_f0_mean=voice.log_f0_mean, frames=frames,
+                fine_tuning=voice.fine_tuning, fine_tuned_converter=voice.fine_tuned_converter,
+            )  # fmt: skip
             start = converter.convert(piece.content, lower, theirs, len(piece.pauses))
             mel = beyond(mel, start, share)
         mel = warp_formants(mel, ratio)
@@ -146,8 +150,8 @@ def drawn(
 def guidance(converter: Converter, voice: Voice, controls: Controls) -> float:
     """How far the mel goes on past ``voice``, as a share of the way from the source's own voice.
 
-    What the converter's record asks for, and what the strength exceeds 1 by. A voice that the
-    converter was fine-tuned to needs none: only weights that both voices share can be compared.
+    What the converter's record asks for, and what the strength exceeds 1 by. What the record says
+    was measured with the converter as it is, so a voice that it was fine-tuned to gets none of it.
     """
     measured = 0.0 if voice.fine_tuning else float(getattr(converter, "guidance", 0.0))
     return measured + max(0.0, controls.strength - 1)

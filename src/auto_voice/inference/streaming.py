@@ -318,7 +318,7 @@ class LiveStream:
         They go through another stream of the same kind. What a model makes ready when it is first
         used is there afterwards, and not in the time of the first word.
         """
-        setup = replace(self._setup, own_voice=None, controls=Controls())
+        setup = replace(self._setup, controls=Controls())
         trial = LiveStream(setup)
         seconds = trial.latency_ms / 1000 + (blocks - 1) * trial.block_seconds
         place = np.arange(math.ceil(seconds * setup.sample_rate)) / setup.sample_rate
