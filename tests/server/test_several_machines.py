@@ -222,6 +222,46 @@ def test_a_restart_of_the_database_between_two_calls_is_not_noticed(opened, post
     assert store.problem == ""
 
 
+def test_what_was_committed_before_the_database_went_away_may_be_done(
+    opened, postgres_server, monkeypatch
+):
+    """The files of such a job must not be deleted: nobody knows yet whether it is there."""
+    import psycopg
+
+    store, committed = opened(), psycopg.Connection.transaction
+
+    @contextlib.contextmanager
+    def breaking(connection, *args, **more):
+        with committed(connection, *args, **more) as transaction:
+            yield transaction
+        monkeypatch.undo()
+        postgres_server.stop()
+        connection.close()
+        raise psycopg.OperationalError("the answer to the commit is lost")
+
+    monkeypatch.setattr(psycopg.Connection, "transaction", breaking)
+    job_id = new_id()
+    try:
+        with pytest.raises(JobStoreError) as refused:
+            store.add(JobRequest(job_id, "a", "convert", ["x"], {}, key="once"), MANY)
+    finally:
+        postgres_server.start()
+    assert refused.value.maybe_done
+    until(lambda: not _fails(lambda: store.get(job_id)))
+    assert store.find("a", "once", "").id == job_id
+
+
+def test_what_never_reached_the_database_is_not_done(opened, postgres_server):
+    store = opened()
+    postgres_server.stop()
+    try:
+        with pytest.raises(JobStoreError) as refused:
+            add(store)
+    finally:
+        postgres_server.start()
+    assert not refused.value.maybe_done
+
+
 def test_processes_that_do_not_share_their_files_do_not_share_jobs(database, opened):
     opened(place=lambda: "here")
     with pytest.raises(ConfigError, match="give all of them the same --files"):

@@ -178,12 +178,17 @@ class PostgresJobStore(SharedJobStore):
     def _run(self, work: Callable[[_Db], T]) -> T:
         """What ``work`` gives, as one transaction, on a new connection if the old one is dead."""
         failed: psycopg.Error | None = None
+        maybe_done = False
         for _ in range(3):
             try:
                 with self._connection() as db, db.transaction():
                     found = work(db)
+                    maybe_done = True  # what breaks from here on may break after the commit
                 self._problem = ""
                 return found
+            except JobStoreError as error:  # no connection, for this try
+                error.maybe_done |= maybe_done
+                raise
             except (pg.DeadlockDetected, pg.SerializationFailure, _Broken) as error:
                 failed = error
             except psycopg.Error as error:
@@ -192,7 +197,7 @@ class PostgresJobStore(SharedJobStore):
                 if not self._is_made:
                     raise
                 self._problem = str(error)
-                raise JobStoreError(_SENTENCE) from error
+                raise JobStoreError(_SENTENCE, maybe_done=maybe_done) from error
         assert failed is not None
         raise self._away(failed, maybe_done=True) from failed
 
