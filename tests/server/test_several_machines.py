@@ -43,7 +43,7 @@ from server_kit import Gated, until
 
 pytest.importorskip("psycopg", reason="psycopg is not installed (extra postgres)")
 
-from auto_voice.server.postgres import PostgresJobStore
+from auto_voice.server.postgres import MOST_CONNECTIONS, PostgresJobStore
 
 MANY = QueueLimits(direct=1000, direct_client=1000, queued=1000, queued_client=1000)
 
@@ -260,6 +260,41 @@ def test_what_never_reached_the_database_is_not_done(opened, postgres_server):
     finally:
         postgres_server.start()
     assert not refused.value.maybe_done
+
+
+def test_who_waits_for_a_block_that_another_is_in_holds_no_connection(opened):
+    ours, others = opened(), opened()
+    waiting = threading.Semaphore(0)
+
+    def wait():
+        waiting.release()
+        with ours.exclusively("voices"):
+            return True
+
+    with ThreadPoolExecutor(3 * MOST_CONNECTIONS) as pool:
+        with others.exclusively("voices"):
+            entered = [pool.submit(wait) for _ in range(3 * MOST_CONNECTIONS)]
+            for _ in entered:
+                assert waiting.acquire(timeout=60)
+            add(ours)
+            claim = ours.claim(COMPUTE)
+            assert ours.beat() == set()
+            blocked = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            until(lambda: others._run(lambda db: db.execute(blocked).fetchall()))
+            assert len(others._run(lambda db: db.execute(blocked).fetchall())) == 1
+        assert all(future.result(60) for future in entered)
+    ours.finish(claim, result={})
+
+
+def test_signs_of_life_are_given_while_all_connections_are_in_use(opened, monkeypatch):
+    monkeypatch.setattr("auto_voice.server.postgres.PLACE_SECONDS", 0)
+    store = opened()
+    with contextlib.ExitStack() as used:
+        for _ in range(MOST_CONNECTIONS):
+            used.enter_context(store._connection())
+        with pytest.raises(JobStoreError):
+            store.depth()
+        assert store.beat() == set()
 
 
 def test_processes_that_do_not_share_their_files_do_not_share_jobs(database, opened):
