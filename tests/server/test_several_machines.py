@@ -27,13 +27,16 @@ from auto_voice.errors import AutoVoiceError, BusyError, ConfigError, UnknownVoi
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.checkpoint import Checkpoint
 from auto_voice.server import Engine
-from auto_voice.server.files import new_id
+from auto_voice.server.files import ObjectFiles, ObjectStore, new_id
 from auto_voice.server.jobs import (
     COMPUTE,
     DONE,
     MAINTENANCE,
     CancellationToken,
+    Claim,
     ClaimLostError,
+    JobItem,
+    JobRecord,
     JobRequest,
     JobStoreError,
     QueueLimits,
@@ -584,6 +587,40 @@ class Away:
 
     def __getattr__(self, name):
         raise OSError("the bucket is away")
+
+
+@pytest.fixture
+def objects():
+    """An object store in memory."""
+    pytest.importorskip("fsspec", reason="fsspec is not installed (extra postgres)")
+    return ObjectStore(f"memory://{new_id()}")
+
+
+def test_no_name_in_a_bucket_is_written_elsewhere_than_in_the_folder_of_its_job(objects, tmp_path):
+    files, job_id = ObjectFiles(objects, tmp_path / "a" / "b" / "scratch"), new_id()
+    harmless = {"in-0", "in-0.wav", "ref-1", "voice.safetensors", "out-0.wav.partial/part-1"}
+    evil = {
+        "ref-/../../../../evil",
+        "in-0./../../evil",
+        "/ref-1",
+        "out-0.wav.partial/../../evil",
+        "out-0.wav.partial/..",
+        "out-0./../x.partial/evil",
+        "ref-\\..\\..\\evil",
+    }
+    objects.names = lambda folder: dict.fromkeys([*harmless, *evil], "mark")
+
+    def get(name, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+    objects.get = get
+    item = JobItem(0, "a")
+    job = JobRecord(job_id, "c", "convert", "running", {}, False, 1.0, None, None, None, (item,))
+    files.bring(Claim(job, item, "ticket"))
+    folder = files.folder(job_id)
+    made = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.relative_to(folder).as_posix() for path in made} == harmless
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(tmp_path, database, capsys):

@@ -602,14 +602,14 @@ class ObjectFiles(JobFiles):
 
 
 def _is_needed(name: str, job: JobRecord, index: int) -> bool:
-    own = (
-        f"in-{index}",
-        f"in-{index}.*",
-        f"out-{index}.*.partial/*",
-        "ref-*",
-        "made-*",
-        VOICE_FILE,
-    )
+    """Whether a file is of those that we keep for an item; others may write to the store, too."""
+    folder, within, last = name.rpartition("/")
+    if within:
+        is_plain = "/" not in folder and "\\" not in name and last not in ("", ".", "..")
+        return is_plain and fnmatchcase(folder, f"out-{index}.*.partial")
+    if "\\" in name:
+        return False
+    own = (f"in-{index}", f"in-{index}.*", "ref-*", "made-*", VOICE_FILE)
     patterns = (*own, "in-*") if len(job.items) == 1 else own
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
