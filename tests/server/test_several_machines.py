@@ -27,7 +27,7 @@ from auto_voice.errors import AutoVoiceError, BusyError, ConfigError, UnknownVoi
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.checkpoint import Checkpoint
 from auto_voice.server import Engine
-from auto_voice.server.files import ObjectFiles, ObjectStore, new_id
+from auto_voice.server.files import ObjectFiles, ObjectStore, ObjectVoices, StorageError, new_id
 from auto_voice.server.jobs import (
     COMPUTE,
     DONE,
@@ -41,6 +41,7 @@ from auto_voice.server.jobs import (
     JobStoreError,
     QueueLimits,
 )
+from auto_voice.voices.cloning import bare_voice
 from postgres_kit import PASSWORD
 from server_kit import Gated, until
 
@@ -621,6 +622,30 @@ def test_no_name_in_a_bucket_is_written_elsewhere_than_in_the_folder_of_its_job(
     folder = files.folder(job_id)
     made = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert {path.relative_to(folder).as_posix() for path in made} == harmless
+
+
+def test_a_voice_that_the_object_store_refused_is_used_nowhere(objects, tmp_path):
+    library = ObjectVoices(objects, tmp_path / "voices")
+    old, new = (bare_voice(np.eye(256, dtype=np.float32)[n]) for n in range(2))
+    library.add("ann", old)
+    library.get("ann")
+    working, objects._fs = objects._fs, HalfAway(objects._fs)
+    with pytest.raises(StorageError):
+        library.add("ann", new, overwrite=True)
+    objects._fs = working
+    assert np.array_equal(library.get("ann").embedding, old.embedding)
+
+
+class HalfAway:
+    """A file system that can be read and not written."""
+
+    def __init__(self, working):
+        self._working = working
+
+    def __getattr__(self, name):
+        if name == "put_file":
+            raise OSError("the bucket is full")
+        return getattr(self._working, name)
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(tmp_path, database, capsys):

@@ -652,9 +652,12 @@ class ObjectVoices(VoiceLibrary):
     def add(self, name: str, voice: Voice | Path, *, overwrite: bool = False) -> Path:
         if not overwrite and name in self:
             self._refuse(name)
-        path = super().add(name, voice, overwrite=True)
-        self._objects.put(path, f"voices/{name}{SUFFIX}")
-        self._marks.pop(name, None)
+        self._marks.pop(name, None)  # the copy is not to be trusted, whatever comes of it
+        try:
+            path = super().add(name, voice, overwrite=True)
+            self._objects.put(path, f"voices/{name}{SUFFIX}")
+        finally:
+            self._marks.pop(name, None)
         return path
 
     def remove(self, name: str) -> None:
