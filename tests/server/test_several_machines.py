@@ -583,6 +583,31 @@ def test_without_its_object_store_accepted_work_waits_until_it_is_back(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize("files", ["objects"], indirect=True)
+def test_a_job_is_known_as_long_as_its_files_cannot_be_deleted(machine, talk, friend):
+    server = machine()
+    context, objects = server.context, server.context.files._objects
+    with Client(server.url, timeout_seconds=60, patience_seconds=60) as client:
+        job, later = (client.submit([talk], references=[friend]) for _ in range(2))
+        assert [client.wait(one.id).state for one in (job, later)] == ["done", "done"]
+        working, objects._fs = objects._fs, Away()
+        address = f"{server.url}/v1/jobs/{job.id}"
+        try:
+            assert httpx2.delete(address, timeout=60).status_code == 503
+            context.workers._keep_bytes = 0
+            with pytest.raises(StorageError):
+                context.workers.sweep()
+        finally:
+            objects._fs = working
+        assert context.files.names(job.id)
+        assert httpx2.get(address, timeout=60).status_code == 200
+        assert httpx2.delete(address, timeout=60).status_code == 204
+        assert context.workers.sweep() == 1
+        for one in (job, later):
+            assert not context.files.names(one.id)
+        assert context.store.ids() == set()
+
+
 class Away:
     """A file system that cannot be reached."""
 

@@ -239,7 +239,11 @@ class JobFiles:
             path.unlink(missing_ok=True)
 
     def remove(self, job_id: str) -> None:
-        """Delete everything of a job."""
+        """Delete everything of a job.
+
+        Raises:
+            StorageError: that cannot be done just now.
+        """
         shutil.rmtree(self.folder(job_id), ignore_errors=True)
 
     def sweep(self, known: Iterable[str], older_seconds: float = 0.0) -> int:
@@ -591,7 +595,8 @@ class ObjectFiles(JobFiles):
 
     def remove(self, job_id: str) -> None:
         super().remove(job_id)
-        self._drop(job_id, ("*",))
+        for name in self.names(job_id):
+            self._objects.remove(f"jobs/{job_id}/{name}")
 
     def sweep(self, known: Iterable[str], older_seconds: float = 0.0) -> int:
         """Nothing: stores have rules of their own for what is old, which cost no listing."""

@@ -217,9 +217,13 @@ class Workers:
             other.start()
 
     def remove(self, job_id: str) -> None:
-        """Forget a job and delete its files."""
-        self._store.remove(job_id)
+        """Delete the files of a job and forget it; it is known as long as any of them is there.
+
+        Raises:
+            ServerError: that cannot be done just now.
+        """
         self._files.remove(job_id)
+        self._store.remove(job_id)
 
     def stop(self, grace_seconds: float) -> None:
         """Finish what runs within ``grace_seconds``, put the rest back, and end the threads."""
@@ -303,7 +307,8 @@ class Workers:
         if job is not None:
             self._end(job, claim.item.index)
         elif how == "cancelled":
-            self._files.remove(claim.job.id)  # again, with what the work wrote since
+            with contextlib.suppress(StorageError):
+                self._files.remove(claim.job.id)  # again, with what the work wrote since
 
     def _perform_claim(self, claim: Claim, lane: str) -> tuple[JobRecord | None, str]:
         """Performs it and notes the outcome; the job, if it is still there, and how it ended."""
@@ -443,8 +448,8 @@ class Workers:
                 if self._store.shared and time.monotonic() >= due:
                     self._files.sweep(self._store.ids(), STRANGE_SECONDS)
                     due = time.monotonic() + STRAY_SECONDS
-            except JobStoreError as error:
-                self._warn(f"nothing is removed: {error}")
+            except (JobStoreError, StorageError) as error:
+                self._warn(f"nothing is removed: {self.problem or error}")
             except Exception:
                 log.exception("expired jobs could not be removed")
 
