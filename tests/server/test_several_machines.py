@@ -301,6 +301,15 @@ def test_signs_of_life_are_given_while_all_connections_are_in_use(opened, monkey
         assert store.beat() == set()
 
 
+def test_a_clock_that_is_wrong_deletes_nothing(opened, monkeypatch):
+    store = opened()
+    add(store)
+    store.finish(store.claim(COMPUTE), result={"bytes": 1})
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 25 * 3600)
+    assert store.expired(10**9) == []
+
+
 def test_processes_that_do_not_share_their_files_do_not_share_jobs(database, opened):
     opened(place=lambda: "here")
     with pytest.raises(ConfigError, match="give all of them the same --files"):

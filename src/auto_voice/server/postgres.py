@@ -708,14 +708,16 @@ class PostgresJobStore(SharedJobStore):
 
     # Keeping
 
-    def expired(self, now: float, keep_bytes: int) -> list[str]:
-        rows = self._run(
-            lambda db: db.execute(
+    def expired(self, keep_bytes: int) -> list[str]:
+        def work(db: _Db) -> list[str]:
+            rows = db.execute(
                 "SELECT id, bytes, expires FROM autovoice_jobs WHERE finished IS NOT NULL"
                 " ORDER BY finished DESC"
             ).fetchall()
-        )
-        return expired_of(((row[0], row[1], row[2]) for row in rows), now, keep_bytes)
+            now = _one(db, "SELECT autovoice_now()")
+            return expired_of(((row[0], row[1], row[2]) for row in rows), now, keep_bytes)
+
+        return self._run(work)
 
     def remove(self, job_id: str) -> None:
         def work(db: _Db) -> None:

@@ -497,7 +497,7 @@ class Workers:
 
     def sweep(self) -> int:
         """Remove the jobs that have expired; how many there were."""
-        gone = self._store.expired(time.time(), self._keep_bytes)
+        gone = self._store.expired(self._keep_bytes)
         for job_id in gone:
             self.remove(job_id)
         return len(gone)
