@@ -617,6 +617,30 @@ def test_a_job_is_known_as_long_as_its_files_cannot_be_deleted(machine, talk, fr
         assert context.store.ids() == set()
 
 
+@pytest.mark.parametrize("files", ["objects"], indirect=True)
+def test_who_has_no_token_is_not_told_where_database_and_files_are(machine, caplog):
+    token = "a-token-of-the-tests"
+    server = machine(workers=0, tokens=(token,))
+    objects = server.context.files._objects
+    working, objects._fs = objects._fs, Away()
+    try:
+        with pytest.raises(StorageError):
+            server.context.files.names(new_id())
+        address, known = f"{server.url}/readyz", {"authorization": f"Bearer {token}"}
+        hidden = httpx2.get(address, timeout=60)
+        wrong = httpx2.get(address, headers={"authorization": "Bearer x"}, timeout=60)
+        told = httpx2.get(address, headers=known, timeout=60)
+    finally:
+        objects._fs = working
+    assert [answer.status_code for answer in (hidden, wrong, told)] == [503, 503, 503]
+    for answer in (hidden, wrong):
+        assert answer.json()["status"].startswith("work waits for the job database or")
+        assert "bucket" not in answer.text
+        assert "memory:" not in answer.text
+    assert "the bucket is away" in told.json()["status"]
+    assert "the bucket is away" in caplog.text
+
+
 class Away:
     """A file system that cannot be reached."""
 

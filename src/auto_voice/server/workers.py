@@ -255,7 +255,7 @@ class Workers:
             seen = self._news
             try:
                 if lane == COMPUTE and (problem := self._files.problem()):
-                    self._warn(f"work waits: {problem}")
+                    self.warn(f"work waits: {problem}")
                     self._stopping.wait(STORAGE_SECONDS)
                     continue
                 claim = self._store.claim(lane)
@@ -274,11 +274,11 @@ class Workers:
 
     def _wait_for_storage(self, problem: str, most: float = MOST_STORAGE_SECONDS) -> None:
         """Accepted work is not failed for a full disk: it waits until there is room."""
-        self._warn(f"work waits: {problem}")
+        self.warn(f"work waits: {problem}")
         self._stopping.wait(min(most, STORAGE_SECONDS * 2**self._full_times))
         self._full_times = min(self._full_times + 1, 10)
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Log ``text`` once, however often it is said in a row."""
         if text != self._warned:
             self._warned = text
@@ -449,7 +449,7 @@ class Workers:
                     self._files.sweep(self._store.ids(), STRANGE_SECONDS)
                     due = time.monotonic() + STRAY_SECONDS
             except (JobStoreError, StorageError) as error:
-                self._warn(f"nothing is removed: {self.problem or error}")
+                self.warn(f"nothing is removed: {self.problem or error}")
             except Exception:
                 log.exception("expired jobs could not be removed")
 
@@ -466,7 +466,7 @@ class Workers:
                     self.wake()
                 self._look_for_finished()
             except JobStoreError as error:
-                self._warn(f"work waits: {self._store.problem or error}")
+                self.warn(f"work waits: {self._store.problem or error}")
                 self._ended.wait(STORAGE_SECONDS)
             except Exception:
                 log.exception("the link to the other processes could not go on")
