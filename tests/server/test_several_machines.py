@@ -41,6 +41,7 @@ from auto_voice.server.jobs import (
     JobStoreError,
     QueueLimits,
 )
+from auto_voice.server.workers import Workers
 from auto_voice.voices.cloning import bare_voice
 from postgres_kit import PASSWORD
 from server_kit import Gated, until
@@ -704,6 +705,51 @@ class HalfAway:
         if name == "put_file":
             raise OSError("the bucket is full")
         return getattr(self._working, name)
+
+
+def test_work_whose_files_are_carried_too_slowly_is_free_when_its_process_has_stopped(
+    opened, objects, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("auto_voice.server.workers.STOPPING_SECONDS", 0.1)
+    store, other = opened(lease_seconds=600.0), opened(lease_seconds=600.0)
+    files, job_id = ObjectFiles(objects, tmp_path / "scratch"), new_id()
+    (files.make(job_id) / "in-0").write_bytes(b"x")
+    files.publish(job_id)
+    store.add(JobRequest(job_id, "c", "convert", ["x"], {}), MANY)
+    begun, carrying, go_on, over = (threading.Event() for _ in range(4))
+
+    def perform(claim, token):
+        partial = files.folder(job_id) / "out-0.wav.partial"
+        partial.mkdir()
+        (partial / "part-0").write_bytes(b"y")
+        begun.set()
+        while True:
+            token.check()
+            time.sleep(0.01)
+
+    def slowly(path, name):
+        carrying.set()
+        assert go_on.wait(60)
+
+    working = Workers(
+        store, files, perform, count=1, keep_bytes=1, observe=lambda *_: over.set(), sweeps=False
+    )
+    working.start()
+    try:
+        assert begun.wait(60)
+        monkeypatch.setattr(objects, "put", slowly)
+        stopping = threading.Thread(target=working.stop, args=(0.1,))
+        stopping.start()
+        assert carrying.wait(60)
+        stopping.join(60)
+        item = other.get(job_id).items[0]
+        assert (item.state, item.attempts) == ("queued", 0)
+        claim = other.claim(COMPUTE)
+    finally:
+        go_on.set()
+    assert over.wait(60)  # the first process comes to its end, and changes nothing
+    assert other.beat() == set()
+    assert other.finish(claim, result={}).state == DONE
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(tmp_path, database, capsys):

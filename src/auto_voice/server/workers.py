@@ -52,6 +52,8 @@ SWEEP_SECONDS, STRAY_SECONDS = 60.0, 3600.0
 MOST_ATTEMPTS, MOST_ATTEMPTS_SHARED = 3, 6
 # Seconds that cancelled work may keep its thread, before another takes the next from the queue.
 RELIEF_SECONDS = 0.3
+# Seconds that stopped work has to end and to carry to others how far it is, when the server stops.
+STOPPING_SECONDS = 5.0
 # Threads that may be inside calls which cannot be stopped, beside the workers.
 MOST_RELIEVED = 4
 # Seconds that a worker waits after the disk was full, doubled each time up to the second.
@@ -238,11 +240,23 @@ class Workers:
             late = list(self._running.values())
         for run in late:
             run.token.stop()
+        deadline = time.monotonic() + STOPPING_SECONDS
         for thread in threads:
-            thread.join(5.0 if late else 0.0)
+            thread.join(max(0.0, deadline - time.monotonic()) if late else 0.0)
+        if self._store.shared:
+            self._release_late()
         self._ended.set()
         if self._link is not None:
             self._link.join(5.0)
+
+    def _release_late(self) -> None:
+        """Let others have at once what could not be ended here; its own thread finds it taken."""
+        with self._wake:
+            late = list(self._running.values())
+        with contextlib.suppress(JobStoreError):
+            for run in late:
+                log.info("%s is done elsewhere, maybe from its start", run.claim.item.name)
+                self._store.release(run.claim)
 
     @property
     def problem(self) -> str:
