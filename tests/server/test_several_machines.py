@@ -827,6 +827,12 @@ def test_worker_without_a_database_is_one_sentence(tmp_path, capsys):
     assert "name it with --database" in capsys.readouterr().err
 
 
+def test_a_worker_that_would_do_nothing_is_refused(tmp_path, capsys):
+    args = ["worker", "--mock", "--data-dir", str(tmp_path), "--workers", "0"]
+    assert main.main(args) == 2
+    assert "--workers" in capsys.readouterr().err
+
+
 def test_files_without_a_database_is_one_sentence(tmp_path, capsys):
     args = ["serve", "--mock", "--data-dir", str(tmp_path), "--files", str(tmp_path / "x")]
     assert main.main(args) == 2
