@@ -27,23 +27,28 @@ from auto_voice.errors import AutoVoiceError, BusyError, ConfigError, UnknownVoi
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.checkpoint import Checkpoint
 from auto_voice.server import Engine
-from auto_voice.server.files import new_id
+from auto_voice.server.files import ObjectFiles, ObjectStore, ObjectVoices, StorageError, new_id
 from auto_voice.server.jobs import (
     COMPUTE,
     DONE,
     MAINTENANCE,
     CancellationToken,
+    Claim,
     ClaimLostError,
+    JobItem,
+    JobRecord,
     JobRequest,
     JobStoreError,
     QueueLimits,
 )
+from auto_voice.server.workers import Workers
+from auto_voice.voices.cloning import bare_voice
 from postgres_kit import PASSWORD
 from server_kit import Gated, until
 
 pytest.importorskip("psycopg", reason="psycopg is not installed (extra postgres)")
 
-from auto_voice.server.postgres import PostgresJobStore
+from auto_voice.server.postgres import MOST_CONNECTIONS, PostgresJobStore
 
 MANY = QueueLimits(direct=1000, direct_client=1000, queued=1000, queued_client=1000)
 
@@ -220,6 +225,90 @@ def test_a_restart_of_the_database_between_two_calls_is_not_noticed(opened, post
     postgres_server.start()
     assert store.get(job.id).state == "queued"
     assert store.problem == ""
+
+
+def test_what_was_committed_before_the_database_went_away_may_be_done(
+    opened, postgres_server, monkeypatch
+):
+    """The files of such a job must not be deleted: nobody knows yet whether it is there."""
+    import psycopg
+
+    store, committed = opened(), psycopg.Connection.transaction
+
+    @contextlib.contextmanager
+    def breaking(connection, *args, **more):
+        with committed(connection, *args, **more) as transaction:
+            yield transaction
+        monkeypatch.undo()
+        postgres_server.stop()
+        connection.close()
+        raise psycopg.OperationalError("the answer to the commit is lost")
+
+    monkeypatch.setattr(psycopg.Connection, "transaction", breaking)
+    job_id = new_id()
+    try:
+        with pytest.raises(JobStoreError) as refused:
+            store.add(JobRequest(job_id, "a", "convert", ["x"], {}, key="once"), MANY)
+    finally:
+        postgres_server.start()
+    assert refused.value.maybe_done
+    until(lambda: not _fails(lambda: store.get(job_id)))
+    assert store.find("a", "once", "").id == job_id
+
+
+def test_what_never_reached_the_database_is_not_done(opened, postgres_server):
+    store = opened()
+    postgres_server.stop()
+    try:
+        with pytest.raises(JobStoreError) as refused:
+            add(store)
+    finally:
+        postgres_server.start()
+    assert not refused.value.maybe_done
+
+
+def test_who_waits_for_a_block_that_another_is_in_holds_no_connection(opened):
+    ours, others = opened(), opened()
+    waiting = threading.Semaphore(0)
+
+    def wait():
+        waiting.release()
+        with ours.exclusively("voices"):
+            return True
+
+    with ThreadPoolExecutor(3 * MOST_CONNECTIONS) as pool:
+        with others.exclusively("voices"):
+            entered = [pool.submit(wait) for _ in range(3 * MOST_CONNECTIONS)]
+            for _ in entered:
+                assert waiting.acquire(timeout=60)
+            add(ours)
+            claim = ours.claim(COMPUTE)
+            assert ours.beat() == set()
+            blocked = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+            until(lambda: others._run(lambda db: db.execute(blocked).fetchall()))
+            assert len(others._run(lambda db: db.execute(blocked).fetchall())) == 1
+        assert all(future.result(60) for future in entered)
+    ours.finish(claim, result={})
+
+
+def test_signs_of_life_are_given_while_all_connections_are_in_use(opened, monkeypatch):
+    monkeypatch.setattr("auto_voice.server.postgres.PLACE_SECONDS", 0)
+    store = opened()
+    with contextlib.ExitStack() as used:
+        for _ in range(MOST_CONNECTIONS):
+            used.enter_context(store._connection())
+        with pytest.raises(JobStoreError):
+            store.depth()
+        assert store.beat() == set()
+
+
+def test_a_clock_that_is_wrong_deletes_nothing(opened, monkeypatch):
+    store = opened()
+    add(store)
+    store.finish(store.claim(COMPUTE), result={"bytes": 1})
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 25 * 3600)
+    assert store.expired(10**9) == []
 
 
 def test_processes_that_do_not_share_their_files_do_not_share_jobs(database, opened):
@@ -504,11 +593,163 @@ def test_without_its_object_store_accepted_work_waits_until_it_is_back(
     assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize("files", ["objects"], indirect=True)
+def test_a_job_is_known_as_long_as_its_files_cannot_be_deleted(machine, talk, friend):
+    server = machine()
+    context, objects = server.context, server.context.files._objects
+    with Client(server.url, timeout_seconds=60, patience_seconds=60) as client:
+        job, later = (client.submit([talk], references=[friend]) for _ in range(2))
+        assert [client.wait(one.id).state for one in (job, later)] == ["done", "done"]
+        working, objects._fs = objects._fs, Away()
+        address = f"{server.url}/v1/jobs/{job.id}"
+        try:
+            assert httpx2.delete(address, timeout=60).status_code == 503
+            context.workers._keep_bytes = 0
+            with pytest.raises(StorageError):
+                context.workers.sweep()
+        finally:
+            objects._fs = working
+        assert context.files.names(job.id)
+        assert httpx2.get(address, timeout=60).status_code == 200
+        assert httpx2.delete(address, timeout=60).status_code == 204
+        assert context.workers.sweep() == 1
+        for one in (job, later):
+            assert not context.files.names(one.id)
+        assert context.store.ids() == set()
+
+
+@pytest.mark.parametrize("files", ["objects"], indirect=True)
+def test_who_has_no_token_is_not_told_where_database_and_files_are(machine, caplog):
+    token = "a-token-of-the-tests"
+    server = machine(workers=0, tokens=(token,))
+    objects = server.context.files._objects
+    working, objects._fs = objects._fs, Away()
+    try:
+        with pytest.raises(StorageError):
+            server.context.files.names(new_id())
+        address, known = f"{server.url}/readyz", {"authorization": f"Bearer {token}"}
+        hidden = httpx2.get(address, timeout=60)
+        wrong = httpx2.get(address, headers={"authorization": "Bearer x"}, timeout=60)
+        told = httpx2.get(address, headers=known, timeout=60)
+    finally:
+        objects._fs = working
+    assert [answer.status_code for answer in (hidden, wrong, told)] == [503, 503, 503]
+    for answer in (hidden, wrong):
+        assert answer.json()["status"].startswith("work waits for the job database or")
+        assert "bucket" not in answer.text
+        assert "memory:" not in answer.text
+    assert "the bucket is away" in told.json()["status"]
+    assert "the bucket is away" in caplog.text
+
+
 class Away:
     """A file system that cannot be reached."""
 
     def __getattr__(self, name):
         raise OSError("the bucket is away")
+
+
+@pytest.fixture
+def objects():
+    """An object store in memory."""
+    pytest.importorskip("fsspec", reason="fsspec is not installed (extra postgres)")
+    return ObjectStore(f"memory://{new_id()}")
+
+
+def test_no_name_in_a_bucket_is_written_elsewhere_than_in_the_folder_of_its_job(objects, tmp_path):
+    files, job_id = ObjectFiles(objects, tmp_path / "a" / "b" / "scratch"), new_id()
+    harmless = {"in-0", "in-0.wav", "ref-1", "voice.safetensors", "out-0.wav.partial/part-1"}
+    evil = {
+        "ref-/../../../../evil",
+        "in-0./../../evil",
+        "/ref-1",
+        "out-0.wav.partial/../../evil",
+        "out-0.wav.partial/..",
+        "out-0./../x.partial/evil",
+        "ref-\\..\\..\\evil",
+    }
+    objects.names = lambda folder: dict.fromkeys([*harmless, *evil], "mark")
+
+    def get(name, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+    objects.get = get
+    item = JobItem(0, "a")
+    job = JobRecord(job_id, "c", "convert", "running", {}, False, 1.0, None, None, None, (item,))
+    files.bring(Claim(job, item, "ticket"))
+    folder = files.folder(job_id)
+    made = {path for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.relative_to(folder).as_posix() for path in made} == harmless
+
+
+def test_a_voice_that_the_object_store_refused_is_used_nowhere(objects, tmp_path):
+    library = ObjectVoices(objects, tmp_path / "voices")
+    old, new = (bare_voice(np.eye(256, dtype=np.float32)[n]) for n in range(2))
+    library.add("ann", old)
+    library.get("ann")
+    working, objects._fs = objects._fs, HalfAway(objects._fs)
+    with pytest.raises(StorageError):
+        library.add("ann", new, overwrite=True)
+    objects._fs = working
+    assert np.array_equal(library.get("ann").embedding, old.embedding)
+
+
+class HalfAway:
+    """A file system that can be read and not written."""
+
+    def __init__(self, working):
+        self._working = working
+
+    def __getattr__(self, name):
+        if name == "put_file":
+            raise OSError("the bucket is full")
+        return getattr(self._working, name)
+
+
+def test_work_whose_files_are_carried_too_slowly_is_free_when_its_process_has_stopped(
+    opened, objects, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("auto_voice.server.workers.STOPPING_SECONDS", 0.1)
+    store, other = opened(lease_seconds=600.0), opened(lease_seconds=600.0)
+    files, job_id = ObjectFiles(objects, tmp_path / "scratch"), new_id()
+    (files.make(job_id) / "in-0").write_bytes(b"x")
+    files.publish(job_id)
+    store.add(JobRequest(job_id, "c", "convert", ["x"], {}), MANY)
+    begun, carrying, go_on, over = (threading.Event() for _ in range(4))
+
+    def perform(claim, token):
+        partial = files.folder(job_id) / "out-0.wav.partial"
+        partial.mkdir()
+        (partial / "part-0").write_bytes(b"y")
+        begun.set()
+        while True:
+            token.check()
+            time.sleep(0.01)
+
+    def slowly(path, name):
+        carrying.set()
+        assert go_on.wait(60)
+
+    working = Workers(
+        store, files, perform, count=1, keep_bytes=1, observe=lambda *_: over.set(), sweeps=False
+    )
+    working.start()
+    try:
+        assert begun.wait(60)
+        monkeypatch.setattr(objects, "put", slowly)
+        stopping = threading.Thread(target=working.stop, args=(0.1,))
+        stopping.start()
+        assert carrying.wait(60)
+        stopping.join(60)
+        item = other.get(job_id).items[0]
+        assert (item.state, item.attempts) == ("queued", 0)
+        claim = other.claim(COMPUTE)
+    finally:
+        go_on.set()
+    assert over.wait(60)  # the first process comes to its end, and changes nothing
+    assert other.beat() == set()
+    assert other.finish(claim, result={}).state == DONE
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(tmp_path, database, capsys):
@@ -584,6 +825,12 @@ def test_an_enrolment_that_died_after_its_voice_was_kept_is_done_again(machine, 
 def test_worker_without_a_database_is_one_sentence(tmp_path, capsys):
     assert main.main(["worker", "--mock", "--data-dir", str(tmp_path)]) == 2
     assert "name it with --database" in capsys.readouterr().err
+
+
+def test_a_worker_that_would_do_nothing_is_refused(tmp_path, capsys):
+    args = ["worker", "--mock", "--data-dir", str(tmp_path), "--workers", "0"]
+    assert main.main(args) == 2
+    assert "--workers" in capsys.readouterr().err
 
 
 def test_files_without_a_database_is_one_sentence(tmp_path, capsys):

@@ -50,12 +50,6 @@ _SHARED = (
         "--voice-dir", type=click.Path(path_type=Path), help="Folder of the voice library."
     ),
     click.option(
-        "--workers",
-        type=click.IntRange(0),
-        help="Conversions that run at the same time [default: one per device]; 0 leaves them to "
-        "workers on other machines.",
-    ),
-    click.option(
         "--grace",
         default=30.0,
         show_default=True,
@@ -134,6 +128,12 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
     "--mirror-fetch",
     is_flag=True,
     help="Fetch what other machines ask for as their mirror and is not here, once for all.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    help="Conversions that run at the same time [default: one per device]; 0 leaves them to "
+    "workers on other machines.",
 )
 @shared_options
 @model_options
@@ -248,6 +248,11 @@ def serve(
 
 
 @click.command()
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    help="Conversions that run at the same time [default: one per device].",
+)
 @shared_options
 @model_options
 def worker(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from auto_voice import events
 from auto_voice.errors import ServerError, UploadError
 from auto_voice.server.admission import LiveStreams
 from auto_voice.server.engine import Engine
-from auto_voice.server.files import VOICE_FILE, JobFiles, new_id
+from auto_voice.server.files import VOICE_FILE, JobFiles, StorageError, new_id
 from auto_voice.server.jobs import (
     MAINTENANCE,
     JobRecord,
@@ -138,18 +139,23 @@ class Context:
             )
         except JobStoreError as error:
             if not error.maybe_done:  # else the job may be there and need them
-                self.files.remove(job_id)
+                self._discard(job_id)
             raise
         except BaseException:
-            self.files.remove(job_id)
+            self._discard(job_id)
             raise
         finally:
             for file in files:
                 file.file.close()
         if job.id != job_id:
-            self.files.remove(job_id)
+            self._discard(job_id)
         self.workers.wake()
         return job
+
+    def _discard(self, job_id: str) -> None:
+        """Delete the files of what was not accepted, as far as that is possible just now."""
+        with contextlib.suppress(StorageError):
+            self.files.remove(job_id)
 
     def _keep_uploads(
         self,

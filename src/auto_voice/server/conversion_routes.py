@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette.background import BackgroundTask
 
-from auto_voice.errors import ConfigError, JobStateError, UploadError
+from auto_voice.errors import ConfigError, JobStateError, ServerError, UploadError
 from auto_voice.server.context import Client, Context, Here, failure
 from auto_voice.server.jobs import DONE, JobRecord
 from auto_voice.server.schemas import (
@@ -88,7 +89,8 @@ async def convert(
     result = await here.outcome(job, request)
 
     def done() -> None:
-        here.workers.remove(job.id)
+        with contextlib.suppress(ServerError):  # it expires soon
+            here.workers.remove(job.id)
 
     return await run_in_threadpool(
         _file,

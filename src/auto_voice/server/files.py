@@ -240,7 +240,11 @@ class JobFiles:
             path.unlink(missing_ok=True)
 
     def remove(self, job_id: str) -> None:
-        """Delete everything of a job."""
+        """Delete everything of a job.
+
+        Raises:
+            StorageError: that cannot be done just now.
+        """
         shutil.rmtree(self.folder(job_id), ignore_errors=True)
 
     def sweep(self, known: Iterable[str], older_seconds: float = 0.0) -> int:
@@ -587,7 +591,8 @@ class ObjectFiles(JobFiles):
 
     def remove(self, job_id: str) -> None:
         super().remove(job_id)
-        self._drop(job_id, ("*",))
+        for name in self.names(job_id):
+            self._objects.remove(f"jobs/{job_id}/{name}")
 
     def sweep(self, known: Iterable[str], older_seconds: float = 0.0) -> int:
         """Nothing: stores have rules of their own for what is old, which cost no listing."""
@@ -598,14 +603,14 @@ class ObjectFiles(JobFiles):
 
 
 def _is_needed(name: str, job: JobRecord, index: int) -> bool:
-    own = (
-        f"in-{index}",
-        f"in-{index}.*",
-        f"out-{index}.*.partial/*",
-        "ref-*",
-        "made-*",
-        VOICE_FILE,
-    )
+    """Whether a file is of those that we keep for an item; others may write to the store, too."""
+    folder, within, last = name.rpartition("/")
+    if within:
+        is_plain = "/" not in folder and "\\" not in name and last not in ("", ".", "..")
+        return is_plain and fnmatchcase(folder, f"out-{index}.*.partial")
+    if "\\" in name:
+        return False
+    own = (f"in-{index}", f"in-{index}.*", "ref-*", "made-*", VOICE_FILE)
     patterns = (*own, "in-*") if len(job.items) == 1 else own
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
@@ -648,9 +653,12 @@ class ObjectVoices(VoiceLibrary):
     def add(self, name: str, voice: Voice | Path, *, overwrite: bool = False) -> Path:
         if not overwrite and name in self:
             self._refuse(name)
-        path = super().add(name, voice, overwrite=True)
-        self._objects.put(path, f"voices/{name}{SUFFIX}")
-        self._marks.pop(name, None)
+        self._marks.pop(name, None)  # the copy is not to be trusted, whatever comes of it
+        try:
+            path = super().add(name, voice, overwrite=True)
+            self._objects.put(path, f"voices/{name}{SUFFIX}")
+        finally:
+            self._marks.pop(name, None)
         return path
 
     def remove(self, name: str) -> None:

@@ -411,13 +411,13 @@ class SqliteJobStore(JobStore):
                 self._settle(db, row[0])
             return queued, failed
 
-    def expired(self, now: float, keep_bytes: int) -> list[str]:
+    def expired(self, keep_bytes: int) -> list[str]:
         with self._database.transaction() as db:
             rows = db.execute(
                 "SELECT id, bytes, expires FROM jobs WHERE finished IS NOT NULL"
                 " ORDER BY finished DESC"
             ).fetchall()
-        return expired_of(rows, now, keep_bytes)
+        return expired_of(rows, time.time(), keep_bytes)
 
     def remove(self, job_id: str) -> None:
         with self._database.transaction() as db:

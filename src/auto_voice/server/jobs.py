@@ -276,8 +276,11 @@ class JobStore(ABC):
         """
 
     @abstractmethod
-    def expired(self, now: float, keep_bytes: int) -> list[str]:
-        """Finished jobs that are too old, and the oldest while all together are too large."""
+    def expired(self, keep_bytes: int) -> list[str]:
+        """Finished jobs that are too old, and the oldest while all together are too large.
+
+        The clock is that by which their ends were noted.
+        """
 
     @abstractmethod
     def remove(self, job_id: str) -> None:

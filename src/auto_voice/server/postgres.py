@@ -16,6 +16,7 @@ import re
 import secrets
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -61,8 +62,9 @@ _Db = psycopg.Connection[tuple[Any, ...]]
 
 # Layout of the tables; those of another are refused.
 SCHEMA_VERSION = 1
-# Connections of one process beside the one that listens.
-MOST_CONNECTIONS = 8
+# Connections of one process beside the one that listens and the one for signs of life, and seconds
+# to wait for one that is free: so few that the link to the others is not held up for a lease.
+MOST_CONNECTIONS, PLACE_SECONDS = 8, 8
 # Seconds to connect, for one statement, and until a dead connection is noticed.
 CONNECT_SECONDS, STATEMENT_SECONDS, DEAD_SECONDS = 5, 30, 15
 # Seconds after a failed connection in which none is tried: requests are refused at once then.
@@ -154,6 +156,8 @@ class PostgresJobStore(SharedJobStore):
         self._lock = threading.Lock()
         self._idle: list[_Db] = []
         self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        # Those that wait here for a block of :meth:`exclusively` hold no connection.
+        self._blocks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
         self._listening: _Db | None = None
         self._is_made = self._is_set_up = self._is_closed = False
         self._problem = ""
@@ -175,15 +179,24 @@ class PostgresJobStore(SharedJobStore):
 
     # Connections
 
-    def _run(self, work: Callable[[_Db], T]) -> T:
-        """What ``work`` gives, as one transaction, on a new connection if the old one is dead."""
+    def _run(self, work: Callable[[_Db], T], *, waits: bool = True) -> T:
+        """What ``work`` gives, as one transaction, on a new connection if the old one is dead.
+
+        Args:
+            waits: until one of the connections is free; else it has one more.
+        """
         failed: psycopg.Error | None = None
+        maybe_done = False
         for _ in range(3):
             try:
-                with self._connection() as db, db.transaction():
+                with self._connection(waits) as db, db.transaction():
                     found = work(db)
+                    maybe_done = True  # what breaks from here on may break after the commit
                 self._problem = ""
                 return found
+            except JobStoreError as error:  # no connection, for this try
+                error.maybe_done |= maybe_done
+                raise
             except (pg.DeadlockDetected, pg.SerializationFailure, _Broken) as error:
                 failed = error
             except psycopg.Error as error:
@@ -192,18 +205,18 @@ class PostgresJobStore(SharedJobStore):
                 if not self._is_made:
                     raise
                 self._problem = str(error)
-                raise JobStoreError(_SENTENCE) from error
+                raise JobStoreError(_SENTENCE, maybe_done=maybe_done) from error
         assert failed is not None
         raise self._away(failed, maybe_done=True) from failed
 
     @contextmanager
-    def _connection(self) -> Iterator[_Db]:
+    def _connection(self, waits: bool = True) -> Iterator[_Db]:
         """A connection; after an error of the database it is not used again.
 
         Raises:
             JobStoreError: there is none.
         """
-        if not self._places.acquire(timeout=STATEMENT_SECONDS):
+        if waits and not self._places.acquire(timeout=PLACE_SECONDS):
             raise self._away(pg.TooManyConnections("all connections are in use"))
         try:
             db = self._taken()
@@ -222,7 +235,8 @@ class PostgresJobStore(SharedJobStore):
                 raise
             self._give_back(db)
         finally:
-            self._places.release()
+            if waits:
+                self._places.release()
 
     def _taken(self) -> _Db:
         with self._lock:
@@ -616,7 +630,7 @@ class PostgresJobStore(SharedJobStore):
 
         with self._lock:
             held = set(self._held)
-        mine = self._run(work)
+        mine = self._run(work, waits=False)
         if self._steady_since is None:
             self._steady_since = time.monotonic()
         with self._lock:
@@ -694,14 +708,16 @@ class PostgresJobStore(SharedJobStore):
 
     # Keeping
 
-    def expired(self, now: float, keep_bytes: int) -> list[str]:
-        rows = self._run(
-            lambda db: db.execute(
+    def expired(self, keep_bytes: int) -> list[str]:
+        def work(db: _Db) -> list[str]:
+            rows = db.execute(
                 "SELECT id, bytes, expires FROM autovoice_jobs WHERE finished IS NOT NULL"
                 " ORDER BY finished DESC"
             ).fetchall()
-        )
-        return expired_of(((row[0], row[1], row[2]) for row in rows), now, keep_bytes)
+            now = _one(db, "SELECT autovoice_now()")
+            return expired_of(((row[0], row[1], row[2]) for row in rows), now, keep_bytes)
+
+        return self._run(work)
 
     def remove(self, job_id: str) -> None:
         def work(db: _Db) -> None:
@@ -753,12 +769,18 @@ class PostgresJobStore(SharedJobStore):
 
     @contextmanager
     def exclusively(self, what: str) -> Iterator[None]:
+        with self._lock:
+            block = self._blocks[what]
+        if not block.acquire(timeout=STATEMENT_SECONDS):
+            raise JobStoreError("Others are changing the same just now; try again later.")
         try:
             with self._connection() as db, db.transaction():
                 db.execute("SELECT pg_advisory_xact_lock(hashtext('autovoice ' || %s))", (what,))
                 yield
         except psycopg.Error as error:
             raise self._away(error) from error
+        finally:
+            block.release()
 
 
 class _Broken(psycopg.OperationalError):

@@ -19,7 +19,7 @@ from auto_voice.audio.encoding import FORMATS
 from auto_voice.errors import NotPermittedError, UnknownJobError, UnknownModelError
 from auto_voice.inference.controls import CONTROLS
 from auto_voice.models.registry.fetchers import ARRIVED
-from auto_voice.server.context import Client, Here
+from auto_voice.server.context import Client, Context, Here
 from auto_voice.server.engine import VOICE_FILE_BYTES, about
 from auto_voice.server.schemas import (
     AllowTruncated,
@@ -38,6 +38,7 @@ from auto_voice.server.security import (
     cookie_of,
     matching,
     session_cookie,
+    token_of,
 )
 from auto_voice.server.telemetry import CONTENT_TYPE
 from auto_voice.types import Waveform
@@ -288,17 +289,30 @@ def health() -> dict[str, str]:
     summary="Work is taken",
     responses={503: {"description": "Starting, stopping, out of disk, or a worker died."}},
 )
-def ready(here: Here, response: Response) -> dict[str, str]:
+def ready(here: Here, request: Request, response: Response) -> dict[str, str]:
+    """With a token, if the server has any, the reason may name machines and folders."""
     if not here.workers.alive:
         response.status_code = 503
         return {"status": "a worker is not running"}
     if here.settings.warm and not here.warm:
         response.status_code = 503
-        return {"status": here.warm_problem or "models are being loaded"}
+        told = _told(here, request, here.warm_problem, "the models could not be loaded")
+        return {"status": told or "models are being loaded"}
     if problem := here.workers.problem:
         response.status_code = 503
-        return {"status": problem}
+        here.workers.warn(f"work waits: {problem}")
+        hidden = "work waits for the job database or for room and reach of its files"
+        return {"status": _told(here, request, problem, hidden)}
     return {"status": "ready"}
+
+
+def _told(here: Context, request: Request, problem: str, hidden: str) -> str:
+    """``problem`` for who may know it, else ``hidden``, which says where it is told."""
+    try:
+        token_of(here.settings, request.headers, here.sessions)
+    except NotPermittedError:
+        return problem and f"{hidden}; the log tells why, as does this with a token"
+    return problem
 
 
 @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)

@@ -52,6 +52,8 @@ SWEEP_SECONDS, STRAY_SECONDS = 60.0, 3600.0
 MOST_ATTEMPTS, MOST_ATTEMPTS_SHARED = 3, 6
 # Seconds that cancelled work may keep its thread, before another takes the next from the queue.
 RELIEF_SECONDS = 0.3
+# Seconds that stopped work has to end and to carry to others how far it is, when the server stops.
+STOPPING_SECONDS = 5.0
 # Threads that may be inside calls which cannot be stopped, beside the workers.
 MOST_RELIEVED = 4
 # Seconds that a worker waits after the disk was full, doubled each time up to the second.
@@ -217,9 +219,13 @@ class Workers:
             other.start()
 
     def remove(self, job_id: str) -> None:
-        """Forget a job and delete its files."""
-        self._store.remove(job_id)
+        """Delete the files of a job and forget it; it is known as long as any of them is there.
+
+        Raises:
+            ServerError: that cannot be done just now.
+        """
         self._files.remove(job_id)
+        self._store.remove(job_id)
 
     def stop(self, grace_seconds: float) -> None:
         """Finish what runs within ``grace_seconds``, put the rest back, and end the threads."""
@@ -234,11 +240,23 @@ class Workers:
             late = list(self._running.values())
         for run in late:
             run.token.stop()
+        deadline = time.monotonic() + STOPPING_SECONDS
         for thread in threads:
-            thread.join(5.0 if late else 0.0)
+            thread.join(max(0.0, deadline - time.monotonic()) if late else 0.0)
+        if self._store.shared:
+            self._release_late()
         self._ended.set()
         if self._link is not None:
             self._link.join(5.0)
+
+    def _release_late(self) -> None:
+        """Let others have at once what could not be ended here; its own thread finds it taken."""
+        with self._wake:
+            late = list(self._running.values())
+        with contextlib.suppress(JobStoreError):
+            for run in late:
+                log.info("%s is done elsewhere, maybe from its start", run.claim.item.name)
+                self._store.release(run.claim)
 
     @property
     def problem(self) -> str:
@@ -251,7 +269,7 @@ class Workers:
             seen = self._news
             try:
                 if lane == COMPUTE and (problem := self._files.problem()):
-                    self._warn(f"work waits: {problem}")
+                    self.warn(f"work waits: {problem}")
                     self._stopping.wait(STORAGE_SECONDS)
                     continue
                 claim = self._store.claim(lane)
@@ -270,11 +288,11 @@ class Workers:
 
     def _wait_for_storage(self, problem: str, most: float = MOST_STORAGE_SECONDS) -> None:
         """Accepted work is not failed for a full disk: it waits until there is room."""
-        self._warn(f"work waits: {problem}")
+        self.warn(f"work waits: {problem}")
         self._stopping.wait(min(most, STORAGE_SECONDS * 2**self._full_times))
         self._full_times = min(self._full_times + 1, 10)
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Log ``text`` once, however often it is said in a row."""
         if text != self._warned:
             self._warned = text
@@ -303,7 +321,8 @@ class Workers:
         if job is not None:
             self._end(job, claim.item.index)
         elif how == "cancelled":
-            self._files.remove(claim.job.id)  # again, with what the work wrote since
+            with contextlib.suppress(StorageError):
+                self._files.remove(claim.job.id)  # again, with what the work wrote since
 
     def _perform_claim(self, claim: Claim, lane: str) -> tuple[JobRecord | None, str]:
         """Performs it and notes the outcome; the job, if it is still there, and how it ended."""
@@ -443,8 +462,8 @@ class Workers:
                 if self._store.shared and time.monotonic() >= due:
                     self._files.sweep(self._store.ids(), STRANGE_SECONDS)
                     due = time.monotonic() + STRAY_SECONDS
-            except JobStoreError as error:
-                self._warn(f"nothing is removed: {error}")
+            except (JobStoreError, StorageError) as error:
+                self.warn(f"nothing is removed: {self.problem or error}")
             except Exception:
                 log.exception("expired jobs could not be removed")
 
@@ -461,7 +480,7 @@ class Workers:
                     self.wake()
                 self._look_for_finished()
             except JobStoreError as error:
-                self._warn(f"work waits: {self._store.problem or error}")
+                self.warn(f"work waits: {self._store.problem or error}")
                 self._ended.wait(STORAGE_SECONDS)
             except Exception:
                 log.exception("the link to the other processes could not go on")
@@ -492,7 +511,7 @@ class Workers:
 
     def sweep(self) -> int:
         """Remove the jobs that have expired; how many there were."""
-        gone = self._store.expired(time.time(), self._keep_bytes)
+        gone = self._store.expired(self._keep_bytes)
         for job_id in gone:
             self.remove(job_id)
         return len(gone)
