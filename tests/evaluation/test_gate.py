@@ -155,5 +155,5 @@ def test_a_worse_conversion_does_not_pass(
     code = main([*gate_here, *worse])
     said = capsys.readouterr().out
     assert code == 1, said
-    for metric in ("WER", "DNSMOS"):
+    for metric in ("SECS", "DNSMOS"):
         assert f"failed: {metric}" in said
