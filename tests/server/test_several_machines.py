@@ -833,6 +833,16 @@ def test_a_worker_that_would_do_nothing_is_refused(tmp_path, capsys):
     assert "--workers" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["serve", "worker"])
+def test_a_folder_of_voices_beside_shared_files_is_one_sentence(name, tmp_path, capsys, database):
+    args = [name, "--mock", "--data-dir", str(tmp_path / "data"), "--database", database]
+    more = ["--files", str(tmp_path / "shared"), "--voice-dir", str(tmp_path / "voices")]
+    assert main.main([*args, *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--voice-dir cannot be given with --files" in line
+    assert not (tmp_path / "voices").exists()
+
+
 def test_files_without_a_database_is_one_sentence(tmp_path, capsys):
     args = ["serve", "--mock", "--data-dir", str(tmp_path), "--files", str(tmp_path / "x")]
     assert main.main(args) == 2

@@ -435,7 +435,15 @@ def make_voices(settings: ServerSettings, voice_dir: Path | None) -> VoiceLibrar
 
     Args:
         voice_dir: a folder that the user named for them.
+
+    Raises:
+        ConfigError: it is named beside files that others share, who would not see it.
     """
+    if voice_dir is not None and settings.files:
+        raise ConfigError(
+            "--voice-dir cannot be given with --files, where servers and workers share their "
+            "voices; leave one of them out."
+        )
     if voice_dir is not None or not settings.files:
         return VoiceLibrary(voice_dir)
     if is_folder(settings.files):
