@@ -311,6 +311,15 @@ def test_a_clock_that_is_wrong_deletes_nothing(opened, monkeypatch):
     assert store.expired(10**9) == []
 
 
+def test_what_was_put_back_has_not_been_started(opened):
+    store = opened()
+    job = add(store)
+    claim = store.claim(COMPUTE)
+    assert store.get(job.id).started is not None
+    store.release(claim)
+    assert store.get(job.id).started is None
+
+
 def test_processes_that_do_not_share_their_files_do_not_share_jobs(database, opened):
     opened(place=lambda: "here")
     with pytest.raises(ConfigError, match="give all of them the same --files"):

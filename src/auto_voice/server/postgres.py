@@ -683,8 +683,8 @@ class PostgresJobStore(SharedJobStore):
                     (FAILED, json.dumps(gave_up(most_attempts)), job_id, most_attempts),
                 ).rowcount
                 queued += db.execute(
-                    "UPDATE autovoice_items i SET state = 'queued', progress = 0, ticket = NULL,"
-                    " owner = NULL WHERE job = %s AND state = 'running'"
+                    "UPDATE autovoice_items i SET state = 'queued', progress = 0,"
+                    " started = NULL, ticket = NULL, owner = NULL WHERE job = %s AND state = 'running'"
                     " AND autovoice_is_gone(i.owner)",
                     (job_id,),
                 ).rowcount
@@ -828,8 +828,8 @@ def _lock(db: _Db, job_id: str) -> None:
 def _put_back(db: _Db, key: tuple[str, int, str]) -> None:
     """Queue the item of a claim again, if it still is that claim's."""
     db.execute(
-        "UPDATE autovoice_items SET state = 'queued', attempts = attempts - 1, ticket = NULL,"
-        " owner = NULL WHERE job = %s AND idx = %s AND ticket = %s AND state = 'running'",
+        "UPDATE autovoice_items SET state = 'queued', attempts = attempts - 1, progress = 0,"
+        " started = NULL, ticket = NULL, owner = NULL WHERE job = %s AND idx = %s AND ticket = %s AND state = 'running'",
         key,
     )
     _notify(db)
