@@ -27,7 +27,14 @@ from auto_voice.errors import AutoVoiceError, BusyError, ConfigError, UnknownVoi
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.checkpoint import Checkpoint
 from auto_voice.server import Engine
-from auto_voice.server.files import ObjectFiles, ObjectStore, ObjectVoices, StorageError, new_id
+from auto_voice.server.files import (
+    JobFiles,
+    ObjectFiles,
+    ObjectStore,
+    ObjectVoices,
+    StorageError,
+    new_id,
+)
 from auto_voice.server.jobs import (
     COMPUTE,
     DONE,
@@ -759,6 +766,27 @@ def test_work_whose_files_are_carried_too_slowly_is_free_when_its_process_has_st
     assert over.wait(60)  # the first process comes to its end, and changes nothing
     assert other.beat() == set()
     assert other.finish(claim, result={}).state == DONE
+
+
+def test_news_make_nobody_look_for_dead_processes(opened, tmp_path, monkeypatch):
+    """With many processes, each change of one would else cost a look of all of them."""
+    store, other = opened(lease_seconds=600.0), opened(lease_seconds=600.0)
+    beaten, looks, told = threading.Semaphore(0), [], []
+    beat, recover = store.beat, store.recover
+    monkeypatch.setattr(store, "beat", lambda: (beat(), beaten.release())[0])
+    monkeypatch.setattr(store, "recover", lambda most: looks.append(most) or recover(most))
+    working = Workers(
+        store, JobFiles(tmp_path), lambda *_: {}, count=0, keep_bytes=1, sweeps=False,
+        every_beat=lambda: told.append(1),
+    )  # fmt: skip
+    working.start()
+    try:
+        for _ in range(4):
+            assert beaten.acquire(timeout=60)
+            other.cancel(add(other).id)
+    finally:
+        working.stop(0.0)
+    assert (len(looks), len(told)) == (1, 1)
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(tmp_path, database, capsys):
