@@ -361,7 +361,11 @@ class ObjectStore:
         return f"{self._root}/{name}" if name else self._root
 
     def put(self, path: Path, name: str) -> None:
-        """Write a file; readers see the old one or the new one."""
+        """Write a file.
+
+        In an object store readers see the old one or the new one, as those promise. Other file
+        systems of fsspec, such as sftp, may show them a part of the new one.
+        """
         with self._reached(may_miss=False):
             self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
             self._fs.put_file(str(path), self._at(name))
