@@ -51,7 +51,7 @@ from auto_voice.server.jobs import (
 from auto_voice.server.workers import Workers
 from auto_voice.voices.cloning import bare_voice
 from postgres_kit import PASSWORD
-from server_kit import Gated, until
+from server_kit import Gated, reserved_ports, until
 
 pytest.importorskip("psycopg", reason="psycopg is not installed (extra postgres)")
 
@@ -178,13 +178,13 @@ def test_a_claim_whose_answer_was_lost_is_put_back(opened):
 
 @pytest.mark.slow
 def test_direct_work_outlives_its_worker_but_not_its_server(opened):
-    server, worker, other = (opened(lease_seconds=4.0) for _ in range(3))
+    server, worker, other = (opened(lease_seconds=10.0) for _ in range(3))
     job = add(server, direct=True)
     worker.claim(COMPUTE)
     server.beat()
-    until(lambda: (server.beat(), other.beat(), other.recover(3))[2] == (1, 0), seconds=30)
+    until(lambda: (server.beat(), other.beat(), other.recover(3))[2] == (1, 0), seconds=120)
     assert other.claim(COMPUTE).job.id == job.id  # the server has given signs of life
-    until(lambda: (other.beat(), other.recover(3), other.get(job.id).is_finished)[2], seconds=30)
+    until(lambda: (other.beat(), other.recover(3), other.get(job.id).is_finished)[2], seconds=120)
     assert other.get(job.id).state == "cancelled"
 
 
@@ -1151,9 +1151,5 @@ def _answers(url):
 
 @pytest.fixture
 def unused_ports():
-    import socket
-
-    with socket.socket() as one, socket.socket() as other:
-        for listening in (one, other):
-            listening.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1], other.getsockname()[1]]
+    with reserved_ports(2) as ports:
+        yield ports
