@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -46,9 +47,6 @@ class PostgresServer:
             os.chown(self._folder, user.pw_uid, user.pw_gid)
             self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}",
                         "--clear-groups"]  # fmt: skip
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         secret = self._folder / "password"
         secret.write_text(PASSWORD)
         secret.chmod(0o644)
@@ -57,7 +55,16 @@ class PostgresServer:
             "--no-sync", "--encoding=UTF8", "--locale=C",
         )  # fmt: skip
         self._made = 0
-        self.start()
+        for tries_left in reversed(range(5)):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                self.port = probe.getsockname()[1]
+            try:
+                self._start()
+                break
+            except AssertionError:  # another program took the port in between
+                if not tries_left:
+                    raise
 
     def _call(self, program: str, *args: str) -> None:
         command = [*self._as, str(self._programs / program), "-D", str(self._folder / "data")]
@@ -66,7 +73,15 @@ class PostgresServer:
         assert done.returncode == 0, (self._folder / "calls.log").read_text()[-3000:]
 
     def start(self) -> None:
-        """Answers when this returns."""
+        """Start again; it answers when this returns."""
+        for _ in range(20):
+            try:
+                return self._start()
+            except AssertionError:  # another program's connection may have the port for a moment
+                time.sleep(0.5)
+        self._start()
+
+    def _start(self) -> None:
         options = (
             f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
         )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +88,21 @@ def until(found: Callable[[], Any], seconds: float = 60.0) -> Any:
             return value
         time.sleep(0.02)
     raise AssertionError("waited in vain")
+
+
+@contextlib.contextmanager
+def reserved_ports(count: int) -> Iterator[list[int]]:
+    """Ports for servers that are started meanwhile, which no other program is given.
+
+    On Linux, sockets that do not listen keep them, beside which a server may bind its own.
+    """
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in held:
+            if sys.platform == "linux":
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("127.0.0.1", 0))
+        ports = [one.getsockname()[1] for one in held]
+        if sys.platform != "linux":
+            stack.close()
+        yield ports

@@ -91,9 +91,11 @@ def test_the_compose_file_starts_what_there_is_and_mounts_what_it_names():
     assert set(services) == {"database", "server", "worker", "balancer"}
     balancer = services["balancer"]
     address = balancer["networks"]["inside"]["ipv4_address"]
-    assert ipaddress.ip_address(address) in ipaddress.ip_network(
-        read["networks"]["inside"]["ipam"]["config"][0]["subnet"]
-    )
+    (network,) = read["networks"]["inside"]["ipam"]["config"]
+    subnet, dynamic = (ipaddress.ip_network(network[key]) for key in ("subnet", "ip_range"))
+    assert dynamic.subnet_of(subnet)
+    assert ipaddress.ip_address(address) in subnet
+    assert ipaddress.ip_address(address) not in dynamic
     server = arguments_of(services["server"]["entrypoint"] + services["server"]["command"])
     assert server["trust_proxy"] == (address,)
     assert server["token_files"][0].name in services["server"]["secrets"]

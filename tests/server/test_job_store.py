@@ -235,8 +235,10 @@ def test_a_recording_that_kills_the_server_is_given_up(store, opened):
 
 def test_released_work_does_not_count_as_an_attempt(store):
     job = add(store)
-    store.release(store.claim(COMPUTE))
-    assert store.get(job.id).state == QUEUED
+    claim = store.claim(COMPUTE)
+    store.report(claim, 0.5)
+    store.release(claim)
+    assert (store.get(job.id).state, store.get(job.id).progress) == (QUEUED, 0.0)
     assert store.claim(COMPUTE).item.attempts == 1
 
 

@@ -27,7 +27,14 @@ from auto_voice.errors import AutoVoiceError, BusyError, ConfigError, UnknownVoi
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.checkpoint import Checkpoint
 from auto_voice.server import Engine
-from auto_voice.server.files import ObjectFiles, ObjectStore, ObjectVoices, StorageError, new_id
+from auto_voice.server.files import (
+    JobFiles,
+    ObjectFiles,
+    ObjectStore,
+    ObjectVoices,
+    StorageError,
+    new_id,
+)
 from auto_voice.server.jobs import (
     COMPUTE,
     DONE,
@@ -44,7 +51,7 @@ from auto_voice.server.jobs import (
 from auto_voice.server.workers import Workers
 from auto_voice.voices.cloning import bare_voice
 from postgres_kit import PASSWORD
-from server_kit import Gated, until
+from server_kit import Gated, reserved_ports, until
 
 pytest.importorskip("psycopg", reason="psycopg is not installed (extra postgres)")
 
@@ -171,13 +178,13 @@ def test_a_claim_whose_answer_was_lost_is_put_back(opened):
 
 @pytest.mark.slow
 def test_direct_work_outlives_its_worker_but_not_its_server(opened):
-    server, worker, other = (opened(lease_seconds=4.0) for _ in range(3))
+    server, worker, other = (opened(lease_seconds=10.0) for _ in range(3))
     job = add(server, direct=True)
     worker.claim(COMPUTE)
     server.beat()
-    until(lambda: (server.beat(), other.beat(), other.recover(3))[2] == (1, 0), seconds=30)
+    until(lambda: (server.beat(), other.beat(), other.recover(3))[2] == (1, 0), seconds=120)
     assert other.claim(COMPUTE).job.id == job.id  # the server has given signs of life
-    until(lambda: (other.beat(), other.recover(3), other.get(job.id).is_finished)[2], seconds=30)
+    until(lambda: (other.beat(), other.recover(3), other.get(job.id).is_finished)[2], seconds=120)
     assert other.get(job.id).state == "cancelled"
 
 
@@ -309,6 +316,15 @@ def test_a_clock_that_is_wrong_deletes_nothing(opened, monkeypatch):
     clock = time.time
     monkeypatch.setattr(time, "time", lambda: clock() + 25 * 3600)
     assert store.expired(10**9) == []
+
+
+def test_what_was_put_back_has_not_been_started(opened):
+    store = opened()
+    job = add(store)
+    claim = store.claim(COMPUTE)
+    assert store.get(job.id).started is not None
+    store.release(claim)
+    assert store.get(job.id).started is None
 
 
 def test_processes_that_do_not_share_their_files_do_not_share_jobs(database, opened):
@@ -752,6 +768,27 @@ def test_work_whose_files_are_carried_too_slowly_is_free_when_its_process_has_st
     assert other.finish(claim, result={}).state == DONE
 
 
+def test_news_make_nobody_look_for_dead_processes(opened, tmp_path, monkeypatch):
+    """With many processes, each change of one would else cost a look of all of them."""
+    store, other = opened(lease_seconds=600.0), opened(lease_seconds=600.0)
+    beaten, looks, told = threading.Semaphore(0), [], []
+    beat, recover = store.beat, store.recover
+    monkeypatch.setattr(store, "beat", lambda: (beat(), beaten.release())[0])
+    monkeypatch.setattr(store, "recover", lambda most: looks.append(most) or recover(most))
+    working = Workers(
+        store, JobFiles(tmp_path), lambda *_: {}, count=0, keep_bytes=1, sweeps=False,
+        every_beat=lambda: told.append(1),
+    )  # fmt: skip
+    working.start()
+    try:
+        for _ in range(4):
+            assert beaten.acquire(timeout=60)
+            other.cancel(add(other).id)
+    finally:
+        working.stop(0.0)
+    assert (len(looks), len(told)) == (1, 1)
+
+
 def test_a_bucket_that_is_not_there_is_one_sentence(tmp_path, database, capsys):
     pytest.importorskip("fsspec", reason="fsspec is not installed (extra postgres)")
     args = ["worker", "--mock", "--data-dir", str(tmp_path / "data"), "--database", database]
@@ -831,6 +868,16 @@ def test_a_worker_that_would_do_nothing_is_refused(tmp_path, capsys):
     args = ["worker", "--mock", "--data-dir", str(tmp_path), "--workers", "0"]
     assert main.main(args) == 2
     assert "--workers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["serve", "worker"])
+def test_a_folder_of_voices_beside_shared_files_is_one_sentence(name, tmp_path, capsys, database):
+    args = [name, "--mock", "--data-dir", str(tmp_path / "data"), "--database", database]
+    more = ["--files", str(tmp_path / "shared"), "--voice-dir", str(tmp_path / "voices")]
+    assert main.main([*args, *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--voice-dir cannot be given with --files" in line
+    assert not (tmp_path / "voices").exists()
 
 
 def test_files_without_a_database_is_one_sentence(tmp_path, capsys):
@@ -1104,9 +1151,5 @@ def _answers(url):
 
 @pytest.fixture
 def unused_ports():
-    import socket
-
-    with socket.socket() as one, socket.socket() as other:
-        for listening in (one, other):
-            listening.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1], other.getsockname()[1]]
+    with reserved_ports(2) as ports:
+        yield ports

@@ -25,7 +25,7 @@ from auto_voice.inference.voice_conversion_pipeline import (
 from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.server import Engine, ServerSettings, create_app
 from auto_voice.server.jobs import CancellationToken, Stopped
-from server_kit import until
+from server_kit import reserved_ports, until
 
 
 @pytest.mark.slow
@@ -288,9 +288,8 @@ def _answers(client):
 
 @pytest.fixture
 def unused_port():
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
+    with reserved_ports(1) as (port,):
+        yield port
 
 
 def test_threads_end_with_the_server(serve):

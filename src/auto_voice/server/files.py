@@ -362,7 +362,11 @@ class ObjectStore:
         return f"{self._root}/{name}" if name else self._root
 
     def put(self, path: Path, name: str) -> None:
-        """Write a file; readers see the old one or the new one."""
+        """Write a file.
+
+        In an object store readers see the old one or the new one, as those promise. Other file
+        systems of fsspec, such as sftp, may show them a part of the new one.
+        """
         with self._reached(may_miss=False):
             self._fs.makedirs(self._at(name).rpartition("/")[0], exist_ok=True)
             self._fs.put_file(str(path), self._at(name))
@@ -436,7 +440,15 @@ def make_voices(settings: ServerSettings, voice_dir: Path | None) -> VoiceLibrar
 
     Args:
         voice_dir: a folder that the user named for them.
+
+    Raises:
+        ConfigError: it is named beside files that others share, who would not see it.
     """
+    if voice_dir is not None and settings.files:
+        raise ConfigError(
+            "--voice-dir cannot be given with --files, where servers and workers share their "
+            "voices; leave one of them out."
+        )
     if voice_dir is not None or not settings.files:
         return VoiceLibrary(voice_dir)
     if is_folder(settings.files):

@@ -373,7 +373,7 @@ class SqliteJobStore(JobStore):
         with self._database.transaction() as db:
             self._begun.pop((job_id, index), None)
             db.execute(
-                "UPDATE items SET state = ?, attempts = attempts - 1"
+                "UPDATE items SET state = ?, attempts = attempts - 1, progress = 0"
                 " WHERE job = ? AND idx = ? AND state = ?",
                 (QUEUED, job_id, index, RUNNING),
             )

@@ -473,9 +473,12 @@ class Workers:
         while not self._ended.is_set():
             try:
                 heard = store.news(LISTEN_SECONDS)
-                if heard or time.monotonic() >= due:
-                    due = time.monotonic() + store.lease_seconds / BEATS_PER_LEASE
+                is_due = time.monotonic() >= due
+                if heard or is_due:
                     self._beat(store)
+                if is_due:  # and not whenever anybody changes anything
+                    due = time.monotonic() + store.lease_seconds / BEATS_PER_LEASE
+                    self._take_up(store)
                 if heard:
                     self.wake()
                 self._look_for_finished()
@@ -494,6 +497,8 @@ class Workers:
             stopped = [self._running[key] for key in lost & self._running.keys()]
         if stopped:
             self._stop(stopped)
+
+    def _take_up(self, store: SharedJobStore) -> None:
         queued, failed = store.recover(MOST_ATTEMPTS_SHARED)
         if queued or failed:
             log.info("taken up from others: %d queued again, %d failed", queued, failed)
