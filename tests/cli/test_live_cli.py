@@ -147,7 +147,11 @@ def test_the_help_names_the_defaults(run):
         ((*FILES, "--no-pace", "--block-ms", "1"), "block_ms must lie"),
         ((*FILES, "--no-pace", "--block-ms", "nan"), "block_ms must lie"),
         ((*FILES, "--no-pace", "--rate", "0"), "--rate"),
-        ((*LIVE, "--input", "talk.wav", "--output", "talk.wav", "--overwrite"), "is the source"),
+        ((*LIVE, "--input", "talk.wav", "--output", "talk.wav", "--overwrite"), "also an input"),
+        ((*LIVE, "--input", "talk.wav", "--output", "friend.wav", "--overwrite"), "also an input"),
+        ((*FILES, "--own-voice", "talk.wav", "--record", "talk.wav", "--overwrite"), "an input"),
+        ((*FILES, "--record", FILES[-1]), "one file"),
+        ((*FILES, "--no-pace", "--record", "both.wav"), "leave --no-pace out"),
         ((*LIVE, "--input", "missing.wav", "--output", "out.wav"), "missing.wav"),
     ],
 )

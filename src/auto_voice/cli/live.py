@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -531,15 +531,20 @@ def live(
         raise click.UsageError("--input and --output belong together")
     if no_pace and source is None:
         raise click.UsageError("--no-pace needs --input and --output")
+    if no_pace and record is not None:
+        raise click.UsageError("--record keeps both sides as they were in time; leave --no-pace out")
+    if output is not None and record is not None and output.absolute() == record.absolute():
+        raise click.UsageError("--output and --record name one file; give each its own")
     if loopback_test:
         milliseconds, spread = round_trip_ms(_sound_device(microphone, loudspeaker, rate))
         click.echo(f"the devices take {milliseconds:.0f} ms (within {spread:.1f} ms)")
         return
     if voice is None:
         raise click.UsageError("name the wanted voice with --voice")
+    inputs = [Path(given) for given in (source, voice, own_voice) if given is not None]
     with (
-        _file_writer(output, rate, overwrite, source) as out_file,
-        _file_writer(record, rate, overwrite, source, channels=2) as recorder,
+        _file_writer(output, rate, overwrite, inputs) as out_file,
+        _file_writer(record, rate, overwrite, inputs, channels=2) as recorder,
     ):
         spoken = None if source is None else _samples(source, rate)
         device = None if source is not None else _sound_device(microphone, loudspeaker, rate)
@@ -570,14 +575,14 @@ def _sound_device(microphone: str | None, loudspeaker: str | None, rate: int) ->
 
 
 def _file_writer(
-    path: Path | None, rate: int, overwrite: bool, source: Path | None, channels: int = 1
+    path: Path | None, rate: int, overwrite: bool, inputs: Sequence[Path], channels: int = 1
 ) -> AbstractContextManager[AudioWriter | None]:
     from auto_voice.audio.writing import AudioWriter
 
     if path is None:
         return nullcontext()
-    if source is not None and path.exists() and path.samefile(source):
-        raise ConfigError(f"{path} is the source; name another file to write.")
+    if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
+        raise ConfigError(f"{path} is also an input; name another file to write.")
     return AudioWriter(path, rate, overwrite=overwrite, channels=channels)
 
 
