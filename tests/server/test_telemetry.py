@@ -7,6 +7,8 @@ import http.server
 import json
 import logging
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -263,6 +265,26 @@ def test_a_trace_goes_from_the_client_to_the_worker(
 
 
 @pytest.mark.slow
+@needs_otel
+@pytest.mark.slow
+def test_a_server_that_is_told_to_end_sends_its_last_spans(collector, tmp_path) -> None:
+    log = tmp_path / "log.txt"
+    command = [sys.executable, "-m", "auto_voice.cli", "--otlp", collector.url, "serve", "--mock"]
+    command += ["--port", "0", "--data-dir", str(tmp_path / "data")]
+    with log.open("w") as stderr:
+        process = subprocess.Popen([*command, "--voice-dir", str(tmp_path)], stderr=stderr)
+    try:
+        found = until(lambda: re.search(r"listens on (http://\S+)/", log.read_text()))
+        answer = httpx2.get(f"{found[1]}/v1/voices", headers={"traceparent": HEADER})
+        assert answer.status_code == 200
+        process.terminate()
+        assert process.wait(60) == 143, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    assert any(span.name == "GET /v1/voices" for span in collector.spans())
+
+
 @needs_otel
 def test_a_collector_that_is_away_costs_one_line(caplog) -> None:
     events.export_otlp("http://127.0.0.1:9")

@@ -532,7 +532,9 @@ def live(
     if no_pace and source is None:
         raise click.UsageError("--no-pace needs --input and --output")
     if no_pace and record is not None:
-        raise click.UsageError("--record keeps both sides as they were in time; leave --no-pace out")
+        raise click.UsageError(
+            "--record keeps both sides as they were in time; leave --no-pace out"
+        )
     if output is not None and record is not None and output.absolute() == record.absolute():
         raise click.UsageError("--output and --record name one file; give each its own")
     if loopback_test:

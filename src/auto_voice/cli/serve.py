@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -244,6 +245,8 @@ def serve(
     )
     where = f"[{host}]" if ":" in host else host
     click.echo(f"auto_voice listens on http://{where}:{listening.getsockname()[1]}/", err=True)
+    # The server raises the signal again once it has stopped; an orderly end sends the last events.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     server.run([listening])
 
 
