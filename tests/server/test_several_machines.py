@@ -328,9 +328,15 @@ def test_what_was_put_back_has_not_been_started(opened):
 
 
 def test_processes_that_do_not_share_their_files_do_not_share_jobs(database, opened):
-    opened(place=lambda: "here")
+    here = opened(place=lambda: "here", lease_seconds=600.0)
     with pytest.raises(ConfigError, match="give all of them the same --files"):
-        opened(place=lambda: "there")
+        opened(place=lambda: "there", lease_seconds=600.0)
+    here.close()
+    there = opened(place=lambda: "there", lease_seconds=600.0)  # whoever was wrong has gone
+    add(there)
+    there.close()
+    with pytest.raises(ConfigError, match="give all of them the same --files"):
+        opened(place=lambda: "here", lease_seconds=600.0)
 
 
 def test_tables_of_another_version_are_refused(database, opened):

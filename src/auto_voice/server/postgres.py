@@ -294,11 +294,13 @@ class PostgresJobStore(SharedJobStore):
                         (SCHEMA_VERSION, self._place()),
                     )
                 if _one(db, "SELECT place FROM autovoice_version") != self._place():
-                    raise ConfigError(
-                        f"the servers and workers on {self._where} keep their files elsewhere than "
-                        "this one; give all of them the same --files, a folder that every machine "
-                        "mounts or an object store."
-                    )
+                    if self._is_in_use(db):
+                        raise ConfigError(
+                            f"the servers and workers on {self._where} keep their files elsewhere "
+                            "than this one; give all of them the same --files, a folder that every "
+                            "machine mounts or an object store."
+                        )
+                    db.execute("UPDATE autovoice_version SET place = %s", (self._place(),))
                 self._sign(db)
         except pg.InsufficientPrivilege as error:
             raise ConfigError(
@@ -306,6 +308,15 @@ class PostgresJobStore(SharedJobStore):
                 "CREATE on the schema, or name another database."
             ) from None
         self._is_set_up = True
+
+    def _is_in_use(self, db: _Db) -> bool:
+        """Whether another process lives or a job is kept, whose files would be missed."""
+        lives = (
+            "SELECT EXISTS (SELECT 1 FROM autovoice_jobs) OR EXISTS (SELECT 1 FROM"
+            " autovoice_members WHERE seen >= clock_timestamp() - make_interval(secs => %s))"
+        )
+        row = db.execute(lives, (self.lease_seconds,)).fetchone()
+        return row != (False,)
 
     def _give_back(self, db: _Db) -> None:
         with self._lock:
