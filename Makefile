@@ -14,6 +14,8 @@ JOBS   ?= auto
 THREADS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 PYTEST  = -m pytest -n $(JOBS) --durations=20
 FAST    = -m "not weights and not slow"
+# Fast tests wait for processes and servers: one worker more than there are cores.
+CHECK_JOBS ?= $$(($$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1))
 # Pythons besides $(PYTHON) that the fast tests run on, without torch.
 PYTHONS ?= 3.10 3.13
 
@@ -24,7 +26,7 @@ demo: $(VENV)/.installed
 	$(BIN)/autovoice demo
 
 check: lint
-	$(THREADS) $(BIN)/python $(PYTEST) $(FAST)
+	$(THREADS) $(BIN)/python $(PYTEST) -n $(CHECK_JOBS) $(FAST)
 
 test: lint
 	$(THREADS) $(BIN)/python $(PYTEST) --cov --cov-report=term

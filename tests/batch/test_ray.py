@@ -300,7 +300,7 @@ def test_a_killed_node_and_killed_workers_lose_nothing(cluster, folder, signs):
     assert {line["node"] for line in done().values()} == {"a"}
 
 
-def test_an_address_where_nothing_listens_is_told_at_once():
+def test_an_address_where_nothing_listens_is_told_at_once(monkeypatch):
     pytest.importorskip("ray", reason="needs the extra ray")
     with socket.socket() as taken:  # Bound and never listening.
         taken.bind(("127.0.0.1", 0))
@@ -308,6 +308,11 @@ def test_an_address_where_nothing_listens_is_told_at_once():
         for form in (address, f"ray://{address}"):
             with pytest.raises(ConfigError, match=f"no Ray cluster answers at {form} .*--address"):
                 list(RayExecutor(form).run(WorkerSpec("ray_kit:copying"), [{}]))
+        # A head that was killed leaves the file with its address.
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        monkeypatch.setattr(ray_executor, "_last_started", lambda: address)
+        with pytest.raises(ConfigError, match=f"no Ray cluster answers at {address}"):
+            list(RayExecutor("auto").run(WorkerSpec("ray_kit:copying"), [{}]))
     with pytest.raises(ConfigError, match="'head' is no address of a Ray cluster; give auto"):
         list(RayExecutor("head").run(WorkerSpec("ray_kit:copying"), [{}]))
 

@@ -119,6 +119,7 @@ def test_a_machine_that_is_too_slow_is_said_with_what_helps(spent, block, words)
     assert bool(warning) == bool(words)
 
 
+@pytest.mark.slow
 def test_the_warning_is_shown_before_it_begins(run, monkeypatch):
     monkeypatch.setattr("auto_voice.inference.streaming.LiveStream.warm_up", lambda self: 9.0)
     code, _, err = run(*FILES)

@@ -222,6 +222,7 @@ def test_what_ran_when_the_process_died_is_queued_again_and_what_was_done_is_not
     assert other.claim(COMPUTE).item.index == 1
 
 
+@pytest.mark.slow
 def test_a_recording_that_kills_the_server_is_given_up(store, opened):
     job = add(store)
     for _ in range(2):

@@ -402,6 +402,7 @@ def clients(*servers):
     return [Client(server.url, timeout_seconds=60, patience_seconds=60) for server in servers]
 
 
+@pytest.mark.slow
 def test_what_one_accepts_the_other_does_and_either_gives(machine, talk, friend):
     asked, working = machine(workers=0), machine()
     with contextlib.ExitStack() as stack:
@@ -546,6 +547,7 @@ def test_a_worker_that_counts_as_dead_does_not_keep_its_successor_from_the_work(
         assert len(client.result(job.id).content) > 1000
 
 
+@pytest.mark.slow
 def test_logging_out_at_one_server_ends_the_session_at_the_other(machine):
     token = "a-token-of-the-tests"
     here, there = machine(workers=0, tokens=(token,)), machine(workers=0, tokens=(token,))

@@ -129,6 +129,7 @@ print({"torch._dynamo", "torch.fx.experimental.symbolic_shapes", "sympy"} & set(
 """
 
 
+@pytest.mark.slow
 def test_fine_tuning_imports_no_compiler():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(

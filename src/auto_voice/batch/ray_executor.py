@@ -728,9 +728,13 @@ def _connected(ray: Any, address: str) -> Iterator[None]:
 
 def _check_address(address: str) -> None:
     """Says quickly that nothing listens, where Ray would try for a minute."""
-    if address in ("auto", "local"):
-        return
+    found = address == "auto"
+    if found:
+        # The cluster that this machine started last; its file stays when the head dies.
+        address = os.environ.get("RAY_ADDRESS") or _last_started()
     match = re.fullmatch(r"(?:ray://)?\[?([^/\s]+?)\]?:([0-9]{1,5})", address)
+    if match is None and (found or address == "local"):
+        return
     if match is None:
         raise ConfigError(
             f"{address!r} is no address of a Ray cluster; give auto, HOST:PORT or ray://HOST:PORT."
@@ -742,6 +746,16 @@ def _check_address(address: str) -> None:
             f"no Ray cluster answers at {address} ({reason(error)}); start one with "
             "`ray start --head`, or name another with --address."
         ) from error
+
+
+def _last_started() -> str:
+    """The address of the cluster that ``ray start`` began on this machine, "" if there is none."""
+    from ray._private.utils import read_ray_address
+
+    try:
+        return read_ray_address() or ""
+    except OSError:
+        return ""
 
 
 def _nodes(ray: Any) -> list[Mapping[str, float]]:

@@ -44,10 +44,19 @@ class JsonFormatter(logging.Formatter):
             line["request_id"] = request_id.get()
         if (here := events.current()) is not None and here.sampled:
             line["trace_id"] = here.trace_id
-        line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        line |= _extra(record)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    """What ``extra`` held; libraries such as Ray mark every record with names of their own."""
+    return {
+        key: value
+        for key, value in vars(record).items()
+        if key not in _STANDARD and not key.startswith("_")
+    }
 
 
 def _utc(record: logging.LogRecord) -> str:
@@ -59,9 +68,8 @@ class TextFormatter(logging.Formatter):
     """The same for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        told = vars(record).items()
         # The sentence of an event says the same.
-        extra = {key: value for key, value in told if key not in _STANDARD | {"event"}}
+        extra = {key: value for key, value in _extra(record).items() if key != "event"}
         words = [record.levelname.lower(), record.getMessage()]
         words += [f"{key}={value}" for key, value in extra.items()]
         if request_id.get():
