@@ -226,6 +226,13 @@ class UnknownJobError(ServerError):
 
     http_status = 404
 
+    def __init__(
+        self,
+        message: str = "There is no such job; it may have expired.",
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message, status)
+
 
 class JobStateError(ServerError):
     """The job is not in the state that the request needs."""

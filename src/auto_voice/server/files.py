@@ -128,7 +128,7 @@ class JobFiles:
             UnknownJobError: what was given is no id.
         """
         if not _ID.fullmatch(job_id):
-            raise UnknownJobError("There is no such job; it may have expired.")
+            raise UnknownJobError
         return self.root / job_id
 
     def place(self) -> str:

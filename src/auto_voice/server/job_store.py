@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from auto_voice.errors import ConfigError, UnknownJobError
 from auto_voice.server.jobs import (
@@ -34,6 +33,8 @@ from auto_voice.server.jobs import (
     check_limits,
     expired_of,
     gave_up,
+    json_text,
+    json_value,
     seconds_until_half,
     state_of,
 )
@@ -259,7 +260,7 @@ class SqliteJobStore(JobStore):
             (job_id,),
         ).fetchone()
         if row is None:
-            raise UnknownJobError("There is no such job; it may have expired.")
+            raise UnknownJobError
         client, kind, state, request, direct, created, started, finished, expires = row
         items = db.execute(
             "SELECT idx, name, state, progress, error, result, attempts FROM items"
@@ -278,7 +279,7 @@ class SqliteJobStore(JobStore):
             finished,
             expires,
             tuple(
-                JobItem(idx, name, s, progress, _loads(error), _loads(result), attempts)
+                JobItem(idx, name, s, progress, json_value(error), json_value(result), attempts)
                 for idx, name, s, progress, error, result, attempts in items
             ),
         )
@@ -347,7 +348,7 @@ class SqliteJobStore(JobStore):
             changed = db.execute(
                 "UPDATE items SET state = ?, progress = 1, result = ?, error = ?"
                 " WHERE job = ? AND idx = ? AND state = ?",
-                (state, _dumps(result), _dumps(error), job_id, index, RUNNING),
+                (state, json_text(result), json_text(error), job_id, index, RUNNING),
             ).rowcount
             if changed and result:
                 db.execute(
@@ -444,11 +445,3 @@ class SqliteJobStore(JobStore):
 
     def close(self) -> None:
         self._database.close()
-
-
-def _loads(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
-
-
-def _dumps(value: Json | None) -> str | None:
-    return None if value is None else json.dumps(dict(value))

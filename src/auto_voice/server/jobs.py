@@ -12,6 +12,7 @@ only this way::
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 import time
@@ -151,6 +152,15 @@ def state_of(states: Sequence[str]) -> str:
     if CANCELLED in states:
         return CANCELLED
     return DONE if DONE in states else FAILED
+
+
+def json_value(text: str | None) -> Any:
+    """What a database keeps as :func:`json_text`."""
+    return None if text is None else json.loads(text)
+
+
+def json_text(value: Json | None) -> str | None:
+    return None if value is None else json.dumps(dict(value))
 
 
 # The store

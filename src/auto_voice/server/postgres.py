@@ -51,6 +51,8 @@ from auto_voice.server.jobs import (
     check_limits,
     expired_of,
     gave_up,
+    json_text,
+    json_value,
     seconds_until_half,
     state_of,
 )
@@ -456,7 +458,7 @@ class PostgresJobStore(SharedJobStore):
                 (job_id,),
             ).fetchone()
         if row is None:
-            raise UnknownJobError("There is no such job; it may have expired.")
+            raise UnknownJobError
         client, kind, request, direct, created, finished, expires = row
         items = db.execute(
             "SELECT idx, name, state, progress, error, result, attempts, started"
@@ -476,7 +478,7 @@ class PostgresJobStore(SharedJobStore):
             finished,
             expires,
             tuple(
-                JobItem(idx, name, state, progress, _loads(error), _loads(result), attempts)
+                JobItem(idx, name, state, progress, json_value(error), json_value(result), attempts)
                 for idx, name, state, progress, error, result, attempts, _ in items
             ),
         )
@@ -562,6 +564,7 @@ class PostgresJobStore(SharedJobStore):
         self, claim: Claim, *, result: Json | None = None, error: Json | None = None
     ) -> JobRecord:
         job_id, index, ticket = claim.key
+        state = DONE if error is None else FAILED
 
         def work(db: _Db) -> JobRecord:
             _lock(db, job_id)
@@ -569,7 +572,7 @@ class PostgresJobStore(SharedJobStore):
                 "UPDATE autovoice_items SET state = %s, progress = 1, result = %s, error = %s,"
                 " ended = autovoice_now()"
                 " WHERE job = %s AND idx = %s AND ticket = %s AND state = 'running'",
-                (DONE if error is None else FAILED, _dumps(result), _dumps(error), *claim.key),
+                (state, json_text(result), json_text(error), *claim.key),
             ).rowcount
             if not changed:
                 row = db.execute(
@@ -831,7 +834,7 @@ def _lock(db: _Db, job_id: str) -> None:
     """Lock a job, so that whoever ends the last of its items sees that it is the last."""
     found = db.execute("SELECT 1 FROM autovoice_jobs WHERE id = %s FOR UPDATE", (job_id,))
     if found.fetchone() is None:
-        raise UnknownJobError("There is no such job; it may have expired.")
+        raise UnknownJobError
 
 
 def _put_back(db: _Db, key: tuple[str, int, str]) -> None:
@@ -865,11 +868,3 @@ def _retry_after(db: _Db, waiting: int) -> int:
     return seconds_until_half(
         waiting, SECONDS_PER_ITEM if pace is None else float(pace), int(workers)
     )
-
-
-def _loads(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
-
-
-def _dumps(value: Json | None) -> str | None:
-    return None if value is None else json.dumps(dict(value))
