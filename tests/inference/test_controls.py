@@ -305,6 +305,31 @@ def test_a_converter_whose_record_asks_for_guidance_gets_it(hand_made, source, r
     assert len({len(call.voice.frames) for call in guided.calls}) == 1
 
 
+class Correcting(VoiceConverter):
+    """Remembers what it was to correct."""
+
+    def corrected(self, mel, voice):
+        self.to_correct = (mel, voice)
+        return replace(mel, values=mel.values * np.float32(0.5))
+
+
+def test_what_is_drawn_of_a_voice_is_corrected_after_guidance(hand_made, source, reference):
+    correcting, plain = Correcting(), VoiceConverter()
+    target, controls = None, Controls(strength=1.2, energy=0.0)
+    results = []
+    for converter in (correcting, plain):
+        pipeline, _ = hand_made(converter_compact=converter)
+        target = target or pipeline.clone(reference)
+        results.append(pipeline.convert(source, target, controls=controls))
+    mel, voice = correcting.to_correct
+    assert np.array_equal(voice.embedding, target.embedding)
+    ahead, start = (
+        correcting.convert(c.content, c.pitch, c.voice, c.frames) for c in correcting.calls[:2]
+    )
+    assert np.allclose(mel.values, beyond(ahead, start, 0.2).values, atol=1e-6)
+    assert not np.allclose(results[0].samples, results[1].samples)
+
+
 def test_guidance_is_left_out_with_a_note_where_the_sources_voice_cannot_be_known(
     hand_made, source, reference
 ):

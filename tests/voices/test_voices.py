@@ -139,6 +139,9 @@ def test_a_blend_lies_between_in_everything():
     ]
     assert shares[0] / sum(shares) == pytest.approx(0.7, abs=0.02)
     assert len(mixed.frames["mel"]) == len(mixed.frames["content"])
+    # What was neighbours stays so but at the edges of stretches.
+    places = [int((a.frames["mel"] == row).all(1).argmax()) for row in mixed.frames["mel"][:200]]
+    assert (np.diff(places) == 1).mean() > 0.98
     assert blend_voices([(a, 1.0), (b, 0.0)]) is a
 
 

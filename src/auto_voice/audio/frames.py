@@ -16,6 +16,8 @@ Sample = TypeVar("Sample", np.float32, np.float64)
 
 # Bounds the memory of a short-time Fourier transform: about 35 MB for 1024 points.
 FRAMES_AT_ONCE = 4096
+# Mel frames of speech that stay together where a part of a recording stands for all, 2.3 s.
+STRETCH_FRAMES = 200
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,19 @@ def pieces(total: int, size: int, margin: int = 0) -> Iterator[Piece]:
     for start in range(0, total, size):
         stop = min(start + size, total)
         yield Piece(start, stop, max(0, start - margin), min(total, stop + margin))
+
+
+def stretches(total: int, wanted: int, size: int = STRETCH_FRAMES) -> NDArray[np.int64]:
+    """``(wanted,)`` places among ``total``, in stretches of ``size`` that are spread evenly.
+
+    Args:
+        wanted: at most ``total``.
+    """
+    count = max(1, -(-wanted // size))
+    edges = np.arange(count + 1) * wanted // count
+    # What is left out lies around them in equal shares.
+    skipped = (np.arange(count) * 2 + 1) * (total - wanted) // (2 * count)
+    return np.arange(wanted) + np.repeat(skipped, np.diff(edges))
 
 
 def framed(samples: FloatArray, size: int, hop: int) -> FloatArray:

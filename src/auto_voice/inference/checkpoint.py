@@ -317,17 +317,19 @@ def fingerprint(
     models: Mapping[str, str],
     chunk_seconds: float,
     guidance: float = 0.0,
+    correction: float = 0.0,
 ) -> str:
     """A hash of everything that a result depends on.
 
     Args:
         source: the identity of the recording, see :class:`~auto_voice.inference.inputs.Source`.
         guidance: see :func:`auto_voice.inference.rendering.guidance`.
+        correction: see :func:`auto_voice.models.correction.fit`.
     """
     digest = hashlib.sha256()
     facts = (
         source, sorted(models.items()), sorted(controls.account().items()), chunk_seconds,
-        voice.log_f0_mean, voice.log_f0_std, guidance,
+        voice.log_f0_mean, voice.log_f0_std, guidance, correction,
     )  # fmt: skip
     digest.update(repr(facts).encode())
     arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding, **voice.frames}

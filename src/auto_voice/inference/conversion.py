@@ -377,5 +377,6 @@ def _workspace(conversion: ConversionSetup, output: Path) -> Workspace:
         # Without a speaker encoder the source's own voice is not known, and nothing leads away.
         guidance(stages.converter, conversion.voice, conversion.controls)
         * (stages.speaker_encoder is not None),
+        getattr(stages.converter, "correction", 0.0),
     )
     return Checkpoint(output, key)

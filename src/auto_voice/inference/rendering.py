@@ -48,7 +48,13 @@ from auto_voice.inference.effects import (
     warp_formants,
 )
 from auto_voice.inference.inputs import SampleSource
-from auto_voice.models.base import ContentEncoder, Converter, PartVocoder, Vocoder
+from auto_voice.models.base import (
+    ContentEncoder,
+    Converter,
+    CorrectingConverter,
+    PartVocoder,
+    Vocoder,
+)
 from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice
 
 log = logging.getLogger(__name__)
@@ -141,6 +147,8 @@ def drawn(
             )  # fmt: skip
             start = converter.convert(piece.content, lower, theirs, len(piece.pauses))
             mel = beyond(mel, start, share)
+        if isinstance(converter, CorrectingConverter):
+            mel = converter.corrected(mel, voice)
         mel = warp_formants(mel, ratio)
     with timed(timings, "level"):
         source = source_shape(piece.speech, piece.sample_rate, piece.pauses, piece.noise)

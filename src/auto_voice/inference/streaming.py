@@ -45,6 +45,7 @@ from auto_voice.inference.rendering import Piece, drawn, finished, timed, vocode
 from auto_voice.models.base import (
     ContentEncoder,
     Converter,
+    CorrectingConverter,
     PieceEncoder,
     StreamingEncoder,
     Vocoder,
@@ -643,7 +644,10 @@ class LiveStream:
             np.zeros((8, encoder.dims), np.float32), encoder.frame_rate, encoder.space
         )
         pitch = Pitch(np.full(8, 150, np.float32), np.ones(8, np.bool_), FRAME_RATE)
-        self._setup.converter.convert(content, pitch, voice, 8)
+        converter = self._setup.converter
+        mel = converter.convert(content, pitch, voice, 8)
+        if isinstance(converter, CorrectingConverter):
+            converter.corrected(mel, voice)
 
     def _mean_content(self, voice: Voice | None) -> FloatArray | None:
         """Of the speech that ``voice`` was made from; None where it was not kept."""

@@ -147,6 +147,15 @@ class FineTunableConverter(Protocol):
 
 
 @runtime_checkable
+class CorrectingConverter(Protocol):
+    """A converter that corrects what it draws by what it misses of the reference."""
+
+    def corrected(self, mel: Mel, voice: Voice) -> Mel:
+        """``mel``, which it drew in ``voice``, nearer to the voice."""
+        ...
+
+
+@runtime_checkable
 class Vocoder(Protocol):
     """Log-mel spectrogram to audio."""
 

@@ -13,18 +13,19 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.frames import interpolate_frames
+from auto_voice.audio.frames import interpolate_frames, stretches
 from auto_voice.audio.mel import HIFIGAN_MEL, harmonic_template
 from auto_voice.audio.pitch import NEUTRAL_LOG_F0, align_pitch
 from auto_voice.errors import MissingDependencyError, ModelLoadError, VoiceError, install_hint
+from auto_voice.models.correction import Correction, fit, loud
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import (
     bound_network,
@@ -44,8 +45,11 @@ NEUTRAL_LOG_F0_STD = 0.2
 REFERENCE_FRAMES = 1600
 PROFILE_SIZE = 2 * HIFIGAN_MEL.bands + 2
 PITCH_SIZE = 3 + HIFIGAN_MEL.bands
-# Sessions of fine-tuned voices that are kept, some 30 MB each.
-FINE_TUNED_KEPT = 4
+# Of a voice, what correction needs of its reference, and how much of it at most: 13.9 s.
+FRAMES = ("mel", "content", "pitch")
+CORRECTION_FRAMES = 1200
+# Sessions of fine-tuned voices that are kept, some 30 MB each, and corrections, 26 kB each.
+FINE_TUNED_KEPT, CORRECTIONS_KEPT = 4, 64
 FINE_TUNING = "auto_voice.training.fine_tuning"
 
 
@@ -101,8 +105,7 @@ def voice_profile(mel: FloatArray, log_f0_mean: float, log_f0_std: float) -> Flo
     Quiet frames are left out: they tell of the room.
     """
     values = (mel.astype(np.float32) - MEL_MEAN) / MEL_SCALE
-    loudness = values.mean(1)
-    values = values[loudness >= np.quantile(loudness, 0.3)]
+    values = values[loud(values)]
     pitch = [(log_f0_mean - NEUTRAL_LOG_F0) / LOG_F0_SCALE, log_f0_std / LOG_F0_SCALE]
     return np.concatenate([values.mean(0), values.std(0), np.array(pitch)]).astype(np.float32)
 
@@ -126,6 +129,8 @@ class CompactConverter:
             clause; empty where nobody measured it.
         guidance: how far a mel goes on past the voice, as a share of the way from the source's own
             voice, where that is known and these weights were measured to be better for it.
+        correction: the ``ridge`` of :func:`auto_voice.models.correction.fit`, where these weights
+            were measured to be better for it; 0 for none.
 
     Raises:
         ModelLoadError: the weights do not fit the graph.
@@ -145,15 +150,17 @@ class CompactConverter:
         source: str = "",
         fine_tuning_gain: str = "",
         guidance: float = 0.0,
+        correction: float = 0.0,
     ) -> None:
         self.graph, self.weights, self.shape = graph, weights, shape
         self.fine_tuning_gain = fine_tuning_gain
-        self.guidance = guidance
+        self.guidance, self.correction = guidance, correction
         self.name = name
         self.content_space = content_space
         self.network = bound_network(graph, weights, source or name, name, device)
         self.device = self.network.device
         self._fine_tuned: OrderedDict[bytes, Network] = OrderedDict()
+        self._corrections: OrderedDict[bytes, Correction] = OrderedDict()
         self._lock = threading.Lock()
 
     def convert(self, content: Content, pitch: Pitch, voice: Voice, frames: int) -> Mel:
@@ -186,6 +193,43 @@ class CompactConverter:
         mel = self._network(voice)(*(np.ascontiguousarray(values[None]) for values in arguments))
         values = mel[0].T * MEL_SCALE + MEL_MEAN
         return Mel(values.astype(np.float32), self.sample_rate, self.hop_samples)
+
+    def corrected(self, mel: Mel, voice: Voice) -> Mel:
+        """``mel``, drawn in ``voice``, by the linear map of what it draws of the reference to the
+        reference.
+
+        Unchanged where the record asks for no correction, where nothing but an embedding is known
+        of the voice, and where the weights were fine-tuned to it.
+        """
+        fine_tuned = voice.fine_tuning and voice.fine_tuned_converter == self.name
+        if not self.correction or fine_tuned or not set(FRAMES) <= set(voice.frames):
+            return mel
+        values = self._correction(voice)(mel.values.T).T
+        return replace(mel, values=np.ascontiguousarray(values))
+
+    def _correction(self, voice: Voice) -> Correction:
+        frames = {name: voice.frames[name] for name in FRAMES}
+        key = _digest({"embedding": voice.embedding} | {n: v[::16] for n, v in frames.items()})
+        with self._lock:
+            if key not in self._corrections:
+                self._corrections[key] = self._fitted(voice, frames)
+                if len(self._corrections) > CORRECTIONS_KEPT:
+                    self._corrections.popitem(last=False)
+            self._corrections.move_to_end(key)
+            return self._corrections[key]
+
+    def _fitted(self, voice: Voice, frames: Mapping[str, FloatArray]) -> Correction:
+        length = min(len(values) for values in frames.values())
+        kept = stretches(length, min(length, CORRECTION_FRAMES))
+        true, content, pitch = (frames[name][kept] for name in FRAMES)
+        rate, voiced = self.sample_rate / self.hop_samples, pitch[:, 1] > 0.5
+        drawn = self.convert(
+            Content(content.astype(np.float32), rate, self.content_space),
+            Pitch(np.where(voiced, np.exp(pitch[:, 0]), 0).astype(np.float32), voiced, rate),
+            voice,
+            len(true),
+        )
+        return fit(drawn.values.T, true.astype(np.float32), self.correction)
 
     def fine_tune(
         self, voice: Voice, steps: int, progress: Callable[[float], None] | None = None
@@ -263,7 +307,7 @@ class CompactConverter:
         return bound_network(self.graph, weights, voice.name, self.name, self.device)
 
 
-def _digest(arrays: Mapping[str, NDArray[np.float16]]) -> bytes:
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for name, values in sorted(arrays.items()):
         digest.update(f"{name} {values.shape}".encode() + np.ascontiguousarray(values).tobytes())
@@ -274,7 +318,7 @@ def build(
     files: Mapping[str, Path], version: ModelVersion, device: str = "cpu"
 ) -> CompactConverter:
     """From the catalog's record; ``params`` holds ``net`` (arguments of ``ConverterNet``),
-    ``content_space`` and maybe ``fine_tuning_gain`` and ``guidance``.
+    ``content_space`` and maybe ``fine_tuning_gain``, ``guidance`` and ``correction``.
 
     Raises:
         ModelLoadError: the weights do not fit the architecture.
@@ -285,5 +329,5 @@ def build(
     return CompactConverter(
         graph, read_weights(path), shape, version.key, version.params["content_space"], device,
         str(path), str(version.params.get("fine_tuning_gain", "")),
-        float(version.params.get("guidance", 0.0)),
+        *(float(version.params.get(key, 0.0)) for key in ("guidance", "correction")),
     )  # fmt: skip

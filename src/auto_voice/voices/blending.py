@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from auto_voice.audio.frames import stretches
 from auto_voice.errors import VoiceError
 from auto_voice.types import FloatArray, Voice
 
@@ -126,9 +127,9 @@ def _frames(parts: Sequence[tuple[Voice, float]]) -> dict[str, FloatArray]:
     for voice, weight in with_frames:
         length = _length(voice)
         wanted = max(1, round(most * weight / total))
-        chosen = np.floor((np.arange(wanted) + 0.5) * length / wanted).astype(np.int64)
+        chosen = stretches(length, min(length, wanted))
         for name, rows in out.items():
-            rows.append(voice.frames[name][np.minimum(chosen, length - 1)])
+            rows.append(voice.frames[name][chosen])
     return {name: np.ascontiguousarray(np.concatenate(rows)) for name, rows in out.items()}
 
 
