@@ -129,6 +129,8 @@ def timed(args: list[str], code: str = "") -> tuple[float, float, float, str]:
         code: folder of the package, of the one that is installed if empty.
     """
     env = os.environ | {"AUTOVOICE_OFFLINE": "1"} | ({"PYTHONPATH": code} if code else {})
+    # Compiled modules are stored, as after an installation.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         process = subprocess.Popen([sys.executable, *args], stdout=out, stderr=err, env=env)

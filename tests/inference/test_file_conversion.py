@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_never_becomes_silence(hand_made, talk, voice, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["controls", "source", "guidance"])
+@pytest.mark.parametrize("change", ["controls", "source", "guidance", "correction"])
 def test_another_command_does_not_go_on_with_foreign_pieces(
     hand_made, talk, voice, tmp_path, change, speech
 ):
@@ -173,8 +173,8 @@ def test_another_command_does_not_go_on_with_foreign_pieces(
     controls, converter = Controls(), LocalConverter()
     if change == "controls":
         controls = Controls(semitones=1.0)
-    elif change == "guidance":
-        converter.guidance = 0.2
+    elif change in ("guidance", "correction"):
+        setattr(converter, change, 0.2)
     else:
         soundfile.write(talk, speech(SECONDS, 90.0), 16000)
     pipeline, _ = hand_made(

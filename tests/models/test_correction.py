@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from auto_voice.audio.frames import stretches
-from auto_voice.models.correction import fit, loud
+from auto_voice.models import converter_model
+from auto_voice.models.correction import estimate, loud
 from auto_voice.types import Content, Mel, Pitch
 from auto_voice.voices.cloning import build_voice
 
@@ -32,7 +33,7 @@ def test_a_linear_error_is_found_and_undone_in_speech_that_was_not_seen():
     def true(mel):
         return (mel + 5.5) @ blur - 5.5 + tilt
 
-    found = fit(drawn, true(drawn), ridge=1.0)
+    found = estimate(drawn, true(drawn), ridge=1.0)
     assert np.abs(later - true(later)).mean() > 0.3
     assert np.abs(found(later) - true(later)).mean() < 0.02
 
@@ -45,7 +46,7 @@ def test_little_speech_already_helps_and_more_helps_more():
         return 1.4 * (mel + 5.5) - 5.0
 
     def error(frames):
-        found = fit(drawn[:frames], true(drawn[:frames]), 1000.0)
+        found = estimate(drawn[:frames], true(drawn[:frames]), 1000.0)
         return float(np.abs(found(later) - true(later)).mean())
 
     uncorrected = float(np.abs(later - true(later)).mean())
@@ -59,7 +60,7 @@ def test_half_of_the_spread_that_least_squares_takes_is_given_back():
     true = smooth_mel(rng, 5000)
     # Half of what is drawn is not in the speech.
     drawn = (true + smooth_mel(rng, 5000)) / 2
-    found = fit(drawn, true, 1.0)
+    found = estimate(drawn, true, 1.0)
     speech = loud(true)
     taken = (drawn[speech] - found.centre) @ found.weight
     spread = true[speech].std(0)
@@ -72,7 +73,7 @@ def test_quiet_frames_do_not_count():
     drawn = smooth_mel(rng, 1000)
     true = drawn.copy()
     true[:250] = -11.5
-    found = fit(drawn, true, 1.0)
+    found = estimate(drawn, true, 1.0)
     assert np.abs(found(drawn[250:]) - drawn[250:]).max() < 1e-3
 
 
@@ -112,9 +113,10 @@ def test_later_speech_of_the_reader_comes_nearer_to_the_truth(reading):
     rate = converter.sample_rate / converter.hop_samples
     frames = later.frames
     voiced = frames["pitch"][:, 1] > 0.5
+    f0_hz = np.where(voiced, np.exp(frames["pitch"][:, 0]), 0)
     drawn = converter.convert(
         Content(frames["content"], rate, converter.content_space),
-        Pitch(np.where(voiced, np.exp(frames["pitch"][:, 0]), 0), voiced, rate),
+        Pitch(np.repeat(f0_hz, 2), np.repeat(voiced, 2), 2 * rate),
         known,
         len(voiced),
     )
@@ -126,10 +128,42 @@ def test_later_speech_of_the_reader_comes_nearer_to_the_truth(reading):
         return float(np.abs(mel.values - true)[:, speech].mean())
 
     assert error(corrected) < 0.97 * error(drawn)
-    # The same voice gives the same map, whichever object holds it; another gives another.
-    again = converter.corrected(drawn, replace(known, frames=dict(known.frames)))
-    assert np.array_equal(again.values, corrected.values)
     assert not np.allclose(converter.corrected(drawn, later).values, corrected.values, atol=0.1)
+
+
+@pytest.mark.weights
+def test_a_map_is_estimated_once_for_a_voice_whatever_pitch_it_is_to_speak_at(reading, monkeypatch):
+    converter, (voice, _) = reading
+    mel = Mel(voice.frames["mel"].T, converter.sample_rate, converter.hop_samples)
+    converter._corrections.clear()
+    drawn = []
+    convert = converter.convert
+
+    def counted(content, pitch, voice, frames):
+        drawn.append(frames)
+        return convert(content, pitch, voice, frames)
+
+    monkeypatch.setattr(converter, "convert", counted)
+    corrected = converter.corrected(mel, replace(voice, log_f0_mean=None))
+    for other in (replace(voice, frames=dict(voice.frames)), replace(voice, log_f0_mean=5.5)):
+        assert np.array_equal(converter.corrected(mel, other).values, corrected.values)
+    assert drawn == [min(1200, len(voice.frames["mel"]))]
+    monkeypatch.setattr(converter_model, "CORRECTIONS_KEPT", 1)
+    moved = replace(voice, embedding=-voice.embedding)
+    for other in (moved, voice):
+        converter.corrected(mel, other)
+    assert len(drawn) == 3
+    assert len(converter._corrections) == 1
+
+
+@pytest.mark.weights
+def test_a_voice_that_never_had_a_pitch_is_corrected_too(reading):
+    converter, (voice, _) = reading
+    whispered = dict(voice.frames) | {"pitch": voice.frames["pitch"] * np.float32([1, 0])}
+    mel = Mel(voice.frames["mel"].T, converter.sample_rate, converter.hop_samples)
+    made = converter.corrected(mel, replace(voice, frames=whispered, log_f0_mean=None))
+    assert np.isfinite(made.values).all()
+    assert not np.array_equal(made.values, mel.values)
 
 
 @pytest.mark.weights
@@ -137,15 +171,14 @@ def test_what_cannot_be_corrected_stays_as_it_is(reading):
     converter, (voice, _) = reading
     mel = Mel(voice.frames["mel"].T, converter.sample_rate, converter.hop_samples)
     tuned = {"head.bias": np.zeros(160, np.float16)}
-    for other in (
-        replace(voice, frames={}),
-        replace(voice, fine_tuning=tuned, fine_tuned_converter=converter.name),
-    ):
-        assert converter.corrected(mel, other) is mel
-    # What another converter learnt is not spoken by this one.
-    assert (
-        converter.corrected(
-            mel, replace(voice, fine_tuning=tuned, fine_tuned_converter="another@1.0")
-        )
-        is not mel
-    )
+    nothing = {name: values[:0] for name, values in voice.frames.items()}
+    for changes in ({"frames": {}}, {"frames": nothing}, {"fine_tuning": tuned}):
+        assert converter.corrected(mel, replace(voice, **changes)) is mel
+
+
+def test_half_a_second_of_speech_changes_a_spread_by_little():
+    rng = np.random.default_rng(4)
+    true = smooth_mel(rng, 43)
+    found = estimate(smooth_mel(rng, 43), true, 1000.0)
+    assert np.diag(found.weight).min() > 0.8
+    assert np.diag(found.weight).max() < 1.25

@@ -94,7 +94,7 @@ def name_and_version(registry: ModelRegistry, name: str) -> tuple[str, str]:
 fine_tune_options = (
     click.option(
         "--fine-tune", is_flag=True, default=None,
-        help="Fine-tune the converter to the voice: closer to it, some seconds or minutes; needs "
+        help="Fine-tune the converter to the voice, which takes some seconds or minutes; needs "
         "auto-voice[train].",
     ),
     click.option(

@@ -324,7 +324,7 @@ def fingerprint(
     Args:
         source: the identity of the recording, see :class:`~auto_voice.inference.inputs.Source`.
         guidance: see :func:`auto_voice.inference.rendering.guidance`.
-        correction: see :func:`auto_voice.models.correction.fit`.
+        correction: see :func:`auto_voice.models.correction.estimate`.
     """
     digest = hashlib.sha256()
     facts = (

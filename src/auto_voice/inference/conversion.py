@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -248,15 +250,24 @@ def prepare(
         recording, note = _trimmed(recording)
         length = resampled_length(len(recording), recording.sample_rate, stages.vocoder.sample_rate)
         notes.append(note)
-    with timed(timings, "pitch"):
-        fits = known is not None and known.samples == len(recording)
-        analysis = known if known is not None and fits else analyse(recording)
-    notes += background_notes(recording)
-    own = None
+    head = None
     if controls.strength != 1 or guidance(stages.converter, voice, controls):
-        with timed(timings, "voice"):
-            own, own_notes = _own_voice(recording, stages, needed=controls.strength != 1)
-        notes += own_notes
+        head = recording.read(0, round(OWN_VOICE_SECONDS * recording.sample_rate))
+    # Neither step keeps all cores busy, so one runs beside the other.
+    with ThreadPoolExecutor(1) as beside:
+        context, needed = copy_context(), controls.strength != 1
+        cloning = None
+        if head is not None:
+            cloning = beside.submit(context.run, _own_voice, head, stages, needed=needed)
+        with timed(timings, "pitch"):
+            fits = known is not None and known.samples == len(recording)
+            analysis = known if known is not None and fits else analyse(recording)
+        notes += background_notes(recording)
+        own = None
+        if cloning is not None:
+            with timed(timings, "voice"):
+                own, own_notes = cloning.result()
+            notes += own_notes
     if own is not None and controls.strength < 1:
         voice = _between(own, voice, controls.strength)
     melody = analysis.pitch if controls.singing else analysis.melody
@@ -294,17 +305,15 @@ def _trimmed(recording: SampleSource) -> tuple[SampleSource, str]:
     return Section(recording, start, stop), note
 
 
-def _own_voice(
-    recording: SampleSource, stages: Stages, *, needed: bool
-) -> tuple[Voice | None, list[str]]:
-    """The voice that speaks in the source, and a note where it cannot be had and need not be."""
+def _own_voice(head: FloatArray, stages: Stages, *, needed: bool) -> tuple[Voice | None, list[str]]:
+    """The voice that speaks in the first of the source, and a note where it cannot be had and need
+    not be."""
     assert stages.speaker_encoder is not None or not needed
     if stages.speaker_encoder is None:
         return None, [f"The speaker encoder cannot be had, so {_KEEPS_MORE}."]
-    head = recording.read(0, round(OWN_VOICE_SECONDS * recording.sample_rate))
     try:
         voice = build_voice(
-            [("the source", Waveform(head, recording.sample_rate))],
+            [("the source", Waveform(head, stages.content_encoder.sample_rate))],
             stages.speaker_encoder,
             stages.content_encoder,
             "the source",

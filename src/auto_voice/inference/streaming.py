@@ -319,6 +319,7 @@ class LiveStream:
         They go through another stream of the same kind. What a model makes ready when it is first
         used is there afterwards, and not in the time of the first word.
         """
+        self._rehearse(self._voice)
         setup = replace(self._setup, controls=Controls())
         trial = LiveStream(setup)
         seconds = trial.latency_ms / 1000 + (blocks - 1) * trial.block_seconds

@@ -25,7 +25,7 @@ from auto_voice.audio.frames import interpolate_frames, stretches
 from auto_voice.audio.mel import HIFIGAN_MEL, harmonic_template
 from auto_voice.audio.pitch import NEUTRAL_LOG_F0, align_pitch
 from auto_voice.errors import MissingDependencyError, ModelLoadError, VoiceError, install_hint
-from auto_voice.models.correction import Correction, fit, loud
+from auto_voice.models.correction import Correction, estimate, loud
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import (
     bound_network,
@@ -45,8 +45,8 @@ NEUTRAL_LOG_F0_STD = 0.2
 REFERENCE_FRAMES = 1600
 PROFILE_SIZE = 2 * HIFIGAN_MEL.bands + 2
 PITCH_SIZE = 3 + HIFIGAN_MEL.bands
-# Of a voice, what correction needs of its reference, and how much of it at most: 13.9 s.
-FRAMES = ("mel", "content", "pitch")
+# What the correction of a voice needs of its reference, and how much of it at most, 13.9 s.
+CORRECTION_NEEDS = ("mel", "content", "pitch")
 CORRECTION_FRAMES = 1200
 # Sessions of fine-tuned voices that are kept, some 30 MB each, and corrections, 26 kB each.
 FINE_TUNED_KEPT, CORRECTIONS_KEPT = 4, 64
@@ -129,8 +129,8 @@ class CompactConverter:
             clause; empty where nobody measured it.
         guidance: how far a mel goes on past the voice, as a share of the way from the source's own
             voice, where that is known and these weights were measured to be better for it.
-        correction: the ``ridge`` of :func:`auto_voice.models.correction.fit`, where these weights
-            were measured to be better for it; 0 for none.
+        correction: the ``ridge`` of :func:`auto_voice.models.correction.estimate`, where these
+            weights were measured to be better for it; 0 for none.
 
     Raises:
         ModelLoadError: the weights do not fit the graph.
@@ -198,38 +198,49 @@ class CompactConverter:
         """``mel``, drawn in ``voice``, by the linear map of what it draws of the reference to the
         reference.
 
-        Unchanged where the record asks for no correction, where nothing but an embedding is known
-        of the voice, and where the weights were fine-tuned to it.
+        Unchanged where the record asks for no correction, where the voice has no reference frames,
+        and where a converter was fine-tuned to it.
         """
-        fine_tuned = voice.fine_tuning and voice.fine_tuned_converter == self.name
-        if not self.correction or fine_tuned or not set(FRAMES) <= set(voice.frames):
+        frames = {n: v for n, v in voice.frames.items() if n in CORRECTION_NEEDS and len(v)}
+        if not self.correction or voice.fine_tuning or len(frames) < len(CORRECTION_NEEDS):
             return mel
-        values = self._correction(voice)(mel.values.T).T
+        values = self._correction(voice.embedding, frames)(mel.values.T).T
         return replace(mel, values=np.ascontiguousarray(values))
 
-    def _correction(self, voice: Voice) -> Correction:
-        frames = {name: voice.frames[name] for name in FRAMES}
-        key = _digest({"embedding": voice.embedding} | {n: v[::16] for n, v in frames.items()})
+    def _correction(self, embedding: FloatArray, frames: Mapping[str, FloatArray]) -> Correction:
+        key = _digest({"embedding": embedding} | {n: v[::16] for n, v in frames.items()})
         with self._lock:
-            if key not in self._corrections:
-                self._corrections[key] = self._fitted(voice, frames)
-                if len(self._corrections) > CORRECTIONS_KEPT:
-                    self._corrections.popitem(last=False)
+            known = self._corrections.get(key)
+        # Others need not wait; two that find it missing estimate the same.
+        found = self._estimated(embedding, frames) if known is None else known
+        with self._lock:
+            self._corrections[key] = found
             self._corrections.move_to_end(key)
-            return self._corrections[key]
+            if len(self._corrections) > CORRECTIONS_KEPT:
+                self._corrections.popitem(last=False)
+        return found
 
-    def _fitted(self, voice: Voice, frames: Mapping[str, FloatArray]) -> Correction:
+    def _estimated(self, embedding: FloatArray, frames: Mapping[str, FloatArray]) -> Correction:
+        """From the embedding and the reference alone: a voice without a pitch of its own is given
+        that of each source."""
         length = min(len(values) for values in frames.values())
         kept = stretches(length, min(length, CORRECTION_FRAMES))
-        true, content, pitch = (frames[name][kept] for name in FRAMES)
-        rate, voiced = self.sample_rate / self.hop_samples, pitch[:, 1] > 0.5
-        drawn = self.convert(
-            Content(content.astype(np.float32), rate, self.content_space),
-            Pitch(np.where(voiced, np.exp(pitch[:, 0]), 0).astype(np.float32), voiced, rate),
-            voice,
-            len(true),
+        frames = {name: values[kept].astype(np.float32) for name, values in frames.items()}
+        rate, (log_f0, voicing) = self.sample_rate / self.hop_samples, frames["pitch"].T
+        voiced = voicing > 0.5
+        voice = Voice(
+            embedding,
+            log_f0_mean=float(log_f0[voiced].mean()) if voiced.any() else None,
+            log_f0_std=float(log_f0[voiced].std()) if voiced.any() else None,
+            frames=frames,
+            content_space=self.content_space,
         )
-        return fit(drawn.values.T, true.astype(np.float32), self.correction)
+        f0_hz = np.where(voiced, np.exp(log_f0), 0).astype(np.float32)
+        # A mel frame lies half a hop behind the frame of a pitch track of its number.
+        pitch = Pitch(np.repeat(f0_hz, 2), np.repeat(voiced, 2), 2 * rate)
+        content = Content(frames["content"], rate, self.content_space)
+        drawn = self.convert(content, pitch, voice, len(voiced))
+        return estimate(drawn.values.T, frames["mel"], self.correction)
 
     def fine_tune(
         self, voice: Voice, steps: int, progress: Callable[[float], None] | None = None

@@ -1,9 +1,9 @@
 """A linear map from the mels that a converter draws of a voice to those of the voice itself.
 
 What a converter misses of a voice it also misses when it draws the reference from the reference's
-own content and pitch, and there the truth is known. So the map is found by least squares on the
-reference, in milliseconds and without training, as recognisers once were fitted to a speaker by
-linear regression (Leggetter & Woodland 1995).
+own content and pitch, and there the truth is known. So the map is estimated by least squares on
+the reference, without training, as recognisers were once made to know a speaker (maximum
+likelihood linear regression, Leggetter & Woodland 1995).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from auto_voice.types import FloatArray
 
-# Quieter frames than this share of them tell of the room.
+# Share of the frames that are quieter and tell of the room.
 QUIET_SHARE = 0.3
-# Frames of speech from which on the mean of the reference counts for more than the converter's.
-PRIOR_FRAMES = 20
+# Frames of speech from which on its own mean and spread count for more than the converter's.
+PRIOR_FRAMES = 40
 
 
 class Correction(NamedTuple):
@@ -46,15 +46,15 @@ def loud(mel: FloatArray) -> NDArray[np.bool_]:
     return found
 
 
-def fit(drawn: FloatArray, true: FloatArray, ridge: float) -> Correction:
+def estimate(drawn: FloatArray, true: FloatArray, ridge: float) -> Correction:
     """From two mels ``(frames, bands)`` of one speech, natural log.
 
     Least squares draws towards the mean, so half of the spread (in dB) that it takes from a band
-    is given back.
+    is given back. The less speech there is, the less is changed.
 
     Args:
         drawn: what the converter makes of the speech.
-        ridge: holds the map near the identity where there is little speech, in nats² times frames.
+        ridge: of the regression, in nats² times frames.
     """
     speech = loud(true)
     known, wanted = (mel[speech].astype(np.float64) for mel in (drawn, true))
@@ -62,6 +62,7 @@ def fit(drawn: FloatArray, true: FloatArray, ridge: float) -> Correction:
     x, y = known - centre, wanted - mean
     prior = ridge * np.eye(x.shape[1])
     weight = np.eye(x.shape[1]) + np.linalg.solve(x.T @ x + prior, x.T @ (y - x))
-    weight *= np.sqrt((y.std(0) + 1e-3) / ((x @ weight).std(0) + 1e-3))
-    offset = centre + len(x) / (len(x) + PRIOR_FRAMES) * (mean - centre)
+    share = len(x) / (len(x) + PRIOR_FRAMES)
+    weight *= ((y.std(0) + 1e-3) / ((x @ weight).std(0) + 1e-3)) ** (0.5 * share)
+    offset = centre + share * (mean - centre)
     return Correction(*(values.astype(np.float32) for values in (centre, weight, offset)))

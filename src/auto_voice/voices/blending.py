@@ -13,6 +13,8 @@ from auto_voice.types import FloatArray, Voice
 
 # Frames of a blend: what a converter looks at most, shared among the voices by their weights.
 BLEND_FRAMES = 1600
+# Stretches of a reference that stand for it, where they are of so many frames at least.
+STRETCHES, SHORTEST_STRETCH = 8, 20
 
 
 def fine_tuned_alike(
@@ -127,7 +129,7 @@ def _frames(parts: Sequence[tuple[Voice, float]]) -> dict[str, FloatArray]:
     for voice, weight in with_frames:
         length = _length(voice)
         wanted = max(1, round(most * weight / total))
-        chosen = stretches(length, min(length, wanted))
+        chosen = stretches(length, min(length, wanted), max(SHORTEST_STRETCH, wanted // STRETCHES))
         for name, rows in out.items():
             rows.append(voice.frames[name][chosen])
     return {name: np.ascontiguousarray(np.concatenate(rows)) for name, rows in out.items()}
