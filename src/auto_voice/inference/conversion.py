@@ -250,15 +250,13 @@ def prepare(
         recording, note = _trimmed(recording)
         length = resampled_length(len(recording), recording.sample_rate, stages.vocoder.sample_rate)
         notes.append(note)
-    head = None
-    if controls.strength != 1 or guidance(stages.converter, voice, controls):
-        head = recording.read(0, round(OWN_VOICE_SECONDS * recording.sample_rate))
+    needed, cloning = controls.strength != 1, None
     # Neither step keeps all cores busy, so one runs beside the other.
     with ThreadPoolExecutor(1) as beside:
-        context, needed = copy_context(), controls.strength != 1
-        cloning = None
-        if head is not None:
-            cloning = beside.submit(context.run, _own_voice, head, stages, needed=needed)
+        if needed or guidance(stages.converter, voice, controls):
+            head = recording.read(0, round(OWN_VOICE_SECONDS * recording.sample_rate))
+            run_here = copy_context().run
+            cloning = beside.submit(run_here, _own_voice, head, stages, needed=needed)
         with timed(timings, "pitch"):
             fits = known is not None and known.samples == len(recording)
             analysis = known if known is not None and fits else analyse(recording)
