@@ -194,7 +194,7 @@ def _plausible(voice: Voice) -> bool:
         shaped &= voice.frames["mel"].shape[-1] == MEL_BANDS
     if shaped and "pitch" in voice.frames:
         shaped &= voice.frames["pitch"].shape[-1] == 2
-        shaped &= bool((voice.frames["pitch"][:, 0] < HIGHEST_LOG_F0).all())
+        shaped &= bool((np.abs(voice.frames["pitch"][:, 0]) < HIGHEST_LOG_F0).all())
     floats: list[NDArray[Any]] = [voice.embedding, *voice.frames.values()]
     changes = voice.fine_tuning
     shaped &= len(changes) <= MOST_CHANGES and all(len(name) <= LONGEST_NAME for name in changes)
