@@ -330,6 +330,46 @@ def test_what_is_drawn_of_a_voice_is_corrected_after_guidance(hand_made, source,
     assert not np.allclose(results[0].samples, results[1].samples)
 
 
+class Revoicing(VoiceConverter):
+    """Moves the content by one, and remembers what it was told."""
+
+    told = None
+
+    def revoiced(self, content, mel, start, voice, own):
+        self.told = mel, start, voice, own
+        return replace(content, features=content.features + np.float32(1))
+
+
+def test_the_mel_is_drawn_again_from_revoiced_content_and_led_away_from_the_same_start(
+    hand_made, source, reference
+):
+    revoicing = Revoicing()
+    revoicing.guidance = 0.1
+    pipeline, _ = hand_made(converter_compact=revoicing)
+    target = pipeline.clone(reference)
+    result = pipeline.convert(source, target, controls=Controls(strength=1.2, energy=0.0))
+    first, own, again = revoicing.calls
+    assert np.allclose(again.content.features, first.content.features + 1)
+    assert np.array_equal(again.voice.embedding, target.embedding)
+    ahead, start = (revoicing.convert(c.content, c.pitch, c.voice, c.frames) for c in (first, own))
+    mel, before, voice, theirs = revoicing.told
+    # By what the record asks for: a strength above 1 goes beyond the voice once.
+    assert np.allclose(mel.values, beyond(ahead, start, 0.1).values, atol=1e-6)
+    assert np.array_equal(before.values, start.values)
+    assert np.array_equal(voice.embedding, target.embedding)
+    assert np.array_equal(theirs.embedding, own.voice.embedding)
+    plain = VoiceConverter()
+    plain.guidance = 0.1
+    once, _ = hand_made(converter_compact=plain)
+    single = once.convert(source, target, controls=Controls(strength=1.2, energy=0.0))
+    assert not np.allclose(result.samples, single.samples)
+    # Where nothing leads away from the source's voice, it is not known either.
+    revoicing.calls.clear()
+    revoicing.guidance = 0.0
+    pipeline.convert(source, target)
+    assert len(revoicing.calls) == 1
+
+
 def test_guidance_is_left_out_with_a_note_where_the_sources_voice_cannot_be_known(
     hand_made, source, reference
 ):

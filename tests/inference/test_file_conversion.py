@@ -27,6 +27,7 @@ from auto_voice.inference.chunking import Chunk, ContentWindows, Joiner, halved
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.inputs import FileSamples, MemorySamples, Section
 from auto_voice.inference.result import OutputSpec
+from auto_voice.models.base import DRAWING
 from auto_voice.types import Content, Pitch, Waveform
 from auto_voice.voices.voice_file import save_voice
 from hand_made_stages import LocalContent, LocalConverter, LocalVocoder, join
@@ -162,7 +163,7 @@ def test_a_damaged_checkpoint_never_becomes_silence(hand_made, talk, voice, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", ["controls", "source", "guidance", "correction"])
+@pytest.mark.parametrize("change", ["controls", "source", *DRAWING])
 def test_another_command_does_not_go_on_with_foreign_pieces(
     hand_made, talk, voice, tmp_path, change, speech
 ):
@@ -173,7 +174,7 @@ def test_another_command_does_not_go_on_with_foreign_pieces(
     controls, converter = Controls(), LocalConverter()
     if change == "controls":
         controls = Controls(semitones=1.0)
-    elif change in ("guidance", "correction"):
+    elif change in DRAWING:
         setattr(converter, change, 0.2)
     else:
         soundfile.write(talk, speech(SECONDS, 90.0), 16000)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from auto_voice.audio.frames import framed, spectra
 from auto_voice.audio.pitch import F_MAX_HZ, F_MIN_HZ
-from auto_voice.types import FloatArray
+from auto_voice.types import Content, FloatArray
 
 # Equal shares of the bands of ``CONTENT_MEL``: up to about 0.7, 1.9, 4 and 8 kHz.
 BANDS = 4
@@ -210,6 +210,28 @@ def cepstra(mel: FloatArray) -> FloatArray:
     audible = np.maximum(mel[:, : 2 * frames].astype(np.float32), FLOOR)
     scaled = _cosines(len(mel)) @ audible / SPREADS[:, None]
     return np.ascontiguousarray(scaled.T.reshape(frames, CEPSTRA_SIZE), np.float32)
+
+
+def cepstral_change(change: FloatArray, frame_rate: float, content: Content) -> FloatArray:
+    """By what a change of a log-power mel changes the ``cepstra`` in ``content``.
+
+    Args:
+        change: ``(bands, time)`` in nats, bands as those of ``CONTENT_MEL``.
+        frame_rate: of it, frames a second.
+
+    Returns:
+        ``(frames of content, CEPSTRA_SIZE)``.
+    """
+    scaled = (_cosines(len(change)) @ change / SPREADS[:, None]).T
+    centres = (np.arange(len(content.features)) + 0.5) / content.frame_rate
+    # Whatever the rate, a frame holds two of ``CONTENT_MEL``.
+    halves = centres[:, None] + np.array([-0.5, 0.5]) / CONTENT_MEL.frame_rate
+    at = np.clip(halves.ravel() * frame_rate - 0.5, 0, len(scaled) - 1)
+    before = at.astype(np.int64)
+    after = np.minimum(before + 1, len(scaled) - 1)
+    share = (at - before)[:, None].astype(np.float32)
+    between = scaled[before] * (1 - share) + scaled[after] * share
+    return np.ascontiguousarray(between.reshape(len(centres), CEPSTRA_SIZE), np.float32)
 
 
 def cepstral_warp(factor: float) -> FloatArray:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,20 +316,19 @@ def fingerprint(
     controls: Controls,
     models: Mapping[str, str],
     chunk_seconds: float,
-    guidance: float = 0.0,
-    correction: float = 0.0,
+    drawing: Sequence[float] = (),
 ) -> str:
     """A hash of everything that a result depends on.
 
     Args:
         source: the identity of the recording, see :class:`~auto_voice.inference.inputs.Source`.
-        guidance: see :func:`auto_voice.inference.rendering.guidance`.
-        correction: see :func:`auto_voice.models.correction.estimate`.
+        drawing: how mels are drawn, beyond what the models' names tell: guidance, correction and
+            second pass of the converter.
     """
     digest = hashlib.sha256()
     facts = (
         source, sorted(models.items()), sorted(controls.account().items()), chunk_seconds,
-        voice.log_f0_mean, voice.log_f0_std, guidance, correction,
+        voice.log_f0_mean, voice.log_f0_std, *drawing,
     )  # fmt: skip
     digest.update(repr(facts).encode())
     arrays: dict[str, NDArray[Any]] = {"embedding": voice.embedding, **voice.frames}

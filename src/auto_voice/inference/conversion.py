@@ -45,6 +45,7 @@ from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFac
 from auto_voice.inference.rendering import Rendering, guidance, timed
 from auto_voice.inference.result import FileResult, Output
 from auto_voice.inference.stages import Stages
+from auto_voice.models.base import DRAWING
 from auto_voice.models.runtime.sessions import moves_noted
 from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Pitch, Voice, Waveform
@@ -375,15 +376,16 @@ def _workspace(conversion: ConversionSetup, output: Path) -> Workspace:
     if conversion.source.in_memory:
         return Workspace()
     stages = conversion.stages
+    converter = stages.converter
+    # Without a speaker encoder the source's own voice is not known, and nothing leads away.
+    share = guidance(converter, conversion.voice, conversion.controls)
+    share *= stages.speaker_encoder is not None
     key = fingerprint(
         conversion.source.identity(output.parent),
         conversion.voice,
         conversion.controls,
         conversion.models,
         conversion.chunk_seconds,
-        # Without a speaker encoder the source's own voice is not known, and nothing leads away.
-        guidance(stages.converter, conversion.voice, conversion.controls)
-        * (stages.speaker_encoder is not None),
-        getattr(stages.converter, "correction", 0.0),
+        (share, *(getattr(converter, what, 0.0) for what in DRAWING)),
     )
     return Checkpoint(output, key)

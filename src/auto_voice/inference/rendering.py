@@ -53,6 +53,7 @@ from auto_voice.models.base import (
     Converter,
     CorrectingConverter,
     PartVocoder,
+    RevoicingConverter,
     Vocoder,
 )
 from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice
@@ -137,7 +138,9 @@ def drawn(
     with timed(timings, "convert"):
         mel = converter.convert(piece.content, lower, voice, len(piece.pauses))
         share = guidance(converter, voice, controls)
-        if own is not None and share:
+        if own is None or not share:
+            mel = corrected(converter, mel, voice)
+        else:
             # At one pitch, known as well as each other, drawn by the same weights: they differ by
             # nothing but the voice.
             frames = own.frames if voice.frames else {}
@@ -146,13 +149,23 @@ def drawn(
                 fine_tuning=voice.fine_tuning, fine_tuned_converter=voice.fine_tuned_converter,
             )  # fmt: skip
             start = converter.convert(piece.content, lower, theirs, len(piece.pauses))
-            mel = beyond(mel, start, share)
-        if isinstance(converter, CorrectingConverter):
-            mel = converter.corrected(mel, voice)
+            if isinstance(converter, RevoicingConverter):
+                # A strength above 1 goes beyond the voice once, not with each pass.
+                first = beyond(mel, start, guidance(converter, voice, Controls()))
+                first = corrected(converter, first, voice)
+                again = converter.revoiced(piece.content, first, start, voice, theirs)
+                if again is not None:
+                    mel = converter.convert(again, lower, voice, len(piece.pauses))
+            mel = corrected(converter, beyond(mel, start, share), voice)
         mel = warp_formants(mel, ratio)
     with timed(timings, "level"):
         source = source_shape(piece.speech, piece.sample_rate, piece.pauses, piece.noise)
         return fill_pauses(mel, source), source
+
+
+def corrected(converter: Converter, mel: Mel, voice: Voice) -> Mel:
+    """``mel``, drawn in ``voice``, corrected where the converter knows how."""
+    return converter.corrected(mel, voice) if isinstance(converter, CorrectingConverter) else mel
 
 
 def guidance(converter: Converter, voice: Voice, controls: Controls) -> float:

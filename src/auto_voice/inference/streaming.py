@@ -41,11 +41,10 @@ from auto_voice.inference.analysis import noise_floor, pauses
 from auto_voice.inference.chunking import HOP, hop_energies, hop_size
 from auto_voice.inference.controls import SOURCE, Controls
 from auto_voice.inference.effects import moved, without_creak
-from auto_voice.inference.rendering import Piece, drawn, finished, timed, vocoded
+from auto_voice.inference.rendering import Piece, corrected, drawn, finished, timed, vocoded
 from auto_voice.models.base import (
     ContentEncoder,
     Converter,
-    CorrectingConverter,
     PieceEncoder,
     StreamingEncoder,
     Vocoder,
@@ -646,9 +645,7 @@ class LiveStream:
         )
         pitch = Pitch(np.full(8, 150, np.float32), np.ones(8, np.bool_), FRAME_RATE)
         converter = self._setup.converter
-        mel = converter.convert(content, pitch, voice, 8)
-        if isinstance(converter, CorrectingConverter):
-            converter.corrected(mel, voice)
+        corrected(converter, converter.convert(content, pitch, voice, 8), voice)
 
     def _mean_content(self, voice: Voice | None) -> FloatArray | None:
         """Of the speech that ``voice`` was made from; None where it was not kept."""

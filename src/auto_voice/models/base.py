@@ -14,6 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from auto_voice.types import Content, FloatArray, Mel, Pitch, Voice
 
+# Numbers of a converter, given in its record, that say how mels are drawn with it.
+DRAWING = ("guidance", "correction", "second_pass")
+
 
 @runtime_checkable
 class ContentEncoder(Protocol):
@@ -152,6 +155,23 @@ class CorrectingConverter(Protocol):
 
     def corrected(self, mel: Mel, voice: Voice) -> Mel:
         """``mel``, which it drew in ``voice``, nearer to the voice."""
+        ...
+
+
+@runtime_checkable
+class RevoicingConverter(Protocol):
+    """A converter whose content holds the spectral envelope of the source, which can be changed to
+    that of the voice before the mel is drawn once more."""
+
+    def revoiced(
+        self, content: Content, mel: Mel, start: Mel, voice: Voice, own: Voice
+    ) -> Content | None:
+        """``content`` as ``voice`` would have said it; None where that cannot be told.
+
+        Args:
+            mel: drawn from it in ``voice``.
+            start: drawn from it in ``own``, the source's voice, at the same pitch.
+        """
         ...
 
 

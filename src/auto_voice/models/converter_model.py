@@ -16,15 +16,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from auto_voice.audio.frames import interpolate_frames, stretches
-from auto_voice.audio.mel import HIFIGAN_MEL, harmonic_template
+from auto_voice.audio.mel import (
+    CEPSTRA_SIZE,
+    HIFIGAN_MEL,
+    cepstral_change,
+    harmonic_template,
+)
 from auto_voice.audio.pitch import NEUTRAL_LOG_F0, align_pitch
 from auto_voice.errors import MissingDependencyError, ModelLoadError, VoiceError, install_hint
+from auto_voice.models.base import DRAWING
 from auto_voice.models.correction import Correction, estimate, loud
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import (
@@ -48,9 +54,13 @@ PITCH_SIZE = 3 + HIFIGAN_MEL.bands
 # What the correction of a voice needs of its reference, and how much of it at most, 13.9 s.
 CORRECTION_NEEDS = ("mel", "content", "pitch")
 CORRECTION_FRAMES = 1200
+# And to find by what voices differ on average, 2.3 s.
+REVOICING_FRAMES = 200
 # Sessions of fine-tuned voices that are kept, some 30 MB each, and corrections, 26 kB each.
 FINE_TUNED_KEPT, CORRECTIONS_KEPT = 4, 64
 FINE_TUNING = "auto_voice.training.fine_tuning"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,20 @@ class Conditioning(NamedTuple):
     keys: FloatArray
     values: FloatArray
     mask: NDArray[np.bool_]
+
+
+class Spoken(NamedTuple):
+    """Speech of a reference as a source, with its mel ``(frames, bands)``.
+
+    Attributes:
+        log_f0_mean, log_f0_std: None where nothing is voiced.
+    """
+
+    content: Content
+    pitch: Pitch
+    mel: FloatArray
+    log_f0_mean: float | None
+    log_f0_std: float | None
 
 
 def pitch_inputs(log_f0: FloatArray, voiced: FloatArray, log_f0_mean: float) -> FloatArray:
@@ -129,6 +153,8 @@ class CompactConverter:
             clause; empty where nobody measured it.
         guidance: how far a mel goes on past the voice, as a share of the way from the source's own
             voice, where that is known and these weights were measured to be better for it.
+        second_pass: by how much of what the voice changes the source's cepstra are moved before the
+            mel is drawn again, where these weights were measured to be better for it; 0 for not.
         correction: the ``ridge`` of :func:`auto_voice.models.correction.estimate`, where these
             weights were measured to be better for it; 0 for none.
 
@@ -151,16 +177,18 @@ class CompactConverter:
         fine_tuning_gain: str = "",
         guidance: float = 0.0,
         correction: float = 0.0,
+        second_pass: float = 0.0,
     ) -> None:
         self.graph, self.weights, self.shape = graph, weights, shape
         self.fine_tuning_gain = fine_tuning_gain
-        self.guidance, self.correction = guidance, correction
+        self.guidance, self.correction, self.second_pass = guidance, correction, second_pass
         self.name = name
         self.content_space = content_space
         self.network = bound_network(graph, weights, source or name, name, device)
         self.device = self.network.device
         self._fine_tuned: OrderedDict[bytes, Network] = OrderedDict()
         self._corrections: OrderedDict[bytes, Correction] = OrderedDict()
+        self._mean_changes: OrderedDict[bytes, FloatArray] = OrderedDict()
         self._lock = threading.Lock()
 
     def convert(self, content: Content, pitch: Pitch, voice: Voice, frames: int) -> Mel:
@@ -201,46 +229,99 @@ class CompactConverter:
         Unchanged where the record asks for no correction, where the voice has no reference frames,
         and where a converter was fine-tuned to it.
         """
-        frames = {n: v for n, v in voice.frames.items() if n in CORRECTION_NEEDS and len(v)}
-        if not self.correction or voice.fine_tuning or len(frames) < len(CORRECTION_NEEDS):
+        frames = _reference_frames(voice)
+        if not self.correction or voice.fine_tuning or frames is None:
             return mel
         values = self._correction(voice.embedding, frames)(mel.values.T).T
         return replace(mel, values=np.ascontiguousarray(values))
 
+    def revoiced(
+        self, content: Content, mel: Mel, start: Mel, voice: Voice, own: Voice
+    ) -> Content | None:
+        """``content`` with cepstra that are moved as ``mel``, drawn in ``voice``, differs from
+        ``start``, drawn in ``own``: they tell of the voice's vocal tract then.
+
+        Content has no mean over its speech, so what the voices differ by on average is left out.
+        None where the record asks for no second pass, where the content has no cepstra, where a
+        voice has no reference frames, and where a converter was fine-tuned to it.
+        """
+        frames = _reference_frames(voice)
+        possible = self.second_pass and self.shape.cepstra and not voice.fine_tuning
+        if not possible or frames is None or not len(own.frames.get("mel", ())):
+            return None
+        shown = {f"own.{name}": values[::16] for name, values in own.frames.items()}
+        shown |= {name: values[::16] for name, values in frames.items()}
+        shown |= {"embedding": voice.embedding, "own.embedding": own.embedding}
+        mean = self._remembered(
+            self._mean_changes, _digest(shown), lambda: self._mean_change(voice, own, frames)
+        )
+        # The mels of vocoder and content have the same bands, the former as magnitudes.
+        change = 2 * (mel.values - start.values - mean[:, None])
+        features = content.features.astype(np.float32)
+        features[:, -CEPSTRA_SIZE:] += self.second_pass * cepstral_change(
+            change, mel.frame_rate, content
+        )
+        return replace(content, features=features)
+
+    def _mean_change(
+        self, voice: Voice, own: Voice, frames: Mapping[str, FloatArray]
+    ) -> FloatArray:
+        """``(bands,)`` by which speech that is drawn in ``voice`` differs from the same in ``own``,
+        found on the reference."""
+        spoken = self._spoken(frames, REVOICING_FRAMES)
+        mels = []
+        for one in (voice, own):
+            known = replace(one, log_f0_mean=spoken.log_f0_mean, log_f0_std=spoken.log_f0_std)
+            mels.append(self.convert(spoken.content, spoken.pitch, known, len(spoken.mel)))
+        speech = loud(spoken.mel)
+        difference = self.corrected(mels[0], voice).values - mels[1].values
+        return np.asarray(difference[:, speech].mean(1), np.float32)
+
     def _correction(self, embedding: FloatArray, frames: Mapping[str, FloatArray]) -> Correction:
         key = _digest({"embedding": embedding} | {n: v[::16] for n, v in frames.items()})
+        return self._remembered(self._corrections, key, lambda: self._estimated(embedding, frames))
+
+    def _remembered(self, known: OrderedDict[bytes, T], key: bytes, make: Callable[[], T]) -> T:
+        """What ``known`` holds of ``key``, made where it is missing."""
         with self._lock:
-            known = self._corrections.get(key)
-        # Others need not wait; two that find it missing estimate the same.
-        found = self._estimated(embedding, frames) if known is None else known
+            found = known.get(key)
+        # Others need not wait; two that find it missing make the same.
+        found = make() if found is None else found
         with self._lock:
-            self._corrections[key] = found
-            self._corrections.move_to_end(key)
-            if len(self._corrections) > CORRECTIONS_KEPT:
-                self._corrections.popitem(last=False)
+            known[key] = found
+            known.move_to_end(key)
+            if len(known) > CORRECTIONS_KEPT:
+                known.popitem(last=False)
         return found
 
     def _estimated(self, embedding: FloatArray, frames: Mapping[str, FloatArray]) -> Correction:
         """From the embedding and the reference alone: a voice without a pitch of its own is given
         that of each source."""
-        length = min(len(values) for values in frames.values())
-        kept = stretches(length, min(length, CORRECTION_FRAMES))
-        frames = {name: values[kept].astype(np.float32) for name, values in frames.items()}
-        rate, (log_f0, voicing) = self.sample_rate / self.hop_samples, frames["pitch"].T
-        voiced = voicing > 0.5
+        spoken = self._spoken(frames, CORRECTION_FRAMES)
         voice = Voice(
-            embedding,
-            log_f0_mean=float(log_f0[voiced].mean()) if voiced.any() else None,
-            log_f0_std=float(log_f0[voiced].std()) if voiced.any() else None,
-            frames=frames,
+            embedding, spoken.log_f0_mean, spoken.log_f0_std,
+            {"mel": spoken.mel, "content": spoken.content.features},
             content_space=self.content_space,
-        )
+        )  # fmt: skip
+        drawn = self.convert(spoken.content, spoken.pitch, voice, len(spoken.mel))
+        return estimate(drawn.values.T, spoken.mel, self.correction)
+
+    def _spoken(self, frames: Mapping[str, FloatArray], most: int) -> Spoken:
+        """At most ``most`` frames of the reference, as something to be converted."""
+        length = min(len(values) for values in frames.values())
+        kept = stretches(length, min(length, most))
+        log_f0, voicing = frames["pitch"][kept].astype(np.float32).T
+        voiced = voicing > 0.5
+        rate = self.sample_rate / self.hop_samples
         f0_hz = np.where(voiced, np.exp(log_f0), 0).astype(np.float32)
-        # A mel frame lies half a hop behind the frame of a pitch track of its number.
-        pitch = Pitch(np.repeat(f0_hz, 2), np.repeat(voiced, 2), 2 * rate)
-        content = Content(frames["content"], rate, self.content_space)
-        drawn = self.convert(content, pitch, voice, len(voiced))
-        return estimate(drawn.values.T, frames["mel"], self.correction)
+        return Spoken(
+            Content(frames["content"][kept].astype(np.float32), rate, self.content_space),
+            # A mel frame lies half a hop behind the frame of a pitch track of its number.
+            Pitch(np.repeat(f0_hz, 2), np.repeat(voiced, 2), 2 * rate),
+            frames["mel"][kept].astype(np.float32),
+            float(log_f0[voiced].mean()) if voiced.any() else None,
+            float(log_f0[voiced].std()) if voiced.any() else None,
+        )
 
     def fine_tune(
         self, voice: Voice, steps: int, progress: Callable[[float], None] | None = None
@@ -318,6 +399,12 @@ class CompactConverter:
         return bound_network(self.graph, weights, voice.name, self.name, self.device)
 
 
+def _reference_frames(voice: Voice) -> dict[str, FloatArray] | None:
+    """``CORRECTION_NEEDS`` of the voice; None where one is missing."""
+    frames = {n: v for n, v in voice.frames.items() if n in CORRECTION_NEEDS and len(v)}
+    return frames if len(frames) == len(CORRECTION_NEEDS) else None
+
+
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for name, values in sorted(arrays.items()):
@@ -329,7 +416,8 @@ def build(
     files: Mapping[str, Path], version: ModelVersion, device: str = "cpu"
 ) -> CompactConverter:
     """From the catalog's record; ``params`` holds ``net`` (arguments of ``ConverterNet``),
-    ``content_space`` and maybe ``fine_tuning_gain``, ``guidance`` and ``correction``.
+    ``content_space`` and maybe ``fine_tuning_gain``, ``guidance``, ``correction`` and
+    ``second_pass``.
 
     Raises:
         ModelLoadError: the weights do not fit the architecture.
@@ -340,5 +428,5 @@ def build(
     return CompactConverter(
         graph, read_weights(path), shape, version.key, version.params["content_space"], device,
         str(path), str(version.params.get("fine_tuning_gain", "")),
-        *(float(version.params.get(key, 0.0)) for key in ("guidance", "correction")),
+        *(float(version.params.get(key, 0.0)) for key in DRAWING),
     )  # fmt: skip
