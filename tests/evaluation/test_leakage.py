@@ -16,7 +16,7 @@ from auto_voice.evaluation.leakage import (
     read_trials,
     throat_shares,
 )
-from auto_voice.models.content_model import CompactContentEncoder
+from auto_voice.models.whisper_encoder import ContentSpace, WhisperContentEncoder
 
 
 def corpus(folder: Path, voices: int = 4, sentences: int = 3) -> Path:
@@ -141,7 +141,8 @@ def test_parts_of_the_content_are_told_apart(
     class Nothing:
         device = "cpu"
 
-    encoder = CompactContentEncoder(Nothing(), 16, "a@1", "b", envelope, cepstra)  # type: ignore[arg-type]
+    subspace = ContentSpace(np.zeros(64), np.ones(64), np.zeros((64, 16)))
+    encoder = WhisperContentEncoder(Nothing(), subspace, "a@1", "b", envelope, cepstra)  # type: ignore[arg-type]
     assert {k: (v.start, v.stop) for k, v in content_parts(encoder)[1].items()} == parts
     assert encoder.dims == max(end for _, end in parts.values())
 

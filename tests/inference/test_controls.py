@@ -333,7 +333,7 @@ def test_what_is_drawn_of_a_voice_is_corrected_after_guidance(hand_made, source,
 class Revoicing(VoiceConverter):
     """Moves the content by one, and remembers what it was told."""
 
-    told = None
+    told, second_pass = None, 1.0
 
     def revoiced(self, content, mel, start, voice, own):
         self.told = mel, start, voice, own
@@ -368,6 +368,19 @@ def test_the_mel_is_drawn_again_from_revoiced_content_and_led_away_from_the_same
     revoicing.guidance = 0.0
     pipeline.convert(source, target)
     assert len(revoicing.calls) == 1
+    # Nor where the record asks for none, or for no guidance, which it was measured with.
+    for guided, passes in ((0.1, 0.0), (0.0, 1.0)):
+        revoicing.calls.clear()
+        revoicing.guidance, revoicing.second_pass = guided, passes
+        pipeline.convert(source, target, controls=Controls(strength=1.2))
+        assert len(revoicing.calls) == 2
+    revoicing.calls.clear()
+    revoicing.guidance, revoicing.second_pass = 0.1, 1.0
+    tuned = replace(
+        target, fine_tuning={"x": np.zeros(1, np.float16)}, fine_tuned_converter=revoicing.name
+    )
+    pipeline.convert(source, tuned, controls=Controls(strength=1.2))
+    assert len(revoicing.calls) == 2
 
 
 def test_guidance_is_left_out_with_a_note_where_the_sources_voice_cannot_be_known(

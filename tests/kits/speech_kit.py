@@ -8,7 +8,7 @@ import numpy as np
 
 from auto_voice.training.corpus import Corpus, LoadedUtterance
 from auto_voice.training.data import Utterance
-from auto_voice.training.features import SPEEDS
+from auto_voice.training.features import WHISPER_ENERGIES
 
 DIMS = 8
 
@@ -31,11 +31,8 @@ def item(speaker: int, number: int, seconds: float = 4.0) -> LoadedUtterance:
         "teacher": content.astype(np.float16),
         "embedding": embedding.astype(np.float32),
     }
-    for speed in SPEEDS:
-        played = round(seconds / speed * 50)
-        source = content[np.minimum((np.arange(played) * speed).astype(int), time - 1)]
-        seen = np.repeat(np.tile(source, (1, 10)), 2, axis=0).T - 9.0
-        features[f"content_mel_{speed}"] = seen.astype(np.float16)
+    energies = np.repeat(np.tile(content, (1, 10)), 2, axis=0).T - 3.0
+    features[WHISPER_ENERGIES] = energies.astype(np.float16)
     utterance = Utterance(Path(f"{speaker}-{number}.wav"), f"speaker{speaker}", "made-up")
     return LoadedUtterance(utterance, features)
 

@@ -88,7 +88,7 @@ def test_a_model_falls_back_to_the_cpu_alone_and_says_why(
     machine(monkeypatch, CUDA, gpus_mb=(8000, 10))
     registry = ModelRegistry(tmp_path, device="cpu,converter=cuda:1,speaker=cuda:3", offline=True)
     assert registry.load("content_compact").device == "cpu"
-    assert registry.resolved("content_compact") == "content_compact@1.5"
+    assert registry.resolved("content_compact") == "content_compact@2.0"
     assert registry.load("converter_compact").device == "cpu"
     assert "on the CPU, since cuda:1 is missing or too small" in registry.resolved(
         "converter_compact"

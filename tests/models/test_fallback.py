@@ -71,7 +71,7 @@ def test_who_steps_in_speaks_the_same_space(config: Path) -> None:
     found = ModelRegistry(config.parent / "m", fallback="compact", offline=True)
     with pytest.warns(FallbackWarning):
         model = found.load("content_whisper", "1.5")
-    assert model.name == "content_compact@1.5"
+    assert model.name == "content_compact@2.0"
     assert model.space == "content_space@1.5"
 
 

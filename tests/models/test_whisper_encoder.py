@@ -8,21 +8,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch import nn
 
 import graph_kit
 from auto_voice.audio.mel import CEPSTRA_SIZE, CONTENT_MEL, ENVELOPE_SIZE, band_envelope, log_mel
-from auto_voice.errors import ModelLoadError
+from auto_voice.errors import ModelLoadError, TrainingError
+from auto_voice.models import ModelRegistry
 from auto_voice.models.runtime.checkpoints import read_ctranslate2
+from auto_voice.models.runtime.graphs import STEP
 from auto_voice.models.whisper_encoder import (
+    POSITIONS,
     ContentSpace,
     WhisperContentEncoder,
     WhisperEncoder,
     convert_checkpoint,
-    whisper_log_mel,
+    encoder_arrays,
+    in_whole_numbers,
+    log_energies,
+    read_arrays,
+    scaled,
+    sinusoids,
 )
-from auto_voice.training.networks.encoders import ContentNet
-from auto_voice.training.networks.loading import whisper_net
+from auto_voice.training.networks.loading import content_net, whisper_net
 
 WIDTH = 128
 
@@ -180,7 +188,8 @@ def test_a_model_without_an_encoder_is_refused(tmp_path: Path) -> None:
 def test_log_mel_spans_two_units_below_its_peak() -> None:
     # Whisper clamps to 80 dB under the loudest value and scales by a quarter: 8 / 4.
     rng = np.random.default_rng(0)
-    mel = whisper_log_mel(np.concatenate([rng.normal(size=8000), np.zeros(8000)]).astype("f4"))
+    energies = log_energies(np.concatenate([rng.normal(size=8000), np.zeros(8000)]).astype("f4"))
+    mel = scaled(energies, energies.max())
     assert mel.shape == (80, 100)
     assert np.ptp(mel) == pytest.approx(2.0)
 
@@ -221,7 +230,7 @@ def test_the_envelope_follows_the_features_in_every_encoder_of_a_space(tmp_path:
     subspace = ContentSpace(*(np.ones(s, "f4") for s in (WIDTH, WIDTH, (WIDTH, 6))))
     teacher = WhisperContentEncoder(encoder, subspace, "teacher@1", "space", envelope=True)
     student = graph_kit.content_encoder(
-        ContentNet(6, width=16, blocks=1).eval(), "student@1", "space", envelope=True
+        graph_kit.content_net(6), "student@1", "space", envelope=True
     )
     samples = (np.random.default_rng(0).normal(size=16100) * 0.05).astype(np.float32)
     heard, learnt = teacher.encode_piece(samples), student.encode_piece(samples)
@@ -300,3 +309,75 @@ def test_an_encoder_whose_sizes_have_no_graph_for_streams_has_none(tmp_path: Pat
     )
     subspace = ContentSpace(*(np.ones(s, "f4") for s in (WIDTH, WIDTH, (WIDTH, 6))))
     assert WhisperContentEncoder(encoder, subspace, "t@1", "space").stream() is None
+
+
+def test_hidden_values_that_do_nothing_can_be_left_out(tmp_path: Path) -> None:
+    reference, frames = _Reference(2), 40
+    for layer in reference.layers:
+        with torch.no_grad():
+            # Half of them, in no order, reach nothing or hear nothing.
+            layer.linear2.weight[:, ::4] = 0
+            layer.linear1.weight[2::4] = 0
+            layer.linear1.bias[2::4] = 0
+    _write_ctranslate2(tmp_path / "model.bin", reference.arrays())
+    net = content_net(tmp_path / "model.bin", 6, layers=2, hidden=2 * WIDTH)
+    mel = torch.randn(1, 80, 2 * frames)
+    with torch.no_grad():
+        expected = reference.eval()(mel)
+        assert net.shape.hidden == 2 * WIDTH
+        torch.testing.assert_close(net.states(mel), expected, atol=1e-4, rtol=1e-4)
+        fewer = content_net(tmp_path / "model.bin", 6, layers=2, hidden=WIDTH).states(mel)
+    assert 0.01 < (fewer - expected).square().mean() < expected.var()
+    for wrong in ({"hidden": 4 * WIDTH + 1}, {"hidden": 0}, {"layers": 3}):
+        with pytest.raises(TrainingError, match=r"content\.net asks for"):
+            content_net(tmp_path / "model.bin", 6, **{"layers": 2, "hidden": WIDTH, **wrong})
+
+
+def test_a_file_of_whole_numbers_is_a_quarter_as_large_and_computes_nearly_the_same(
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    reference = _Reference(2)
+    with torch.no_grad():
+        reference.positions.copy_(torch.from_numpy(sinusoids(1500, WIDTH)))
+    _write_ctranslate2(tmp_path / "model.bin", reference.arrays())
+    arrays = encoder_arrays(read_arrays(tmp_path / "model.bin"), 2)
+    small = in_whole_numbers(arrays)
+    assert POSITIONS not in small
+    save_file(small, tmp_path / "small.safetensors")
+    found = read_arrays(tmp_path / "small.safetensors")
+    assert found.keys() == arrays.keys()
+    np.testing.assert_allclose(found[POSITIONS], arrays[POSITIONS], atol=1e-6)
+    for name, values in arrays.items():
+        if values.ndim > 1 and name != POSITIONS:
+            largest = np.abs(values).reshape(len(values), -1).max(axis=1)
+            error = np.abs(found[name] - values).reshape(len(values), -1).max(axis=1)
+            assert (error <= largest / 250).all()
+    matrices = sum(v.nbytes for n, v in arrays.items() if v.ndim > 1 and n != POSITIONS)
+    assert (tmp_path / "small.safetensors").stat().st_size < 0.27 * matrices
+    samples = noise(1.0)
+    whole, nearly = (
+        load(tmp_path / name, layers=2).features(samples)
+        for name in ("model.bin", "small.safetensors")
+    )
+    assert np.square(whole - nearly).mean() < 1e-3 * whole.var()
+
+
+def test_whole_numbers_without_fitting_steps_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    _write_ctranslate2(tmp_path / "model.bin", _Reference(1).arrays())
+    small = in_whole_numbers(encoder_arrays(read_arrays(tmp_path / "model.bin"), 1))
+    name = "layer_0/ffn/linear_0/weight"
+    for steps in (None, np.ones(3, np.float32)):
+        damaged = {key: values for key, values in small.items() if key != f"{name}{STEP}"}
+        if steps is not None:
+            damaged[f"{name}{STEP}"] = steps
+        save_file(damaged, tmp_path / "damaged.safetensors")
+        with pytest.raises(ModelLoadError, match="steps that do not fit"):
+            read_arrays(tmp_path / "damaged.safetensors")
+
+
+@pytest.mark.weights
+def test_the_positions_of_whisper_can_be_computed(weights_registry: ModelRegistry) -> None:
+    arrays = read_arrays(weights_registry.path("recogniser_base", file="model.bin"))
+    np.testing.assert_allclose(sinusoids(1500, 512), arrays[POSITIONS], atol=5e-4)

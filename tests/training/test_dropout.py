@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from auto_voice.training.networks.encoders import Dropout  # noqa: E402
+from auto_voice.training.networks.generators import Dropout  # noqa: E402
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.5, 0.9, 0.99])

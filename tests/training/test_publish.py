@@ -12,13 +12,12 @@ import torch
 from auto_voice.errors import ModelLoadError, VoiceError
 from auto_voice.models import ModelRegistry
 from auto_voice.models.converter_model import REFERENCE_FRAMES, thin
-from auto_voice.training.networks.encoders import ContentNet
 from auto_voice.training.networks.generators import ConverterNet
 from auto_voice.training.publish import publish
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.trainer import Schedule
 from auto_voice.types import Content, Pitch, Voice
-from graph_kit import content_encoder
+from graph_kit import content_encoder, content_net
 
 DIMS = 8
 
@@ -26,7 +25,7 @@ DIMS = 8
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    net = ContentNet(DIMS, width=24, blocks=2).eval()
+    net = content_net(DIMS)
     content = content_encoder(net, "content_compact@test", "content_space@test")
     converter = ConverterNet(DIMS, width=24, blocks=2).eval()
     recipe = Recipe("test", "a test", content=StageRecipe(Schedule(1)))
@@ -34,6 +33,7 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return publish(
         recipe, folder, content, converter, content_net=net,
         figures={"content.r2": 0.5}, speakers=3, hours=0.1,
+        drawing={"guidance": 0.25, "second_pass": 1.0},
     )  # fmt: skip
 
 
@@ -94,6 +94,13 @@ def test_rows_of_a_batch_equal_those_alone(registry: ModelRegistry) -> None:
     assert (features[1, 28:] == 0).all()
 
 
+def test_a_published_encoder_of_any_size_serves_streams(registry: ModelRegistry) -> None:
+    encoder = registry.load("content_compact", "test")
+    stream, speech = encoder.stream(), _speech(1.0)
+    found = stream.encode(speech, 0, 0, 50)
+    np.testing.assert_allclose(found, encoder.encode_piece(speech), atol=1e-4)
+
+
 def test_nothing_in_is_nothing_out(registry: ModelRegistry) -> None:
     encoder = registry.load("content_compact", "test")
     assert encoder.encode(np.zeros(100, np.float32)).features.shape == (0, DIMS)
@@ -146,7 +153,13 @@ def test_the_card_and_the_catalog_say_what_was_made(catalog: Path) -> None:
     card = (catalog.parent / "card.md").read_text()
     assert "3 speakers" in card
     assert "content.r2" in card
-    assert "content_student" in catalog.read_text()
+    assert "whisper_content" in catalog.read_text()
+
+
+def test_a_converter_draws_as_the_one_that_it_comes_from(registry: ModelRegistry) -> None:
+    converter = registry.load("converter_compact", "test")
+    drawing = converter.guidance, converter.correction, converter.second_pass
+    assert drawing == (0.25, 0.0, 1.0)
 
 
 def test_thinning_spreads_over_the_whole_reference() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from auto_voice.errors import TrainingError
+from auto_voice.models.registry.catalog_schema import builtin_catalog, load_catalog
 from auto_voice.training.recipes import load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +18,9 @@ def test_committed_recipes_load(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name
     assert recipe.content or recipe.converter or recipe.tune
+    catalog = load_catalog([builtin_catalog()])
+    for name in (recipe.content_from, recipe.converter_from):
+        assert name is None or catalog.version(*name.split("@")).key == name
 
 
 @pytest.mark.parametrize(
@@ -29,9 +33,13 @@ def test_committed_recipes_load(path: Path) -> None:
         ("name: x\ncontent: {schedule: {steps: 5, learning_rate: fast}}\n", "must be a number"),
         ("name: [\n", "not valid YAML"),
         (
-            "name: x\ncontent_space: {dims: 16}\n"
-            "content: {net: {dims: 32}, schedule: {steps: 5}}\n",
-            "content.net.dims is 32; content_space.dims says 16",
+            "name: x\ncontent: {net: {width: 32}, schedule: {steps: 5}}\n",
+            "content.net: unknown key width; known are hidden, layers",
+        ),
+        (
+            "name: x\ncontent_from: a@1\ncontent_space: {dims: 16}\n"
+            "content: {task: {batch: 2, frames: 9}, schedule: {steps: 5}}\n",
+            "leave content_space out",
         ),
         ("name: x\ncontent: {net: , schedule: {steps: 5}}\n", "net must hold keys and values"),
         (

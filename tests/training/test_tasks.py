@@ -10,7 +10,10 @@ from auto_voice.audio.mel import CEPSTRA_SIZE, cepstral_warp
 from auto_voice.errors import TrainingError
 from auto_voice.inference.effects import band_centres
 from auto_voice.training.corpus import Corpus, crop
-from auto_voice.training.tasks import GUARD_FRAMES, ContentTask, ConverterTask
+from auto_voice.training.networks import encoders
+from auto_voice.training.networks.encoders import WhisperLiveNet
+from auto_voice.training.tasks import GUARD_FRAMES, ContentTask, ConverterTask, running_peak
+from graph_kit import content_net
 from speech_kit import DIMS, corpus, item
 
 SMALL = {"dims": DIMS, "width": 32, "blocks": 2}
@@ -82,12 +85,84 @@ def _train(task: ContentTask | ConverterTask, steps: int) -> tuple[float, float]
 
 def test_the_content_task_learns_through_perturbation() -> None:
     torch.manual_seed(0)
-    task = ContentTask(corpus(), corpus(2), SMALL, 8, 40)
+    task = ContentTask(corpus(), corpus(2), content_net(DIMS), 8, 40)
     first, last = _train(task, 60)
     assert last < 0.7 * first
     figures = task.validate()
     assert figures["r2_clean"] > 0.3
+    assert figures["r2_streamed"] > 0.3
     assert figures == task.validate()
+
+
+def test_a_content_encoder_begins_with_the_best_subspace_of_its_states() -> None:
+    torch.manual_seed(0)
+    speech, net = corpus(), content_net(DIMS)
+    with torch.no_grad():
+        net.projection.zero_()
+    task = ContentTask(speech, speech, net, 8, 40)
+    begun = task.validate()["r2_clean"]
+    assert begun > 0
+    with torch.no_grad():
+        net.projection.mul_(1.3)
+    assert task.validate()["r2_clean"] < begun
+    known = net.projection.clone()
+    assert torch.equal(ContentTask(speech, speech, net, 8, 40).model.projection, known)
+
+
+@pytest.mark.parametrize("remembered", [400, 11])
+@pytest.mark.parametrize(("block", "ahead"), [(8, 5), (3, 1), (40, 0), (7, 9)])
+def test_content_is_learnt_from_a_stream_as_a_stream_is_encoded(
+    block: int, ahead: int, remembered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What training computes in one go is what the network that remembers gives part by part."""
+    monkeypatch.setattr(encoders, "REMEMBERED_FRAMES", remembered)
+    torch.manual_seed(0)
+    net, frames = content_net(DIMS, layers=2), 40
+    mel = torch.randn(1, 80, 2 * frames)
+    live = WhisperLiveNet(net.shape)
+    live.load_state_dict(net.encoder_weights())
+    with torch.no_grad():
+        learnt = net.states(mel, 7, block, ahead)[0]
+        memory = torch.zeros(2, 2, 1, 1, 0, 64)
+        for start in range(0, frames, block):
+            stop, seen = min(start + block, frames), min(start + block + ahead, frames)
+            # The sound goes on here, where a stream has nothing yet beyond what it sees.
+            states, held = live.continued(
+                net._begun(mel)[:, start:seen], torch.tensor([7 + start]), memory
+            )
+            memory = torch.cat([memory, held[:, :, :, :, : stop - start]], dim=4)
+            memory = memory[:, :, :, :, -remembered:]
+            torch.testing.assert_close(states[0, : stop - start], learnt[start:stop])
+
+
+def test_the_peak_of_a_crop_is_what_a_stream_knows_of_it() -> None:
+    energies = np.random.default_rng(0).normal(size=(80, 2 * 30)).astype(np.float32)
+    assert running_peak(energies, 0, 0) == energies.max()
+    block, ahead = 7, 3
+    found = running_peak(energies, block, ahead)
+    assert found.shape == (60,)
+    for start in range(0, 30, block):
+        known = energies[:, : 2 * (start + block + ahead)].max()
+        assert (found[2 * start : 2 * (start + block)] == known).all()
+
+
+def test_content_is_drawn_to_a_mean_of_nothing() -> None:
+    """A stream begins before the mean of its content is known."""
+    torch.manual_seed(0)
+    net = content_net(DIMS)
+    task = ContentTask(corpus(), corpus(2), net, 8, 40, streamed=0.0)
+
+    def penalty() -> float:
+        terms = task.loss(np.random.default_rng(0))
+        return float(terms["loss"].detach() - (1 - terms["r2"]))
+
+    before = penalty()
+    with torch.no_grad():
+        net.mean.add_(1.0)  # All content moves by one vector.
+    moved = penalty()
+    assert 0 <= before < moved
+    _train(task, 60)
+    assert penalty() < 0.5 * moved
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ RECIPE = {
     "data": {"hold_out": 0.5},
     "content_space": {"dims": 16, "sample": 4},
     "content": {
-        "net": {"dims": 16, "width": 16, "blocks": 1},
+        "net": {"layers": 2, "hidden": 64},
         "task": {"batch": 2, "frames": 40},
         "schedule": {"steps": 3, "validate_every": 2},
     },
@@ -180,53 +180,66 @@ def test_recordings_become_a_model_that_converts(
     assert len(result.audio.samples) == round(len(sample.samples) * 22050 / sample.sample_rate)
     assert np.isfinite(result.audio.samples).all()
 
-    # The teacher serves the new space too, and the next training can start from it and widen it.
-    wider = {
-        "name": "wider", "data": RECIPE["data"], "tune": RECIPE["tune"],
+    # The teacher serves the new space too, and the next training can start from both.
+    further = {
+        "name": "further", "data": RECIPE["data"], "tune": RECIPE["tune"],
         "converter": {**RECIPE["converter"], "net": {"blocks": 2, "expansion": 3}},
-        "content_space": {
-            "dims": 24, "sample": 4, "envelope": True, "cepstra": True, "widens": True,
-        },
+        "content": RECIPE["content"],
         "content_from": "content_compact@tiny", "converter_from": "converter_compact@tiny",
         "kept_change": 0.5,
     }  # fmt: skip
-    path = tmp_path / "wider.yaml"
-    path.write_text(yaml.safe_dump(wider))
+    path = tmp_path / "further.yaml"
+    path.write_text(yaml.safe_dump(further))
     outcome = Workflow(
-        load_recipe(path), [speech], tmp_path / "wide", registry, workers=1, say=told.append
+        load_recipe(path), [speech], tmp_path / "further", registry, workers=1, say=told.append
     ).run()
     assert outcome.figures["published.l1_teacher"] > 0
     spaces = [
         load_file(folder / "content_space.safetensors")["projection"]
-        for folder in (tmp_path / "out", tmp_path / "wide")
+        for folder in (tmp_path / "out", tmp_path / "further")
     ]
-    assert spaces[1].shape[1] == 24
-    assert np.array_equal(spaces[0], spaces[1][:, :16])
+    assert np.array_equal(*spaces)
     again = ModelRegistry(weights_registry.model_dir, config=outcome.catalog, progress=False)
-    for encoder in ("content_whisper@wider", "content_compact@wider"):
-        config = PipelineConfig(content_encoder=encoder, converter="converter_compact@wider")
-        pipeline = VoiceConversionPipeline(config, model_registry=again)
-        assert pipeline.convert(sample, source).models["content"] == encoder
-    grown = again.load("converter_compact@wider").shape
+    config = PipelineConfig(
+        content_encoder="content_compact@further", converter="converter_compact@further"
+    )
+    pipeline = VoiceConversionPipeline(config, model_registry=again)
+    made = pipeline.convert(sample, source)
+    assert made.models["content"] == "content_compact@further"
+    assert again.load("content_compact@further").space == "content_space@tiny"
+    # Further trainings need nothing but what was published.
+    assert again.version("content_whisper", "tiny").params["space"] == "content_space@tiny"
+    both = VoiceConversionPipeline(
+        PipelineConfig(content_encoder="content_whisper@tiny", converter="converter_compact@tiny"),
+        model_registry=registry,
+    )
+    assert both.convert(sample, source).models["content"] == "content_whisper@tiny"
+    grown = again.load("converter_compact@further").shape
     assert (grown.blocks, grown.expansion) == (2, 3)
     for name, has in (("blocks", "2 blocks"), ("expansion", "an expansion of 3")):
-        fewer = {**wider, "converter_from": "converter_compact@wider"}
-        fewer |= {"content_from": "content_compact@wider", "name": "fewer", "converter": {
-            **RECIPE["converter"], "net": {name: 1},
-        }}  # fmt: skip
+        fewer = {**further, "converter_from": "converter_compact@further"}
+        fewer |= {
+            "content_from": "content_compact@further",
+            "name": "fewer",
+            "converter": {**RECIPE["converter"], "net": {name: 1}},
+        }
         path.write_text(yaml.safe_dump(fewer))
         with pytest.raises(TrainingError, match=f"has {has}, and nothing can be taken away"):
             Workflow(
                 load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
             ).run()
-    behind = {**wider, "name": "behind", "content_space": {"dims": 32, "widens": True}}
-    behind |= {"content_from": "content_compact@wider", "converter_from": "converter_compact@wider"}
-    path.write_text(yaml.safe_dump(behind))
-    with pytest.raises(TrainingError, match=r"set content_space\.dims to 24"):
-        Workflow(
-            load_recipe(path), [speech], tmp_path / "no", again, workers=1, say=told.append
-        ).run()
-    narrow = {**wider, "content_space": {"dims": 24}, "converter_from": "converter_compact@1.6"}
+    for changes, says in (
+        ({"task": {"batch": 2, "frames": 1501}}, "hears 1500 frames at once"),
+        ({"net": {"layers": 7}}, "asks for 7 layers"),
+    ):
+        wrong = {**further, "content": {**RECIPE["content"], **changes}}
+        path.write_text(yaml.safe_dump(wrong))
+        with pytest.raises(TrainingError, match=says):
+            Workflow(
+                load_recipe(path), [speech], tmp_path / "no", registry, workers=1, say=told.append
+            ).run()
+    assert not (tmp_path / "no").exists()
+    narrow = {**further, "converter_from": "converter_compact@1.6"}
     path.write_text(yaml.safe_dump(narrow))
     with pytest.raises(TrainingError, match="name two of one space"):
         Workflow(

@@ -136,31 +136,49 @@ def drawn(
     ratio, pitch = controls.formant_ratio, piece.pitch
     lower = Pitch(pitch.f0_hz / np.float32(ratio), pitch.voiced, pitch.frame_rate)
     with timed(timings, "convert"):
-        mel = converter.convert(piece.content, lower, voice, len(piece.pauses))
-        share = guidance(converter, voice, controls)
-        if own is None or not share:
-            mel = corrected(converter, mel, voice)
-        else:
-            # At one pitch, known as well as each other, drawn by the same weights: they differ by
-            # nothing but the voice.
-            frames = own.frames if voice.frames else {}
-            theirs = replace(
-                own, log_f0_mean=voice.log_f0_mean, frames=frames,
-                fine_tuning=voice.fine_tuning, fine_tuned_converter=voice.fine_tuned_converter,
-            )  # fmt: skip
-            start = converter.convert(piece.content, lower, theirs, len(piece.pauses))
-            if isinstance(converter, RevoicingConverter):
-                # A strength above 1 goes beyond the voice once, not with each pass.
-                first = beyond(mel, start, guidance(converter, voice, Controls()))
-                first = corrected(converter, first, voice)
-                again = converter.revoiced(piece.content, first, start, voice, theirs)
-                if again is not None:
-                    mel = converter.convert(again, lower, voice, len(piece.pauses))
-            mel = corrected(converter, beyond(mel, start, share), voice)
+        frames = len(piece.pauses)
+        mel = mel_in(voice, piece.content, lower, frames, converter, controls, own)
         mel = warp_formants(mel, ratio)
     with timed(timings, "level"):
         source = source_shape(piece.speech, piece.sample_rate, piece.pauses, piece.noise)
         return fill_pauses(mel, source), source
+
+
+def mel_in(
+    voice: Voice,
+    content: Content,
+    pitch: Pitch,
+    frames: int,
+    converter: Converter,
+    controls: Controls,
+    own: Voice | None,
+) -> Mel:
+    """``content`` in ``voice``, with guidance, second pass and correction where the converter asks
+    for them.
+
+    Args:
+        frames: of the mel.
+        own: see :func:`drawn`.
+    """
+    mel = converter.convert(content, pitch, voice, frames)
+    share = guidance(converter, voice, controls)
+    if own is None or not share:
+        return corrected(converter, mel, voice)
+    # At one pitch, known as well as each other, drawn by the same weights: they differ by nothing
+    # but the voice.
+    theirs = replace(
+        own, log_f0_mean=voice.log_f0_mean, frames=own.frames if voice.frames else {},
+        fine_tuning=voice.fine_tuning, fine_tuned_converter=voice.fine_tuned_converter,
+    )  # fmt: skip
+    start = converter.convert(content, pitch, theirs, frames)
+    # A strength above 1 goes beyond the voice once, not with each pass.
+    measured = guidance(converter, voice, Controls())
+    if measured and isinstance(converter, RevoicingConverter) and converter.second_pass:
+        first = corrected(converter, beyond(mel, start, measured), voice)
+        again = converter.revoiced(content, first, start, voice, theirs)
+        if again is not None:
+            mel = converter.convert(again, pitch, voice, frames)
+    return corrected(converter, beyond(mel, start, share), voice)
 
 
 def corrected(converter: Converter, mel: Mel, voice: Voice) -> Mel:

@@ -41,7 +41,7 @@ from auto_voice.inference.analysis import noise_floor, pauses
 from auto_voice.inference.chunking import HOP, hop_energies, hop_size
 from auto_voice.inference.controls import SOURCE, Controls
 from auto_voice.inference.effects import moved, without_creak
-from auto_voice.inference.rendering import Piece, corrected, drawn, finished, timed, vocoded
+from auto_voice.inference.rendering import Piece, drawn, finished, mel_in, timed, vocoded
 from auto_voice.models.base import (
     ContentEncoder,
     Converter,
@@ -644,8 +644,8 @@ class LiveStream:
             np.zeros((8, encoder.dims), np.float32), encoder.frame_rate, encoder.space
         )
         pitch = Pitch(np.full(8, 150, np.float32), np.ones(8, np.bool_), FRAME_RATE)
-        converter = self._setup.converter
-        corrected(converter, converter.convert(content, pitch, voice, 8), voice)
+        setup = self._setup
+        mel_in(voice, content, pitch, 8, setup.converter, Controls(), setup.own_voice)
 
     def _mean_content(self, voice: Voice | None) -> FloatArray | None:
         """Of the speech that ``voice`` was made from; None where it was not kept."""

@@ -163,6 +163,9 @@ class RevoicingConverter(Protocol):
     """A converter whose content holds the spectral envelope of the source, which can be changed to
     that of the voice before the mel is drawn once more."""
 
+    second_pass: float
+    """By how much; 0 for not."""
+
     def revoiced(
         self, content: Content, mel: Mel, start: Mel, voice: Voice, own: Voice
     ) -> Content | None:

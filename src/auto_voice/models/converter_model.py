@@ -242,12 +242,10 @@ class CompactConverter:
         ``start``, drawn in ``own``: they tell of the voice's vocal tract then.
 
         Content has no mean over its speech, so what the voices differ by on average is left out.
-        None where the record asks for no second pass, where the content has no cepstra, where a
-        voice has no reference frames, and where a converter was fine-tuned to it.
+        None where the content has no cepstra, and where a voice has no reference frames.
         """
         frames = _reference_frames(voice)
-        possible = self.second_pass and self.shape.cepstra and not voice.fine_tuning
-        if not possible or frames is None or not len(own.frames.get("mel", ())):
+        if not self.shape.cepstra or frames is None or not len(own.frames.get("mel", ())):
             return None
         shown = {f"own.{name}": values[::16] for name, values in own.frames.items()}
         shown |= {name: values[::16] for name, values in frames.items()}

@@ -24,6 +24,7 @@ from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.checkpoints import read_ctranslate2
 from auto_voice.models.runtime.graphs import (
     FOLDER,
+    STEP,
     SUFFIX,
     bound_network,
     graph_name,
@@ -52,6 +53,8 @@ REMEMBERED_FRAMES = 400
 RUN_FRAMES, SETTLED_FRAMES = 900, 300
 # Frames before new ones that the convolutions and the spectra see.
 CONTEXT_FRAMES = 2
+# Positions that every size of Whisper knows, and values of a frame in the largest.
+POSITION_COUNT, WIDEST = 1500, 1280
 # Values of a head of attention, in every size of Whisper.
 HEAD = 64
 ARCHITECTURE, LIVE = "whisper_content", "whisper_live"
@@ -67,14 +70,28 @@ class WhisperShape:
     layers: int = 4
     bands: int = 80
     positions: int = 1500
+    hidden: int = 2048
+
+    @classmethod
+    def from_params(cls, params: Mapping[str, Any]) -> WhisperShape:
+        """The sizes that a catalog's version has."""
+        return cls(layers=params["layers"], hidden=params.get("hidden", cls.hidden))
 
     @classmethod
     def of(cls, arrays: Mapping[str, Array], layers: int) -> WhisperShape:
         """The sizes of an encoder of which ``layers`` layers are run."""
-        positions, bands = arrays.get(POSITIONS), arrays.get("conv1/weight")
-        if positions is None or bands is None:
-            raise ModelLoadError("The Whisper encoder lacks 'conv1/weight'; fetch it again.")
-        return cls(positions.shape[1], layers, bands.shape[1], positions.shape[0])
+        sizes = []
+        for name in ("conv1/weight", POSITIONS, "layer_0/ffn/linear_0/bias"):
+            if name not in arrays:
+                raise ModelLoadError(f"The Whisper encoder lacks {name!r}; fetch it again.")
+            sizes.append(arrays[name].shape)
+        try:
+            (_, bands, _), (positions, width), (hidden,) = sizes
+        except ValueError as error:
+            raise ModelLoadError(
+                "The Whisper encoder has arrays of other shapes; fetch it again."
+            ) from error
+        return cls(width, layers, bands, positions, hidden)
 
 
 class WhisperEncoder:
@@ -140,8 +157,12 @@ class WhisperEncoder:
         Whisper knows 30 s; a longer input passes in windows that overlap by two seconds, of which
         each gives its middle.
         """
-        frames = len(samples) // 320
-        mel = whisper_log_mel(np.pad(samples[SHIFT_SAMPLES:], (0, SHIFT_SAMPLES)))
+        energies = log_energies(samples)
+        return self.states(scaled(energies, energies.max()))
+
+    def states(self, mel: FloatArray) -> FloatArray:
+        """``(80, 2 * frames)`` of ``scaled`` to ``(frames, width)`` float32."""
+        frames = mel.shape[1] // 2
         out = np.zeros((frames, self.width), np.float32)
         step = WINDOW_FRAMES - 2 * MARGIN_FRAMES
         for start in range(0, max(1, frames - 2 * MARGIN_FRAMES), step):
@@ -170,24 +191,27 @@ def _runs(name: str, layers: int) -> bool:
     return part in ("conv1", "conv2", "position_encodings")
 
 
-def whisper_log_mel(samples: FloatArray) -> FloatArray:
-    """``(samples,)`` at 16 kHz to ``(80, samples // 160)``, scaled as Whisper was trained."""
-    mel = _log_energies(samples)
-    return _scaled(mel, mel.max())
-
-
-def _log_energies(samples: FloatArray) -> FloatArray:
-    energy = log_mel(samples, WHISPER_MEL)[:, : len(samples) // 160]
+def log_energies(samples: FloatArray) -> FloatArray:
+    """``(samples,)`` at 16 kHz to ``(80, 2 * (samples // 320))``, decimal logarithm, where the
+    project's content frames are."""
+    shifted = np.pad(samples[SHIFT_SAMPLES:], (0, SHIFT_SAMPLES))
+    energy = log_mel(shifted, WHISPER_MEL)[:, : len(samples) // 320 * 2]
     return np.asarray(np.log10(np.maximum(energy, 1e-10)))
 
 
-def _scaled(mel: FloatArray, peak: float) -> FloatArray:
+def scaled(mel: FloatArray, peak: float | FloatArray) -> FloatArray:
+    """``log_energies`` as Whisper takes them.
+
+    Args:
+        peak: the loudest of them that is known, one or for each frame.
+    """
     return np.asarray((np.maximum(mel, peak - 8.0) + 4.0) / 4.0, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class ContentSpace:
-    """A whitened principal subspace: ``(frames, wide)`` to ``(frames, dims)``."""
+    """A subspace of states, of a teacher its whitened principal components: ``(frames, wide)`` to
+    ``(frames, dims)``."""
 
     mean: FloatArray
     scale: FloatArray
@@ -205,24 +229,13 @@ class ContentSpace:
         projection = vectors[:, largest] / np.sqrt(values[largest])
         return cls(*(np.asarray(a, np.float32) for a in (mean, scale, projection)))
 
-    def widened(self, features: Sequence[FloatArray], dims: int) -> ContentSpace:
-        """This space, followed by the principal components of what it misses; ``dims`` in all."""
-        x = np.concatenate(features).astype(np.float64)
-        z = _standardised(x, self.mean, self.scale)
-        covariance = np.cov(z, rowvar=False)
-        known = self.projection.astype(np.float64)
-        seen = known.T @ covariance @ known
-        missed = np.eye(len(known)) - known @ np.linalg.solve(seen, known.T @ covariance)
-        values, vectors = np.linalg.eigh(missed.T @ covariance @ missed)
-        largest = np.argsort(values)[::-1][: dims - known.shape[1]]
-        further = missed @ vectors[:, largest] / np.sqrt(values[largest])
-        projection = np.concatenate([self.projection, further], axis=1)
-        return ContentSpace(self.mean, self.scale, projection.astype(np.float32))
-
     def project(self, features: FloatArray) -> FloatArray:
         """``(frames, wide)`` to ``(frames, dims)``; an utterance's mean is still to be removed."""
-        z = _standardised(features, self.mean, self.scale)
-        return np.asarray(z @ self.projection, np.float32)
+        return np.asarray(self.standardised(features) @ self.projection, np.float32)
+
+    def standardised(self, features: FloatArray) -> FloatArray:
+        """``(frames, wide)`` over their spread, without outliers."""
+        return np.asarray(_standardised(features, self.mean, self.scale), np.float32)
 
 
 def _standardised(features: NDArray[Any], mean: NDArray[Any], scale: NDArray[Any]) -> NDArray[Any]:
@@ -299,13 +312,12 @@ class WhisperStream:
         frames, kept = len(samples) // 320 - skipped, stop - start
         if frames <= 0:
             return np.zeros((0, self._stage.dims), np.float32)
-        mel = _log_energies(np.pad(samples[SHIFT_SAMPLES:], (0, SHIFT_SAMPLES)))
-        mel = mel[:, : 2 * (skipped + frames)]
+        mel = log_energies(samples)
         peaks = mel[:, 2 * skipped :].max(axis=0)
         loudest = float(max(peaks.max(), self._peaks.max(initial=-np.inf)))
         self._peaks = np.append(self._peaks, peaks[: 2 * kept])[-2 * REMEMBERED_FRAMES :]
         skip = min(1, skipped)
-        mel = np.ascontiguousarray(_scaled(mel[:, 2 * (skipped - skip) :], loudest)[None])
+        mel = np.ascontiguousarray(scaled(mel[:, 2 * (skipped - skip) :], loudest)[None])
         if start >= self._next_run:
             self._runs.append((start, self._empty))
             self._next_run = start + RUN_FRAMES
@@ -325,12 +337,63 @@ class WhisperStream:
 def read_arrays(path: Path) -> dict[str, Array]:
     """Encoder weights from a CTranslate2 file or from safetensors made of one."""
     if is_safetensors(path):
-        return map_safetensors(path)
+        return with_whole_numbers_widened(map_safetensors(path), path)
     return {
         name.removeprefix(PREFIX): array
         for name, array in read_ctranslate2(path)
         if name.startswith(PREFIX)
     }
+
+
+def with_whole_numbers_widened(arrays: Mapping[str, Array], path: Path) -> dict[str, Array]:
+    """``arrays`` with int8 ones times the steps of their rows, without these, and with the
+    positions that can be computed.
+
+    Raises:
+        ModelLoadError: the steps are missing or do not fit.
+    """
+    widened = {}
+    for name, values in arrays.items():
+        if name.endswith(STEP):
+            continue
+        if values.dtype == np.int8:
+            steps = arrays.get(f"{name}{STEP}")
+            fit = steps is not None and values.ndim > 1 and steps.shape == values.shape[:1]
+            if steps is None or not fit or not (np.isfinite(steps) & (steps > 0)).all():
+                raise ModelLoadError(f"{path} holds {name!r} with steps that do not fit it.")
+            rows = steps.astype(np.float32).reshape(-1, *(1 for _ in values.shape[1:]))
+            values = values.astype(np.float32) * rows
+        widened[name] = values
+    shape = widened["conv1/weight"].shape if "conv1/weight" in widened else ()
+    if POSITIONS not in widened and shape and 0 < shape[0] <= WIDEST and shape[0] % HEAD == 0:
+        widened[POSITIONS] = sinusoids(POSITION_COUNT, shape[0])
+    return widened
+
+
+def sinusoids(count: int, width: int) -> FloatArray:
+    """``(count, width)`` as Whisper tells positions (after Vaswani et al. 2017)."""
+    slowness = np.log(10000) / (width // 2 - 1)
+    angles = np.arange(count)[:, None] * np.exp(-slowness * np.arange(width // 2))
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def in_whole_numbers(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """``arrays`` with matrices and convolutions as int8 and a step for each row, a quarter of
+    their size, and the others in half precision; ``read_arrays`` undoes it."""
+    small: dict[str, Array] = {}
+    for name, values in arrays.items():
+        known = sinusoids(*values.shape) if name == POSITIONS else np.zeros(0)
+        if len(known) == POSITION_COUNT and np.allclose(values, known, atol=1e-3):
+            continue
+        if values.ndim < 2 or name == POSITIONS:
+            small[name] = values.astype(np.float16)
+            continue
+        wide = values.astype(np.float32)
+        steps = np.abs(wide).reshape(len(wide), -1).max(axis=1) / 127 + 1e-12
+        rows = steps.reshape(-1, *(1 for _ in wide.shape[1:]))
+        small[name] = np.rint(wide / rows).astype(np.int8)
+        small[f"{name}{STEP}"] = steps.astype(np.float32)
+    return small
 
 
 def convert_checkpoint(path: Path) -> dict[str, np.ndarray]:
@@ -339,19 +402,24 @@ def convert_checkpoint(path: Path) -> dict[str, np.ndarray]:
 
 
 def build(files: Mapping[str, Path], version: ModelVersion, device: str) -> WhisperContentEncoder:
-    """From ``model.bin`` and ``content_space.safetensors``; ``params`` has ``layers``, ``space``
-    and, where they follow, ``envelope`` and ``cepstra``.
+    """From ``model.bin`` and ``content_space.safetensors``; ``params`` has ``layers``, ``space``,
+    ``hidden`` if it is not Whisper base's, ``live``, the file that is the graph for streams, if the
+    package has none, and, where they follow, ``envelope`` and ``cepstra``.
 
     Raises:
         ModelLoadError: the files do not fit.
     """
     names = (file.file for file in version.files if not file.file.endswith(SUFFIX))
     weights, subspace = (files[name] for name in names)
+    # A version of other sizes than the package's brings its graphs.
+    live = files.get(version.params.get("live", ""))
+    others = {name: path for name, path in files.items() if path != live}
     encoder = WhisperEncoder.load(
         weights, version.params["layers"], device,
-        lambda shape: read_graph(ARCHITECTURE, shape, files, version.key),
+        lambda shape: read_graph(ARCHITECTURE, shape, others, version.key),
+        (lambda _: live.read_bytes()) if live else None,
     )  # fmt: skip
-    arrays = map_safetensors(subspace)
+    arrays = {name: np.float32(values) for name, values in map_safetensors(subspace).items()}
     return WhisperContentEncoder(
         encoder, ContentSpace(**arrays), version.key, version.params["space"],
         version.params.get("envelope", False), version.params.get("cepstra", False),

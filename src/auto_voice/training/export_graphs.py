@@ -22,8 +22,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor, nn
 
-from auto_voice.audio.mel import CONTENT_MEL, GE2E_MEL, HIFIGAN_MEL
-from auto_voice.models.content_model import ContentShape
+from auto_voice.audio.mel import GE2E_MEL, HIFIGAN_MEL
 from auto_voice.models.converter_model import PITCH_SIZE, PROFILE_SIZE, ConverterShape
 from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.models.hubert_model import HuBERTShape
@@ -139,15 +138,10 @@ DEFINITIONS: Mapping[str, Definition] = {
         lambda _: (torch.rand(BATCH, 160, GE2E_MEL.bands),), lambda _: ("embedding",),
         lambda _: SpeakerShape(),
     ),
-    "content_student": Definition(
-        ContentShape, lambda shape: ContentNet(**asdict(shape)), {"mel": {0: "batch", 2: "frames"}},
-        lambda _: (torch.randn(BATCH, CONTENT_MEL.bands, 2 * FRAMES),), lambda _: ("content",),
-        _net_sizes(ContentShape),
-    ),
     "whisper_content": Definition(
         WhisperShape, WhisperNet, {"mel": {0: "batch", 2: "frames"}},
         lambda shape: (torch.randn(BATCH, shape.bands, 2 * FRAMES),), lambda _: ("hidden",),
-        lambda version: WhisperShape(layers=version.params["layers"]),
+        lambda version: WhisperShape.from_params(version.params),
     ),
     "whisper_live": Definition(
         WhisperShape, WhisperLiveNet,
@@ -156,7 +150,7 @@ DEFINITIONS: Mapping[str, Definition] = {
             "memory": {2: "batch", 4: "earlier"},
         },
         _live_example, lambda _: ("hidden", "held"),
-        lambda version: WhisperShape(layers=version.params["layers"]), serves="whisper_content",
+        lambda version: WhisperShape.from_params(version.params), serves="whisper_content",
     ),
     "mel_converter": Definition(
         ConverterShape, lambda shape: ConverterNet(**asdict(shape)),
@@ -229,8 +223,9 @@ def _outside(name: str, value: Tensor, note: str) -> TensorProto:
 
 
 def weights_of(net: nn.Module) -> dict[str, Any]:
-    """The parameters of ``net`` as arrays by name."""
-    return {name: value.detach().cpu().numpy() for name, value in net.state_dict().items()}
+    """The parameters of ``net`` as arrays by name, of a content encoder those of its layers."""
+    own = net.encoder_weights() if isinstance(net, ContentNet) else net.state_dict()
+    return {name: value.detach().cpu().numpy() for name, value in own.items()}
 
 
 def as_network(architecture: str, shape: Any, net: nn.Module, device: str = "cpu") -> Network:

@@ -43,6 +43,7 @@ from auto_voice.models.whisper_encoder import (
     ContentSpace,
     WhisperEncoder,
     WhisperShape,
+    log_energies,
 )
 from auto_voice.training.data import Utterance
 from auto_voice.types import SPEECH_RATE, FloatArray
@@ -143,12 +144,11 @@ log = logging.getLogger(__name__)
 
 TEACHER = "recogniser_base"
 # Part of every file's name; raise it when a feature's definition changes.
-VERSION = 2
-# Playback speeds of the content encoder's training input: pitch and formants move together.
-SPEEDS = (0.86, 1.0, 1.16)
+VERSION = 3
 MIN_SECONDS, MAX_SECONDS = 0.8, 29.5
-# Names of the features that hold the content of perturbed copies begin so.
-PERTURBED = "perturbed_"
+# Names of the features that hold the content of perturbed copies begin so, and that of what a
+# content encoder reads.
+PERTURBED, WHISPER_ENERGIES = "perturbed_", "whisper_energies"
 
 
 @dataclass(frozen=True)
@@ -225,9 +225,9 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
     Returns:
         ``mel`` ``(80, frames)`` float16 as the vocoder takes it; ``log_f0`` and ``voiced``
         ``(frames,)`` at its frame rate; ``teacher`` ``(time, dims)`` float16 at 50 Hz;
-        ``embedding`` ``(256,)`` of the whole utterance; ``content_mel_<speed>`` ``(80, 2 time)``
-        float16 at 100 Hz for each of ``SPEEDS``; ``perturbed_<n>`` ``(time, dims)`` float16, the
-        content of copies with other formants.
+        ``embedding`` ``(256,)`` of the whole utterance; ``whisper_energies`` ``(80, 2 time)``
+        float16 at 100 Hz; ``perturbed_<n>`` ``(time, dims)`` float16, the content of copies with
+        other formants.
     """
     speech = prepare(utterance)
     # Aligned recordings get the same pauses, or they were aligned no more.
@@ -243,10 +243,7 @@ def compute(utterance: Utterance, models: Models) -> dict[str, FloatArray]:
         "voiced": voiced.astype(np.float16),
         "embedding": speaker.embed_utterance(speech),
     }
-    for speed in SPEEDS:
-        # Reading n samples as if they were n / speed plays them faster and higher.
-        played = audio if speed == 1.0 else resample(audio, round(16000 * speed), 16000)
-        features[f"content_mel_{speed}"] = log_mel(played, CONTENT_MEL).astype(np.float16)
+    features[WHISPER_ENERGIES] = log_energies(audio).astype(np.float16)
     features["teacher"] = _content(audio, teacher, space, models).astype(np.float16)
     rng = _generator(utterance.path.name)
     for index in range(models.perturbed):
@@ -389,12 +386,8 @@ def fit_content_space(
     target: Path,
     dims: int,
     sample: int,
-    begins: ContentSpace | None = None,
 ) -> None:
     """Fits the content space on ``sample`` utterances, spread over the list, and stores it.
-
-    Args:
-        begins: the space that the new one begins with, if any.
 
     Raises:
         TrainingError: none of them can be used.
@@ -406,6 +399,6 @@ def fit_content_space(
             f"None of {len(chosen)} recordings can be used, for example {chosen[0].path}; "
             "check them with: autovoice inspect FILE"
         )
-    space = begins.widened(features, dims) if begins else ContentSpace.fit(features, dims)
+    space = ContentSpace.fit(features, dims)
     with atomic_write(target) as temporary:
         save_file(vars(space), temporary)

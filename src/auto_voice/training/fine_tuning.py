@@ -27,8 +27,12 @@ from torch.nn import Module
 
 from auto_voice.audio.mel import CEPSTRA_SIZE, random_warp
 from auto_voice.models.converter_model import CompactConverter, pitch_inputs
-from auto_voice.training.networks.encoders import ConvNeXtBlock, Dropout
-from auto_voice.training.networks.generators import ConverterNet, VoiceCondition
+from auto_voice.training.networks.generators import (
+    ConverterNet,
+    ConvNeXtBlock,
+    Dropout,
+    VoiceCondition,
+)
 from auto_voice.training.networks.loading import with_weights
 from auto_voice.types import Voice
 

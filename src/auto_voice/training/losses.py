@@ -32,9 +32,9 @@ from auto_voice.errors import TrainingError
 from auto_voice.filesystem import atomic_write
 from auto_voice.models.whisper_encoder import (
     OUTLIER,
-    SHIFT_SAMPLES,
     ContentSpace,
-    whisper_log_mel,
+    log_energies,
+    scaled,
 )
 from auto_voice.training.networks.encoders import SpeakerNet, WhisperNet
 from auto_voice.types import FloatArray
@@ -262,8 +262,8 @@ def _pair(samples: FloatArray) -> tuple[NDArray[np.float64], dict[str, NDArray[n
     at_rate = resample(samples, 16000, HIFIGAN_MEL.sample_rate)
     mel = torch.from_numpy(log_mel(at_rate, HIFIGAN_MEL).T.copy())[None]
     stacked = _stacked(mel)[0].double().numpy()
-    shifted = np.pad(samples[SHIFT_SAMPLES:], (0, SHIFT_SAMPLES))
-    words = 4.0 * whisper_log_mel(shifted).T.astype(np.float64) - 4.0
+    energies = log_energies(samples)
+    words = 4.0 * scaled(energies, energies.max()).T.astype(np.float64) - 4.0
     voice = np.log(log_mel(samples, GE2E_MEL).T.astype(np.float64) + QUIETEST)[1:]
     frames = min(len(stacked), len(words), len(voice))
     known = np.concatenate([stacked[:frames], np.ones((frames, 1))], axis=1)

@@ -8,46 +8,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
-from torch import nn
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from auto_voice.filesystem import atomic_write
-from auto_voice.models.content_model import CompactContentEncoder, ContentShape
 from auto_voice.models.converter_model import ConverterShape
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import SUFFIX
-from auto_voice.models.whisper_encoder import WhisperShape
-from auto_voice.training.export_graphs import export
+from auto_voice.models.whisper_encoder import (
+    ARCHITECTURE,
+    LIVE,
+    WhisperContentEncoder,
+    WhisperShape,
+    in_whole_numbers,
+    with_whole_numbers_widened,
+)
+from auto_voice.training.export_graphs import export, weights_of
 from auto_voice.training.features import teacher_graph
 from auto_voice.training.networks.encoders import ContentNet
 from auto_voice.training.networks.generators import ConverterNet
 from auto_voice.training.recipes import Recipe
 
 LICENCE = "MIT"
-# Architecture and sizes of each kind of network.
-_SHAPES: Mapping[str, tuple[str, Any]] = {
-    "content": ("content_student", ContentShape),
-    "converter": ("mel_converter", ConverterShape),
-}
 
 
 @dataclass(frozen=True)
 class Teacher:
     """Attributes:
     record: of the catalog's content encoder that runs the teacher.
-    space: file of the content space that was fitted.
+    space: file of the content space.
+    version: that serves it, the one that the space is named after.
+    layers: of the teacher.
     """
 
     record: ModelVersion
     space: Path
+    version: str
+    layers: int
 
 
 def publish(
     recipe: Recipe,
     folder: Path,
-    content: CompactContentEncoder,
+    content: WhisperContentEncoder,
     converter: ConverterNet,
     *,
     content_net: ContentNet | None = None,
@@ -55,6 +61,7 @@ def publish(
     speakers: int,
     hours: float,
     teacher: Teacher | None = None,
+    drawing: Mapping[str, float] | None = None,
 ) -> Path:
     """Writes the networks in half precision, their graphs and the catalog that offers them.
 
@@ -63,41 +70,42 @@ def publish(
             in its own catalog.
         figures: held-out ones, for the card.
         speakers, hours: that were trained on.
-        teacher: serves the new content space itself, where there is one.
+        drawing: how mels are drawn with the converter, see ``models.base.DRAWING``.
+        teacher: serves the content space itself, where the package's own does not.
 
     Returns:
         The ``models.yaml``; name it in ``AUTOVOICE_CONFIG`` or ``--config`` and the models are
-        ``content_compact@<recipe>``, ``content_whisper@<recipe>`` and
-        ``converter_compact@<recipe>``.
+        ``content_compact@<recipe>``, ``converter_compact@<recipe>`` and, unless the package's own
+        serves the space, ``content_whisper@<space>``.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    models: dict[str, Any] = {}
-    entries: list[tuple[str, str, ContentNet | ConverterNet, dict[str, Any]]] = [
-        ("converter_compact", "converter", converter, {"content_space": content.space})
-    ]
+    weights = folder / f"converter_compact-{recipe.name}.safetensors"
+    halves = {key: value.astype(np.float16) for key, value in weights_of(converter).items()}
+    _write(halves, weights, recipe.name)
+    graph = weights.with_suffix(SUFFIX)
+    graph.write_bytes(export("mel_converter", ConverterShape(**converter.arguments)))
+    version = {
+        "architecture": "mel_converter",
+        "licence": LICENCE,
+        "files": [_record(weights), _record(graph)],
+        "params": {
+            "content_space": content.space,
+            "net": converter.arguments,
+            **(drawing or {}),
+        },
+    }
+    models: dict[str, Any] = {
+        "converter_compact": {"kind": "converter", "versions": {recipe.name: version}}
+    }
     if content_net is not None:
-        params = {
-            "dims": content.dims, "space": content.space,
-            "envelope": content.envelope, "cepstra": content.cepstra,
-        }  # fmt: skip
-        entries.append(("content_compact", "content", content_net, params))
-    for name, kind, net, params in entries:
-        weights = folder / f"{name}-{recipe.name}.safetensors"
-        _write(net, weights, recipe.name)
-        architecture, shape = _SHAPES[kind]
-        graph = weights.with_suffix(SUFFIX)
-        graph.write_bytes(export(architecture, shape(**net.arguments)))
-        version = {
-            "architecture": architecture,
-            "licence": LICENCE,
-            "files": [_record(weights), _record(graph)],
-            "params": {**params, "net": net.arguments},
+        models["content_compact"] = {
+            "kind": "content",
+            "versions": {recipe.name: _learned(content_net, recipe, folder, content)},
         }
-        models[name] = {"kind": kind, "versions": {recipe.name: version}}
     if teacher is not None:
         models["content_whisper"] = {
             "kind": "content",
-            "versions": {recipe.name: _served(teacher, recipe, folder, content)},
+            "versions": {teacher.version: _served(teacher, folder, content)},
         }
     catalog = folder / "models.yaml"
     catalog.write_text(
@@ -107,15 +115,13 @@ def publish(
     return catalog
 
 
-def _served(
-    teacher: Teacher, recipe: Recipe, folder: Path, content: CompactContentEncoder
-) -> dict[str, Any]:
-    """The teacher's record, with the new space in place of its own."""
+def _served(teacher: Teacher, folder: Path, content: WhisperContentEncoder) -> dict[str, Any]:
+    """The teacher's record, with the space in place of its own."""
     weights = teacher.record.files[0]
-    space = folder / f"content_space-{recipe.name}.safetensors"
+    space = folder / f"content_space-{teacher.version}.safetensors"
     space.write_bytes(teacher.space.read_bytes())
-    graph = folder / f"content_whisper-{recipe.name}{SUFFIX}"
-    graph.write_bytes(teacher_graph(WhisperShape(layers=recipe.content_space.layers)))
+    graph = folder / f"content_whisper-{teacher.version}{SUFFIX}"
+    graph.write_bytes(teacher_graph(WhisperShape(layers=teacher.layers)))
     return {
         "architecture": teacher.record.architecture,
         "licence": teacher.record.licence,
@@ -129,15 +135,49 @@ def _served(
             _record(space),
             _record(graph),
         ],
-        "params": {
-            "sample_rate": content.sample_rate,
-            "frame_rate": content.frame_rate,
-            "dims": content.dims,
-            "layers": recipe.content_space.layers,
-            "space": content.space,
-            "envelope": content.envelope,
-            "cepstra": content.cepstra,
-        },
+        "params": {"layers": teacher.layers, **_params(content)},
+    }
+
+
+def _learned(
+    net: ContentNet, recipe: Recipe, folder: Path, content: WhisperContentEncoder
+) -> dict[str, Any]:
+    """A new content encoder: its matrices in whole numbers, and its subspace."""
+    weights = folder / f"content_compact-{recipe.name}.safetensors"
+    _write(in_whole_numbers(weights_of(net)), weights, recipe.name)
+    space = folder / f"content_compact_space-{recipe.name}.safetensors"
+    halves = {name: values.astype(np.float16) for name, values in vars(net.subspace()).items()}
+    _write(halves, space, recipe.name)
+    graph = weights.with_suffix(SUFFIX)
+    graph.write_bytes(export(ARCHITECTURE, net.shape))
+    live = folder / f"live_{graph.name}"
+    live.write_bytes(export(LIVE, net.shape))
+    sizes = {"layers": net.shape.layers, "hidden": net.shape.hidden, "live": live.name}
+    return {
+        "architecture": ARCHITECTURE,
+        "licence": LICENCE,
+        "files": [_record(path) for path in (weights, space, graph, live)],
+        "params": {**sizes, **_params(content)},
+    }
+
+
+def round_as_published(net: ContentNet) -> None:
+    """Leaves ``net`` the numbers that its files will hold."""
+    rounded = with_whole_numbers_widened(in_whole_numbers(weights_of(net)), Path("the network"))
+    net.take_encoder(rounded, "the network")
+    for values in (net.mean, net.scale, net.projection.data):
+        values.copy_(values.half())
+
+
+def _params(content: WhisperContentEncoder) -> dict[str, Any]:
+    """What a catalog says of every content encoder."""
+    return {
+        "sample_rate": content.sample_rate,
+        "frame_rate": content.frame_rate,
+        "dims": content.dims,
+        "space": content.space,
+        "envelope": content.envelope,
+        "cepstra": content.cepstra,
     }
 
 
@@ -153,11 +193,13 @@ def _record(path: Path) -> dict[str, Any]:
     }
 
 
-def _write(net: nn.Module, path: Path, version: str) -> None:
-    halves = {key: value.detach().half().contiguous() for key, value in net.state_dict().items()}
+def _write(arrays: Mapping[str, NDArray[Any]], path: Path, version: str) -> None:
     with atomic_write(path) as temporary:
         # One key only: safetensors writes several in random order, which would change the hash.
-        save_file(halves, temporary, metadata={"version": version})
+        save_file(
+            {name: np.ascontiguousarray(values) for name, values in arrays.items()}, temporary,
+            metadata={"version": version},
+        )  # fmt: skip
 
 
 def _card(recipe: Recipe, figures: Mapping[str, float], speakers: int, hours: float) -> str:

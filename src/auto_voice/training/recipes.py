@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +15,8 @@ import yaml
 
 from auto_voice.errors import TrainingError
 from auto_voice.models.registry.catalog_schema import version_problem
-from auto_voice.training.networks.encoders import ContentNet
 from auto_voice.training.networks.generators import ConverterNet
-from auto_voice.training.networks.loading import GROWS
+from auto_voice.training.networks.loading import GROWS, content_net
 from auto_voice.training.tasks import ContentTask, ConverterTask
 from auto_voice.training.trainer import Schedule
 
@@ -70,7 +69,7 @@ class DataRecipe:
 class ContentSpaceRecipe:
     """The space that content lies in.
 
-    An existing content encoder (``content_from``) keeps its own space, unless that is widened.
+    With ``content_from`` it is that of an existing content encoder.
 
     Attributes:
         dims: principal components of the teacher.
@@ -78,8 +77,6 @@ class ContentSpaceRecipe:
         layers: of the teacher.
         envelope: whether ``band_envelope`` follows them.
         cepstra: whether, with the envelope, ``cepstra`` follow, too.
-        widens: whether an existing content encoder moves into a new space that begins with its
-            own; it gives zero for the further components.
     """
 
     dims: int = 64
@@ -87,7 +84,6 @@ class ContentSpaceRecipe:
     layers: int = 4
     envelope: bool = False
     cepstra: bool = False
-    widens: bool = False
 
     def __post_init__(self) -> None:
         if self.cepstra and not self.envelope:
@@ -102,7 +98,7 @@ class StageRecipe:
 
     Attributes:
         schedule: how long and how fast.
-        net: arguments of the network; see ``ContentNet`` and ``ConverterNet``.
+        net: arguments of the network; see ``content_net`` and ``ConverterNet``.
         task: arguments of the task; see ``ContentTask`` and ``ConverterTask``.
     """
 
@@ -119,7 +115,8 @@ class Recipe:
         name: version that the result is published as.
         description: one line, for the card.
         data, content_space: see there.
-        content: the content encoder; None keeps an existing one (``content_from``).
+        content: the content encoder, in a new space or in that of ``content_from``; None keeps
+            that one as it is.
         converter: on the teacher's features, from scratch or from ``converter_from``; None leaves
             this step out.
         tune: the converter on the teacher's features and on the content encoder's own output, so
@@ -165,11 +162,16 @@ class Recipe:
                 )
         if self.tune is not None and self.tune.net:
             raise TrainingError("tune goes on with the converter as it is; leave tune.net out.")
-        if self.content is None:
-            return
-        dims, given = self.content_space.dims, self.content.net.get("dims", ContentSpaceRecipe.dims)
-        if given != dims:
-            raise TrainingError(f"content.net.dims is {given}; content_space.dims says {dims}.")
+        if self.keeps_space and self.content_space != ContentSpaceRecipe():
+            raise TrainingError(
+                "the content lies in the space of content_from; leave content_space out, or leave "
+                "out content_from and train a content encoder."
+            )
+
+    @property
+    def keeps_space(self) -> bool:
+        """Whether content lies in the space of an existing encoder."""
+        return self.content is None or self.content_from is not None
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -186,7 +188,7 @@ def load_recipe(path: Path) -> Recipe:
         raise TrainingError(f"The recipe {path} is not valid YAML: {error}.") from error
     recipe = _build(Recipe, _with_new_keys(data, path), str(path))
     for name, stage, net, task in (
-        ("content", recipe.content, ContentNet, ContentTask),
+        ("content", recipe.content, content_net, ContentTask),
         ("converter", recipe.converter, ConverterNet, ConverterTask),
         ("tune", recipe.tune, ConverterNet, ConverterTask),
     ):
@@ -269,12 +271,12 @@ _OLD_KEYS = {
     "swapped": "cross_speaker", "warp": "cepstral_vtlp",
 }  # fmt: skip
 # Arguments of tasks that the workflow gives.
-_GIVEN = {"corpus", "held_out", "net", "content", "perceptual"}
+_GIVEN = {"corpus", "held_out", "net", "content", "perceptual", "model", "path", "components"}
 # Arguments of tasks that are no larger than 1.
-_SHARES = {"embedding_only", "vtlp", "dropout", "perturbed"}
+_SHARES = {"embedding_only", "vtlp", "dropout", "perturbed", "streamed"}
 
 
-def _check_arguments(kind: type[Any], values: Mapping[str, Any], where: str) -> None:
+def _check_arguments(kind: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:
     """What a network or task takes, told before hours of work.
 
     Raises:

@@ -20,8 +20,9 @@ from auto_voice.models.converter_model import (
     pitch_inputs,
     voice_profile,
 )
+from auto_voice.models.whisper_encoder import ContentSpace, scaled
 from auto_voice.training.corpus import Aligned, Corpus, LoadedUtterance, crop, perturb
-from auto_voice.training.features import PERTURBED, SPEEDS
+from auto_voice.training.features import PERTURBED, WHISPER_ENERGIES
 from auto_voice.training.fine_tuning import GUARD_FRAMES
 from auto_voice.training.losses import AdversarialLoss, PerceptualLosses
 from auto_voice.training.networks.encoders import ContentNet
@@ -30,6 +31,20 @@ from auto_voice.types import FloatArray, Mel
 
 # Frames a second of every content encoder.
 CONTENT_RATE = 50.0
+# Frames of the blocks that a content encoder learns to be given, and those beyond a block that it
+# sees: 80 to 320 ms, 20 to 120 ms. It is validated with about what a live conversion has.
+SHORTEST_BLOCK, LONGEST_BLOCK = 4, 16
+SHORTEST_LOOKAHEAD, LONGEST_LOOKAHEAD = 1, 6
+LIVE = (8, 5)
+# Weight of the content's mean in the loss: utterances are centred, but a stream begins before its
+# mean is known.
+MEAN_WEIGHT = 0.1
+# Share of the crops that do not begin at the first position.
+LATER = 0.5
+# Crops that a content encoder's first subspace is found from, and its ridge for each frame.
+SUBSPACE_SAMPLE, SUBSPACE_RIDGE = 200, 0.01
+# From decimal to natural logs.
+NATURAL = np.float32(np.log(10.0))
 # Mel frames, 0.56 s: about the half second that cloning asks for.
 MIN_REFERENCE_FRAMES = 48
 # Standard deviation of the natural log of the VTLP factor: two of three lie within a tenth of 1.
@@ -63,65 +78,138 @@ class Task(Protocol[NetT]):
 
 
 class ContentTask:
-    """The content encoder: teacher features of clean speech from a perturbed copy.
+    """The content encoder: the teacher's features of clean speech, from that or a perturbed copy,
+    and from all of it or as a stream brings it.
 
     Args:
         corpus, held_out: what to train and to validate on.
-        net: arguments of ``ContentNet``.
+        model: the first layers of the teacher; without a subspace, it begins with the best one.
         batch: crops in a step.
         frames: content frames in a crop.
+        perturbed: share of the crops that are perturbed.
+        streamed: share of the crops that come in blocks, of ``SHORTEST_BLOCK`` to ``LONGEST_BLOCK``
+            frames, with ``SHORTEST_LOOKAHEAD`` to ``LONGEST_LOOKAHEAD`` more in sight.
+
+    Half of the crops begin at the first of the network's positions, the others anywhere, since
+    recordings and streams are longer than a crop.
     """
 
     def __init__(
-        self, corpus: Corpus, held_out: Corpus, net: Mapping[str, Any], batch: int, frames: int
+        self,
+        corpus: Corpus,
+        held_out: Corpus,
+        model: ContentNet,
+        batch: int,
+        frames: int,
+        perturbed: float = 0.5,
+        streamed: float = 0.5,
     ) -> None:
-        self.model = ContentNet(**net)
-        self.dims = self.model.head.out_features
+        self.model = model
+        self.dims = model.projection.shape[1]
         self.corpus, self.held_out = corpus, held_out
         self.batch, self.frames = batch, frames
+        self.perturbed, self.streamed = perturbed, streamed
+        if not bool(model.projection.any()):
+            self._begin()
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
-        crops = [self._crop(item, rng, 1.0) for item in self.corpus.draw(rng, self.batch)]
-        error = self._error(crops)
-        return {"loss": error, "r2": 1 - error.detach()}
+        errors = []
+        for item in self.corpus.draw(rng, self.batch):
+            strength = float(rng.random() < self.perturbed)
+            start = block = lookahead = 0
+            if rng.random() < LATER:
+                start = int(rng.integers(self.model.shape.positions - self.frames + 1))
+            if rng.random() < self.streamed:
+                block = int(rng.integers(SHORTEST_BLOCK, LONGEST_BLOCK + 1))
+                lookahead = int(rng.integers(SHORTEST_LOOKAHEAD, LONGEST_LOOKAHEAD + 1))
+            errors.append(self._errors(item, rng, strength, (start, block, lookahead)))
+        missed, mean, energy = torch.stack(errors).sum(0)
+        error = missed / energy
+        return {"loss": error + MEAN_WEIGHT * mean / energy, "r2": 1 - error.detach()}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
+        last = self.model.shape.positions - self.frames
         figures = {}
-        for name, strength in (("clean", 0.0), ("perturbed", 1.0)):
+        for name, strength, place in (
+            ("clean", 0.0, (0, 0, 0)),
+            ("perturbed", 1.0, (last // 2, 0, 0)),
+            ("streamed", 0.0, (0, *LIVE)),
+        ):
             rng = np.random.default_rng(0)
-            crops = [self._crop(i, rng, strength) for i in self.held_out.draw(rng, 4 * self.batch)]
-            figures[f"r2_{name}"] = 1 - float(self._error(crops))
+            items = self.held_out.draw(rng, 4 * self.batch)
+            errors = torch.stack([self._errors(item, rng, strength, place) for item in items])
+            missed, _, energy = errors.sum(0).tolist()
+            figures[f"r2_{name}"] = 1 - missed / energy
         return figures
 
     def score(self, figures: Mapping[str, float]) -> float:
-        """Share of the perturbed speech's content that is missed."""
-        return 1 - figures["r2_perturbed"]
+        """Share of the content that is missed, in the mean over the ways that it is heard."""
+        return 1 - sum(figures.values()) / len(figures)
 
-    def _error(self, crops: Sequence[tuple[FloatArray, FloatArray]]) -> Tensor:
-        """Share of the target's energy that the prediction misses."""
+    def _errors(
+        self,
+        item: LoadedUtterance,
+        rng: np.random.Generator,
+        strength: float,
+        place: tuple[int, int, int],
+    ) -> Tensor:
+        """``(3,)`` of a crop: energy of its centred content that the prediction misses, energy of
+        the prediction's mean, and energy of the content.
+
+        Args:
+            strength: of the perturbation.
+            place: first position, block and look-ahead; see ``ContentNet``.
+        """
+        energies, target = self._crop(item, rng, strength)
+        mel = scaled(energies, running_peak(energies, *place[1:]))
         device = _device(self.model)
-        mel, target = _pad([c[0] for c in crops], device), _pad([c[1] for c in crops], device)
-        mask = _mask([len(c[1]) for c in crops], device)
-        return _missed(self.model(mel.transpose(1, 2)).float(), target, mask)
+        wanted, seen = torch.from_numpy(target).to(device), torch.from_numpy(mel)[None].to(device)
+        content = self.model(seen, *place)[0].float()
+        mean = content.mean(0)
+        missed = (content - mean - wanted).square().sum()
+        return torch.stack([missed, len(content) * mean.square().sum(), wanted.square().sum()])
 
     def _crop(
         self, item: LoadedUtterance, rng: np.random.Generator, strength: float
     ) -> tuple[FloatArray, FloatArray]:
-        speed = SPEEDS[rng.integers(len(SPEEDS))] if strength else 1.0
-        mel = item.features[f"content_mel_{speed}"]
-        total = mel.shape[1] // 2
-        part = crop(rng, total, self.frames)
-        # Played at ``speed``, the teacher's frames pass at 50 * speed a second.
-        target = item.cached(
-            f"teacher_{speed}",
-            lambda: interpolate_frames(
-                item.features["teacher"][:, : self.dims].astype(np.float32),
-                CONTENT_RATE * speed, CONTENT_RATE, total,
-            ),
-        )[part].astype(np.float32)  # fmt: skip
-        seen = mel[:, 2 * part.start : 2 * part.stop].astype(np.float32)
-        return perturb(seen, rng, strength).T, target
+        """``log_energies`` ``(80, 2 * frames)`` and centred content ``(frames, dims)``."""
+        teacher = item.features["teacher"][:, : self.dims]
+        part = crop(rng, len(teacher), self.frames)
+        target = teacher[part].astype(np.float32)
+        energies = item.features[WHISPER_ENERGIES][:, 2 * part.start : 2 * part.stop]
+        # Perturbations count in natural logs.
+        heard = perturb(energies.astype(np.float32) * NATURAL, rng, strength) / NATURAL
+        return heard, target - target.mean(0)
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """The subspace of the network as it is: where its states lie, and the linear map of them
+        that is nearest to the teacher's content."""
+        rng = np.random.default_rng(0)
+        crops = [self._crop(i, rng, 0.0) for i in self.corpus.draw(rng, SUBSPACE_SAMPLE)]
+        mels = (torch.from_numpy(scaled(heard, heard.max()))[None] for heard, _ in crops)
+        states = [self.model.states(mel)[0].numpy() for mel in mels]
+        space = ContentSpace.fit(states, 1)
+        self.model.mean.copy_(torch.from_numpy(space.mean))
+        self.model.scale.copy_(torch.from_numpy(space.scale))
+        every = np.concatenate([s - s.mean(0) for s in map(space.standardised, states)])
+        x, y = every.astype(np.float64), np.concatenate([target for _, target in crops])
+        penalty = SUBSPACE_RIDGE * len(x) * np.eye(x.shape[1])
+        found = np.linalg.solve(x.T @ x + penalty, x.T @ y.astype(np.float64))
+        self.model.projection.copy_(torch.from_numpy(found.astype(np.float32)))
+
+
+def running_peak(energies: FloatArray, block: int, lookahead: int) -> FloatArray:
+    """``(1,)`` or, in blocks, ``(2 * frames,)`` loudest of ``log_energies`` that is known so far,
+    as ``WhisperStream`` finds it."""
+    loudest = np.maximum.accumulate(energies.max(axis=0))
+    if not block:
+        return loudest[-1:]
+    frames = np.arange(len(loudest)) // 2
+    known = (frames // block + 1) * block + lookahead
+    found: FloatArray = loudest[np.minimum(2 * known, len(loudest)) - 1]
+    return found
 
 
 class ConverterTask:
@@ -524,12 +612,6 @@ def _warped(mel: FloatArray, factor: float) -> FloatArray:
         ).values
     out: FloatArray = values.T
     return out
-
-
-def _missed(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Share of the target's energy that the prediction misses."""
-    share: Tensor = (predicted - target)[mask].square().sum() / target[mask].square().sum()
-    return share
 
 
 def _unlike(voice: Tensor, target: Tensor, source: Tensor) -> Tensor:

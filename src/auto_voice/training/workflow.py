@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,17 @@ from auto_voice.audio.mel import envelope_size
 from auto_voice.batch.executors import Executor
 from auto_voice.errors import TrainingError
 from auto_voice.filesystem import read_json, write_json
-from auto_voice.models.content_model import CompactContentEncoder, ContentShape
+from auto_voice.models.base import DRAWING
 from auto_voice.models.model_registry import ModelRegistry
-from auto_voice.models.whisper_encoder import ContentSpace
+from auto_voice.models.registry.catalog import ModelVersion
+from auto_voice.models.registry.catalog_schema import builtin_catalog, load_catalog
+from auto_voice.models.whisper_encoder import (
+    ARCHITECTURE,
+    ContentSpace,
+    WhisperContentEncoder,
+    WhisperEncoder,
+    scaled,
+)
 from auto_voice.training import features, losses
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.data import Utterance, hold_out, scan
@@ -44,10 +52,8 @@ from auto_voice.training.networks.loading import (
     grow_converter,
     speaker_net,
     whisper_net,
-    widen_content,
-    widen_converter,
 )
-from auto_voice.training.publish import Teacher, publish
+from auto_voice.training.publish import Teacher, publish, round_as_published
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, plot_curves
@@ -128,17 +134,18 @@ class Workflow:
                 f"{count} {what}{'s are' if count != 1 else ' is'} too few to hold one out; add "
                 f"{what}s, or change data.hold_out in the recipe."
             )
-        start = self._start()
+        start, content_start = self._start(), self._content_start()
         self._claim()
         failures = self._features(utterances)
         train, held = self._corpora(utterances)
-        content, net = self._content(train, held)
-        self._encode(content, [train, held])
+        content, net = self._content(train, held, content_start)
+        if self.recipe.tune is not None:
+            self._encode(content, [train, held])
         converter = self._converter(train, held, start)
         catalog = publish(
             self.recipe, self.folder / "published", content, converter, content_net=net,
             figures=self.figures, speakers=len(train.by_speaker), hours=_hours(train),
-            teacher=self._teacher(),
+            teacher=self._teacher(content.space), drawing=self._drawing(),
         )  # fmt: skip
         return Outcome(catalog, dict(self.figures), failures)
 
@@ -203,22 +210,21 @@ class Workflow:
         wanted = self.recipe.content_space
         target = self.folder / "content_space.safetensors"
         self.folder.mkdir(parents=True, exist_ok=True)
-        kept = self._kept() if self.recipe.content is None else None
-        shape = kept if kept is not None and not wanted.widens else wanted
-        begins = self._space(kept) if kept is not None else None
-        if kept and begins and (not wanted.widens or begins.projection.shape[1] == wanted.dims):
+        kept = self._kept() if self.recipe.keeps_space else None
+        shape = kept or wanted
+        if kept is not None:
             target.write_bytes(self._stored_space(kept).read_bytes())
         elif not target.exists():
             self.say("Fitting the content space")
             features.fit_content_space(
-                utterances, features.load_teacher(self.registry), target,
-                wanted.dims, wanted.sample, begins,
+                utterances, features.load_teacher(self.registry, wanted.layers), target,
+                wanted.dims, wanted.sample,
             )  # fmt: skip
         self.say(f"Features of {len(utterances)} recordings")
         own = self.registry.settings
         here = {"config": own.config, "offline": own.offline, "model_dir": self.registry.model_dir}
         models = features.Models(**{
-            "content_space": target, "layers": wanted.layers, "envelope": shape.envelope,
+            "content_space": target, "layers": self._layers(), "envelope": shape.envelope,
             "cepstra": shape.cepstra, "pauses": self.recipe.data.pauses,
             "perturbed": self.recipe.data.perturbed,
             **(here if self.executor is None else {"model_dir": None, **self.where}),
@@ -243,62 +249,104 @@ class Workflow:
         folder = self.folder / "features"
         return Corpus.load(train, folder, weights), Corpus.load(held, folder, weights)
 
-    def _teacher(self) -> Teacher | None:
-        if self.recipe.content is None and not self.recipe.content_space.widens:
+    def _teacher(self, space: str) -> Teacher | None:
+        """What serves the content space, unless every registry knows it."""
+        version = space.partition("@")[2]
+        if version in _known_spaces():
             return None
-        return Teacher(
-            self.registry.version("content_whisper"), self.folder / "content_space.safetensors"
-        )
+        file = self.folder / "content_space.safetensors"
+        record = self.registry.version("content_whisper")
+        return Teacher(record, file, version, self._layers())
+
+    def _layers(self) -> int:
+        """Of the teacher."""
+        if not self.recipe.keeps_space:
+            return self.recipe.content_space.layers
+        layers: int = self._space_record(self._kept()).params["layers"]
+        return layers
 
     @property
     def _kept_name(self) -> str:
         return self.recipe.content_from or "content_compact"
 
-    def _kept(self) -> CompactContentEncoder:
-        encoder: CompactContentEncoder = self.registry.load(self._kept_name)
+    def _kept(self) -> WhisperContentEncoder:
+        encoder = self.registry.load(self._kept_name)
+        if not isinstance(encoder, WhisperContentEncoder):
+            raise TrainingError(
+                f"content_from is {self._kept_name}, in whose space nothing can be trained; name "
+                "content_whisper, or an encoder that was trained here."
+            )
         return encoder
 
-    def _stored_space(self, encoder: CompactContentEncoder) -> Path:
+    def _space_record(self, encoder: WhisperContentEncoder) -> ModelVersion:
         """A space has the version of the teacher that serves it; its components may be older."""
         teacher = self.registry.version("content_whisper", encoder.space.partition("@")[2])
         if len(teacher.files) < 2:
             raise TrainingError(f"{teacher.key} names no file with a content space.")
+        return teacher
+
+    def _stored_space(self, encoder: WhisperContentEncoder) -> Path:
+        teacher = self._space_record(encoder)
         return self.registry.path(teacher.name, teacher.version, file=teacher.files[1].file)
 
-    def _space(self, encoder: CompactContentEncoder) -> ContentSpace:
-        return ContentSpace(**load_file(self._stored_space(encoder)))
+    def _content_start(self) -> ContentNet | None:
+        """The content encoder to train, of the teacher's own layers.
+
+        Raises:
+            TrainingError: the teacher has no such, or crops would be longer than it can hear.
+        """
+        stage = self.recipe.content
+        if stage is None:
+            return None
+        if not self.recipe.keeps_space and self.recipe.name in _known_spaces():
+            raise TrainingError(
+                f"There is a content space of the name {self.recipe.name} already; give the recipe "
+                "another name, or content_from to train in that space."
+            )
+        keeps = self.recipe.keeps_space
+        dims = self._kept().components if keeps else self.recipe.content_space.dims
+        path = self.registry.path(features.TEACHER, file="model.bin")
+        net = content_net(path, dims, **stage.net)
+        if stage.task["frames"] > net.shape.positions:
+            raise TrainingError(
+                f"content.task.frames is {stage.task['frames']}, and the teacher hears "
+                f"{net.shape.positions} frames at once; make it less."
+            )
+        return net
 
     def _content(
-        self, train: Corpus, held: Corpus
-    ) -> tuple[CompactContentEncoder, ContentNet | None]:
+        self, train: Corpus, held: Corpus, start: ContentNet | None
+    ) -> tuple[WhisperContentEncoder, ContentNet | None]:
         """The content encoder, and its network where that is new."""
-        stage, wanted = self.recipe.content, self.recipe.content_space
-        if stage is not None:
-            task = ContentTask(train, held, dict(stage.net), **stage.task)
-            net = self._train("content", stage, task)
-            return self._encoder(net), net
-        if not wanted.widens:
-            return self._kept(), None
-        net = widen_content(content_net(self.registry, self._kept_name), wanted.dims)
-        return self._encoder(net), net
+        stage, kept = self.recipe.content, self._kept() if self.recipe.keeps_space else None
+        if stage is None or start is None:
+            assert kept is not None  # A recipe without a stage keeps an encoder.
+            return kept, None
+        task = ContentTask(train, held, start, **stage.task)
+        net, wanted = self._train("content", stage, task), self.recipe.content_space
+        round_as_published(net)
+        self.figures |= {f"content.published_{k}": v for k, v in task.validate().items()}
+        encoder = WhisperEncoder(
+            as_network(ARCHITECTURE, net.shape, net, self.device), net.shape.width
+        )
+        version, shape = self.recipe.name, kept or wanted
+        return WhisperContentEncoder(
+            encoder, net.subspace(), f"content_compact@{version}",
+            kept.space if kept else f"content_space@{version}", shape.envelope, shape.cepstra,
+        ), net  # fmt: skip
 
-    def _encoder(self, net: ContentNet) -> CompactContentEncoder:
-        version, wanted = self.recipe.name, self.recipe.content_space
-        shape = ContentShape(**net.arguments)
-        return CompactContentEncoder(
-            as_network("content_student", shape, net, self.device), shape.dims,
-            f"content_compact@{version}", f"content_space@{version}",
-            wanted.envelope, wanted.cepstra,
-        )  # fmt: skip
-
-    def _encode(self, encoder: CompactContentEncoder, corpora: Sequence[Corpus]) -> None:
+    def _encode(self, encoder: WhisperContentEncoder, corpora: Sequence[Corpus]) -> None:
         """Adds the content encoder's output to every item, as inference computes it."""
         self.say("Content of all recordings")
         for corpus in corpora:
             for item in corpus.items:
-                mel = item.features["content_mel_1.0"].astype(np.float32)
-                out = encoder.encode_mel(mel[:, : mel.shape[1] // 2 * 2])
-                item.features[STUDENT] = (out - out.mean(0)).astype(np.float16)
+                energies = item.features[features.WHISPER_ENERGIES].astype(np.float32)
+                states = encoder.encoder.states(scaled(energies, energies.max()))
+                learned = encoder.subspace.project(states)
+                # What follows is computed from the sound, so it is the teacher's.
+                further = item.features["teacher"][:, learned.shape[1] :]
+                content = np.concatenate([learned - learned.mean(0), further], axis=1)
+                item.features[STUDENT] = content.astype(np.float16)
 
     def _start(self) -> ConverterNet:
         """The converter to train, new or from where it goes on.
@@ -307,7 +355,7 @@ class Workflow:
             TrainingError: it does not fit the content, told before hours of work and not after.
         """
         recipe, wanted = self.recipe, self.recipe.content_space
-        if recipe.content is None and not wanted.widens:
+        if recipe.keeps_space:
             dims, cepstra = self._kept().dims, self._kept().cepstra
         else:
             dims = wanted.dims + envelope_size(wanted.envelope, wanted.cepstra)
@@ -321,10 +369,6 @@ class Workflow:
             net = converter_net(self.registry, whose)
             whose = self.registry.version(whose).key
             remedy = "name two of one space in content_from and converter_from"
-            if wanted.widens:
-                self._check_order()
-                if net.arguments["dims"] < dims:
-                    net = widen_converter(net, dims, cepstra)
         if net.cepstra != cepstra and net.arguments["dims"] == dims:
             what = "that ends with cepstra" if cepstra else "without cepstra"
             raise TrainingError(
@@ -337,6 +381,13 @@ class Workflow:
                 f"gives {dims}; {remedy}."
             )
         return self._grown(net, whose)
+
+    def _drawing(self) -> dict[str, float]:
+        """How the converter that the training starts from draws its mels, see ``DRAWING``."""
+        if self.recipe.converter is not None and self.recipe.converter_from is None:
+            return {}
+        params = self.registry.version(self.recipe.converter_from or "converter_compact").params
+        return {key: params[key] for key in DRAWING if key in params}
 
     def _grown(self, net: ConverterNet, whose: str) -> ConverterNet:
         """``net`` as large as the recipe wants it.
@@ -359,20 +410,6 @@ class Workflow:
             return grow_converter(net, **sizes)
         return net
 
-    def _check_order(self) -> None:
-        """New features come last, so a space that ends with an envelope takes no new components.
-
-        Raises:
-            TrainingError: it would have to.
-        """
-        kept, dims = self._kept(), self.recipe.content_space.dims
-        components = kept.components
-        if dims != components and (kept.envelope or kept.cepstra):
-            raise TrainingError(
-                f"{kept.space} ends with an envelope, behind which no components can be put; set "
-                f"content_space.dims to {components}, or start from a space without one."
-            )
-
     def _has_perceptual_losses(self) -> bool:
         stages = [stage for stage in (self.recipe.converter, self.recipe.tune) if stage is not None]
         return any(
@@ -388,8 +425,7 @@ class Workflow:
         )
         arrays = load_file(self.folder / "content_space.safetensors")
         teacher = whisper_net(
-            self.registry.path(features.TEACHER, file="model.bin"),
-            self.recipe.content_space.layers, self.device,
+            self.registry.path(features.TEACHER, file="model.bin"), self._layers(), self.device,
         )  # fmt: skip
         net = speaker_net(self.registry).to(self.device)
         return losses.PerceptualLosses(teacher, ContentSpace(**arrays), net, maps)
@@ -427,6 +463,11 @@ class Workflow:
         plot_curves(folder)
         task.model.load_state_dict(trainer.weights())
         return task.model.eval()
+
+
+def _known_spaces() -> Collection[str]:
+    """Names of the content spaces that every registry serves."""
+    return load_catalog([builtin_catalog()]).models["content_whisper"].versions
 
 
 @torch.no_grad()

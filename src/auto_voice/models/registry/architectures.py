@@ -120,7 +120,6 @@ _TABLE: dict[str, Architecture] = {
     "hubert": Architecture(
         "auto_voice.models.hubert_model", "content", devices=True, converts=True
     ),
-    "content_student": Architecture("auto_voice.models.content_model", "content", devices=True),
     "whisper_content": Architecture(
         "auto_voice.models.whisper_encoder", "content", devices=True, converts=True
     ),

@@ -366,7 +366,9 @@ def quantise(
         arrays = int8_arrays(arrays, calibration(graph, arrays, pieces))
     else:
         if all(values.itemsize < 4 for values in arrays.values() if values.ndim > 1):
-            raise ConfigError(f"the weights of {version.key} are in half precision already")
+            whole = any(values.dtype == np.int8 for values in arrays.values())
+            precision = "8 bits" if whole else "half precision"
+            raise ConfigError(f"the weights of {version.key} are in {precision} already")
         arrays = half_arrays(arrays) if to == "fp16" else arrays
     new = f"{Path(weights).name.partition('.')[0]}-{to}.safetensors"
     kept = {file.file: files[file.file] for file in version.files if file.file != weights}

@@ -1,139 +1,25 @@
-"""Torch definitions of the encoders (compact content, Whisper, HuBERT, GE2E) and their blocks."""
+"""Torch definitions of the encoders: Whisper, HuBERT, GE2E."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from auto_voice.audio.mel import CONTENT_MEL
-from auto_voice.models.content_model import MEL_MEAN, MEL_SCALE
 from auto_voice.models.hubert_model import KERNELS, STRIDES, HuBERTShape
-from auto_voice.models.whisper_encoder import HEAD, POSITIONS, WhisperShape
-
-# Shares are told apart by this many levels.
-LEVELS = 1 << 16
-
-
-class Dropout(nn.Dropout):
-    """``nn.Dropout`` (Srivastava et al. 2014) in less than half of its time on a CPU.
-
-    torch draws one number after the other there; this draws only a seed from it, and 16 bits for
-    each value from NumPy. So what is left out still follows from the generator's state.
-
-    Args:
-        p: share that is left out; so near to 1 that all would be, it leaves out nearly all.
-        generator: on the CPU; torch's own, which all threads share, where there is none.
-    """
-
-    def __init__(self, p: float = 0.0, generator: torch.Generator | None = None) -> None:
-        super().__init__(p)
-        self.generator = generator
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.p):
-            return x
-        if x.device.type != "cpu" and self.generator is None:
-            return super().forward(x)
-        seed = int(torch.randint(2**62, (1,), generator=self.generator))
-        rng = np.random.Generator(np.random.SFC64(seed))
-        drawn = torch.from_numpy(rng.integers(-LEVELS // 2, LEVELS // 2, tuple(x.shape), np.int16))
-        left_out = min(round(self.p * LEVELS), LEVELS - 1)
-        kept = drawn.to(x.device) >= left_out - LEVELS // 2  # int16 begins there.
-        return x * kept / (1 - left_out / LEVELS)
-
-
-class ConvNeXtBlock(nn.Module):
-    """``(batch, width, frames)`` to the same shape (Liu et al. 2022; in time: Siuzdak 2023).
-
-    A depthwise convolution over time, then a two-layer perceptron at each frame, added to the
-    input. With a condition, the normalised activations are scaled and shifted by it (FiLM, Perez
-    et al. 2018).
-
-    Args:
-        width: channels.
-        kernel: frames that the convolution spans.
-        expansion: hidden channels of the perceptron are ``expansion * width``.
-        condition: size of the condition vector; 0 for none.
-        lookahead: frames of the future inside the kernel; None for a centred kernel.
-
-    ``dropout`` leaves out hidden values while it trains; its ``p`` is 0 until a task sets it.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        kernel: int,
-        expansion: int,
-        condition: int = 0,
-        lookahead: int | None = None,
-    ) -> None:
-        super().__init__()
-        ahead = (kernel - 1) // 2 if lookahead is None else lookahead
-        self.pad = (kernel - 1 - ahead, ahead)
-        self.depthwise = nn.Conv1d(width, width, kernel, groups=width)
-        self.norm = nn.LayerNorm(width, elementwise_affine=condition == 0)
-        self.film = nn.Linear(condition, 2 * width) if condition else None
-        self.expand = nn.Linear(width, expansion * width)
-        self.dropout = Dropout()
-        self.project = nn.Linear(expansion * width, width)
-        self.scale = nn.Parameter(torch.full((width,), 0.2))
-
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """``condition`` is ``(batch, condition)``."""
-        y = self.depthwise(F.pad(x, self.pad)).transpose(1, 2)
-        y = self.norm(y)
-        if self.film is not None and condition is not None:
-            gain, bias = self.film(condition).unsqueeze(1).chunk(2, dim=-1)
-            y = y * (1 + gain) + bias
-        y = self.project(self.dropout(F.gelu(self.expand(y)))) * self.scale
-        out: Tensor = x + y.transpose(1, 2)
-        return out
-
-
-class ContentNet(nn.Module):
-    """``(batch, 80, 2 * frames)`` log-mel at 100 Hz to ``(batch, frames, dims)`` at 50 Hz.
-
-    Args:
-        dims: of the content space.
-        width: channels of the trunk.
-        blocks: ConvNeXt blocks.
-        kernel: frames that one block sees, at 50 Hz.
-        expansion: of the blocks' perceptrons.
-        lookahead: frames of the future that each block sees; None for a centred kernel.
-    """
-
-    def __init__(
-        self,
-        dims: int = 64,
-        width: int = 256,
-        blocks: int = 8,
-        kernel: int = 9,
-        expansion: int = 3,
-        lookahead: int | None = None,
-    ) -> None:
-        super().__init__()
-        self.arguments: dict[str, Any] = {
-            "dims": dims, "width": width, "blocks": blocks, "kernel": kernel,
-            "expansion": expansion, "lookahead": lookahead,
-        }  # fmt: skip
-        self.stem = nn.Conv1d(CONTENT_MEL.bands, width, 6, stride=2)
-        self.blocks = nn.ModuleList(
-            ConvNeXtBlock(width, kernel, expansion, lookahead=lookahead) for _ in range(blocks)
-        )
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, dims)
-
-    def forward(self, mel: Tensor) -> Tensor:
-        x = self.stem(F.pad((mel - MEL_MEAN) / MEL_SCALE, (2, 2)))
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.head(self.norm(x.transpose(1, 2)))
-        return out
+from auto_voice.models.runtime.graphs import check_fit
+from auto_voice.models.runtime.weights import Array
+from auto_voice.models.whisper_encoder import (
+    HEAD,
+    OUTLIER,
+    POSITIONS,
+    REMEMBERED_FRAMES,
+    ContentSpace,
+    WhisperShape,
+)
 
 
 class WhisperNet(nn.Module):
@@ -153,8 +39,8 @@ class WhisperNet(nn.Module):
         }  # fmt: skip
         for index in range(shape.layers):
             for part in ("self_attention", "ffn"):
-                first = 3 * width if part == "self_attention" else 4 * width
-                second = width if part == "self_attention" else 4 * width
+                first = 3 * width if part == "self_attention" else shape.hidden
+                second = width if part == "self_attention" else shape.hidden
                 place = f"layer_{index}/{part}"
                 sizes |= {
                     f"{place}/layer_norm/gamma": (width,), f"{place}/layer_norm/beta": (width,),
@@ -184,10 +70,12 @@ class WhisperNet(nn.Module):
         qkv = self._linear(x, f"layer_{index}/self_attention/linear_0")
         return qkv.reshape(batch, frames, 3, self.heads, HEAD).permute(2, 0, 3, 1, 4)
 
-    def _layer(self, index: int, x: Tensor, parts: Iterable[Tensor]) -> Tensor:
+    def _layer(
+        self, index: int, x: Tensor, parts: Iterable[Tensor], mask: Tensor | None = None
+    ) -> Tensor:
         place = f"layer_{index}"
         q, k, v = parts
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)
         mixed = mixed.reshape(x.shape[0], x.shape[1], self.width)
         x = x + self._linear(mixed, f"{place}/self_attention/linear_1")
         hidden = self._linear(self._norm(x, f"{place}/ffn"), f"{place}/ffn/linear_0")
@@ -218,8 +106,10 @@ class WhisperLiveNet(WhisperNet):
             start: ``(1,)`` place of the first other frame among the positions.
             memory: ``(layers, 2, batch, heads, earlier frames, HEAD)`` of earlier calls.
         """
-        x = self._begun(mel)
-        x = x[:, skip[0] :]
+        return self.continued(self._begun(mel)[:, skip[0] :], start, memory)
+
+    def continued(self, x: Tensor, start: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of what the convolutions gave."""
         places = start + torch.arange(x.shape[1], device=x.device)
         x = x + self._of(POSITIONS).index_select(0, places)
         held = []
@@ -228,6 +118,105 @@ class WhisperLiveNet(WhisperNet):
             held.append(torch.stack([k, v]))
             x = self._layer(index, x, (q, *torch.cat([memory[index], held[-1]], dim=3)))
         return x, torch.stack(held)
+
+
+class ContentNet(WhisperNet):
+    """Whisper log-mel ``(batch, 80, 2 * frames)`` to content ``(batch, frames, dims)``.
+
+    The states of the last layer in a subspace that is learnt with them; what runs in inference is
+    a ``WhisperNet`` and a ``ContentSpace``.
+
+    Attributes:
+        mean, scale: ``(width,)`` of the states, at which they are clipped.
+        projection: ``(width, dims)``.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, shape: WhisperShape, dims: int) -> None:
+        super().__init__(shape)
+        self.shape = shape
+        self._of(POSITIONS).requires_grad_(False)
+        self.register_buffer("mean", torch.zeros(shape.width))
+        self.register_buffer("scale", torch.ones(shape.width))
+        self.projection = nn.Parameter(torch.zeros(shape.width, dims))
+
+    def forward(self, mel: Tensor, start: int = 0, block: int = 0, lookahead: int = 0) -> Tensor:
+        """Content of the whole, or as a stream gets it.
+
+        Args:
+            start: place of the first frame among the positions.
+            block: frames that come at once; 0 for all of them.
+            lookahead: frames beyond a block that are known when it comes.
+        """
+        return self.projected(self.states(mel, start, block, lookahead))
+
+    def states(self, mel: Tensor, start: int = 0, block: int = 0, lookahead: int = 0) -> Tensor:
+        """``(batch, frames, width)`` of the last layer; see ``forward``."""
+        x = self._begun(mel)
+        frames, mask = x.shape[1], None
+        places = torch.arange(frames)
+        if block:
+            places, mask = streamed(frames, block, lookahead)
+            mask = mask.to(x.device)
+        places = places.to(x.device)
+        x = x[:, places] + self._of(POSITIONS)[start + places]
+        for index in range(self.layers):
+            x = self._layer(index, x, self._parts(index, x), mask)
+        return x[:, :frames]
+
+    def projected(self, states: Tensor) -> Tensor:
+        """``(batch, frames, width)`` to ``(batch, frames, dims)``."""
+        standard = ((states - self.mean) / self.scale).clamp(-OUTLIER, OUTLIER)
+        return standard @ self.projection
+
+    def encoder_weights(self) -> dict[str, Tensor]:
+        """Those of the ``WhisperNet``."""
+        own = {"mean", "scale", "projection"}
+        return {name: value for name, value in self.state_dict().items() if name not in own}
+
+    def take_encoder(self, arrays: Mapping[str, Array], source: str) -> None:
+        """Puts ``arrays`` in place of its own.
+
+        Args:
+            source: what to call the place that they come from.
+
+        Raises:
+            ModelLoadError: they are another network's.
+        """
+        own = self.encoder_weights()
+        check_fit({name: tuple(value.shape) for name, value in own.items()}, arrays, source)
+        for name, value in own.items():
+            value.copy_(torch.from_numpy(np.array(arrays[name], np.float32)))
+
+    def subspace(self) -> ContentSpace:
+        """Where its content lies among the states."""
+        parts = (self.mean, self.scale, self.projection)
+        return ContentSpace(*(part.detach().cpu().float().numpy() for part in parts))
+
+
+def streamed(frames: int, block: int, lookahead: int) -> tuple[Tensor, Tensor]:
+    """How ``WhisperLiveNet`` sees a stream, for all of its blocks at once.
+
+    The look-ahead of a block is computed with it and again with the next, so its frames stand
+    behind all others once more for each block (as in Shi et al. 2021).
+
+    Returns:
+        ``(positions,)`` frame of each position, those of the stream first, and
+        ``(positions, positions)`` which (second) each (first) attends to.
+    """
+    main = torch.arange(frames)
+    ends = range(block, frames, block)
+    known = [torch.arange(end, min(end + lookahead, frames)) for end in ends]
+    places = torch.cat([main, *known])
+    numbers = [torch.full((len(part),), number) for number, part in enumerate(known)]
+    part = torch.cat([main // block, *numbers])
+    again = torch.arange(len(places)) >= frames
+    first = part * block
+    same = part[:, None] == part
+    remembered = (places < first[:, None]) & (places >= first[:, None] - REMEMBERED_FRAMES)
+    return places, same | (remembered & ~again)
 
 
 class _ConvLayer(nn.Module):

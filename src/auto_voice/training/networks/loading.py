@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from auto_voice.errors import TrainingError
 from auto_voice.models import speaker_encoder
-from auto_voice.models.converter_model import PITCH_SIZE
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import check_fit, weight_file
@@ -41,11 +42,37 @@ def with_weights(make: Callable[[], NetT], arrays: Mapping[str, Array], source: 
     return net.eval()
 
 
-def content_net(registry: ModelRegistry, name: str) -> ContentNet:
-    """A compact content encoder's network."""
-    version, path = _fetched(registry, name)
-    sizes = version.params.get("net", {})
-    return with_weights(lambda: ContentNet(**sizes), read_weights(path), str(path))
+def content_net(path: Path, components: int, layers: int = 4, hidden: int = 2048) -> ContentNet:
+    """The first layers of the encoder in a CTranslate2 file, to be trained; no subspace yet.
+
+    Args:
+        components: of the subspace that is to come.
+        hidden: values of each perceptron that stay, those of the largest weights.
+
+    Raises:
+        TrainingError: the file has fewer.
+    """
+    whole = read_arrays(path)
+    known = WhisperShape.of(whole, layers)
+    if not 0 < hidden <= known.hidden or not 0 < layers <= _layers(whole):
+        raise TrainingError(
+            f"content.net asks for {layers} layers with {hidden} hidden values; the teacher has "
+            f"{_layers(whole)} with {known.hidden}."
+        )
+    arrays = encoder_arrays(whole, layers)
+    for place in (f"layer_{index}/ffn/linear" for index in range(layers)):
+        names = f"{place}_0/weight", f"{place}_0/bias", f"{place}_1/weight"
+        first, bias, second = (np.asarray(arrays[name], np.float32) for name in names)
+        size = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=0)
+        kept = np.sort(np.argsort(-size)[:hidden])
+        arrays |= dict(zip(names, (first[kept], bias[kept], second[:, kept]), strict=True))
+    net = ContentNet(replace(known, hidden=hidden), components)
+    net.take_encoder(arrays, str(path))
+    return net
+
+
+def _layers(arrays: Mapping[str, Array]) -> int:
+    return sum(name.endswith("/ffn/linear_0/bias") for name in arrays)
 
 
 def converter_net(registry: ModelRegistry, name: str) -> ConverterNet:
@@ -81,40 +108,6 @@ def _fetched(registry: ModelRegistry, name: str) -> tuple[ModelVersion, Path]:
 
 # Arguments of ``ConverterNet`` that a trained one can be given more of, and what to call them.
 GROWS = {"blocks": "{} blocks", "expansion": "an expansion of {}"}
-# What the lookup makes of a new feature at first: with nothing it would never learn to look.
-INITIAL_ATTENTION = 0.3
-
-
-def widen_content(net: ContentNet, dims: int) -> ContentNet:
-    """``net`` with ``dims`` features, of which the new ones are zero."""
-    wide = ContentNet(**{**net.arguments, "dims": dims})
-    weights = _on_cpu(net)
-    for name in ("head.weight", "head.bias"):
-        weights[name] = _longer(weights[name], dims)
-    wide.load_state_dict(weights)
-    return wide.eval()
-
-
-def widen_converter(net: ConverterNet, dims: int, cepstra: bool = False) -> ConverterNet:
-    """``net`` for content of ``dims`` features, deaf to the new ones but in its lookup.
-
-    The new features follow all that ``net`` knows.
-
-    Args:
-        cepstra: whether the content ends with them.
-    """
-    wide = ConverterNet(**{**net.arguments, "dims": dims, "cepstra": cepstra})
-    weights = _on_cpu(net)
-    stem = weights["stem.weight"]
-    known = stem.shape[1] - PITCH_SIZE
-    unheard = torch.zeros(stem.shape[0], dims - known, stem.shape[2])
-    weights["stem.weight"] = torch.cat([stem[:, :known], unheard, stem[:, known:]], dim=1)
-    if wide.attention is not None:
-        project = INITIAL_ATTENTION * torch.eye(dims).repeat(wide.attention.heads, 1, 1)
-        project[:, :known, :known] = weights["attention.project"]
-        weights["attention.project"] = project
-    wide.load_state_dict(weights)
-    return wide
 
 
 def grow_converter(net: ConverterNet, blocks: int, expansion: int) -> ConverterNet:
@@ -142,7 +135,3 @@ def grow_converter(net: ConverterNet, blocks: int, expansion: int) -> ConverterN
 def _on_cpu(net: nn.Module) -> dict[str, Tensor]:
     """Copies: the network may be one that a registry lends, on its own device."""
     return {name: values.detach().cpu().clone() for name, values in net.state_dict().items()}
-
-
-def _longer(values: Tensor, rows: int) -> Tensor:
-    return torch.cat([values, torch.zeros(rows - len(values), *values.shape[1:])])
