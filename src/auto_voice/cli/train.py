@@ -79,9 +79,10 @@ def recipe_(
     for name, value in sorted(outcome.figures.items()):
         click.echo(f"{name:32} {value:.4g}")
     click.echo(f"Published: {outcome.catalog}")
+    encoder = f" --content-encoder content_compact@{loaded.name}" if loaded.content else ""
     click.echo(
         f"Use it: AUTOVOICE_CONFIG={outcome.catalog} autovoice convert SOURCE --voice REFERENCE "
-        f"--converter converter_compact@{loaded.name}"
+        f"--converter converter_compact@{loaded.name}{encoder}"
     )
 
 

@@ -270,12 +270,13 @@ class Workflow:
         return self.recipe.content_from or "content_compact"
 
     def _kept(self) -> WhisperContentEncoder:
-        encoder = self.registry.load(self._kept_name)
-        if not isinstance(encoder, WhisperContentEncoder):
+        # Told before anything is fetched.
+        if self.registry.version(self._kept_name).architecture != ARCHITECTURE:
             raise TrainingError(
                 f"content_from is {self._kept_name}, in whose space nothing can be trained; name "
                 "content_whisper, or an encoder that was trained here."
             )
+        encoder: WhisperContentEncoder = self.registry.load(self._kept_name)
         return encoder
 
     def _space_record(self, encoder: WhisperContentEncoder) -> ModelVersion:
@@ -303,6 +304,9 @@ class Workflow:
                 f"There is a content space of the name {self.recipe.name} already; give the recipe "
                 "another name, or content_from to train in that space."
             )
+        for key in ("batch", "frames"):
+            if stage.task[key] < 1:
+                raise TrainingError(f"content.task.{key} must be 1 or more, not {stage.task[key]}.")
         keeps = self.recipe.keeps_space
         dims = self._kept().components if keeps else self.recipe.content_space.dims
         path = self.registry.path(features.TEACHER, file="model.bin")
