@@ -393,6 +393,9 @@ def test_guidance_is_left_out_with_a_note_where_the_sources_voice_cannot_be_know
     hiss = 0.001 * np.random.default_rng(0).standard_normal(RATE).astype(np.float32)
     result = pipeline.convert(Waveform(hiss, RATE), target)
     assert any("too little speech to know its own voice" in note for note in result.notes)
+    for strength in (0.5, 1.3):
+        with pytest.raises(AudioContentError, match="leave the strength at 1"):
+            pipeline.convert(Waveform(hiss, RATE), target, controls=Controls(strength=strength))
 
     def gone(name, version=None):
         if name == "speaker_encoder":

@@ -318,9 +318,12 @@ def _own_voice(head: FloatArray, stages: Stages, *, needed: bool) -> tuple[Voice
             "the source",
             OWN_SPEECH_SECONDS,
         )
-    except AudioContentError:
+    except AudioContentError as error:
         if needed:
-            raise
+            raise AudioContentError(
+                "The source holds too little speech to know its own voice, which a strength other "
+                "than 1 needs; leave the strength at 1."
+            ) from error
         return None, [
             f"The source holds too little speech to know its own voice, so {_KEEPS_MORE}."
         ]
