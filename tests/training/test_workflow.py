@@ -15,13 +15,14 @@ from auto_voice.errors import TrainingError
 from auto_voice.inference.voice_conversion_pipeline import PipelineConfig, VoiceConversionPipeline
 from auto_voice.models import ModelRegistry
 from auto_voice.training.networks.generators import ConverterNet
+from auto_voice.training.networks.loading import whisper_net
 from auto_voice.training.recipes import load_recipe
 from auto_voice.training.workflow import Workflow, _go_back
 
 RECIPE = {
     "name": "tiny",
     "data": {"hold_out": 0.5},
-    "content_space": {"dims": 16, "sample": 4},
+    "content_space": {"dims": 16, "sample": 4, "layers": 3},
     "content": {
         "net": {"layers": 2, "hidden": 64},
         "task": {"batch": 2, "frames": 40},
@@ -134,8 +135,15 @@ def test_a_share_of_the_change_is_kept() -> None:
 @pytest.mark.weights
 @pytest.mark.slow
 def test_recordings_become_a_model_that_converts(
-    tmp_path: Path, weights_registry: ModelRegistry
+    tmp_path: Path, weights_registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    judges: list[int] = []
+
+    def judge(path: Path, layers: int, device: str) -> object:
+        judges.append(layers)
+        return whisper_net(path, layers, device)
+
+    monkeypatch.setattr("auto_voice.training.workflow.whisper_net", judge)
     speech = tmp_path / "speech"
     source = weights_registry.load("sample_two_cities")
     rate = source.sample_rate
@@ -207,8 +215,10 @@ def test_recordings_become_a_model_that_converts(
     made = pipeline.convert(sample, source)
     assert made.models["content"] == "content_compact@further"
     assert again.load("content_compact@further").space == "content_space@tiny"
-    # Further trainings need nothing but what was published.
-    assert again.version("content_whisper", "tiny").params["space"] == "content_space@tiny"
+    # Further trainings need nothing but what was published, and hear the teacher as it was heard.
+    params = again.version("content_whisper", "tiny").params
+    assert (params["space"], params["layers"]) == ("content_space@tiny", 3)
+    assert set(judges) == {3}
     both = VoiceConversionPipeline(
         PipelineConfig(content_encoder="content_whisper@tiny", converter="converter_compact@tiny"),
         model_registry=registry,
