@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from auto_voice.audio.frames import framed, spectra
+from auto_voice.audio.frames import framed, interpolate_frames, spectra
 from auto_voice.audio.pitch import F_MAX_HZ, F_MIN_HZ
 from auto_voice.types import Content, FloatArray
 
@@ -110,7 +110,7 @@ GE2E_MEL = MelSpec(
     pad_mode="constant",
 )
 
-# The input of the compact content encoder; ``n`` samples give ``n // 160`` frames.
+# What envelopes and cepstra are computed from; ``n`` samples give ``n // 160`` frames.
 CONTENT_MEL = MelSpec(
     sample_rate=16000,
     n_fft=400,
@@ -223,15 +223,11 @@ def cepstral_change(change: FloatArray, frame_rate: float, content: Content) -> 
         ``(frames of content, CEPSTRA_SIZE)``.
     """
     scaled = (_cosines(len(change)) @ change / SPREADS[:, None]).T
-    centres = (np.arange(len(content.features)) + 0.5) / content.frame_rate
-    # Whatever the rate, a frame holds two of ``CONTENT_MEL``.
-    halves = centres[:, None] + np.array([-0.5, 0.5]) / CONTENT_MEL.frame_rate
-    at = np.clip(halves.ravel() * frame_rate - 0.5, 0, len(scaled) - 1)
-    before = at.astype(np.int64)
-    after = np.minimum(before + 1, len(scaled) - 1)
-    share = (at - before)[:, None].astype(np.float32)
-    between = scaled[before] * (1 - share) + scaled[after] * share
-    return np.ascontiguousarray(between.reshape(len(centres), CEPSTRA_SIZE), np.float32)
+    # Whatever the rate, a frame holds two of ``CONTENT_MEL``, to either side of its centre.
+    half = 0.5 / CONTENT_MEL.frame_rate
+    rate, frames = content.frame_rate, len(content.features)
+    both = [interpolate_frames(scaled, frame_rate, rate, frames, at) for at in (-half, half)]
+    return np.concatenate(both, axis=1)
 
 
 def cepstral_warp(factor: float) -> FloatArray:

@@ -153,10 +153,10 @@ class CompactConverter:
             clause; empty where nobody measured it.
         guidance: how far a mel goes on past the voice, as a share of the way from the source's own
             voice, where that is known and these weights were measured to be better for it.
-        second_pass: by how much of what the voice changes the source's cepstra are moved before the
-            mel is drawn again, where these weights were measured to be better for it; 0 for not.
         correction: the ``ridge`` of :func:`auto_voice.models.correction.estimate`, where these
             weights were measured to be better for it; 0 for none.
+        second_pass: by how much of what the voice changes the source's cepstra are moved before the
+            mel is drawn again, where these weights were measured to be better for it; 0 for not.
 
     Raises:
         ModelLoadError: the weights do not fit the graph.

@@ -31,7 +31,7 @@ from auto_voice.models.runtime.graphs import (
     read_graph,
 )
 from auto_voice.models.runtime.sessions import Network
-from auto_voice.models.runtime.weights import Array, is_safetensors, map_safetensors
+from auto_voice.models.runtime.weights import Array, in_rows, is_safetensors, map_safetensors
 from auto_voice.types import FloatArray
 
 # As Whisper computes it (Radford et al. 2022): 25 ms windows every 10 ms.
@@ -382,17 +382,16 @@ def in_whole_numbers(arrays: Mapping[str, Array]) -> dict[str, Array]:
     their size, and the others in half precision; ``read_arrays`` undoes it."""
     small: dict[str, Array] = {}
     for name, values in arrays.items():
-        known = sinusoids(*values.shape) if name == POSITIONS else np.zeros(0)
-        if len(known) == POSITION_COUNT and np.allclose(values, known, atol=1e-3):
-            continue
-        if values.ndim < 2 or name == POSITIONS:
+        if name == POSITIONS:
+            computed = len(values) == POSITION_COUNT and np.allclose(
+                values, sinusoids(*values.shape), atol=1e-3
+            )
+            if not computed:
+                small[name] = values.astype(np.float16)
+        elif values.ndim > 1:
+            small[name], small[f"{name}{STEP}"] = in_rows(values, 127)
+        else:
             small[name] = values.astype(np.float16)
-            continue
-        wide = values.astype(np.float32)
-        steps = np.abs(wide).reshape(len(wide), -1).max(axis=1) / 127 + 1e-12
-        rows = steps.reshape(-1, *(1 for _ in wide.shape[1:]))
-        small[name] = np.rint(wide / rows).astype(np.int8)
-        small[f"{name}{STEP}"] = steps.astype(np.float32)
     return small
 
 

@@ -31,12 +31,11 @@ from auto_voice.audio.resample import resample
 from auto_voice.errors import TrainingError
 from auto_voice.filesystem import atomic_write
 from auto_voice.models.whisper_encoder import (
-    OUTLIER,
     ContentSpace,
     log_energies,
     scaled,
 )
-from auto_voice.training.networks.encoders import SpeakerNet, WhisperNet
+from auto_voice.training.networks.encoders import SpeakerNet, WhisperNet, projected
 from auto_voice.types import FloatArray
 
 # Frame rate in Hz of the mels that recogniser and speaker encoder read; frame ``i`` is centred at
@@ -204,11 +203,8 @@ class PerceptualLosses:
 
     def _projected(self, features: Tensor) -> Tensor:
         """``ContentSpace.project`` of ``(..., wide)``, with gradients."""
-        mean, scale, projection = (
-            torch.from_numpy(array).to(features.device)
-            for array in (self.space.mean, self.space.scale, self.space.projection)
-        )
-        return ((features - mean) / scale).clamp(-OUTLIER, OUTLIER) @ projection
+        space = (self.space.mean, self.space.scale, self.space.projection)
+        return projected(features, *(torch.from_numpy(a).to(features.device) for a in space))
 
     def _mapped(self, mel: Tensor, name: str) -> Tensor:
         weight = self.maps[name]

@@ -272,6 +272,8 @@ _OLD_KEYS = {
 }  # fmt: skip
 # Arguments of tasks that the workflow gives.
 _GIVEN = {"corpus", "held_out", "net", "content", "perceptual", "model", "path", "components"}
+# Arguments of tasks of which there must be some.
+_COUNTS = {"batch", "frames", "reference_frames"}
 # Arguments of tasks that are no larger than 1.
 _SHARES = {"embedding_only", "vtlp", "dropout", "perturbed", "streamed"}
 
@@ -296,6 +298,8 @@ def _check_arguments(kind: Callable[..., Any], values: Mapping[str, Any], where:
             raise TrainingError(f"{where}: {key} must be a whole number, not {value!r}.")
         if wanted == "float" and not _is_number(value):
             raise TrainingError(f"{where}: {key} must be a finite number, not {value!r}.")
+        if key in _COUNTS and value is not None and value < 1:
+            raise TrainingError(f"{where}: {key} must be 1 or more, not {value!r}.")
         if key == "dropout" and value == 1:
             raise TrainingError(f"{where}: a dropout of 1 leaves nothing to learn from.")
     if values.get("cross_speaker") == 0 and (

@@ -304,9 +304,6 @@ class Workflow:
                 f"There is a content space of the name {self.recipe.name} already; give the recipe "
                 "another name, or content_from to train in that space."
             )
-        for key in ("batch", "frames"):
-            if stage.task[key] < 1:
-                raise TrainingError(f"content.task.{key} must be 1 or more, not {stage.task[key]}.")
         keeps = self.recipe.keeps_space
         dims = self._kept().components if keeps else self.recipe.content_space.dims
         path = self.registry.path(features.TEACHER, file="model.bin")

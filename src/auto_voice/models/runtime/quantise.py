@@ -55,7 +55,7 @@ from auto_voice.models.runtime.graphs import (
     with_outputs,
 )
 from auto_voice.models.runtime.sessions import float32, open_network
-from auto_voice.models.runtime.weights import DTYPES, Array, map_safetensors, read_weights
+from auto_voice.models.runtime.weights import DTYPES, Array, in_rows, map_safetensors, read_weights
 from auto_voice.progress import tell
 from auto_voice.types import Waveform
 
@@ -197,11 +197,7 @@ def int8_arrays(arrays: Mapping[str, Array], numbers: Mapping[str, Array]) -> di
         name = key.removesuffix(READ)
         if name not in arrays:
             raise ModelLoadError(f"There is no array {name!r} to quantise; is it another model's?")
-        values = np.asarray(arrays[name], np.float32)
-        largest = np.abs(values).max(axis=tuple(range(1, values.ndim)), keepdims=True)
-        steps = np.maximum(largest, 1e-12) / LARGEST_WEIGHT
-        made[name] = np.rint(values / steps).astype(np.int8)
-        made[f"{name}{STEP}"] = steps.reshape(-1).astype(np.float32)
+        made[name], made[f"{name}{STEP}"] = in_rows(arrays[name], LARGEST_WEIGHT)
     return made | {key: np.asarray(values, np.float32) for key, values in numbers.items()}
 
 

@@ -118,6 +118,18 @@ def _mapped(data: NDArray[np.uint8], about: Mapping[str, Any], path: Path) -> Ar
     return widened(array) if about["dtype"] == "BF16" else array
 
 
+def in_rows(values: Array, largest: int) -> tuple[Array, Array]:
+    """``values`` as int8, and ``(rows,)`` float32, the step of each row (a filter, an output).
+
+    Args:
+        largest: whole number that a row's largest value becomes.
+    """
+    wide = np.asarray(values, np.float32)
+    steps = np.abs(wide).max(axis=tuple(range(1, wide.ndim)), keepdims=True)
+    steps = np.maximum(steps, 1e-12) / largest
+    return np.rint(wide / steps).astype(np.int8), steps.reshape(-1).astype(np.float32)
+
+
 def read_weights(
     path: Path,
     *,

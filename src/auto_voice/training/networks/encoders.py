@@ -53,9 +53,12 @@ class WhisperNet(nn.Module):
     def forward(self, mel: Tensor) -> Tensor:
         """Gradients flow back to ``mel`` where it asks for them."""
         x = self._begun(mel)
-        x = x + self._of(POSITIONS)[: x.shape[1]]
+        return self._through(x + self._of(POSITIONS)[: x.shape[1]])
+
+    def _through(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """All layers; ``mask`` ``(frames, frames)`` is what (second) each (first) attends to."""
         for index in range(self.layers):
-            x = self._layer(index, x, self._parts(index, x))
+            x = self._layer(index, x, self._parts(index, x), mask)
         return x
 
     def _begun(self, mel: Tensor) -> Tensor:
@@ -150,7 +153,8 @@ class ContentNet(WhisperNet):
             block: frames that come at once; 0 for all of them.
             lookahead: frames beyond a block that are known when it comes.
         """
-        return self.projected(self.states(mel, start, block, lookahead))
+        states = self.states(mel, start, block, lookahead)
+        return projected(states, self.mean, self.scale, self.projection)
 
     def states(self, mel: Tensor, start: int = 0, block: int = 0, lookahead: int = 0) -> Tensor:
         """``(batch, frames, width)`` of the last layer; see ``forward``."""
@@ -162,14 +166,7 @@ class ContentNet(WhisperNet):
             mask = mask.to(x.device)
         places = places.to(x.device)
         x = x[:, places] + self._of(POSITIONS)[start + places]
-        for index in range(self.layers):
-            x = self._layer(index, x, self._parts(index, x), mask)
-        return x[:, :frames]
-
-    def projected(self, states: Tensor) -> Tensor:
-        """``(batch, frames, width)`` to ``(batch, frames, dims)``."""
-        standard = ((states - self.mean) / self.scale).clamp(-OUTLIER, OUTLIER)
-        return standard @ self.projection
+        return self._through(x, mask)[:, :frames]
 
     def encoder_weights(self) -> dict[str, Tensor]:
         """Those of the ``WhisperNet``."""
@@ -194,6 +191,11 @@ class ContentNet(WhisperNet):
         """Where its content lies among the states."""
         parts = (self.mean, self.scale, self.projection)
         return ContentSpace(*(part.detach().cpu().float().numpy() for part in parts))
+
+
+def projected(states: Tensor, mean: Tensor, scale: Tensor, projection: Tensor) -> Tensor:
+    """``ContentSpace.project`` of ``(..., width)``, with gradients."""
+    return ((states - mean) / scale).clamp(-OUTLIER, OUTLIER) @ projection
 
 
 def streamed(frames: int, block: int, lookahead: int) -> tuple[Tensor, Tensor]:
