@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.pitch import align_pitch, corrected, extract_pitch, log_f0_statistics
 from auto_voice.audio.quality import denoise
 from auto_voice.errors import AudioContentError, ConfigError, ModelUnavailableError
+from auto_voice.inference import conversion
 from auto_voice.inference.analysis import denoised
 from auto_voice.inference.controls import Controls, controls_from
 from auto_voice.inference.effects import (
@@ -381,6 +383,29 @@ def test_the_mel_is_drawn_again_from_revoiced_content_and_led_away_from_the_same
     )
     pipeline.convert(source, tuned, controls=Controls(strength=1.2))
     assert len(revoicing.calls) == 2
+
+
+def test_what_a_converter_keeps_for_two_voices_is_made_beside_the_analysis(
+    hand_made, source, reference, monkeypatch
+):
+    threads = []
+
+    class Remembering(Revoicing):
+        def revoiced(self, *told):
+            threads.append(threading.current_thread())
+            return super().revoiced(*told)
+
+    remembering = Remembering()
+    remembering.guidance = 0.1
+    pipeline, _ = hand_made(converter_compact=remembering)
+    target = pipeline.clone(reference)
+    result = pipeline.convert(source, target)
+    here = threading.current_thread()
+    assert [thread is here for thread in threads] == [False, True]
+    monkeypatch.setattr(conversion, "rehearse", lambda *_: None)
+    again = pipeline.convert(source, target)
+    assert len(threads) == 3
+    assert np.array_equal(result.samples, again.samples)
 
 
 def test_guidance_is_left_out_with_a_note_where_the_sources_voice_cannot_be_known(

@@ -42,7 +42,7 @@ from auto_voice.inference.effects import (
     without_creak,
 )
 from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFacts
-from auto_voice.inference.rendering import Rendering, guidance, timed
+from auto_voice.inference.rendering import Rendering, guidance, rehearse, timed
 from auto_voice.inference.result import FileResult, Output
 from auto_voice.inference.stages import Stages
 from auto_voice.models.base import DRAWING
@@ -257,7 +257,7 @@ def prepare(
         if needed or guidance(stages.converter, voice, controls):
             head = recording.read(0, round(OWN_VOICE_SECONDS * recording.sample_rate))
             run_here = copy_context().run
-            cloning = beside.submit(run_here, _own_voice, head, stages, needed=needed)
+            cloning = beside.submit(run_here, _own_voice, head, stages, voice, needed=needed)
         with timed(timings, "pitch"):
             fits = known is not None and known.samples == len(recording)
             analysis = known if known is not None and fits else analyse(recording)
@@ -304,9 +304,14 @@ def _trimmed(recording: SampleSource) -> tuple[SampleSource, str]:
     return Section(recording, start, stop), note
 
 
-def _own_voice(head: FloatArray, stages: Stages, *, needed: bool) -> tuple[Voice | None, list[str]]:
+def _own_voice(
+    head: FloatArray, stages: Stages, target: Voice, *, needed: bool
+) -> tuple[Voice | None, list[str]]:
     """The voice that speaks in the first of the source, and a note where it cannot be had and need
-    not be."""
+    not be.
+
+    Where it need not be, the converter makes ready what it keeps for the two voices.
+    """
     assert stages.speaker_encoder is not None or not needed
     if stages.speaker_encoder is None:
         return None, [f"The speaker encoder cannot be had, so {_KEEPS_MORE}."]
@@ -327,6 +332,8 @@ def _own_voice(head: FloatArray, stages: Stages, *, needed: bool) -> tuple[Voice
         return None, [
             f"The source holds too little speech to know its own voice, so {_KEEPS_MORE}."
         ]
+    if not needed:
+        rehearse(target, stages.content_encoder, stages.converter, voice)
     return voice, []
 
 

@@ -455,8 +455,8 @@ def output_level(
         return OutputLevel(1 / gain, notes=(note,))
     room = CEILING_DBTP - meter.true_peak_db
     more = wanted - found
-    if more <= room:
-        return OutputLevel(10 ** (more / 20))
+    if more <= room + NEAR_LU / 2:  # Less than the meter tells.
+        return OutputLevel(10 ** (min(more, room) / 20))
     for _ in range(LIMITING_ROUNDS):
         more = min(more, room + MOST_LIMITING_DB)
         level = OutputLevel(10 ** (more / 20), limiting=True)

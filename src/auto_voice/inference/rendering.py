@@ -64,6 +64,8 @@ log = logging.getLogger(__name__)
 # far the slowest stage, so it is spared the rest of the context.
 VOCODER_CONTEXT_FRAMES = 32
 SHORTEST_PIECE_SECONDS = 1.0
+# Of content, long enough for every model.
+REHEARSED_FRAMES = 8
 # Pieces are this much shorter than what is converted whole: allocators cannot reuse all that
 # pieces of other lengths left, and the peak over hours shall be that of the whole.
 SMALLER = 0.8
@@ -179,6 +181,21 @@ def mel_in(
         if again is not None:
             mel = converter.convert(again, pitch, voice, frames)
     return corrected(converter, beyond(mel, start, share), voice)
+
+
+def rehearse(
+    voice: Voice, content_encoder: ContentEncoder, converter: Converter, own: Voice | None
+) -> None:
+    """Lets the converter speak a few frames: it makes ready what it keeps for a voice.
+
+    Args:
+        own: see :func:`drawn`.
+    """
+    silence = np.zeros((REHEARSED_FRAMES, content_encoder.dims), np.float32)
+    content = Content(silence, content_encoder.frame_rate, content_encoder.space)
+    f0_hz, voiced = np.full(REHEARSED_FRAMES, 150, np.float32), np.ones(REHEARSED_FRAMES, np.bool_)
+    pitch = Pitch(f0_hz, voiced, content_encoder.frame_rate)
+    mel_in(voice, content, pitch, REHEARSED_FRAMES, converter, Controls(), own)
 
 
 def corrected(converter: Converter, mel: Mel, voice: Voice) -> Mel:

@@ -41,7 +41,7 @@ from auto_voice.inference.analysis import noise_floor, pauses
 from auto_voice.inference.chunking import HOP, hop_energies, hop_size
 from auto_voice.inference.controls import SOURCE, Controls
 from auto_voice.inference.effects import moved, without_creak
-from auto_voice.inference.rendering import Piece, drawn, finished, mel_in, timed, vocoded
+from auto_voice.inference.rendering import Piece, drawn, finished, rehearse, timed, vocoded
 from auto_voice.models.base import (
     ContentEncoder,
     Converter,
@@ -318,7 +318,7 @@ class LiveStream:
         They go through another stream of the same kind. What a model makes ready when it is first
         used is there afterwards, and not in the time of the first word.
         """
-        self._rehearse(self._voice)
+        rehearse(self._voice, self._encoder, self._setup.converter, self._setup.own_voice)
         setup = replace(self._setup, controls=Controls())
         trial = LiveStream(setup)
         seconds = trial.latency_ms / 1000 + (blocks - 1) * trial.block_seconds
@@ -339,7 +339,7 @@ class LiveStream:
             check_live(chosen[1], self._setup.own_voice)
             # What a voice needs before it can speak is made here and not in the time of a block.
             towards = self._towards(*chosen)
-            self._rehearse(towards)
+            rehearse(towards, self._encoder, self._setup.converter, self._setup.own_voice)
             self._chosen, self._voice = chosen, towards
 
     def push(self, samples: ArrayLike) -> FloatArray:
@@ -636,16 +636,6 @@ class LiveStream:
             return voice
         parts = [(voice, controls.strength), (own, 1 - controls.strength)]
         return blend_voices(parts, name=voice.name)
-
-    def _rehearse(self, voice: Voice) -> None:
-        """Lets the converter speak a few frames: it makes ready what it keeps for a voice."""
-        encoder = self._encoder
-        content = Content(
-            np.zeros((8, encoder.dims), np.float32), encoder.frame_rate, encoder.space
-        )
-        pitch = Pitch(np.full(8, 150, np.float32), np.ones(8, np.bool_), FRAME_RATE)
-        setup = self._setup
-        mel_in(voice, content, pitch, 8, setup.converter, Controls(), setup.own_voice)
 
     def _mean_content(self, voice: Voice | None) -> FloatArray | None:
         """Of the speech that ``voice`` was made from; None where it was not kept."""

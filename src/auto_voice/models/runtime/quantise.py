@@ -414,8 +414,7 @@ def check_request(registry: Registry, version: ModelVersion, to: str, number: st
     if to == "int8" and version.architecture not in EIGHT_BIT:
         raise ConfigError(
             f"int8 gains no time with {version.key}, whose architecture is "
-            f"{version.architecture}; choose fp16, or a model of architecture "
-            f"{', '.join(EIGHT_BIT)}"
+            f"{version.architecture}; choose a model of architecture {', '.join(EIGHT_BIT)}"
         )
     if wrong := version_problem(number):
         raise ConfigError(f"{number} {wrong}")
