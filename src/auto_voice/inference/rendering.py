@@ -422,9 +422,12 @@ class Rendering:
         """``(hops,)`` of the recording as ``(frames,)`` of the chunk's context."""
         centres = np.arange(chunk.context_start, chunk.context_stop) + 0.5
         at = centres / float(self._frame_rate * HOP) - 0.5
-        if len(hops) == 0:
+        if len(hops) == 0 or len(at) == 0:
             return np.zeros(len(at), np.float32)
-        return np.asarray(np.interp(at, np.arange(len(hops)), hops), np.float32)
+        # Hours have a million hops, of which a chunk needs a few.
+        first = min(max(0, int(at[0])), len(hops) - 1)
+        near = hops[first : int(at[-1]) + 2]
+        return np.asarray(np.interp(at, np.arange(first, first + len(near)), near), np.float32)
 
     def _content(self, chunk: Chunk, mean: FloatArray | None) -> Content:
         rate = Fraction(self.content_encoder.frame_rate) / self._frame_rate
