@@ -18,6 +18,7 @@ def train() -> None:
     \b
     autovoice train recipes/own-speech.yaml --data speech/ --out runs/mine
     autovoice train corpus sentences.txt --voices voices/ --out parallel/ --hours 10
+    autovoice train back-translation speech.csv --out made/
     """
 
 
@@ -139,3 +140,33 @@ def corpus(
             executor=ray_executor(executor, address, workers, resources, cores=1),
         )  # fmt: skip
     click.echo(f"{recordings} recordings, {made:.2f} h: {out / 'speech.csv'}")
+
+
+@train.command("back-translation")
+@click.argument(
+    "sources", metavar="DATA...", type=click.Path(path_type=Path), nargs=-1, required=True
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to fill.")
+@click.option(
+    "--per-speaker", type=click.IntRange(1), default=2, show_default=True,
+    help="Recordings of each speaker that are converted.",
+)  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=9, show_default=True)
+def back_translation(sources: tuple[Path, ...], out: Path, per_speaker: int, seed: int) -> None:
+    """Choose recordings of DATA to be said in other voices, for crops that are back_translated.
+
+    DATA are folders with one subfolder per speaker and CSV lists, as --data of a training. Writes
+    jobs.csv, which autovoice batch converts, and speech.csv, which lists DATA and what is made of
+    it for --data of a training.
+
+    \b
+    autovoice train back-translation speech.csv --out made/
+    autovoice batch made/jobs.csv -o made/ --prefer fastest --workers 2
+    autovoice train recipe.yaml --data made/speech.csv
+    """
+    from auto_voice.training.back_translation import plan
+    from auto_voice.training.data import scan
+
+    count, table, speech = plan(scan(sources), out, per_speaker, seed)
+    click.echo(f"{count} conversions to make: autovoice batch {table} -o {out} --prefer fastest")
+    click.echo(f"Then train with: --data {speech}")
