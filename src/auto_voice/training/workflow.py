@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file
+from tqdm import tqdm
 
 from auto_voice.audio.mel import envelope_size
 from auto_voice.batch.executors import Executor
@@ -339,15 +340,15 @@ class Workflow:
     def _encode(self, encoder: WhisperContentEncoder, corpora: Sequence[Corpus]) -> None:
         """Adds the content encoder's output to every item, as inference computes it."""
         self.say("Content of all recordings")
-        for corpus in corpora:
-            for item in corpus.items:
-                energies = item.features[features.WHISPER_ENERGIES].astype(np.float32)
-                states = encoder.encoder.states(scaled(energies, energies.max()))
-                learned = encoder.subspace.project(states)
-                # What follows is computed from the sound, so it is the teacher's.
-                further = item.features["teacher"][:, learned.shape[1] :]
-                content = np.concatenate([learned - learned.mean(0), further], axis=1)
-                item.features[STUDENT] = content.astype(np.float16)
+        items = [item for corpus in corpora for item in corpus.items]
+        for item in tqdm(items, desc="content", unit="file", disable=None):
+            energies = item.features[features.WHISPER_ENERGIES].astype(np.float32)
+            states = encoder.encoder.states(scaled(energies, energies.max()))
+            learned = encoder.subspace.project(states)
+            # What follows is computed from the sound, so it is the teacher's.
+            further = item.features["teacher"][:, learned.shape[1] :]
+            content = np.concatenate([learned - learned.mean(0), further], axis=1)
+            item.features[STUDENT] = content.astype(np.float16)
 
     def _start(self) -> ConverterNet:
         """The converter to train, new or from where it goes on.
