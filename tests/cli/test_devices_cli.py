@@ -105,7 +105,7 @@ def test_doctor_compares_models_on_each_device_with_the_cpu(run, monkeypatch):
     rows = json.loads(out)
     assert (code, err) == (0, "")
     assert [(row["model"], row["runs_on"], row["snr_db"]) for row in rows] == [
-        ("converter_compact@1.6", "cpu", None),
+        ("converter_compact@2.0", "cpu", None),
         ("content_compact@2.0", "cpu", None),
     ]
     # A device whose driver is there and whose provider does not start is no pass.

@@ -367,7 +367,7 @@ def test_a_version_that_is_stopped_while_it_is_made_is_not_there(
         ("griffin_lim", "fp16", "griffin_lim@1.0 has no version of other precision"),
         ("speaker_encoder", "fp16", "speaker_encoder@1.0 has no version of other precision"),
         ("content_compact", "int8", "int8 gains no time with content_compact@2.0"),
-        ("converter_compact", "fp16", "weights of converter_compact@1.6 are in half precision"),
+        ("converter_compact", "fp16", "weights of converter_compact@2.0 are in half precision"),
         ("content_compact", "fp16", "weights of content_compact@2.0 are in 8 bits already"),
     ],
 )

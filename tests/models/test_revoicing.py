@@ -134,10 +134,12 @@ def test_only_the_cepstra_move_and_their_mean_over_speech_stays(readers):
 
 
 @pytest.mark.weights
-def test_the_envelope_comes_nearer_to_the_voice_that_says_the_same(readers):
+def test_the_envelope_comes_nearer_to_the_voice_that_says_the_same(readers, monkeypatch):
     """Said by another speaker, a sentence has cepstra like the voice's own after the second pass:
     converted from there it comes nearer to what the voice's own recording is."""
     converter, voice, own = readers
+    # It is no part of the way to the other voice that the way back could undo.
+    monkeypatch.setattr(converter, "correction", 0.0)
     content, pitch, true, *_ = own_speech(converter, voice)
     # The same sentence in the other's voice, whose cepstra are known from its mel.
     mel, start, theirs = both_mels(converter, content, pitch, len(true), own, voice)
@@ -149,7 +151,7 @@ def test_the_envelope_comes_nearer_to_the_voice_that_says_the_same(readers):
     def error(heard):
         return np.square((heard.features - content.features)[speech, -CEPSTRA_SIZE:]).mean()
 
-    assert error(again) < 0.8 * error(foreign)
+    assert error(again) < 0.3 * error(foreign)
 
 
 @pytest.mark.weights

@@ -253,7 +253,7 @@ def test_recordings_become_a_model_that_converts(
     path.write_text(yaml.safe_dump({**further, "content_from": "hubert_base"}))
     with pytest.raises(TrainingError, match="in whose space nothing can be trained"):
         Workflow(load_recipe(path), [speech], tmp_path / "no", registry, say=told.append).run()
-    narrow = {**further, "converter_from": "converter_compact@1.6"}
+    narrow = {**further, "converter_from": "converter_compact@2.0"}
     path.write_text(yaml.safe_dump(narrow))
     with pytest.raises(TrainingError, match="name two of one space"):
         Workflow(

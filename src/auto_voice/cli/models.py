@@ -447,7 +447,7 @@ def pin(names: tuple[str, ...], unpin: bool, as_json: bool, **where: Any) -> Non
     Without NAMES the pins are listed. They stand in models.lock.json in the model folder.
 
     \b
-    autovoice models pin converter_compact@1.6
+    autovoice models pin converter_compact@2.0
     autovoice models pin --remove converter_compact
     """
     registry = open_registry(**where)
