@@ -40,7 +40,9 @@ def test_every_speaker_says_some_recordings_in_the_voices_of_others(people, tmp_
     assert all(said.count(speaker) == 2 for speaker in set(speaker_of.values()))
     for job, speaker in zip(jobs, said, strict=True):
         voices = {speaker_of[path] for path in job.voice}
-        assert len(job.voice) == 3 and len(voices) == 1 and speaker not in voices
+        assert len(job.voice) == 3
+        assert len(voices) == 1
+        assert speaker not in voices
     assert len({job.target for job in jobs}) == 24
     # Nearly all voices are heard, as nobody is preferred.
     assert len({speaker_of[job.voice[0]] for job in jobs}) > 6
@@ -56,7 +58,8 @@ def test_every_speaker_says_some_recordings_in_the_voices_of_others(people, tmp_
         assert target.utterance.speaker == source.utterance.speaker
         assert source.utterance.path.name.startswith(target.utterance.path.stem)
     train, held = hold_out(listed, 0.3)
-    assert held and not {u.speaker for u in train} & {u.speaker for u in held}
+    assert held
+    assert not {u.speaker for u in train} & {u.speaker for u in held}
 
 
 def test_the_same_is_drawn_again_and_something_else_with_another_seed(people, tmp_path):
@@ -72,7 +75,8 @@ def test_what_is_aligned_already_is_listed_and_not_converted(people, tmp_path):
     count, table, again = plan(scan([speech]), tmp_path / "two", 4)
     # One recording of each speaker and its conversion belong together and stay as they are.
     assert count == 12 * 3
-    assert ".wav" in table.read_text() and "/one/" not in table.read_text()
+    assert ".wav" in table.read_text()
+    assert "/one/" not in table.read_text()
     before = {u.path.resolve() for u in scan([speech])}
     assert before < {u.path.resolve() for u in scan([again])}
 
@@ -82,5 +86,5 @@ def test_bad_input_is_told(people, tmp_path):
     with pytest.raises(TrainingError, match="fewer than two; add speakers"):
         plan(alone, tmp_path / "made")
     (tmp_path / "file").write_text("")
-    with pytest.raises(TrainingError, match="cannot be written .* another folder with --out"):
+    with pytest.raises(TrainingError, match=r"cannot be written .* another folder with --out"):
         plan(people, tmp_path / "file")

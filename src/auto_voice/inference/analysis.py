@@ -78,7 +78,7 @@ class Analysis:
 
     samples: int
     gain: float
-    energies: NDArray[np.float64]
+    energies: FloatArray
     pitch: Pitch
     melody: Pitch
 
@@ -95,7 +95,7 @@ def analyse(recording: SampleSource) -> Analysis:
     gain = gain_of_energies(joined, hop)
     pitch = pitch_of(recording, gain)
     melody = corrected_by_sound(pitch, recording.read, recording.sample_rate)
-    return Analysis(len(recording), gain, joined, pitch, melody)
+    return Analysis(len(recording), gain, joined.astype(np.float32), pitch, melody)
 
 
 def gain_of_energies(energies: NDArray[np.float64], hop_samples: int) -> float:
@@ -107,7 +107,7 @@ def gain_of_energies(energies: NDArray[np.float64], hop_samples: int) -> float:
     return float(10 ** ((SPEECH_DBFS - level) / 20)) if np.isfinite(level) else 1.0
 
 
-def pauses(energies: NDArray[np.float64], hop_samples: int, gain: float) -> FloatArray:
+def pauses(energies: NDArray[np.floating], hop_samples: int, gain: float) -> FloatArray:
     """``(hops,)``: 0 where somebody speaks to 1 where nobody does.
 
     A pause lies far below the speech. Where noise hides that, it lies near the quietest of the
@@ -130,9 +130,7 @@ def pauses(energies: NDArray[np.float64], hop_samples: int, gain: float) -> Floa
     return np.asarray(np.clip(share, 0, 1), np.float32)
 
 
-def noise_floor(
-    energies: NDArray[np.float64], hop_samples: int, gain: float
-) -> NDArray[np.float64]:
+def noise_floor(energies: NDArray[np.floating], hop_samples: int, gain: float) -> FloatArray:
     """``(hops,)`` power of the noise that the speech stands in, at the networks' level.
 
     It is that of the quietest of the seconds around.
@@ -142,16 +140,17 @@ def noise_floor(
         gain: that brings the recording to the networks' level.
     """
     if len(energies) == 0:
-        return np.zeros(0)
+        return np.zeros(0, np.float32)
     quietest = _lowest_around(_mean_around(energies / hop_samples, FLOOR_HOPS), NOISE_REACH_HOPS)
     noise = quietest * gain**2 * 10 ** (NOISE_ABOVE_QUIETEST_DB / 10)
-    return np.minimum(noise, 10 ** ((SPEECH_DBFS - NOISE_BELOW_SPEECH_DB) / 10))
+    highest = 10 ** ((SPEECH_DBFS - NOISE_BELOW_SPEECH_DB) / 10)
+    return np.minimum(noise, highest).astype(np.float32)
 
 
-def _mean_around(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+def _mean_around(values: NDArray[np.floating], width: int) -> NDArray[np.float64]:
     """Means over ``width`` neighbours, of those that are there at the ends."""
     before = width // 2
-    total = np.concatenate(([0.0], np.cumsum(values)))
+    total = np.concatenate(([0.0], np.cumsum(values, dtype=np.float64)))
     low = np.maximum(np.arange(len(values)) - before, 0)
     high = np.minimum(low + width, len(values))
     return np.asarray(np.maximum(total[high] - total[low], 0) / (high - low))

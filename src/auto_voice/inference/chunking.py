@@ -66,7 +66,7 @@ def common_period(*rates_hz: Fraction) -> Fraction:
 
 
 def plan_chunks(
-    energies: NDArray[np.float64],
+    energies: NDArray[np.floating],
     seconds: float,
     *,
     frames: int,
@@ -127,7 +127,7 @@ def hop_size(sample_rate: int) -> int:
     return max(1, round(LEVEL_HOP_SECONDS * sample_rate))
 
 
-def quiet_hops(energies: NDArray[np.float64], seconds: float, longest_seconds: float) -> list[int]:
+def quiet_hops(energies: NDArray[np.floating], seconds: float, longest_seconds: float) -> list[int]:
     """Positions, in hops, that cut a recording into pieces of at most ``longest_seconds``.
 
     Each lies at the quietest tenth of a second in the last third of what is allowed.

@@ -319,7 +319,7 @@ class Rendering:
     log_f0: FloatArray | None = field(init=False)
     content: ContentWindows = field(init=False)
     pauses: FloatArray = field(init=False)
-    noise: NDArray[np.float64] = field(init=False)
+    noise: FloatArray = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "log_f0", filled(self.pitch))
