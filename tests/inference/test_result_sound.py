@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,10 +30,17 @@ from auto_voice.inference.analysis import (
     noise_floor,
     pauses,
 )
-from auto_voice.inference.chunking import hop_energies
+from auto_voice.inference.chunking import Chunk, hop_energies
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.effects import fill_pauses, source_shape
+from auto_voice.inference.effects import (
+    blocks_of,
+    fill_pauses,
+    metered,
+    output_level,
+    source_shape,
+)
 from auto_voice.inference.inputs import MemorySamples
+from auto_voice.inference.rendering import Rendering
 from auto_voice.types import Mel, Waveform
 from hand_made_stages import LocalConverter, speech_like
 
@@ -333,6 +342,31 @@ def test_peaks_are_limited_for_the_loudness_up_to_a_limit(converted, above_db, r
     short = integrated_loudness(source.samples, 16000) - integrated_loudness(result.samples, RATE)
     assert (abs(short) < 0.5) == reached
     assert any("quieter than the source" in note for note in result.notes) != reached
+
+
+def test_less_than_the_meter_tells_is_no_limiting():
+    recording = MemorySamples(peaky(), RATE)
+    meter = metered(blocks_of(recording), RATE)
+    room = -1 - meter.true_peak_db
+    for more, limited_ in ((room - 0.02, False), (room + 0.02, False), (room + 0.3, True)):
+        controls = Controls(loudness=meter.loudness_lufs + more)
+        level = output_level(recording, 1.0, controls, None)
+        assert (level.limiting, bool(level.notes)) == (limited_, limited_)
+        out = np.concatenate(list(level.blocks(recording)))
+        assert true_peak(out, RATE) <= -0.99 + 0.2 * limited_
+
+
+def test_the_levels_of_a_piece_are_those_of_the_whole():
+    hops = np.random.default_rng(0).random(3000).astype(np.float32)
+    rate = Fraction(22050, 256)
+    at = (np.arange(2700) + 0.5) / (float(rate) * 0.01) - 0.5
+    whole = np.interp(at, np.arange(3000), hops)
+    # The last pieces lie behind the last hop.
+    for start, stop in ((0, 1), (0, 2700), (1000, 1200), (2400, 2700), (2690, 2700)):
+        chunk = Chunk(start, stop, start, stop)
+        found = Rendering._by_frame(SimpleNamespace(_frame_rate=rate), hops, chunk)
+        np.testing.assert_allclose(found, whole[start:stop], rtol=1e-6)
+    assert at[-1] > 3000
 
 
 def test_the_same_time_is_measured_in_both():

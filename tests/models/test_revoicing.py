@@ -17,7 +17,9 @@ from auto_voice.audio.mel import (
     log_mel,
 )
 from auto_voice.audio.resample import resample
+from auto_voice.inference.controls import Controls
 from auto_voice.inference.effects import warp_formants
+from auto_voice.inference.rendering import mel_in, rehearse
 from auto_voice.models.converter_model import ConverterShape
 from auto_voice.models.correction import loud
 from auto_voice.types import Content, Mel
@@ -138,7 +140,7 @@ def test_the_envelope_comes_nearer_to_the_voice_that_says_the_same(readers, monk
     """Said by another speaker, a sentence has cepstra like the voice's own after the second pass:
     converted from there it comes nearer to what the voice's own recording is."""
     converter, voice, own = readers
-    # It is no part of the way to the other voice that the way back could undo.
+    # A correction leads from what is drawn to the reference, which the way back does not undo.
     monkeypatch.setattr(converter, "correction", 0.0)
     content, pitch, true, *_ = own_speech(converter, voice)
     # The same sentence in the other's voice, whose cepstra are known from its mel.
@@ -193,3 +195,17 @@ def test_where_it_cannot_be_told_there_is_no_second_pass(readers, monkeypatch):
         assert converter.revoiced(content, mel, start, *pair) is None
     monkeypatch.setattr(converter, "shape", ConverterShape(dims=176))
     assert converter.revoiced(content, mel, start, voice, own) is None
+
+
+@pytest.mark.weights
+def test_a_rehearsal_makes_ready_what_a_conversion_of_the_two_voices_needs(
+    readers, weights_registry
+):
+    converter, voice, own = readers
+    converter._corrections.clear()
+    rehearse(voice, weights_registry.load("content_whisper"), converter, own)
+    known = set(converter._corrections), set(converter._mean_changes)
+    assert [len(keys) for keys in known] == [1, 1]
+    content, pitch, true, *_ = own_speech(converter, own)
+    mel_in(voice, content, pitch, len(true), converter, Controls(), own)
+    assert known == (set(converter._corrections), set(converter._mean_changes))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,9 @@ def test_every_speaker_says_some_recordings_in_the_voices_of_others(people, tmp_
     train, held = hold_out(listed, 0.3)
     assert held
     assert not {u.speaker for u in train} & {u.speaker for u in held}
+    train, held = hold_out(listed, 0.3, by="recording")
+    assert {u.parallel for u in held} - {""}
+    assert not {u.parallel for u in train} & {u.parallel for u in held} - {""}
 
 
 def test_the_same_is_drawn_again_and_something_else_with_another_seed(people, tmp_path):
@@ -81,7 +86,46 @@ def test_what_is_aligned_already_is_listed_and_not_converted(people, tmp_path):
     assert before < {u.path.resolve() for u in scan([again])}
 
 
+def test_what_was_made_before_is_no_speech_to_convert(people, tmp_path):
+    out = tmp_path / "speech" / "made"
+    count, table, speech = plan(scan([tmp_path / "speech"]), out, 1)
+    for job in collect([str(table)], Defaults(output=OutputSpec(out))):
+        (out / job.target).write_bytes(b"RIFF")
+    before = table.read_text(), speech.read_text()
+    assert plan(scan([tmp_path / "speech"]), out, 1)[0] == count
+    assert before == (table.read_text(), speech.read_text())
+    # Nor where a list tells it.
+    rows = speech.read_text().replace(",made,", ",other,")
+    (tmp_path / "list.csv").write_text(
+        "\n".join(
+            f"{out / cells[0]},{cells[1]},{cells[2]},,{cells[4]}"
+            for cells in (row.split(",") for row in rows.splitlines()[1:])
+        ).join(("path,speaker,corpus,parallel,role\n", "\n"))
+    )
+    _, again, _ = plan(scan([tmp_path / "list.csv"]), tmp_path / "two", 4)
+    assert "/made/" not in again.read_text()
+
+
+def test_paths_are_those_that_were_given(people, tmp_path, monkeypatch, caplog):
+    """Links are kept, relative paths count from here, and what no table can name is left out."""
+    shown = tmp_path / "links"
+    for index, utterance in enumerate(people):
+        link = shown / utterance.speaker.partition("/")[2] / f"l{index}.wav"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(utterance.path)
+    (shown / "p00" / "a|b.wav").write_bytes(b"RIFF")
+    monkeypatch.chdir(tmp_path)
+    _, table, _ = plan(scan([tmp_path / "links"]), tmp_path / "made", 4)
+    jobs = collect([str(table)], Defaults(output=OutputSpec("made")))
+    assert len(jobs) == 48
+    assert all(path.startswith(f"{shown}/p") for job in jobs for path in (job.source, *job.voice))
+    assert "a|b.wav" in caplog.text
+
+
 def test_bad_input_is_told(people, tmp_path):
+    twice = [*people, replace(people[0], speaker="somebody else")]
+    with pytest.raises(TrainingError, match=r"listed twice, as .* list it once"):
+        plan(twice, tmp_path / "made")
     alone = [u for u in people if u.speaker == people[0].speaker]
     with pytest.raises(TrainingError, match="fewer than two; add speakers"):
         plan(alone, tmp_path / "made")

@@ -45,7 +45,7 @@ from auto_voice.inference.inputs import SampleSource, Section, Source, SourceFac
 from auto_voice.inference.rendering import Rendering, guidance, rehearse, timed
 from auto_voice.inference.result import FileResult, Output
 from auto_voice.inference.stages import Stages
-from auto_voice.models.base import DRAWING
+from auto_voice.models.base import DRAWING, RevoicingConverter
 from auto_voice.models.runtime.sessions import moves_noted
 from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Pitch, Voice, Waveform
@@ -310,7 +310,7 @@ def _own_voice(
     """The voice that speaks in the first of the source, and a note where it cannot be had and need
     not be.
 
-    Where it need not be, the converter makes ready what it keeps for the two voices.
+    Where it need not be, a converter that keeps something for two voices makes it ready.
     """
     assert stages.speaker_encoder is not None or not needed
     if stages.speaker_encoder is None:
@@ -332,7 +332,7 @@ def _own_voice(
         return None, [
             f"The source holds too little speech to know its own voice, so {_KEEPS_MORE}."
         ]
-    if not needed:
+    if not needed and isinstance(stages.converter, RevoicingConverter):
         rehearse(target, stages.content_encoder, stages.converter, voice)
     return voice, []
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
+import os
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,29 +30,33 @@ REFERENCES = 3
 # Between the recordings of one voice in a table of jobs.
 SEPARATOR = "|"
 
+log = logging.getLogger(__name__)
+
 
 def plan(
-    utterances: Sequence[Utterance], folder: Path, per_speaker: int = 2, seed: int = 9
+    utterances: Iterable[Utterance], folder: Path, per_speaker: int = 2, seed: int = 9
 ) -> tuple[int, Path, Path]:
     """Writes a table of conversions, which a batch makes, and a list of speech to train on.
 
     Each speaker says ``per_speaker`` recordings, drawn at random, in the voice of another one.
-    What is aligned with others already is only listed.
+    What is aligned with others already, or was made by a converter, is only listed.
 
     Args:
-        utterances: see ``data.scan``.
+        utterances: see ``data.scan``; those in ``folder`` are what was made before, and left out.
         folder: for ``jobs.csv``, ``speech.csv`` and the conversions.
 
     Returns:
         How many conversions there are, the table and the list.
 
     Raises:
-        TrainingError: fewer than two speakers, or the folder cannot be written to.
+        TrainingError: fewer than two speakers, one recording of two, or the folder cannot be
+            written to.
     """
-    by_speaker: defaultdict[str, list[Utterance]] = defaultdict(list)
-    for utterance in utterances:
-        if not utterance.parallel and SEPARATOR not in str(utterance.path):
-            by_speaker[utterance.speaker].append(utterance)
+    known = _by_path(utterances, _absolute(folder))
+    by_speaker: defaultdict[str, list[str]] = defaultdict(list)
+    for path, utterance in known.items():
+        if not utterance.parallel and not utterance.source_only:
+            by_speaker[utterance.speaker].append(path)
     speakers = sorted(by_speaker)
     if len(speakers) < 2:
         raise TrainingError(
@@ -62,31 +68,61 @@ def plan(
         rng = np.random.default_rng([seed, _number(speaker)])
         own = by_speaker[speaker]
         for index in sorted(rng.permutation(len(own))[:per_speaker].tolist()):
-            other = speakers[int(rng.integers(len(speakers) - 1))]
-            other = speakers[-1] if other == speaker else other
-            theirs = by_speaker[other]
+            # The last one's place stands for the speaker's own.
+            drawn = speakers[int(rng.integers(len(speakers) - 1))]
+            theirs = by_speaker[speakers[-1] if drawn == speaker else drawn]
             chosen = rng.permutation(len(theirs))[:REFERENCES]
-            voice = SEPARATOR.join(str(theirs[i].path.resolve()) for i in sorted(chosen.tolist()))
-            path = own[index].path
-            name = f"{path.stem}-{_number(str(path.resolve())):08x}.wav"
-            jobs.append((str(path.resolve()), voice, name))
-            made[path] = name
+            voice = SEPARATOR.join(theirs[i] for i in sorted(chosen.tolist()))
+            path = own[index]
+            made[path] = f"{Path(path).stem}-{_number(path):08x}.wav"
+            jobs.append((path, voice, made[path]))
     table, speech = folder / JOBS, folder / SPEECH
     _write(table, [("source", "voice", "output"), *jobs])
-    _write(speech, [("path", "speaker", "corpus", "parallel", "role"), *_rows(utterances, made)])
+    _write(speech, [("path", "speaker", "corpus", "parallel", "role"), *_rows(known, made)])
     return len(jobs), table, speech
 
 
+def _by_path(utterances: Iterable[Utterance], folder: str) -> dict[str, Utterance]:
+    """By absolute path, without those in ``folder`` and those that a table of jobs cannot name."""
+    known: dict[str, Utterance] = {}
+    for utterance in utterances:
+        path = _absolute(utterance.path)
+        if os.path.commonpath([path, folder]) == folder:
+            continue
+        if SEPARATOR in path or not _is_text(path):
+            log.warning("left out, because of a character in its path: %r", path)
+            continue
+        other = known.setdefault(path, utterance)
+        if other.speaker != utterance.speaker:
+            raise TrainingError(
+                f"{path} is listed twice, as {other.speaker} and as {utterance.speaker}; list it "
+                "once."
+            )
+    return known
+
+
 def _rows(
-    utterances: Iterable[Utterance], made: dict[Path, str]
+    known: Mapping[str, Utterance], made: Mapping[str, str]
 ) -> Iterable[tuple[str, str, str, str, str]]:
     """Of the list of speech. A conversion has its source's speaker, so that both are held out."""
-    for u in utterances:
-        name = made.get(u.path, "")
-        role = SOURCE if u.source_only else ""
-        yield str(u.path.resolve()), u.speaker, u.corpus, u.parallel or Path(name).stem, role
+    for path, u in known.items():
+        name = made.get(path, "")
+        yield path, u.speaker, u.corpus, u.parallel or name, SOURCE if u.source_only else ""
         if name:
-            yield name, u.speaker, MADE, Path(name).stem, SOURCE
+            yield name, u.speaker, MADE, name, SOURCE
+
+
+def _absolute(path: Path) -> str:
+    """Links are not followed: what they lead to may have a name without ending."""
+    return os.path.abspath(path)  # noqa: PTH100
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\n" not in path and "\r" not in path
 
 
 def _write(path: Path, rows: Iterable[Sequence[str]]) -> None:
@@ -105,4 +141,4 @@ def _write(path: Path, rows: Iterable[Sequence[str]]) -> None:
 
 def _number(name: str) -> int:
     """A number of 32 bits that a name always has."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:4], "big")

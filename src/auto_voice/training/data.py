@@ -66,7 +66,8 @@ def hold_out(
 
     The choice depends on nothing but the name, so adding data never moves what is held out into
     training. Only where the hash would leave one side empty does one name change sides. Aligned
-    recordings of several speakers are held out by sentence, so that none is on both sides.
+    recordings of several speakers are held out by sentence, so that none is on both sides, and a
+    recording is never parted from what a converter made of it.
 
     Args:
         by: ``speaker``: whole speakers, as every figure of unseen voices needs; ``recording``:
@@ -74,7 +75,11 @@ def hold_out(
     """
     several = _said_by_several(utterances)
     names = [
-        u.parallel if u.parallel in several else u.speaker if by == "speaker" else u.path.name
+        u.parallel
+        if u.parallel in several
+        else u.speaker
+        if by == "speaker"
+        else u.parallel or u.path.name
         for u in utterances
     ]
     rank = {name: _rank(name) for name in names}
