@@ -99,7 +99,7 @@ def test_pieces_give_what_the_whole_gives(hand_made, speech, reference):
     assert pieces.chunks >= 6
     error = np.asarray(whole) - np.asarray(pieces)
     assert 20 * np.log10(np.linalg.norm(error) / np.linalg.norm(whole)) < -60
-    # However it is cut, content is heard in windows of its own, of at most 28 s.
+    # However it is cut, content is heard in windows of its own, of at most 24 s.
     lengths = piece_stages.stages["content_whisper"].lengths
-    assert max(lengths) == 28 * 16000
+    assert max(lengths) == 24 * 16000
     assert len(lengths) == 3

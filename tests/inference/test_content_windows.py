@@ -84,7 +84,7 @@ def test_windows_meet_where_each_has_heard_a_second_more():
 
     heard = listener(encoder := Count(), ramp)
     np.testing.assert_array_equal(heard.read(0, None).features[:, 0], np.arange(3000))
-    assert encoder.lengths == [1400 * 320, 1400 * 320, 400 * 320]
+    assert encoder.lengths == [1200 * 320, 1200 * 320, 800 * 320]
 
 
 def read_in_parts(heard, frames):
@@ -94,7 +94,7 @@ def read_in_parts(heard, frames):
 def test_no_window_is_heard_twice_where_the_memory_holds_all(rising):
     heard = listener(encoder := Attending(), rising)
     read_in_parts(heard, 4000)
-    assert len(encoder.lengths) == 3
+    assert len(encoder.lengths) == 4
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_beyond_its_memory_windows_are_encoded_again(rising, monkeypatch):
     all_kept = listener(Attending(), samples)
     wanted = read_in_parts(all_kept, 12000)
     window = max(features.nbytes for features in all_kept._encoded.values())
-    for room, windows in ((0, 18), (3, 17), (6, 13), (10, 10)):
+    for room, windows in ((0, 20), (3, 19), (6, 16), (11, 11)):
         monkeypatch.setattr(listening, "KEPT_BYTES", room * window)
         heard = listener(encoder := Attending(), samples)
         most = 0
@@ -118,11 +118,11 @@ def test_beyond_its_memory_windows_are_encoded_again(rising, monkeypatch):
 def test_what_is_dropped_is_encoded_again_and_the_same(rising):
     heard = listener(encoder := Attending(), rising)
     wanted = heard.read(0, None).features
-    assert len(encoder.lengths) == 3
+    assert len(encoder.lengths) == 4
     heard.forget()
     assert not heard._encoded
     np.testing.assert_array_equal(heard.read(0, None).features, wanted)
-    assert len(encoder.lengths) == 6
+    assert len(encoder.lengths) == 8
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_where_memory_does_not_suffice_windows_are_shorter(rising, error, caplog
     with caplog.at_level(logging.WARNING):
         features = heard.read(0, None).features
     assert len(features) == 4000
-    assert "encoded in windows of 7.0 s" in caplog.text
+    assert "encoded in windows of 6.0 s" in caplog.text
     np.testing.assert_allclose(features.mean(0), 0, atol=1e-5)
 
 

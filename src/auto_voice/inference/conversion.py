@@ -46,7 +46,7 @@ from auto_voice.inference.rendering import Rendering, guidance, rehearse, timed
 from auto_voice.inference.result import FileResult, Output
 from auto_voice.inference.stages import Stages
 from auto_voice.models.base import DRAWING, RevoicingConverter
-from auto_voice.models.runtime.sessions import moves_noted
+from auto_voice.models.runtime.sessions import moves_noted, trim_heap
 from auto_voice.progress import tell
 from auto_voice.types import FloatArray, Pitch, Voice, Waveform
 from auto_voice.voices.blending import blend_voices
@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 # Seconds of the source that are searched for speech where its own voice is needed, and seconds of
 # that speech that are used.
-OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 30.0
+OWN_VOICE_SECONDS, OWN_SPEECH_SECONDS = 120.0, 15.0
 # Seconds; longer recordings go through the disk, shorter ones take 20 MB of memory at most.
 LONG_SECONDS = 300.0
 _KEEPS_MORE = "the result is not led away from it and keeps more of it"
@@ -252,6 +252,7 @@ def prepare(
         length = resampled_length(len(recording), recording.sample_rate, stages.vocoder.sample_rate)
         notes.append(note)
     needed, cloning = controls.strength != 1, None
+    trim_heap()  # Two steps at once come on top of what cloning and reading left free.
     # Neither step keeps all cores busy, so one runs beside the other.
     with ThreadPoolExecutor(1) as beside:
         if needed or guidance(stages.converter, voice, controls):
