@@ -8,19 +8,16 @@ lacks is on the side of the input alone (as in translation, Sennrich et al. 2016
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from auto_voice.errors import TrainingError
-from auto_voice.filesystem import atomic_write
-from auto_voice.training.data import SOURCE, Utterance
+from auto_voice.training.data import SOURCE, Utterance, number_of, write_csv
 
 JOBS, SPEECH = "jobs.csv", "speech.csv"
 # Corpus of what is made.
@@ -65,7 +62,7 @@ def plan(
         )
     jobs, made = [], {}
     for speaker in speakers:
-        rng = np.random.default_rng([seed, _number(speaker)])
+        rng = np.random.default_rng([seed, number_of(speaker)])
         own = by_speaker[speaker]
         for index in sorted(rng.permutation(len(own))[:per_speaker].tolist()):
             # The last one's place stands for the speaker's own.
@@ -74,11 +71,11 @@ def plan(
             chosen = rng.permutation(len(theirs))[:REFERENCES]
             voice = SEPARATOR.join(theirs[i] for i in sorted(chosen.tolist()))
             path = own[index]
-            made[path] = f"{Path(path).stem}-{_number(path):08x}.wav"
+            made[path] = f"{Path(path).stem}-{number_of(path):08x}.wav"
             jobs.append((path, voice, made[path]))
     table, speech = folder / JOBS, folder / SPEECH
-    _write(table, [("source", "voice", "output"), *jobs])
-    _write(speech, [("path", "speaker", "corpus", "parallel", "role"), *_rows(known, made)])
+    write_csv(table, [("source", "voice", "output"), *jobs])
+    write_csv(speech, [("path", "speaker", "corpus", "parallel", "role"), *_rows(known, made)])
     return len(jobs), table, speech
 
 
@@ -123,22 +120,3 @@ def _is_text(path: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\n" not in path and "\r" not in path
-
-
-def _write(path: Path, rows: Iterable[Sequence[str]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            atomic_write(path) as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
-        ):
-            csv.writer(file).writerows(rows)
-    except OSError as error:
-        raise TrainingError(
-            f"{path} cannot be written ({error.strerror or error}); give another folder with --out."
-        ) from error
-
-
-def _number(name: str) -> int:
-    """A number of 32 bits that a name always has."""
-    return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:4], "big")

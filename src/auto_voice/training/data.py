@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from auto_voice.audio.formats import READABLE, list_folder
 from auto_voice.errors import TrainingError
+from auto_voice.filesystem import atomic_write
 
 SOURCE = "source"
 ROLES = ("", SOURCE)
@@ -82,7 +83,7 @@ def hold_out(
         else u.parallel or u.path.name
         for u in utterances
     ]
-    rank = {name: _rank(name) for name in names}
+    rank = {name: number_of(name) / 2**32 for name in names}
     ordered = sorted(rank, key=lambda name: rank[name])
     held = {name for name in ordered if rank[name] < share}
     if len(ordered) > 1:
@@ -100,9 +101,29 @@ def _said_by_several(utterances: Sequence[Utterance]) -> set[str]:
     return {name for name, known in speakers.items() if len(known) > 1}
 
 
-def _rank(name: str) -> float:
-    """A number in [0, 1) that a name always has."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
+def number_of(name: str) -> int:
+    """A number of 32 bits that a name always has."""
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Writes a CSV list, such as :func:`scan` reads.
+
+    Raises:
+        TrainingError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            atomic_write(path) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            csv.writer(file).writerows(rows)
+    except OSError as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error.strerror or error}); give another folder with --out."
+        ) from error
 
 
 def _from_csv(path: Path) -> list[Utterance]:

@@ -11,7 +11,6 @@ last: a sentence is whole or is made again. ``speech.csv`` lists what is whole, 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import json
@@ -37,6 +36,7 @@ from auto_voice.filesystem import atomic_write
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.sessions import open_model
+from auto_voice.training.data import write_csv
 from auto_voice.types import FloatArray
 
 # Of Kokoro: Hz of its output, numbers of a style, of which the first half is the timbre, and most
@@ -446,11 +446,7 @@ def write_list(folder: Path) -> int:
             )
             for clip in read["clips"]
         ]
-    with (
-        atomic_write(folder / "speech.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        csv.writer(file).writerows([("path", "speaker", "corpus", "parallel"), *rows])
+    write_csv(folder / "speech.csv", [("path", "speaker", "corpus", "parallel"), *rows])
     return len(rows)
 
 
