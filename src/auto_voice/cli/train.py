@@ -48,7 +48,7 @@ def recipe_(
     resources: tuple[str, ...],
     **where: Any,
 ) -> None:
-    """Train the content encoder and the converter by RECIPE.
+    """Train the content encoder and the converter, or a vocoder, by RECIPE.
 
     Features are computed by --workers here or on a Ray cluster, and networks trained in this
     process. Stops with Ctrl-C and goes on with the same command. Recordings that cannot be used are
@@ -80,10 +80,15 @@ def recipe_(
     for name, value in sorted(outcome.figures.items()):
         click.echo(f"{name:32} {value:.4g}")
     click.echo(f"Published: {outcome.catalog}")
-    encoder = f" --content-encoder content_compact@{loaded.name}" if loaded.content else ""
+    made = {
+        "content-encoder content_compact": loaded.content,
+        "converter converter_compact": loaded.vocoder is None,
+        "vocoder vocoder_compact": loaded.vocoder,
+    }
+    options = " ".join(f"--{option}@{loaded.name}" for option, new in made.items() if new)
     click.echo(
         f"Use it: AUTOVOICE_CONFIG={outcome.catalog} autovoice convert SOURCE --voice REFERENCE "
-        f"--converter converter_compact@{loaded.name}{encoder}"
+        f"{options}"
     )
 
 

@@ -27,7 +27,11 @@ CHUNK_FRAMES = 512
 
 @dataclass(frozen=True)
 class HiFiGANShape:
-    """Sizes of the generator; the defaults are those of V1 (13.9 M parameters)."""
+    """Sizes of the generator; the defaults are those of V1 (13.9 M parameters).
+
+    Attributes:
+        hidden_share: channels between the two convolutions of a residual step, of those around it.
+    """
 
     bands: int = 80
     channels: int = 512
@@ -35,6 +39,7 @@ class HiFiGANShape:
     upsample_kernels: tuple[int, ...] = (16, 16, 4, 4)
     block_kernels: tuple[int, ...] = (3, 7, 11)
     dilations: tuple[int, ...] = (1, 3, 5)
+    hidden_share: float = 1.0
 
     @classmethod
     def from_params(cls, params: Mapping[str, Any]) -> HiFiGANShape:

@@ -24,14 +24,19 @@ from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.checkpoints import read_ctranslate2
 from auto_voice.models.runtime.graphs import (
     FOLDER,
-    STEP,
     SUFFIX,
     bound_network,
     graph_name,
     read_graph,
 )
 from auto_voice.models.runtime.sessions import Network
-from auto_voice.models.runtime.weights import Array, in_rows, is_safetensors, map_safetensors
+from auto_voice.models.runtime.weights import (
+    Array,
+    in_whole_numbers,
+    is_safetensors,
+    map_safetensors,
+    whole_numbers_widened,
+)
 from auto_voice.types import FloatArray
 
 # As Whisper computes it (Radford et al. 2022): 25 ms windows every 10 ms.
@@ -337,7 +342,7 @@ class WhisperStream:
 def read_arrays(path: Path) -> dict[str, Array]:
     """Encoder weights from a CTranslate2 file or from safetensors made of one."""
     if is_safetensors(path):
-        return with_whole_numbers_widened(map_safetensors(path), path)
+        return with_positions(whole_numbers_widened(map_safetensors(path), path))
     return {
         name.removeprefix(PREFIX): array
         for name, array in read_ctranslate2(path)
@@ -345,29 +350,13 @@ def read_arrays(path: Path) -> dict[str, Array]:
     }
 
 
-def with_whole_numbers_widened(arrays: Mapping[str, Array], path: Path) -> dict[str, Array]:
-    """``arrays`` with int8 ones times the steps of their rows, without these, and with the
-    positions that can be computed.
-
-    Raises:
-        ModelLoadError: the steps are missing or do not fit.
-    """
-    widened = {}
-    for name, values in arrays.items():
-        if name.endswith(STEP):
-            continue
-        if values.dtype == np.int8:
-            steps = arrays.get(f"{name}{STEP}")
-            fit = steps is not None and values.ndim > 1 and steps.shape == values.shape[:1]
-            if steps is None or not fit or not (np.isfinite(steps) & (steps > 0)).all():
-                raise ModelLoadError(f"{path} holds {name!r} with steps that do not fit it.")
-            rows = steps.astype(np.float32).reshape(-1, *(1 for _ in values.shape[1:]))
-            values = values.astype(np.float32) * rows
-        widened[name] = values
-    shape = widened["conv1/weight"].shape if "conv1/weight" in widened else ()
-    if POSITIONS not in widened and shape and 0 < shape[0] <= WIDEST and shape[0] % HEAD == 0:
-        widened[POSITIONS] = sinusoids(POSITION_COUNT, shape[0])
-    return widened
+def with_positions(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """``arrays`` with the positions, if those that can be computed were left out."""
+    known = dict(arrays)
+    shape = known["conv1/weight"].shape if "conv1/weight" in known else ()
+    if POSITIONS not in known and shape and 0 < shape[0] <= WIDEST and shape[0] % HEAD == 0:
+        known[POSITIONS] = sinusoids(POSITION_COUNT, shape[0])
+    return known
 
 
 def sinusoids(count: int, width: int) -> FloatArray:
@@ -377,21 +366,18 @@ def sinusoids(count: int, width: int) -> FloatArray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def in_whole_numbers(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """``arrays`` with matrices and convolutions as int8 and a step for each row, a quarter of
-    their size, and the others in half precision; ``read_arrays`` undoes it."""
-    small: dict[str, Array] = {}
-    for name, values in arrays.items():
-        if name == POSITIONS:
-            computed = len(values) == POSITION_COUNT and np.allclose(
-                values, sinusoids(*values.shape), atol=1e-3
-            )
-            if not computed:
-                small[name] = values.astype(np.float16)
-        elif values.ndim > 1:
-            small[name], small[f"{name}{STEP}"] = in_rows(values, 127)
-        else:
-            small[name] = values.astype(np.float16)
+def smaller(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """``arrays`` in whole numbers, a quarter of their size, and without positions that can be
+    computed; ``read_arrays`` undoes it."""
+    kept = dict(arrays)
+    positions = kept.pop(POSITIONS, None)
+    small = in_whole_numbers(kept)
+    if positions is not None:
+        computed = len(positions) == POSITION_COUNT and np.allclose(
+            positions, sinusoids(*positions.shape), atol=1e-3
+        )
+        if not computed:
+            small[POSITIONS] = positions.astype(np.float16)
     return small
 
 

@@ -16,20 +16,22 @@ from safetensors.numpy import save_file
 
 from auto_voice.filesystem import atomic_write
 from auto_voice.models.converter_model import ConverterShape
+from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import SUFFIX
+from auto_voice.models.runtime.weights import in_whole_numbers, whole_numbers_widened
 from auto_voice.models.whisper_encoder import (
     ARCHITECTURE,
     LIVE,
     WhisperContentEncoder,
     WhisperShape,
-    in_whole_numbers,
-    with_whole_numbers_widened,
+    smaller,
+    with_positions,
 )
 from auto_voice.training.export_graphs import export, weights_of
 from auto_voice.training.features import teacher_graph
 from auto_voice.training.networks.encoders import ContentNet
-from auto_voice.training.networks.generators import ConverterNet
+from auto_voice.training.networks.generators import ConverterNet, HiFiGANNet
 from auto_voice.training.recipes import Recipe
 
 LICENCE = "MIT"
@@ -115,6 +117,53 @@ def publish(
     return catalog
 
 
+def publish_vocoder(
+    recipe: Recipe,
+    folder: Path,
+    net: HiFiGANNet,
+    shape: HiFiGANShape,
+    made_of: ModelVersion,
+    *,
+    figures: Mapping[str, float],
+    speakers: int,
+    hours: float,
+) -> Path:
+    """Writes a vocoder in whole numbers, its graph and the catalog that offers it.
+
+    Args:
+        shape: sizes of ``net``.
+        made_of: the vocoder that it was taught by.
+        figures, speakers, hours: as for :func:`publish`.
+
+    Returns:
+        The ``models.yaml``, in which it is ``vocoder_compact@<recipe>``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / f"vocoder_compact-{recipe.name}.safetensors"
+    _write(in_whole_numbers(weights_of(net)), weights, recipe.name)
+    graph = weights.with_suffix(SUFFIX)
+    graph.write_bytes(export("hifigan", shape))
+    version = {
+        "architecture": "hifigan",
+        "licence": made_of.licence,
+        "files": [_record(weights), _record(graph)],
+        "params": {**made_of.params, "hidden_share": shape.hidden_share},
+    }
+    models = {"vocoder_compact": {"kind": "vocoder", "versions": {recipe.name: version}}}
+    catalog = folder / "models.yaml"
+    catalog.write_text(
+        yaml.safe_dump({"schema": 1, "models": models}, sort_keys=False), encoding="utf-8"
+    )
+    (folder / "card.md").write_text(_card(recipe, figures, speakers, hours), encoding="utf-8")
+    return catalog
+
+
+def round_vocoder(net: HiFiGANNet) -> None:
+    """Leaves ``net`` the numbers that its file will hold."""
+    rounded = whole_numbers_widened(in_whole_numbers(weights_of(net)), Path("the network"))
+    net.load_state_dict({name: torch.from_numpy(v.copy()) for name, v in rounded.items()})
+
+
 def _served(teacher: Teacher, folder: Path, content: WhisperContentEncoder) -> dict[str, Any]:
     """The teacher's record, with the space in place of its own."""
     weights = teacher.record.files[0]
@@ -144,7 +193,7 @@ def _learned(
 ) -> dict[str, Any]:
     """A new content encoder: its matrices in whole numbers, and its subspace."""
     weights = folder / f"content_compact-{recipe.name}.safetensors"
-    _write(in_whole_numbers(weights_of(net)), weights, recipe.name)
+    _write(smaller(weights_of(net)), weights, recipe.name)
     space = folder / f"content_compact_space-{recipe.name}.safetensors"
     halves = {name: values.astype(np.float16) for name, values in vars(net.subspace()).items()}
     _write(halves, space, recipe.name)
@@ -163,7 +212,7 @@ def _learned(
 
 def round_as_published(net: ContentNet) -> None:
     """Leaves ``net`` the numbers that its files will hold."""
-    rounded = with_whole_numbers_widened(in_whole_numbers(weights_of(net)), Path("the network"))
+    rounded = with_positions(whole_numbers_widened(smaller(weights_of(net)), Path("the network")))
     net.take_encoder(rounded, "the network")
     for values in (net.mean, net.scale, net.projection.data):
         values.copy_(values.half())

@@ -15,10 +15,11 @@ import yaml
 
 from auto_voice.errors import TrainingError
 from auto_voice.models.registry.catalog_schema import version_problem
-from auto_voice.training.networks.generators import ConverterNet
+from auto_voice.training.networks.generators import ConverterNet, HiFiGANNet
 from auto_voice.training.networks.loading import GROWS, content_net
 from auto_voice.training.tasks import ContentTask, ConverterTask
 from auto_voice.training.trainer import Schedule
+from auto_voice.training.vocoder import VocoderTask
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ class StageRecipe:
     Attributes:
         schedule: how long and how fast.
         net: arguments of the network; see ``content_net`` and ``ConverterNet``.
-        task: arguments of the task; see ``ContentTask`` and ``ConverterTask``.
+        task: arguments of the task; see ``ContentTask``, ``ConverterTask`` and ``VocoderTask``.
     """
 
     schedule: Schedule
@@ -121,6 +122,8 @@ class Recipe:
             this step out.
         tune: the converter on the teacher's features and on the content encoder's own output, so
             that it understands both.
+        vocoder: a vocoder of fewer operations, made of ``vocoder_from``; a recipe that has it
+            trains nothing else.
         content_from, converter_from: ``name@version`` to start from; ``converter.net`` can then
             only give it more of ``GROWS``.
         kept_change: share of the change from ``converter_from`` that is published. A converter
@@ -137,6 +140,8 @@ class Recipe:
     tune: StageRecipe | None = None
     content_from: str | None = None
     converter_from: str | None = None
+    vocoder: StageRecipe | None = None
+    vocoder_from: str = "hifigan_universal"
     kept_change: float = 1.0
 
     def __post_init__(self) -> None:
@@ -160,6 +165,17 @@ class Recipe:
                     f"converter.net.{given[0]} is that of {self.converter_from}, and only "
                     f"{' and '.join(GROWS)} can grow; leave it out, or leave out converter_from."
                 )
+        others = (self.content, self.converter, self.tune)
+        if self.vocoder is not None and any(stage is not None for stage in others):
+            raise TrainingError(
+                "a recipe trains a vocoder or other models; write a recipe of its own for the "
+                "vocoder."
+            )
+        if self.vocoder is not None and self.vocoder.net:
+            raise TrainingError(
+                "the vocoder has the sizes of vocoder_from, with vocoder.task.hidden_share of its "
+                "channels; leave vocoder.net out."
+            )
         if self.tune is not None and self.tune.net:
             raise TrainingError("tune goes on with the converter as it is; leave tune.net out.")
         if self.keeps_space and self.content_space != ContentSpaceRecipe():
@@ -191,6 +207,7 @@ def load_recipe(path: Path) -> Recipe:
         ("content", recipe.content, content_net, ContentTask),
         ("converter", recipe.converter, ConverterNet, ConverterTask),
         ("tune", recipe.tune, ConverterNet, ConverterTask),
+        ("vocoder", recipe.vocoder, HiFiGANNet, VocoderTask),
     ):
         if stage is not None:
             _check_arguments(net, stage.net, f"{path}: {name}.net")
@@ -200,7 +217,7 @@ def load_recipe(path: Path) -> Recipe:
 
 _NESTED: Mapping[str, type] = {
     "data": DataRecipe, "content_space": ContentSpaceRecipe, "schedule": Schedule,
-    "content": StageRecipe, "converter": StageRecipe, "tune": StageRecipe,
+    "content": StageRecipe, "converter": StageRecipe, "tune": StageRecipe, "vocoder": StageRecipe,
 }  # fmt: skip
 
 
@@ -271,11 +288,14 @@ _OLD_KEYS = {
     "swapped": "cross_speaker", "warp": "cepstral_vtlp",
 }  # fmt: skip
 # Arguments of tasks that the workflow gives.
-_GIVEN = {"corpus", "held_out", "net", "content", "perceptual", "model", "path", "components"}
+_GIVEN = {
+    "corpus", "train", "held_out", "net", "content", "perceptual", "model", "path", "components",
+    "teacher", "shape",
+}  # fmt: skip
 # Arguments of tasks of which there must be some.
 _COUNTS = {"batch", "frames", "reference_frames"}
 # Arguments of tasks that are no larger than 1.
-_SHARES = {"embedding_only", "vtlp", "dropout", "perturbed", "streamed"}
+_SHARES = {"embedding_only", "vtlp", "dropout", "perturbed", "streamed", "hidden_share", "live"}
 
 
 def _check_arguments(kind: Callable[..., Any], values: Mapping[str, Any], where: str) -> None:

@@ -25,11 +25,12 @@ import torch
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from auto_voice.audio.mel import envelope_size
+from auto_voice.audio.mel import HIFIGAN_MEL, envelope_size
 from auto_voice.batch.executors import Executor
 from auto_voice.errors import TrainingError
 from auto_voice.filesystem import read_json, write_json
 from auto_voice.models.base import DRAWING
+from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.registry.catalog_schema import builtin_catalog, load_catalog
@@ -40,7 +41,7 @@ from auto_voice.models.whisper_encoder import (
     WhisperEncoder,
     scaled,
 )
-from auto_voice.training import features, losses
+from auto_voice.training import features, losses, vocoder
 from auto_voice.training.corpus import Corpus
 from auto_voice.training.data import Utterance, hold_out, scan
 from auto_voice.training.export_graphs import as_network
@@ -52,12 +53,20 @@ from auto_voice.training.networks.loading import (
     converter_net,
     grow_converter,
     speaker_net,
+    vocoder_net,
     whisper_net,
 )
-from auto_voice.training.publish import Teacher, publish, round_as_published
+from auto_voice.training.publish import (
+    Teacher,
+    publish,
+    publish_vocoder,
+    round_as_published,
+    round_vocoder,
+)
 from auto_voice.training.recipes import Recipe, StageRecipe
 from auto_voice.training.tasks import ContentTask, ConverterTask, NetT, Task
 from auto_voice.training.trainer import Trainer, plot_curves
+from auto_voice.training.vocoder import VocoderTask
 from auto_voice.types import FloatArray
 
 # Name of the feature that holds the content encoder's own output.
@@ -135,6 +144,8 @@ class Workflow:
                 f"{count} {what}{'s are' if count != 1 else ' is'} too few to hold one out; add "
                 f"{what}s, or change data.hold_out in the recipe."
             )
+        if self.recipe.vocoder is not None:
+            return self._vocoder(self.recipe.vocoder, *parts)
         start, content_start = self._start(), self._content_start()
         self._claim()
         failures = self._features(utterances)
@@ -182,7 +193,7 @@ class Workflow:
         mine = {"features": features.VERSION, **asdict(self.recipe)}
         # Neither changes what is trained.
         del mine["description"], mine["kept_change"]
-        for stage in ("content", "converter", "tune"):
+        for stage in ("content", "converter", "tune", "vocoder"):
             if mine[stage] is not None:
                 del mine[stage]["schedule"]
         if self._has_perceptual_losses():
@@ -206,6 +217,31 @@ class Workflow:
             raise TrainingError(
                 f"{self.folder} cannot be written to ({reason}); give another folder with --out."
             ) from error
+
+    def _vocoder(
+        self, stage: StageRecipe, train: Sequence[Utterance], held: Sequence[Utterance]
+    ) -> Outcome:
+        """A recipe's vocoder, taught on mels of the recordings that can be read."""
+        version = self.registry.version(self.recipe.vocoder_from)
+        if version.architecture != "hifigan" or version.quantised is not None:
+            raise TrainingError(
+                f"vocoder_from is {version.key}, which is no HiFi-GAN of whole precision; name "
+                "hifigan_universal."
+            )
+        shape = HiFiGANShape.from_params(version.params)
+        teacher = vocoder_net(self.registry, version.key, shape).to(self.device)
+        self._claim()
+        mels, others = (list(vocoder.mels(part)) for part in (train, held))
+        task = VocoderTask(mels, others, teacher, shape, **stage.task)
+        net = self._train("vocoder", stage, task)
+        round_vocoder(net)
+        self.figures |= {f"vocoder.published_{k}": v for k, v in task.validate().items()}
+        frames = sum(mel.shape[1] for mel in mels)
+        catalog = publish_vocoder(
+            self.recipe, self.folder / "published", net, task.shape, version, figures=self.figures,
+            speakers=len({u.speaker for u in train}), hours=frames / HIFIGAN_MEL.frame_rate / 3600,
+        )  # fmt: skip
+        return Outcome(catalog, dict(self.figures), {})
 
     def _features(self, utterances: Sequence[Utterance]) -> dict[Path, str]:
         wanted = self.recipe.content_space

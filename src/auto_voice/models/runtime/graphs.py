@@ -16,7 +16,7 @@ import numpy as np
 
 from auto_voice.errors import ModelLoadError, UnsafeFileError, first_line
 from auto_voice.models.runtime.sessions import Network, float32, open_network
-from auto_voice.models.runtime.weights import Array, read_weights
+from auto_voice.models.runtime.weights import READ, STEP, Array, read_weights
 
 FOLDER = Path(__file__).parents[2] / "graphs"
 SUFFIX = ".onnx"
@@ -24,9 +24,9 @@ SUFFIX = ".onnx"
 UNUSED = "unused"
 # What follows the name of an array that is handed over in half precision.
 HALF = ":half"
-# What follows the name of a convolution's int8 weight: its step for each output channel, and step
-# and zero point of the 8-bit numbers that the convolution reads and gives.
-STEP, READ, GIVEN = ":step", ":read", ":given"
+# What follows the name of a convolution's int8 weight: step and zero point of the 8-bit numbers
+# that it gives; see also ``weights.STEP`` and ``READ``.
+GIVEN = ":given"
 # ``TensorProto.DataType``.
 FLOAT, UINT8, INT8, INT32, INT64, FLOAT16 = 1, 2, 3, 6, 7, 10
 _TYPES = {"float32": FLOAT, "uint8": UINT8, "int8": INT8, "int32": INT32, "float16": FLOAT16}

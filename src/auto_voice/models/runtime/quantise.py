@@ -44,8 +44,6 @@ from auto_voice.models.registry.maintenance import remove
 from auto_voice.models.registry.store import Fetched
 from auto_voice.models.runtime.graphs import (
     GIVEN,
-    READ,
-    STEP,
     SUFFIX,
     Node,
     check_fit,
@@ -55,7 +53,15 @@ from auto_voice.models.runtime.graphs import (
     with_outputs,
 )
 from auto_voice.models.runtime.sessions import float32, open_network
-from auto_voice.models.runtime.weights import DTYPES, Array, in_rows, map_safetensors, read_weights
+from auto_voice.models.runtime.weights import (
+    DTYPES,
+    READ,
+    STEP,
+    Array,
+    in_rows,
+    map_safetensors,
+    read_weights,
+)
 from auto_voice.progress import tell
 from auto_voice.types import Waveform
 

@@ -23,6 +23,9 @@ _MAGNITUDES = {
     "weight_g": "weight_v",
     "parametrizations.weight.original0": "parametrizations.weight.original1",
 }
+# What follows the name of an int8 array: the step of each of its rows; and, where a network is
+# computed in 8 bits, step and zero point of the numbers that a convolution reads.
+STEP, READ = ":step", ":read"
 # Types of safetensors that NumPy knows; BF16 is widened.
 DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
@@ -130,6 +133,39 @@ def in_rows(values: Array, largest: int) -> tuple[Array, Array]:
     return np.rint(wide / steps).astype(np.int8), steps.reshape(-1).astype(np.float32)
 
 
+def in_whole_numbers(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """``arrays`` with matrices and kernels as int8 and a step for each row, a quarter of their
+    size, and the others in half precision; :func:`whole_numbers_widened` undoes it."""
+    small: dict[str, Array] = {}
+    for name, values in arrays.items():
+        if values.ndim > 1:
+            small[name], small[f"{name}{STEP}"] = in_rows(values, 127)
+        else:
+            small[name] = values.astype(np.float16)
+    return small
+
+
+def whole_numbers_widened(arrays: Mapping[str, Array], path: Path) -> dict[str, Array]:
+    """``arrays`` with int8 ones times the steps of their rows, and without these.
+
+    Raises:
+        ModelLoadError: the steps are missing or do not fit.
+    """
+    wide = {}
+    for name, values in arrays.items():
+        if name.endswith(STEP):
+            continue
+        if values.dtype == np.int8:
+            steps = arrays.get(f"{name}{STEP}")
+            fit = steps is not None and values.ndim > 1 and steps.shape == values.shape[:1]
+            if steps is None or not fit or not (np.isfinite(steps) & (steps > 0)).all():
+                raise ModelLoadError(f"{path} holds {name!r} with steps that do not fit it.")
+            rows = steps.astype(np.float32).reshape(-1, *(1 for _ in values.shape[1:]))
+            values = values.astype(np.float32) * rows
+        wide[name] = values
+    return wide
+
+
 def read_weights(
     path: Path,
     *,
@@ -137,6 +173,8 @@ def read_weights(
     select: Callable[[str], str | None] | None = None,
 ) -> dict[str, Array]:
     """The arrays of ``path`` under a network's names, weight normalisation folded.
+
+    Whole numbers are widened, but for those that a network is computed in.
 
     Args:
         path: safetensors, or with ``convert`` also the published checkpoint.
@@ -151,6 +189,8 @@ def read_weights(
         raise ModelLoadError(f"{path} does not exist; pull the model again.")
     if convert is None or is_safetensors(path):
         arrays = fold_weight_norm(map_safetensors(path))
+        if not any(name.endswith(READ) for name in arrays):
+            arrays = whole_numbers_widened(arrays, path)
     else:
         arrays = convert(path)
     if select is None:

@@ -212,16 +212,16 @@ class ConverterNet(nn.Module):
 SLOPE = 0.1
 
 
-def _same(channels: int, kernel: int, dilation: int = 1) -> nn.Conv1d:
+def _same(before: int, after: int, kernel: int, dilation: int = 1) -> nn.Conv1d:
     padding = dilation * (kernel - 1) // 2
-    return nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=padding)
+    return nn.Conv1d(before, after, kernel, dilation=dilation, padding=padding)
 
 
 class _ResBlock(nn.Module):
-    def __init__(self, channels: int, kernel: int, dilations: tuple[int, ...]) -> None:
+    def __init__(self, channels: int, hidden: int, kernel: int, dilations: tuple[int, ...]) -> None:
         super().__init__()
-        self.convs1 = nn.ModuleList(_same(channels, kernel, d) for d in dilations)
-        self.convs2 = nn.ModuleList(_same(channels, kernel) for _ in dilations)
+        self.convs1 = nn.ModuleList(_same(channels, hidden, kernel, d) for d in dilations)
+        self.convs2 = nn.ModuleList(_same(hidden, channels, kernel) for _ in dilations)
 
     def forward(self, x: Tensor) -> Tensor:
         for dilated, plain in zip(self.convs1, self.convs2, strict=True):
@@ -245,17 +245,23 @@ class HiFiGANNet(nn.Module):
             self.ups.append(nn.ConvTranspose1d(width, width // 2, kernel, rate, padding))
             width //= 2
             for size in shape.block_kernels:
-                self.resblocks.append(_ResBlock(width, size, shape.dilations))
+                hidden = max(1, round(width * shape.hidden_share))
+                self.resblocks.append(_ResBlock(width, hidden, size, shape.dilations))
         self.conv_post = nn.Conv1d(width, 1, 7, padding=3)
 
     def forward(self, mel: Tensor) -> Tensor:
-        x = self.conv_pre(mel)
+        return self.states(mel)[-1]
+
+    def states(self, mel: Tensor) -> list[Tensor]:
+        """What each stage gives, ``(batch, channels, samples)``, and the sound."""
+        x, states = self.conv_pre(mel), []
         for stage, up in enumerate(self.ups):
-            x = up(F.leaky_relu_(x, SLOPE))
+            x = up(F.leaky_relu(x, SLOPE))
             first = stage * self.branches
             total = self.resblocks[first](x)
             for block in self.resblocks[first + 1 : first + self.branches]:
                 total = total + block(x)
             x = total / self.branches
+            states.append(x)
         # The published generator falls back on PyTorch's default slope for the last one.
-        return torch.tanh(self.conv_post(F.leaky_relu_(x)))
+        return [*states, torch.tanh(self.conv_post(F.leaky_relu(x)))]

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from auto_voice.errors import TrainingError
-from auto_voice.models import speaker_encoder
+from auto_voice.models import hifigan_model, speaker_encoder
+from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.models.model_registry import ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.graphs import check_fit, weight_file
 from auto_voice.models.runtime.weights import Array, read_weights
 from auto_voice.models.whisper_encoder import WhisperShape, encoder_arrays, read_arrays
 from auto_voice.training.networks.encoders import ContentNet, SpeakerNet, WhisperNet
-from auto_voice.training.networks.generators import ConverterNet
+from auto_voice.training.networks.generators import ConverterNet, HiFiGANNet
 
 NetT = TypeVar("NetT", bound=nn.Module)
 
@@ -89,6 +90,13 @@ def speaker_net(registry: ModelRegistry) -> SpeakerNet:
         path, convert=speaker_encoder.convert_checkpoint, select=speaker_encoder.select
     )
     return with_weights(SpeakerNet, arrays, str(path))
+
+
+def vocoder_net(registry: ModelRegistry, name: str, shape: HiFiGANShape) -> HiFiGANNet:
+    """A vocoder's network of such sizes."""
+    _, path = _fetched(registry, name)
+    arrays = read_weights(path, convert=hifigan_model.convert_checkpoint)
+    return with_weights(lambda: HiFiGANNet(shape), arrays, str(path))
 
 
 def whisper_net(path: Path, layers: int = 4, device: str = "cpu") -> WhisperNet:
