@@ -253,7 +253,7 @@ def test_doctor_finds_everything_in_place(run, monkeypatch):
     monkeypatch.setenv("AUTOVOICE_FALLBACK", "compact")
     code, out, _ = run("doctor")
     assert code == 2, "no compact speaker encoder stands in"
-    assert "not here; griffin_lim@1.0 stands in, as the fallback compact allows" in out
+    assert "not here; vocoder_compact@1.0 stands in, as the fallback compact allows" in out
     monkeypatch.delenv("AUTOVOICE_OFFLINE")
     monkeypatch.setattr("auto_voice.cli.doctor.NEEDED", ("numpy", "no-such-package"))
     code, out, _ = run("doctor")

@@ -12,11 +12,11 @@ import pytest
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import part_needed, resample, resampled_part
 from auto_voice.errors import ConfigError
-from auto_voice.inference import VoiceConversionPipeline
+from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.controls import Controls
 from auto_voice.inference.streaming import LiveSession, as_samples, spliced
 from auto_voice.types import Waveform
-from hand_made_stages import LocalConverter, speech_like
+from hand_made_stages import HandMade, LocalConverter, LocalVocoder, speech_like
 
 
 @pytest.fixture
@@ -258,6 +258,24 @@ def test_its_memory_is_constant(opened, monkeypatch):
     finally:
         tracemalloc.stop()
     assert kept[2] - kept[1] < samples.nbytes // 10
+
+
+def test_a_live_conversion_has_a_faster_vocoder_unless_one_is_named(voice):
+    class Counting(LocalVocoder):
+        calls = 0
+
+        def synthesize(self, mel):
+            self.calls += 1
+            return super().synthesize(mel)
+
+    for named, used in ((None, "vocoder_compact"), ("hifigan_universal", "hifigan_universal")):
+        vocoders = {name: Counting() for name in ("hifigan_universal", "vocoder_compact")}
+        registry = HandMade(**vocoders)
+        made = VoiceConversionPipeline(PipelineConfig(vocoder=named), model_registry=registry)
+        run(made.stream(voice, sample_rate=16000), speech_like(0.5, 120.0), 4000)
+        assert [name for name, vocoder in vocoders.items() if vocoder.calls] == [used]
+        made.convert(Waveform(speech_like(0.5, 120.0), 16000), voice)
+        assert vocoders["hifigan_universal"].calls
 
 
 def test_it_tells_how_it_ran(opened):

@@ -94,6 +94,7 @@ class HandMade:
         "content_whisper": "content",
         "converter_compact": "converter",
         "hifigan_universal": "vocoder",
+        "vocoder_compact": "vocoder",
         "speaker_encoder": "speaker",
     }
 
@@ -105,6 +106,7 @@ class HandMade:
             "content_whisper": LocalContent(),
             "converter_compact": LocalConverter(),
             "hifigan_universal": LocalVocoder(),
+            "vocoder_compact": LocalVocoder(),
             "speaker_encoder": Speaker(),
         } | stages
 

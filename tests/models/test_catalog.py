@@ -287,7 +287,7 @@ def test_the_built_in_catalog_is_complete_and_pinned() -> None:
             assert all(uris for uris in file.sources)
     vocoder = catalog.compact("vocoder")
     assert vocoder is not None
-    assert vocoder.name == "griffin_lim"
+    assert vocoder.name == "vocoder_compact"
     assert catalog.compact("speaker") is None
 
 

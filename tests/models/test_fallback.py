@@ -58,12 +58,12 @@ def test_the_compact_model_of_the_kind_steps_in_and_everyone_gets_to_know(
     with caplog.at_level(logging.WARNING), pytest.warns(FallbackWarning) as warned:
         model = found.load("my_vocoder")
     assert model.synthesize(np.full((80, 4), -5.0, np.float32)).shape == (1, 1024)
-    assert model is found.load("griffin_lim")
-    expected = "griffin_lim@1.0 stands in for my_vocoder@1, which is unreachable: No source could"
+    assert model is found.load("vocoder_compact")
+    expected = "vocoder_compact@1.0 stands in for my_vocoder@1, which is unreachable: No source"
     assert len(warned) == 1
     assert str(warned[0].message).startswith(expected)
     assert expected in caplog.text
-    assert found.resolved("my_vocoder") == "griffin_lim@1.0 (fallback: my_vocoder unreachable)"
+    assert found.resolved("my_vocoder") == "vocoder_compact@1.0 (fallback: my_vocoder unreachable)"
     assert not found.is_mock("my_vocoder")
 
 
@@ -99,10 +99,10 @@ def test_unload_leaves_a_substitute_that_another_name_uses(tmp_path: Path) -> No
     found = ModelRegistry(tmp_path / "m", fallback="compact", offline=True)
     with pytest.warns(FallbackWarning):
         found.load("hifigan_universal")
-    own = found.load("griffin_lim")
+    own = found.load("vocoder_compact")
     found.unload("hifigan_universal")
-    assert found.load("griffin_lim") is own
-    found.unload("griffin_lim")
+    assert found.load("vocoder_compact") is own
+    found.unload("vocoder_compact")
     assert found.loaded() == ()
 
 
@@ -125,10 +125,10 @@ def test_a_stand_in_that_fails_is_told_and_not_taken(
     def fail(*_: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("auto_voice.models.griffin_lim_model.build", fail)
+    monkeypatch.setattr("auto_voice.models.hifigan_model.build", fail)
     with caplog.at_level(logging.WARNING), pytest.raises(ModelUnavailableError):
         registry(config, "compact").load("my_vocoder")
-    assert "griffin_lim@1.0 cannot stand in for my_vocoder@1" in caplog.text
+    assert "vocoder_compact@1.0 cannot stand in for my_vocoder@1" in caplog.text
 
 
 def test_the_compact_model_has_no_compact_model(
@@ -137,9 +137,9 @@ def test_the_compact_model_has_no_compact_model(
     def fail(*_: object) -> None:
         raise RuntimeError("no")
 
-    monkeypatch.setattr("auto_voice.models.griffin_lim_model.build", fail)
+    monkeypatch.setattr("auto_voice.models.hifigan_model.build", fail)
     with pytest.raises(ModelLoadError):
-        registry(config, "compact").load("griffin_lim")
+        registry(config, "compact").load("vocoder_compact")
 
 
 def test_offline_is_said_as_such(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_offline_is_said_as_such(tmp_path: Path) -> None:
     with pytest.warns(FallbackWarning, match="not installed and offline"):
         found.load_hifigan()
     assert found.resolved("hifigan_universal") == (
-        "griffin_lim@1.0 (fallback: hifigan_universal not installed and offline)"
+        "vocoder_compact@1.0 (fallback: hifigan_universal not installed and offline)"
     )
 
 
@@ -292,8 +292,8 @@ def test_a_warm_up_warms_what_is_loaded_afterwards(tmp_path: Path) -> None:
 
 def test_a_warm_up_includes_what_was_loaded_by_name(tmp_path: Path) -> None:
     found = ModelRegistry(tmp_path / "m", use_mock=True)
-    found.load("griffin_lim")
-    assert "griffin_lim@1.0" in found.warmup_models()
+    found.load("vocoder_compact")
+    assert "vocoder_compact@1.0" in found.warmup_models()
 
 
 def test_a_warm_up_fetches_no_model_that_no_conversion_uses(tmp_path: Path) -> None:

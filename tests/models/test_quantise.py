@@ -369,6 +369,7 @@ def test_a_version_that_is_stopped_while_it_is_made_is_not_there(
         ("content_compact", "int8", "int8 gains no time with content_compact@2.0"),
         ("converter_compact", "fp16", "weights of converter_compact@2.0 are in half precision"),
         ("content_compact", "fp16", "weights of content_compact@2.0 are in 8 bits already"),
+        ("vocoder_compact", "fp16", "weights of vocoder_compact@1.0 are in 8 bits already"),
     ],
 )
 def test_what_cannot_be_quantised_is_one_sentence(

@@ -214,19 +214,19 @@ def test_threads_that_fall_back_together_warn_once(tmp_path: Path) -> None:
 def test_a_fallback_waits_for_a_load_of_its_substitute_without_a_deadlock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from auto_voice.models import FallbackWarning, griffin_lim_model
+    from auto_voice.models import FallbackWarning, hifigan_model
 
-    build, building = griffin_lim_model.build, threading.Event()
+    build, building = hifigan_model.build, threading.Event()
 
     def slow(*args: object) -> object:
         building.set()
         time.sleep(0.3)  # The other thread decides to fall back meanwhile.
         return build(*args)
 
-    monkeypatch.setattr(griffin_lim_model, "build", slow)
+    monkeypatch.setattr(hifigan_model, "build", slow)
     registry = ModelRegistry(tmp_path / "m", offline=True, fallback="compact")
     with ThreadPoolExecutor(2) as pool:
-        direct = pool.submit(registry.load, "griffin_lim")
+        direct = pool.submit(registry.load, "vocoder_compact")
         assert building.wait(30)
         fallen = pool.submit(registry.load_hifigan)
         with pytest.warns(FallbackWarning):

@@ -22,9 +22,9 @@ from auto_voice.models.whisper_encoder import (
     ContentSpace,
     WhisperContentEncoder,
     WhisperEncoder,
+    as_stored,
     convert_checkpoint,
     encoder_arrays,
-    in_whole_numbers,
     log_energies,
     read_arrays,
     scaled,
@@ -342,7 +342,7 @@ def test_a_file_of_whole_numbers_is_a_quarter_as_large_and_computes_nearly_the_s
         reference.positions.copy_(torch.from_numpy(sinusoids(1500, WIDTH)))
     _write_ctranslate2(tmp_path / "model.bin", reference.arrays())
     arrays = encoder_arrays(read_arrays(tmp_path / "model.bin"), 2)
-    small = in_whole_numbers(arrays)
+    small = as_stored(arrays)
     assert POSITIONS not in small
     save_file(small, tmp_path / "small.safetensors")
     found = read_arrays(tmp_path / "small.safetensors")
@@ -366,7 +366,7 @@ def test_a_file_of_whole_numbers_is_a_quarter_as_large_and_computes_nearly_the_s
 def test_whole_numbers_without_fitting_steps_are_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     _write_ctranslate2(tmp_path / "model.bin", _Reference(1).arrays())
-    small = in_whole_numbers(encoder_arrays(read_arrays(tmp_path / "model.bin"), 1))
+    small = as_stored(encoder_arrays(read_arrays(tmp_path / "model.bin"), 1))
     name = "layer_0/ffn/linear_0/weight"
     for steps in (None, np.ones(3, np.float32)):
         damaged = {key: values for key, values in small.items() if key != f"{name}{STEP}"}

@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 def test_committed_recipes_load(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name
-    assert recipe.content or recipe.converter or recipe.tune
+    assert recipe.content or recipe.converter or recipe.tune or recipe.vocoder
     catalog = load_catalog([builtin_catalog()])
-    for name in (recipe.content_from, recipe.converter_from):
+    for name in (recipe.content_from, recipe.converter_from, recipe.vocoder_from):
         assert name is None or catalog.version(*name.split("@")).key == name
 
 
@@ -96,6 +96,21 @@ def test_committed_recipes_load(path: Path) -> None:
         ("name: x\nconverter_from: a@1\nkept_change: 0\n", "kept_change is a share above 0"),
         ("name: x\nconverter_from: a@1\nkept_change: much\n", "must be a number"),
         ("name: x\nkept_change: 0.5\n", "from converter_from, which is missing"),
+        ("name: x\nvocoder_from: a@1\n", "the recipe trains none; leave it out"),
+        ("name: x\nvocoder: {net: {a: 1}, schedule: {steps: 5}}\n", "leave vocoder.net out"),
+        (
+            "name: x\nvocoder: {task: {batch: 1, frames: 9}, schedule: {steps: 5}}\n"
+            "tune: {schedule: {steps: 5}}\n",
+            "trains nothing else, .* leave tune out",
+        ),
+        (
+            "name: x\nvocoder: {schedule: {steps: 5}}\ndata: {weights: {a: 0}}\n",
+            r"leave data\.weights out",
+        ),
+        (
+            "name: x\nvocoder: {task: {batch: 1, frames: 9, live: 2}, schedule: {steps: 5}}\n",
+            "live is a share",
+        ),
     ],
 )
 def test_a_wrong_recipe_names_the_key(tmp_path: Path, text: str, says: str) -> None:

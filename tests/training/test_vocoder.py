@@ -10,19 +10,22 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from safetensors.numpy import save_file
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel  # noqa: E402
+from auto_voice.audio.resample import resample  # noqa: E402
 from auto_voice.errors import ModelLoadError, TrainingError  # noqa: E402
 from auto_voice.models import ModelRegistry  # noqa: E402
 from auto_voice.models.hifigan_model import HiFiGANShape  # noqa: E402
 from auto_voice.models.mock_models import mock_sample  # noqa: E402
 from auto_voice.models.runtime.weights import STEP, read_weights  # noqa: E402
+from auto_voice.training.data import Utterance, hold_out, scan  # noqa: E402
 from auto_voice.training.export_graphs import export, weights_of  # noqa: E402
 from auto_voice.training.networks.generators import HiFiGANNet  # noqa: E402
-from auto_voice.training.publish import _write  # noqa: E402
+from auto_voice.training.publish import _record, _write  # noqa: E402
 from auto_voice.training.recipes import load_recipe  # noqa: E402
 from auto_voice.training.trainer import Schedule, Trainer  # noqa: E402
 from auto_voice.training.vocoder import VocoderTask, mels, pruned  # noqa: E402
@@ -143,13 +146,7 @@ def own_vocoder(tmp_path: Path) -> Path:
     """A catalog that offers the small teacher."""
     _write(weights_of(teacher()), tmp_path / "small.safetensors", "1")
     (tmp_path / "small.onnx").write_bytes(export("hifigan", WHOLE))
-    files = []
-    import hashlib
-
-    for name in ("small.safetensors", "small.onnx"):
-        data = (tmp_path / name).read_bytes()
-        digest = hashlib.sha256(data).hexdigest()
-        files.append({"file": name, "sha256": digest, "bytes": len(data), "sources": [name]})
+    files = [_record(tmp_path / name) for name in ("small.safetensors", "small.onnx")]
     version = {
         "architecture": "hifigan", "licence": "MIT", "files": files,
         "params": {"sample_rate": 22050, "hop_samples": 256, "bands": 80, "channels": 32},
@@ -184,44 +181,91 @@ def test_a_recipe_becomes_a_vocoder_of_a_catalog(tmp_path: Path, own_vocoder: Pa
     vocoder = published.load("vocoder_compact@tiny")
     assert vocoder.shape == replace(WHOLE, hidden_share=0.25)
     path = published.path("vocoder_compact", "tiny")
-    # Few bytes, and what is computed is what the figures are of.
     assert path.stat().st_size < 0.5 * sum(4 * v.size for v in read_weights(path).values())
+    # What is published is what the figures are of, and what the graph computes, in parts as well.
     net = HiFiGANNet(vocoder.shape).eval()
-    net.load_state_dict({n: torch.from_numpy(np.array(v, np.float32))
-                         for n, v in read_weights(path).items()})  # fmt: skip
+    known = {name: np.array(values, np.float32) for name, values in read_weights(path).items()}
+    net.load_state_dict({name: torch.from_numpy(values) for name, values in known.items()})
+    utterances = scan([tmp_path / "speech"])
+    parts = [mels(part)[0] for part in hold_out(utterances, 0.4)]
+    judged = VocoderTask(*parts, teacher(), WHOLE, **stage["task"])
+    judged.model.load_state_dict(net.state_dict())
+    for name, value in judged.validate().items():
+        assert run.figures[f"vocoder.published_{name}"] == pytest.approx(value, rel=1e-5)
     mel = speech()[:, :50].astype(np.float32)
     with torch.no_grad():
         wanted = net(torch.from_numpy(mel)[None])[0].numpy()
     np.testing.assert_allclose(vocoder.synthesize(mel), wanted, atol=1e-5)
+    part = vocoder.synthesize_part(mel, 20, 30)
+    np.testing.assert_allclose(part, wanted[:, 20 * 256 : 30 * 256], atol=1e-5)
+    assert [failed.name for failed in run.failures] == ["broken.wav"]
+    assert "broken.wav" in (out / "failures.csv").read_text()
     recipe.write_text(yaml.safe_dump({**plain, "vocoder_from": "griffin_lim", "vocoder": stage}))
     with pytest.raises(TrainingError, match="no HiFi-GAN of whole precision"):
         Workflow(load_recipe(recipe), [tmp_path / "speech"], out, registry).run()
 
 
-def test_whole_numbers_without_their_steps_are_refused(tmp_path: Path) -> None:
-    from safetensors.numpy import save_file
-
-    save_file({"a.weight": np.ones((2, 2), np.int8)}, tmp_path / "bare.safetensors")
+@pytest.mark.parametrize(
+    "steps",
+    [None, np.ones(3), np.array([1.0, 0.0]), np.array([np.nan, 1.0]), np.array([1e300, 1.0])],
+)
+def test_whole_numbers_without_fitting_steps_are_refused(tmp_path: Path, steps: Any) -> None:
+    arrays = {"a.weight": np.ones((2, 2), np.int8)}
+    save_file(arrays | ({} if steps is None else {f"a.weight{STEP}": steps}), tmp_path / "x")
     with pytest.raises(ModelLoadError, match="steps that do not fit"):
-        read_weights(tmp_path / "bare.safetensors")
-    steps = {"a.weight": np.full((2, 2), 3, np.int8), f"a.weight{STEP}": np.array([1.0, 2.0])}
-    save_file({k: v.astype(np.float32) if k.endswith(STEP) else v for k, v in steps.items()},
-              tmp_path / "whole.safetensors")  # fmt: skip
-    found = read_weights(tmp_path / "whole.safetensors")
+        read_weights(tmp_path / "x")
+    assert read_weights(tmp_path / "x", select=lambda name: None) == {}
+
+
+def test_whole_numbers_are_times_the_steps_of_their_rows(tmp_path: Path) -> None:
+    arrays = {
+        "a.weight": np.full((2, 2), 3, np.int8), f"a.weight{STEP}": np.float32([1, 2]),
+        f"b{STEP}": np.float32([1]),
+    }  # fmt: skip
+    save_file(arrays, tmp_path / "x")
+    found = read_weights(tmp_path / "x")
     np.testing.assert_array_equal(found["a.weight"], [[3, 3], [6, 6]])
+    # What belongs to nothing stays, for the network to refuse.
+    assert sorted(found) == ["a.weight", f"b{STEP}"]
 
 
 def test_mels_are_those_that_the_converter_gives_its_vocoder(tmp_path: Path) -> None:
-    from auto_voice.training.data import Utterance
-
     sample = mock_sample(1.5, 22050, f0_hz=120.0)
     soundfile.write(tmp_path / "a.wav", sample.samples, 22050)
-    found = list(mels([Utterance(tmp_path / "a.wav", "a", "b"),
-                       Utterance(tmp_path / "none.wav", "a", "b")]))  # fmt: skip
-    assert len(found) == 1
-    assert found[0].shape[0] == HIFIGAN_MEL.bands
+    listed = [Utterance(tmp_path / name, "a", "b") for name in ("a.wav", "none.wav")]
+    (found,), failures = mels(listed)
+    assert [path.name for path in failures] == ["none.wav"]
+    assert found.shape[0] == HIFIGAN_MEL.bands
     true = log_mel(sample.samples, HIFIGAN_MEL)
-    frames = min(found[0].shape[1], true.shape[1])
+    frames = min(found.shape[1], true.shape[1])
     # The level is that of speech, and 16 kHz cut off what lies above 8 kHz.
-    apart = found[0][5:70, 5 : frames - 5].astype(np.float32) - true[5:70, 5 : frames - 5]
+    apart = found[5:70, 5 : frames - 5].astype(np.float32) - true[5:70, 5 : frames - 5]
     assert apart.std() < 0.3
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"frames": 7}, "frames is 7; make it 8 or more"),
+        ({"hidden_share": 0.0}, "choose a share above 0 and up to 1.0"),
+        ({"hidden_share": 1.5}, "choose a share above 0"),
+    ],
+)
+def test_numbers_that_cannot_be_are_told(changes: dict[str, float], says: str) -> None:
+    with pytest.raises(TrainingError, match=says):
+        task(**changes)
+
+
+@pytest.mark.weights
+def test_the_bundled_vocoder_sounds_like_the_whole_one(weights_registry: ModelRegistry) -> None:
+    recording = weights_registry.load("sample_clone_test")
+    samples = resample(recording.samples, recording.sample_rate, HIFIGAN_MEL.sample_rate)
+    mel = log_mel(samples, HIFIGAN_MEL)
+    whole, small = (
+        weights_registry.load(name).synthesize(mel)[0]
+        for name in ("hifigan_universal", "vocoder_compact")
+    )
+    # The waves are nearly the same, which no other vocoder's are, and the mels are.
+    assert np.square(whole - small).mean() < 0.5 * np.square(whole).mean()
+    again = [log_mel(sound, HIFIGAN_MEL)[:, 5:-5] for sound in (whole, small)]
+    assert np.abs(again[0] - again[1]).mean() < 0.35

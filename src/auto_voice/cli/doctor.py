@@ -20,7 +20,7 @@ import numpy as np
 
 from auto_voice.cli.showing import config_option
 from auto_voice.errors import AutoVoiceError, install_hint
-from auto_voice.models.model_registry import PIPELINE_MODELS, ModelRegistry
+from auto_voice.models.model_registry import LIVE_VOCODER, PIPELINE_MODELS, ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.runtime.devices import (
     PROVIDERS,
@@ -158,7 +158,7 @@ def _compare(as_json: bool) -> int:
     from auto_voice.cli.showing import print_json, print_table
     from auto_voice.models.registry.loading import run_once
 
-    names = [*PIPELINE_MODELS.values(), "content_compact"]
+    names = [*PIPELINE_MODELS.values(), "content_compact", LIVE_VOCODER]
     rows: list[dict[str, Any]] = []
     expected: dict[str, Any] = {}
     present = _present()

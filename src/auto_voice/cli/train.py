@@ -50,9 +50,9 @@ def recipe_(
 ) -> None:
     """Train the content encoder and the converter, or a vocoder, by RECIPE.
 
-    Features are computed by --workers here or on a Ray cluster, and networks trained in this
-    process. Stops with Ctrl-C and goes on with the same command. Recordings that cannot be used are
-    listed in failures.csv and left out.
+    Features are computed by --workers here or on a Ray cluster (the mels of a vocoder by this
+    process), and networks trained in this process. Stops with Ctrl-C and goes on with the same
+    command. Recordings that cannot be used are listed in failures.csv and left out.
 
     \b
     Example:

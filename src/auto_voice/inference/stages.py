@@ -13,7 +13,7 @@ from auto_voice.errors import ConfigError, ModelError, ModelLoadError
 from auto_voice.inference.controls import Controls
 from auto_voice.models.base import ContentEncoder, Converter, SpeakerEncoderStage, Vocoder
 from auto_voice.models.content_map import into_space_of
-from auto_voice.models.model_registry import PIPELINE_MODELS
+from auto_voice.models.model_registry import LIVE_VOCODER, PIPELINE_MODELS
 from auto_voice.progress import ProgressCallback, listener, told_to
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class PipelineConfig:
         model_dir: where models are kept.
         config: a YAML of settings and further models.
         enable_model_warmup: load every stage and run it once when the pipeline is made.
-        content_encoder, converter, vocoder, speaker_encoder: ``name`` or ``name@version``.
+        content_encoder, converter, vocoder, speaker_encoder: ``name`` or ``name@version``. Without
+            a vocoder, recordings get the best one and live conversions a faster one.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``directml``, ``coreml``, ``openvino``;
             also for single models, see ``ModelRegistry``.
         offline: open no connection.
@@ -55,7 +56,7 @@ class PipelineConfig:
     enable_model_warmup: bool = False
     content_encoder: str = PIPELINE_MODELS["content"]
     converter: str = PIPELINE_MODELS["converter"]
-    vocoder: str = PIPELINE_MODELS["vocoder"]
+    vocoder: str | None = None
     speaker_encoder: str = PIPELINE_MODELS["speaker"]
     device: str | Mapping[str, str] | None = None
     offline: bool | None = None
@@ -82,8 +83,13 @@ class PipelineConfig:
             "content": self.content_encoder,
             "speaker": self.speaker_encoder,
             "converter": self.converter,
-            "vocoder": self.vocoder,
+            "vocoder": self.vocoder or PIPELINE_MODELS["vocoder"],
         }
+
+    @property
+    def live_models(self) -> dict[str, str]:
+        """The models of a live conversion, by their kinds."""
+        return self.models | {"vocoder": self.vocoder or LIVE_VOCODER}
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ class PipelineStages:
 
     @property
     def vocoder(self) -> Vocoder:
-        return cast(Vocoder, self._load("vocoder", self.config.vocoder))
+        return cast(Vocoder, self._load("vocoder", self.config.models["vocoder"]))
 
     @property
     def speaker_encoder(self) -> SpeakerEncoderStage:

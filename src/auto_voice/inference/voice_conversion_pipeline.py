@@ -225,8 +225,8 @@ class VoiceConversionPipeline(PipelineStages):
     ) -> LiveStream:
         """A live conversion to ``target``: samples in, converted samples out.
 
-        The fastest version of the vocoder makes them, unless the configuration, a pin or the
-        setting ``prefer`` names another one.
+        ``vocoder_compact`` makes them, in its fastest version, unless the configuration names
+        another vocoder, or a pin or the setting ``prefer`` another version.
 
         Args:
             target: as for :meth:`convert`.
@@ -244,7 +244,7 @@ class VoiceConversionPipeline(PipelineStages):
                 can do.
         """
         controls = controls or Controls()
-        specs = self.config.models
+        specs = self.config.live_models
         specs = specs | {"vocoder": self.registry.quickest(specs["vocoder"])}
         stages = self.stages(vocoder=specs["vocoder"])
         mock = any(self.registry.is_mock(spec) for spec in specs.values())

@@ -30,7 +30,8 @@ class HiFiGANShape:
     """Sizes of the generator; the defaults are those of V1 (13.9 M parameters).
 
     Attributes:
-        hidden_share: channels between the two convolutions of a residual step, of those around it.
+        hidden_share: share of a stage's channels that lie between the two convolutions of a
+            residual step, above 0 and up to 1.
     """
 
     bands: int = 80

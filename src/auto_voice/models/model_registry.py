@@ -54,6 +54,8 @@ PIPELINE_MODELS: Mapping[str, str] = {
     "speaker": "speaker_encoder",
     "vocoder": "hifigan_universal",
 }
+# The vocoder that a live conversion uses instead.
+LIVE_VOCODER = "vocoder_compact"
 
 
 # Loaded by ``load_hubert``; no conversion uses it unless told to.

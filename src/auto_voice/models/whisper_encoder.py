@@ -366,7 +366,7 @@ def sinusoids(count: int, width: int) -> FloatArray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def smaller(arrays: Mapping[str, Array]) -> dict[str, Array]:
+def as_stored(arrays: Mapping[str, Array]) -> dict[str, Array]:
     """``arrays`` in whole numbers, a quarter of their size, and without positions that can be
     computed; ``read_arrays`` undoes it."""
     kept = dict(arrays)

@@ -25,7 +25,7 @@ from auto_voice.models.whisper_encoder import (
     LIVE,
     WhisperContentEncoder,
     WhisperShape,
-    smaller,
+    as_stored,
     with_positions,
 )
 from auto_voice.training.export_graphs import export, weights_of
@@ -193,7 +193,7 @@ def _learned(
 ) -> dict[str, Any]:
     """A new content encoder: its matrices in whole numbers, and its subspace."""
     weights = folder / f"content_compact-{recipe.name}.safetensors"
-    _write(smaller(weights_of(net)), weights, recipe.name)
+    _write(as_stored(weights_of(net)), weights, recipe.name)
     space = folder / f"content_compact_space-{recipe.name}.safetensors"
     halves = {name: values.astype(np.float16) for name, values in vars(net.subspace()).items()}
     _write(halves, space, recipe.name)
@@ -212,7 +212,7 @@ def _learned(
 
 def round_as_published(net: ContentNet) -> None:
     """Leaves ``net`` the numbers that its files will hold."""
-    rounded = with_positions(whole_numbers_widened(smaller(weights_of(net)), Path("the network")))
+    rounded = with_positions(whole_numbers_widened(as_stored(weights_of(net)), Path("the network")))
     net.take_encoder(rounded, "the network")
     for values in (net.mean, net.scale, net.projection.data):
         values.copy_(values.half())

@@ -124,6 +124,8 @@ class Recipe:
             that it understands both.
         vocoder: a vocoder of fewer operations, made of ``vocoder_from``; a recipe that has it
             trains nothing else.
+        vocoder_from: ``name@version`` of the HiFi-GAN that the vocoder is made of; by default that
+            of the catalog.
         content_from, converter_from: ``name@version`` to start from; ``converter.net`` can then
             only give it more of ``GROWS``.
         kept_change: share of the change from ``converter_from`` that is published. A converter
@@ -141,7 +143,7 @@ class Recipe:
     content_from: str | None = None
     converter_from: str | None = None
     vocoder: StageRecipe | None = None
-    vocoder_from: str = "hifigan_universal"
+    vocoder_from: str | None = None
     kept_change: float = 1.0
 
     def __post_init__(self) -> None:
@@ -165,17 +167,7 @@ class Recipe:
                     f"converter.net.{given[0]} is that of {self.converter_from}, and only "
                     f"{' and '.join(GROWS)} can grow; leave it out, or leave out converter_from."
                 )
-        others = (self.content, self.converter, self.tune)
-        if self.vocoder is not None and any(stage is not None for stage in others):
-            raise TrainingError(
-                "a recipe trains a vocoder or other models; write a recipe of its own for the "
-                "vocoder."
-            )
-        if self.vocoder is not None and self.vocoder.net:
-            raise TrainingError(
-                "the vocoder has the sizes of vocoder_from, with vocoder.task.hidden_share of its "
-                "channels; leave vocoder.net out."
-            )
+        self._check_vocoder()
         if self.tune is not None and self.tune.net:
             raise TrainingError("tune goes on with the converter as it is; leave tune.net out.")
         if self.keeps_space and self.content_space != ContentSpaceRecipe():
@@ -184,10 +176,45 @@ class Recipe:
                 "out content_from and train a content encoder."
             )
 
+    def _check_vocoder(self) -> None:
+        if self.vocoder is None:
+            if self.vocoder_from is not None:
+                raise TrainingError(
+                    "vocoder_from is what a vocoder is made of, and the recipe trains none; leave "
+                    "it out."
+                )
+            return
+        if self.vocoder.net:
+            raise TrainingError(
+                "the vocoder has the sizes of vocoder_from, with vocoder.task.hidden_share of its "
+                "channels; leave vocoder.net out."
+            )
+        known = {"name", "description", "data", "vocoder", "vocoder_from"}
+        given = [
+            f.name
+            for f in dataclasses.fields(self)
+            if f.name not in known and getattr(self, f.name) != _default(f)
+        ]
+        given += [
+            f"data.{f.name}"
+            for f in dataclasses.fields(self.data)
+            if not f.name.startswith("hold_out") and getattr(self.data, f.name) != _default(f)
+        ]
+        if given:
+            raise TrainingError(
+                f"a recipe with a vocoder trains nothing else, from all of the speech alike; leave "
+                f"{given[0]} out."
+            )
+
     @property
     def keeps_space(self) -> bool:
         """Whether content lies in the space of an existing encoder."""
         return self.content is None or self.content_from is not None
+
+
+def _default(field_: dataclasses.Field[Any]) -> Any:
+    made = field_.default_factory
+    return field_.default if made is dataclasses.MISSING else made()
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -9,23 +9,25 @@ whole vocoder says for any mel what the sound should be, and what each stage sho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from auto_voice.audio.mel import HIFIGAN_MEL, log_mel
 from auto_voice.audio.resample import resample
-from auto_voice.errors import TrainingError
+from auto_voice.errors import AutoVoiceError, TrainingError
 from auto_voice.models.hifigan_model import HiFiGANShape
 from auto_voice.training.data import Utterance
-from auto_voice.training.features import prepared
+from auto_voice.training.features import prepare
 from auto_voice.training.networks.generators import SLOPE, HiFiGANNet
+from auto_voice.training.trainer import fast_bfloat16
 from auto_voice.types import SPEECH_RATE, FloatArray
 
 # Frames and crops of speech that channels are chosen and convolutions are fitted on.
@@ -45,11 +47,21 @@ QUIETEST = 1e-3
 HELD_OUT_CROPS = 4
 
 
-def mels(utterances: Sequence[Utterance]) -> Iterator[FloatArray]:
-    """``(bands, frames)`` float16 of each recording that can be read, as a vocoder takes it."""
-    for samples in prepared(utterances, "mels"):
+def mels(utterances: Sequence[Utterance]) -> tuple[list[FloatArray], dict[Path, str]]:
+    """``(bands, frames)`` float16 of each recording, as a vocoder takes it, and what is wrong with
+    those that cannot be used."""
+    found: list[FloatArray] = []
+    failures: dict[Path, str] = {}
+    for utterance in tqdm(utterances, desc="mels", unit="file", disable=None):
+        try:
+            samples = prepare(utterance)
+        except AutoVoiceError as error:
+            failures[utterance.path] = str(error)
+            continue
         at_rate = resample(samples, SPEECH_RATE, HIFIGAN_MEL.sample_rate)
-        yield log_mel(at_rate, HIFIGAN_MEL).astype(np.float16)
+        mel: FloatArray = log_mel(at_rate, HIFIGAN_MEL).astype(np.float16)
+        found.append(mel)
+    return found, failures
 
 
 class VocoderTask:
@@ -61,11 +73,14 @@ class VocoderTask:
         shape: its sizes.
         batch: crops in a step.
         frames: mel frames in a crop.
-        hidden_share: of the channels between the convolutions of a residual step that are kept.
+        hidden_share: see ``HiFiGANShape``.
         live: share of the crops of which no more is seen, beyond the frames that are judged, than
             a live conversion has: a few frames, and then the last one again and again.
         fixed_stages: first stages, with what is before them, that stay as they were fitted. They
             decide where each wave lies.
+
+    Raises:
+        TrainingError: no recording is long enough, or numbers that cannot be.
     """
 
     def __init__(
@@ -80,6 +95,19 @@ class VocoderTask:
         live: float = 0.5,
         fixed_stages: int = 1,
     ) -> None:
+        if not 0 < hidden_share <= shape.hidden_share:
+            raise TrainingError(
+                f"vocoder.task.hidden_share is {hidden_share}; choose a share above 0 and up to "
+                f"{shape.hidden_share}, that of the vocoder it is made of."
+            )
+        if shape.bands != HIFIGAN_MEL.bands or shape.hop_samples != HIFIGAN_MEL.hop_samples:
+            raise TrainingError(
+                "vocoder_from takes other mels than a converter gives; name one with "
+                f"{HIFIGAN_MEL.bands} bands and a hop of {HIFIGAN_MEL.hop_samples} samples."
+            )
+        least = -(-max(WINDOWS) // shape.hop_samples)
+        if frames < least:
+            raise TrainingError(f"vocoder.task.frames is {frames}; make it {least} or more.")
         self.ahead = shape.context_frames
         self.batch, self.frames, self.live = batch, frames, live
         self.teacher, self.hop_samples = teacher.eval().requires_grad_(False), shape.hop_samples
@@ -91,12 +119,13 @@ class VocoderTask:
             seconds = long / HIFIGAN_MEL.frame_rate
             raise TrainingError(
                 f"A vocoder is taught on recordings of {seconds:.1f} s and more, and there are "
-                "none to train on or to hold out; add longer ones, or lower vocoder.task.frames."
+                "none to train on or to hold out; add longer ones."
             )
         self.shape = replace(shape, hidden_share=hidden_share)
         rng = np.random.default_rng(0)
         sample = _crops(self.train, rng, FITTED_CROPS, min(FITTED_FRAMES, long))
-        self.model = pruned(teacher, self.shape, sample)
+        device = next(teacher.parameters()).device
+        self.model = pruned(teacher, self.shape, sample.to(device))
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(not self._fixed(name, fixed_stages))
 
@@ -140,7 +169,8 @@ class VocoderTask:
         seen = mel.clone()
         for row, count in zip(seen, ahead, strict=True):
             row[:, self.frames + count :] = row[:, self.frames + count - 1 : self.frames + count]
-        with _half_precision(device):
+        half = torch.is_grad_enabled() and fast_bfloat16(str(device), convolutions=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
             with torch.no_grad():
                 wanted = self.teacher.to(device).states(mel.to(device))
             given = self.model.states(seen.to(device))
@@ -159,15 +189,6 @@ class VocoderTask:
         ).mean()
         total = torch.stack(list(terms.values())).sum()
         return {"loss": total, **{name: value.detach() for name, value in terms.items()}}
-
-
-def _half_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 where convolutions take half of the time in it, which they do on a CPU with the dot
-    products of AVX-512."""
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return torch.autocast(
-        device.type, torch.bfloat16, enabled=device.type != "cpu" or bool(supported())
-    )
 
 
 def _spectral_distance(sound: Tensor, true: Tensor, window: int) -> Tensor:

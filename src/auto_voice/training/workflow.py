@@ -31,9 +31,10 @@ from auto_voice.errors import TrainingError
 from auto_voice.filesystem import read_json, write_json
 from auto_voice.models.base import DRAWING
 from auto_voice.models.hifigan_model import HiFiGANShape
-from auto_voice.models.model_registry import ModelRegistry
+from auto_voice.models.model_registry import PIPELINE_MODELS, ModelRegistry
 from auto_voice.models.registry.catalog import ModelVersion
 from auto_voice.models.registry.catalog_schema import builtin_catalog, load_catalog
+from auto_voice.models.runtime.quantise import published
 from auto_voice.models.whisper_encoder import (
     ARCHITECTURE,
     ContentSpace,
@@ -222,26 +223,29 @@ class Workflow:
         self, stage: StageRecipe, train: Sequence[Utterance], held: Sequence[Utterance]
     ) -> Outcome:
         """A recipe's vocoder, taught on mels of the recordings that can be read."""
-        version = self.registry.version(self.recipe.vocoder_from)
+        name = self.recipe.vocoder_from or PIPELINE_MODELS["vocoder"]
+        version = published(self.registry, name)
         if version.architecture != "hifigan" or version.quantised is not None:
             raise TrainingError(
                 f"vocoder_from is {version.key}, which is no HiFi-GAN of whole precision; name "
-                "hifigan_universal."
+                "hifigan_universal@1.0."
             )
         shape = HiFiGANShape.from_params(version.params)
         teacher = vocoder_net(self.registry, version.key, shape).to(self.device)
         self._claim()
-        mels, others = (list(vocoder.mels(part)) for part in (train, held))
+        (mels, failures), (others, more) = (vocoder.mels(part) for part in (train, held))
+        failures |= more
+        self._tell(failures)
         task = VocoderTask(mels, others, teacher, shape, **stage.task)
         net = self._train("vocoder", stage, task)
         round_vocoder(net)
         self.figures |= {f"vocoder.published_{k}": v for k, v in task.validate().items()}
-        frames = sum(mel.shape[1] for mel in mels)
+        hours = sum(mel.shape[1] for mel in task.train) / HIFIGAN_MEL.frame_rate / 3600
         catalog = publish_vocoder(
             self.recipe, self.folder / "published", net, task.shape, version, figures=self.figures,
-            speakers=len({u.speaker for u in train}), hours=frames / HIFIGAN_MEL.frame_rate / 3600,
+            speakers=len({u.speaker for u in train if u.path not in failures}), hours=hours,
         )  # fmt: skip
-        return Outcome(catalog, dict(self.figures), {})
+        return Outcome(catalog, dict(self.figures), failures)
 
     def _features(self, utterances: Sequence[Utterance]) -> dict[Path, str]:
         wanted = self.recipe.content_space
@@ -270,11 +274,14 @@ class Workflow:
         failures = features.extract(
             utterances, self.folder / "features", models, self.workers, self.executor
         )
+        self._tell(failures)
+        return failures
+
+    def _tell(self, failures: Mapping[Path, str]) -> None:
         if failures:
             self.say(f"{len(failures)} recordings were left out; see failures.csv")
         with (self.folder / "failures.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["path", "reason"], *sorted(failures.items())])
-        return failures
 
     def _split(self, utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[Utterance]]:
         data = self.recipe.data

@@ -59,6 +59,7 @@ from auto_voice.models.runtime.weights import (
     STEP,
     Array,
     in_rows,
+    is_safetensors,
     map_safetensors,
     read_weights,
 )
@@ -118,7 +119,8 @@ EIGHT_BIT: Mapping[str, EightBit] = {
 
 
 def eight_bit_convolutions(graph: bytes) -> list[Node]:
-    """The convolutions that are worth 8 bits: many channels, yet not the most.
+    """The convolutions that are worth 8 bits: many channels on one side and half as many on the
+    other, yet not the most.
 
     What the network reads itself, a mel, has too wide a range for 8 bits.
     """
@@ -130,8 +132,8 @@ def eight_bit_convolutions(graph: bytes) -> list[Node]:
         if node.operation == "Conv"
         and node.inputs[0] in made
         and len(shape := shapes.get(node.inputs[1], ())) > 1
-        and min(shape[:2]) >= LEAST_CHANNELS
-        and max(shape[:2]) <= MOST_CHANNELS
+        and LEAST_CHANNELS <= max(shape[:2]) <= MOST_CHANNELS
+        and min(shape[:2]) >= LEAST_CHANNELS // 2
     ]
 
 
@@ -361,17 +363,18 @@ def quantise(
     weights = _weight_file(version)
     ready = with_safetensors(version, files, registry.store)
     arrays = read_weights(ready[weights], convert=_converter(version, weights))
+    stored = map_safetensors(ready[weights]) if is_safetensors(ready[weights]) else arrays
+    whole = any(values.dtype == np.int8 for values in stored.values())
+    if to != "int8" and all(v.itemsize < 4 for v in stored.values() if v.ndim > 1):
+        precision = "8 bits" if whole else "half precision"
+        raise ConfigError(f"the weights of {version.key} are in {precision} already")
     if to == "int8":
         shape = EIGHT_BIT[version.architecture].shape(version)
         graph = read_graph(version.architecture, shape, files, version.key)
         check_fit(initialisers(graph), arrays, str(ready[weights]))
         arrays = int8_arrays(arrays, calibration(graph, arrays, pieces))
-    else:
-        if all(values.itemsize < 4 for values in arrays.values() if values.ndim > 1):
-            whole = any(values.dtype == np.int8 for values in arrays.values())
-            precision = "8 bits" if whole else "half precision"
-            raise ConfigError(f"the weights of {version.key} are in {precision} already")
-        arrays = half_arrays(arrays) if to == "fp16" else arrays
+    elif to == "fp16":
+        arrays = half_arrays(arrays)
     new = f"{Path(weights).name.partition('.')[0]}-{to}.safetensors"
     kept = {file.file: files[file.file] for file in version.files if file.file != weights}
     smaller = sum(values.size * 3 for values in arrays.values() if values.dtype == np.int8)

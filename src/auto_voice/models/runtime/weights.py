@@ -151,18 +151,16 @@ def whole_numbers_widened(arrays: Mapping[str, Array], path: Path) -> dict[str, 
     Raises:
         ModelLoadError: the steps are missing or do not fit.
     """
-    wide = {}
-    for name, values in arrays.items():
-        if name.endswith(STEP):
-            continue
-        if values.dtype == np.int8:
-            steps = arrays.get(f"{name}{STEP}")
-            fit = steps is not None and values.ndim > 1 and steps.shape == values.shape[:1]
-            if steps is None or not fit or not (np.isfinite(steps) & (steps > 0)).all():
-                raise ModelLoadError(f"{path} holds {name!r} with steps that do not fit it.")
-            rows = steps.astype(np.float32).reshape(-1, *(1 for _ in values.shape[1:]))
-            values = values.astype(np.float32) * rows
-        wide[name] = values
+    wide = dict(arrays)
+    for name in [name for name, values in arrays.items() if values.dtype == np.int8]:
+        values, steps = wide[name], wide.pop(f"{name}{STEP}", None)
+        with np.errstate(over="ignore"):
+            rows = None if steps is None else steps.astype(np.float32)
+        fit = rows is not None and values.ndim > 1 and rows.shape == values.shape[:1]
+        if rows is None or not fit or not (np.isfinite(rows) & (rows > 0)).all():
+            raise ModelLoadError(f"{path} holds {name!r} with steps that do not fit it.")
+        rows = rows.reshape(-1, *(1 for _ in values.shape[1:]))
+        wide[name] = values.astype(np.float32) * rows
     return wide
 
 
@@ -189,14 +187,14 @@ def read_weights(
         raise ModelLoadError(f"{path} does not exist; pull the model again.")
     if convert is None or is_safetensors(path):
         arrays = fold_weight_norm(map_safetensors(path))
-        if not any(name.endswith(READ) for name in arrays):
-            arrays = whole_numbers_widened(arrays, path)
     else:
         arrays = convert(path)
-    if select is None:
+    if select is not None:
+        renamed = ((select(key), value) for key, value in arrays.items())
+        arrays = {key: value for key, value in renamed if key is not None}
+    if any(name.endswith(READ) for name in arrays):
         return arrays
-    renamed = ((select(key), value) for key, value in arrays.items())
-    return {key: value for key, value in renamed if key is not None}
+    return whole_numbers_widened(arrays, path)
 
 
 def _single(array: Array) -> Array:

@@ -93,7 +93,14 @@ def speaker_net(registry: ModelRegistry) -> SpeakerNet:
 
 
 def vocoder_net(registry: ModelRegistry, name: str, shape: HiFiGANShape) -> HiFiGANNet:
-    """A vocoder's network of such sizes."""
+    """A vocoder's network.
+
+    Args:
+        shape: its sizes.
+
+    Raises:
+        ModelLoadError: the model has others.
+    """
     _, path = _fetched(registry, name)
     arrays = read_weights(path, convert=hifigan_model.convert_checkpoint)
     return with_weights(lambda: HiFiGANNet(shape), arrays, str(path))
