@@ -93,7 +93,7 @@ def test_at_real_time_pace_it_takes_as_long_as_the_file_and_tells_how_it_went(ru
     assert (code, err) == (0, "")
     assert time.monotonic() - started > 1.0
     account = json.loads(out)
-    assert account["latency_ms"] == pytest.approx(284, abs=10)
+    assert account["latency_ms"] == pytest.approx(238, abs=10)
     assert {"rtf", "late_blocks", "dropped_blocks", "dropouts", "stages"} <= set(account)
     assert account["models"]["vocoder"]
     both, rate = soundfile.read("both.wav")

@@ -14,7 +14,7 @@ from auto_voice.audio.resample import part_needed, resample, resampled_part
 from auto_voice.errors import ConfigError
 from auto_voice.inference import PipelineConfig, VoiceConversionPipeline
 from auto_voice.inference.controls import Controls
-from auto_voice.inference.streaming import LiveSession, as_samples, spliced
+from auto_voice.inference.streaming import FIRST_GROWTH, LiveSession, as_samples, spliced
 from auto_voice.types import Waveform
 from hand_made_stages import HandMade, LocalConverter, LocalVocoder, speech_like
 
@@ -380,6 +380,27 @@ def test_a_session_gives_everything_in_order_after_its_margin():
     late = first - 1  # The ramp begins with a zero.
     np.testing.assert_allclose(joined[late + 100 : late + 16000], ramp(1.0)[100:], atol=1e-6)
     assert not joined[late + 16000 :].any()
+
+
+def test_a_session_waits_longer_at_first_where_blocks_take_long(monkeypatch):
+    """Later blocks take longer than the first, and would come too late."""
+    clock = 0.0
+    monkeypatch.setattr("auto_voice.inference.streaming.time.monotonic", lambda: clock)
+
+    class Slow(Echo):
+        def push(self, samples):
+            nonlocal clock
+            clock += 0.05
+            return super().push(samples)
+
+    silent = []
+    for stream in (Echo(), Slow()):
+        session = LiveSession(stream, margin_ms=20)
+        session.feed(ramp(0.3, 100))
+        while session.step():
+            pass
+        silent.append(int(np.flatnonzero(session.take(4000))[0]))
+    assert silent[1] - silent[0] == round(FIRST_GROWTH * 0.05 * 16000)
 
 
 def test_a_session_that_falls_behind_drops_the_oldest_block_and_says_so(caplog):

@@ -466,10 +466,8 @@ def device_lines() -> list[str]:
     show_default=True,
     help="Samples a second of the devices.",
 )
-@click.option("--block-ms", type=float, help="How much is converted at once [default: 160].")
-@click.option(
-    "--lookahead-ms", type=float, help="How much is heard beyond it first [default: 110]."
-)
+@click.option("--block-ms", type=float, help="How much is converted at once [default: 140].")
+@click.option("--lookahead-ms", type=float, help="How much is heard beyond it first [default: 93].")
 @click.option(
     "--input",
     "source",

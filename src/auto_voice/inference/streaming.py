@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 
 # Milliseconds of a block and of the source beyond it that are used unless told otherwise. The
 # vocoder needs so much look-ahead: with 80 ms it is heard, more changes nothing.
-BLOCK_MS, LOOKAHEAD_MS = 160.0, 110.0
+BLOCK_MS, LOOKAHEAD_MS = 140.0, 93.0
 # What may be chosen. Above the last a file is converted better.
 SHORTEST_BLOCK_MS, LONGEST_MS = 10.0, 2000.0
 # Seconds of the past that the content encoder is given, and that the pitch detector is given.
@@ -88,6 +88,8 @@ MARGIN_MS = 20.0
 # By how much that grows when it did not suffice, up to how much, and the seconds without drop-outs
 # after which a tenth of it is tried less.
 MARGIN_GROWTH, MOST_MARGIN_MS, CALM_SECONDS = 1.5, 200.0, 30.0
+# By how much longer than the first block later ones take, as a share of it.
+FIRST_GROWTH = 0.6
 # Whole blocks that may wait while one is converted; what comes then is too late.
 MOST_WAITING_BLOCKS = 2
 # Seconds over which sound that is skipped fades into what follows, and over which a session looks
@@ -753,14 +755,16 @@ class LiveSession:
         if not len(new):
             return False
         self._dry.put(new)
-        self._deliver(self.stream.push(new))
+        began = time.monotonic()
+        wet = self.stream.push(new)
+        self._deliver(wet, time.monotonic() - began)
         return True
 
     def finish(self) -> None:
         """Converts everything that waits, to its end."""
         while self.step():
             pass
-        self._deliver(self.stream.flush())
+        self._deliver(self.stream.flush(), 0.0)
         with self._lock:
             self._playing = False  # What is missing from here on is no drop-out.
 
@@ -776,16 +780,19 @@ class LiveSession:
             dropped, dropouts = self._dropped, self._dropouts
         return replace(self.stream.report(), dropped_blocks=dropped, dropouts=dropouts)
 
-    def _deliver(self, wet: FloatArray) -> None:
+    def _deliver(self, wet: FloatArray, took: float) -> None:
+        """``wet``, which it took so many seconds to make, and what it came from to the output."""
         if not len(wet):
             return
         out = self._bypass(wet, self._dry.take(len(wet)))
         with self._lock:
             held = len(self._ready)
             if not self._playing:
-                # Silence to begin with, so that a later block may take this much longer.
+                # Silence to begin with, so that a later block may take this much longer. The first
+                # ones have less of a past to look back at; what is never needed is skipped.
                 out[: self._fade] *= np.linspace(0, 1, len(out[: self._fade]), dtype=np.float32)
-                self._pause = max(0, self._margin - held)
+                growth = round(FIRST_GROWTH * took * self.sample_rate)
+                self._pause = max(0, self._margin + growth - held)
                 self._levels.clear()
                 self._playing = True
             else:

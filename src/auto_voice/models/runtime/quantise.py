@@ -41,6 +41,7 @@ from auto_voice.models.registry.catalog_schema import (
 )
 from auto_voice.models.registry.loading import run_once
 from auto_voice.models.registry.maintenance import remove
+from auto_voice.models.registry.sources import bundled_files
 from auto_voice.models.registry.store import Fetched
 from auto_voice.models.runtime.graphs import (
     GIVEN,
@@ -261,7 +262,7 @@ def derived_files(
     """The files of a version whose ranges are shipped, with its weights quantised by them.
 
     They are made once, of the verified float weights, and kept beside them; where the store cannot
-    be written, in a folder of this process.
+    be written or the weights lie inside the package, in a folder of this process.
 
     Raises:
         IntegrityError: the weights' bytes changed since they were installed.
@@ -285,8 +286,9 @@ def derived_files(
             made = store.add_derived(version, name, weights, write)
             log.info("quantised %s", version.key)
         except StoreError as error:
-            log.info("%s is quantised at each load: %s", version.key, error)
-            store.checked(version, weights)
+            if bundled_files(version) is None:
+                log.info("%s is quantised at each load: %s", version.key, error)
+                store.checked(version, weights)
             folder = tempfile.mkdtemp(prefix="autovoice-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             made = Path(folder) / name
