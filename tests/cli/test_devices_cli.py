@@ -107,9 +107,10 @@ def test_doctor_compares_models_on_each_device_with_the_cpu(run, monkeypatch):
     assert [(row["model"], row["runs_on"], row["snr_db"]) for row in rows] == [
         ("converter_compact@2.0", "cpu", None),
         ("content_compact@2.0", "cpu", None),
+        ("vocoder_compact@1.0", "cpu", None),
     ]
     # A device whose driver is there and whose provider does not start is no pass.
     machine(monkeypatch, "CUDAExecutionProvider", gpus_mb=(8000,))
     code, out, _ = run("doctor", "--devices")
     assert code == 2
-    assert out.count("cuda:0 (ran on cpu)") == 2
+    assert out.count("cuda:0 (ran on cpu)") == 3
