@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 import threading
 import time
 from collections import deque
@@ -84,12 +85,13 @@ AROUND_FRAMES = 10
 # dB below the speech level down to where a frame counts as speech.
 ACTIVE_DB = 30.0
 # Milliseconds of finished sound that a session keeps against blocks that take longer than others.
-MARGIN_MS = 20.0
+MARGIN_MS = 30.0
 # By how much that grows when it did not suffice, up to how much, and the seconds without drop-outs
 # after which a tenth of it is tried less.
 MARGIN_GROWTH, MOST_MARGIN_MS, CALM_SECONDS = 1.5, 200.0, 30.0
-# By how much longer than the first block later ones take, as a share of it.
-FIRST_GROWTH = 0.6
+# By how much longer than the first block later ones take, as a share of it, and the seconds of
+# which the times of blocks are remembered.
+FIRST_GROWTH, TIMES_SECONDS = 0.6, 30.0
 # Whole blocks that may wait while one is converted; what comes then is too late.
 MOST_WAITING_BLOCKS = 2
 # Seconds over which sound that is skipped fades into what follows, and over which a session looks
@@ -677,8 +679,8 @@ class LiveSession:
 
     Args:
         stream: whose input and output have the same rate.
-        margin_ms: of finished sound that are kept against blocks that take longer than others; more
-            after drop-outs, until there are none for a while.
+        margin_ms: of finished sound that are kept, beyond what the slowest block of the last half
+            minute took longer than most; more after drop-outs, until there are none for a while.
 
     Attributes:
         bypassed: what comes out is what came in, as late as the conversion would be.
@@ -698,6 +700,9 @@ class LiveSession:
         self._ready = _Samples()
         self._wet_share = 1.0
         self._levels: deque[int] = deque(maxlen=max(2, round(LEVEL_SECONDS / stream.block_seconds)))
+        self._times: deque[float] = deque(
+            maxlen=max(2, round(TIMES_SECONDS / stream.block_seconds))
+        )
         self._playing = False
         # Silence that is still to come before what is ready.
         self._pause = 0
@@ -784,6 +789,7 @@ class LiveSession:
         """``wet``, which it took so many seconds to make, and what it came from to the output."""
         if not len(wet):
             return
+        self._times.append(took)
         out = self._bypass(wet, self._dry.take(len(wet)))
         with self._lock:
             held = len(self._ready)
@@ -791,8 +797,7 @@ class LiveSession:
                 # Silence to begin with, so that a later block may take this much longer. The first
                 # ones have less of a past to look back at; what is never needed is skipped.
                 out[: self._fade] *= np.linspace(0, 1, len(out[: self._fade]), dtype=np.float32)
-                growth = round(FIRST_GROWTH * took * self.sample_rate)
-                self._pause = max(0, self._margin + growth - held)
+                self._pause = max(0, self._margin + self._spread() - held)
                 self._levels.clear()
                 self._playing = True
             else:
@@ -800,13 +805,20 @@ class LiveSession:
                 if self._calm >= CALM_SECONDS * self.sample_rate:
                     self._margin, self._calm = max(self._least, round(0.9 * self._margin)), 0
                 self._levels.append(held)
-                surplus = min(self._levels) - self._margin
+                surplus = min(self._levels) - self._margin - self._spread()
                 if len(self._levels) == self._levels.maxlen and surplus > self._margin // 2:
                     skipped = min(surplus, len(out))
                     out = spliced(out, skipped, self._fade)
                     self._played += skipped
                     self._levels.clear()
             self._ready.put(out)
+
+    def _spread(self) -> int:
+        """Samples that the slowest block of late took longer than most; at first, that one may."""
+        spread = max(self._times) - statistics.median(self._times)
+        if len(self._times) < (self._levels.maxlen or 0):
+            spread = max(spread, FIRST_GROWTH * self._times[0])
+        return round(min(spread, MOST_MARGIN_MS / 1000) * self.sample_rate)
 
     def _bypass(self, wet: FloatArray, dry: FloatArray) -> FloatArray:
         wanted = 0.0 if self.bypassed else 1.0
