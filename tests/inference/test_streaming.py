@@ -431,6 +431,33 @@ def test_a_session_recovers_its_latency_after_a_hold_up():
     assert max(late) > late[5] + 0.1
 
 
+def test_a_session_keeps_what_its_slowest_blocks_ask_for(monkeypatch):
+    """After a hold-up, as much as before and as a slow block takes longer than most."""
+    clock = 0.0
+    monkeypatch.setattr("auto_voice.inference.streaming.time.monotonic", lambda: clock)
+    kept = []
+    for slowest in (0.01, 0.06):
+
+        class Slow(Echo):
+            blocks = 0
+
+            def push(self, samples):
+                nonlocal clock
+                self.blocks += 1
+                clock += slowest if self.blocks == 30 else 0.01  # noqa: B023
+                return super().push(samples)
+
+        session = LiveSession(Slow(), margin_ms=20)
+        for block in range(100):
+            session.feed(ramp(0.1, 1600 * block))
+            if not 20 <= block < 22:
+                while session.step():
+                    pass
+            session.take(1600)
+        kept.append(session.delay_ms)
+    assert kept[1] - kept[0] == pytest.approx(50, abs=10)
+
+
 class Reported(Echo):
     def report(self):
         from auto_voice.inference.streaming import StreamReport
