@@ -109,12 +109,7 @@ def publish(
             "kind": "content",
             "versions": {teacher.version: _served(teacher, folder, content)},
         }
-    catalog = folder / "models.yaml"
-    catalog.write_text(
-        yaml.safe_dump({"schema": 1, "models": models}, sort_keys=False), encoding="utf-8"
-    )
-    (folder / "card.md").write_text(_card(recipe, figures, speakers, hours), encoding="utf-8")
-    return catalog
+    return _offer(folder, models, _card(recipe, figures, speakers, hours))
 
 
 def publish_vocoder(
@@ -150,11 +145,16 @@ def publish_vocoder(
         "params": {**made_of.params, "hidden_share": shape.hidden_share},
     }
     models = {"vocoder_compact": {"kind": "vocoder", "versions": {recipe.name: version}}}
+    return _offer(folder, models, _card(recipe, figures, speakers, hours))
+
+
+def _offer(folder: Path, models: Mapping[str, Any], card: str) -> Path:
+    """Writes the catalog of ``models``, which it returns, and the card beside it."""
     catalog = folder / "models.yaml"
     catalog.write_text(
-        yaml.safe_dump({"schema": 1, "models": models}, sort_keys=False), encoding="utf-8"
+        yaml.safe_dump({"schema": 1, "models": dict(models)}, sort_keys=False), encoding="utf-8"
     )
-    (folder / "card.md").write_text(_card(recipe, figures, speakers, hours), encoding="utf-8")
+    (folder / "card.md").write_text(card, encoding="utf-8")
     return catalog
 
 

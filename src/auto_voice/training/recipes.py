@@ -190,15 +190,13 @@ class Recipe:
                 "channels; leave vocoder.net out."
             )
         known = {"name", "description", "data", "vocoder", "vocoder_from"}
-        given = [
-            f.name
-            for f in dataclasses.fields(self)
-            if f.name not in known and getattr(self, f.name) != _default(f)
-        ]
+        plain = vars(Recipe(self.name))
+        data = vars(plain["data"])
+        given = [n for n, value in vars(self).items() if n not in known and value != plain[n]]
         given += [
-            f"data.{f.name}"
-            for f in dataclasses.fields(self.data)
-            if not f.name.startswith("hold_out") and getattr(self.data, f.name) != _default(f)
+            f"data.{n}"
+            for n, value in vars(self.data).items()
+            if not n.startswith("hold_out") and value != data[n]
         ]
         if given:
             raise TrainingError(
@@ -210,11 +208,6 @@ class Recipe:
     def keeps_space(self) -> bool:
         """Whether content lies in the space of an existing encoder."""
         return self.content is None or self.content_from is not None
-
-
-def _default(field_: dataclasses.Field[Any]) -> Any:
-    made = field_.default_factory
-    return field_.default if made is dataclasses.MISSING else made()
 
 
 def load_recipe(path: Path) -> Recipe:
