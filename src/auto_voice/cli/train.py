@@ -60,8 +60,15 @@ def recipe_(
     """
     from dataclasses import replace
 
-    from auto_voice.training.recipes import load_recipe
-    from auto_voice.training.workflow import Workflow
+    from auto_voice.errors import MissingDependencyError, install_hint
+
+    try:
+        from auto_voice.training.recipes import load_recipe
+        from auto_voice.training.workflow import Workflow
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"Training needs {error.name}; run: {install_hint('train')}"
+        ) from error
 
     loaded = load_recipe(recipe)
     if name is not None:
