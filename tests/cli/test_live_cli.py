@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import sys
@@ -368,3 +369,22 @@ def test_a_device_that_falls_silent_counts_as_unplugged(portaudio, monkeypatch):
     monkeypatch.setattr(live, "LOST_SECONDS", 0.0)
     with pytest.raises(AudioDeviceError, match="no more sound"):
         live.SoundDevice(None, None, RATE).play(lambda x: time.sleep(0.2) or x, threading.Event())
+
+
+def test_a_microphone_that_gave_sound_and_gives_zeros_is_opened_again(portaudio, monkeypatch):
+    monkeypatch.setattr(live, "ZERO_SECONDS", 0.1)
+    calls = itertools.count()
+
+    def speak(samples):
+        return np.full_like(samples, 0.5 if next(calls) < 20 else 0.0)
+
+    with pytest.raises(AudioDeviceError, match="fallen silent"):
+        live.SoundDevice(None, None, RATE).play(speak, threading.Event())
+
+
+def test_a_microphone_that_never_gives_sound_is_told_once(portaudio, monkeypatch, caplog):
+    monkeypatch.setattr(live, "ZERO_SECONDS", 0.05)
+    ended = threading.Event()
+    threading.Timer(0.5, ended.set).start()
+    live.SoundDevice(None, None, RATE).play(np.zeros_like, ended)
+    assert caplog.text.count("nothing but silence") == 1

@@ -44,6 +44,8 @@ LOOK_SECONDS, STATUS_SECONDS = 0.05, 0.25
 # Seconds without any sound from a device after which it counts as unplugged, and between attempts
 # to open it again.
 LOST_SECONDS, AGAIN_SECONDS = 2.0, 1.0
+# Seconds of zeros alone, which a microphone that is on never gives.
+ZERO_SECONDS = 5.0
 # Samples that a file gives at once: a hundredth of a second, as devices do.
 FILE_BLOCKS_PER_SECOND = 100
 # The chirp of the loopback test: from and to Hz, its seconds, seconds of the pause after it, how
@@ -135,6 +137,7 @@ class SoundDevice:
 
     def play(self, exchange: Exchange, stop: threading.Event) -> None:
         heard = [time.monotonic()]
+        alive, was_alive, told = [time.monotonic()], [False], False
         failed: list[BaseException] = []
         # PortAudio looks for devices only when it starts.
         self._sound._terminate()
@@ -146,6 +149,8 @@ class SoundDevice:
 
         def callback(mic: Any, speaker: Any, frames: int, times: Any, status: Any) -> None:
             heard[0] = time.monotonic()
+            if mic.any():
+                alive[0], was_alive[0] = heard[0], True
             try:
                 speaker[:] = exchange(mic.mean(axis=1, dtype=np.float32))[:, None]
             except BaseException as error:  # An exception here would only be printed.
@@ -162,6 +167,18 @@ class SoundDevice:
                         raise failed[0]
                     if not stream.active or time.monotonic() - heard[0] > LOST_SECONDS:
                         raise AudioDeviceError(f"{self.name} gives no more sound.")
+                    if time.monotonic() - alive[0] > ZERO_SECONDS:
+                        # Where a sound server stands before the devices, this is how one goes away.
+                        if was_alive[0]:
+                            raise AudioDeviceError(
+                                f"{self.name}: the microphone has fallen silent."
+                            )
+                        if not told:
+                            told = True
+                            log.warning(
+                                "the microphone gives nothing but silence: is it switched on, and "
+                                "may this program use it?"
+                            )
         except self._sound.PortAudioError as error:
             raise AudioDeviceError(
                 f"{self.name} cannot be opened at {self.sample_rate} Hz ({error}); choose others "
