@@ -97,6 +97,25 @@ def test_wide_convolutions_alone_take_eight_bits(
         assert np.abs(again - weights[name]).max() <= made[f"{name}:step"].max() * 0.5001
 
 
+@pytest.mark.parametrize(
+    ("graph", "shapes"),
+    [
+        ("hifigan", {(128, 128), (64, 64)}),
+        # The widest are 128 on one side, so they are among them.
+        ("hifigan-hidden_share0.5", {(128, 256), (64, 128), (32, 64)}),
+    ],
+)
+def test_eight_bits_are_for_what_is_wide_and_not_the_widest_on_both_sides(
+    graph: str, shapes: set[tuple[int, int]]
+) -> None:
+    data = (graphs.FOLDER / f"{graph}.onnx").read_bytes()
+    known = graphs.initialisers(data)
+    found = quantise.eight_bit_convolutions(data)
+    # 18 convolutions a stage.
+    assert len(found) == 18 * len(shapes)
+    assert {tuple(sorted(known[node.inputs[1]][:2])) for node in found} == shapes
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("to", "decibels"), [("fp16", 50), ("bf16", 30)])
 def test_half_precision_is_nearer(
