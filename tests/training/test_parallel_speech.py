@@ -61,6 +61,22 @@ def test_a_crop_has_the_content_of_one_and_the_mel_of_another() -> None:
         assert nearest == target
 
 
+def test_an_invented_voice_leaves_the_content_of_a_crop_to_another() -> None:
+    corpus = parallel()
+    crops = {}
+    for share in (0.0, 1.0):
+        made = task(corpus, parallel=1, vtlp=share, embedding_only=0.0)
+        rng = np.random.default_rng(4)
+        ((_, _, mel, voice),) = made._aligned_crops(corpus, corpus.parallel, rng, 1)
+        crops[share] = mel
+        assert voice[0].any() == (share == 0)
+        # Comparisons are of the voices that there are.
+        rng = np.random.default_rng(4)
+        (plain,) = made._aligned_crops(corpus, corpus.parallel, rng, 1, training=False)
+        assert plain[3][0].any()
+    assert np.abs(crops[0.0].mean(0) - crops[1.0].mean(0)).max() > 0.05
+
+
 def test_the_same_crop_can_have_its_own_content_for_comparison() -> None:
     corpus = parallel()
     crops = task(corpus, parallel=1)._aligned_crops(

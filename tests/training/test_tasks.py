@@ -12,7 +12,13 @@ from auto_voice.inference.effects import band_centres
 from auto_voice.training.corpus import Corpus, crop
 from auto_voice.training.networks import encoders
 from auto_voice.training.networks.encoders import WhisperLiveNet
-from auto_voice.training.tasks import GUARD_FRAMES, ContentTask, ConverterTask, running_peak
+from auto_voice.training.tasks import (
+    GUARD_FRAMES,
+    ContentTask,
+    ConverterTask,
+    VoiceChange,
+    running_peak,
+)
 from graph_kit import content_net
 from speech_kit import DIMS, corpus, item
 
@@ -190,7 +196,9 @@ def test_an_invented_voice_moves_crop_reference_and_pitch_alike() -> None:
     task = ConverterTask(speech, speech, SMALL, 2, 40, 400, embedding_only=0.0)
     part = slice(0, 40)
     plain, mean = task._voice(speech, only, part, np.random.default_rng(0), "teacher")
-    moved, mean_moved = task._voice(speech, only, part, np.random.default_rng(0), "teacher", 1.2)
+    moved, mean_moved = task._voice(
+        speech, only, part, np.random.default_rng(0), "teacher", VoiceChange(1.2)
+    )
     assert mean_moved - mean == pytest.approx(np.log(1.2))
     assert not moved[0].any()
     assert plain[0].any()
@@ -198,6 +206,53 @@ def test_an_invented_voice_moves_crop_reference_and_pitch_alike() -> None:
     ratio = centres[moved[3].mean(0).argmax()] / centres[plain[3].mean(0).argmax()]
     assert ratio == pytest.approx(1.2, abs=0.04)
     np.testing.assert_array_equal(moved[2], plain[2])  # What is said stays.
+
+
+def test_an_invented_voice_gives_crop_and_reference_one_response() -> None:
+    speech = corpus(speakers=2, each=2)
+    for one in speech.items:
+        one.features["mel"] = np.full_like(one.features["mel"], -5.5)
+    responses = []
+    for seed in range(3):
+        task = ConverterTask(
+            speech, speech, SMALL, 2, 40, 200, embedding_only=0.0, vtlp=1.0, response_db=6.0
+        )
+        ((_, _, mel, (_, _, _, values)),) = task._crops(speech, np.random.default_rng(seed), 1)
+        # Flat before, whatever frequencies are moved by.
+        np.testing.assert_allclose(mel, np.broadcast_to(values[0], mel.shape), atol=1e-5)
+        responses.append(mel[0] * 2.2)
+    decibels = np.stack(responses) * 20 / np.log(10)
+    assert 1 < decibels.std() < 15
+    # Smooth: neighbouring bands are alike.
+    assert np.abs(np.diff(decibels, axis=1)).max() < 2
+
+
+def test_a_reference_is_taken_from_several_recordings_where_one_is_too_short() -> None:
+    speech = corpus(speakers=2, each=4, seconds=2.0)
+    for number, one in enumerate(speech.items):
+        one.features["mel"] = np.full_like(one.features["mel"], -number)
+    frames = {}
+    for most in (1, 3):
+        task = ConverterTask(
+            speech, speech, SMALL, 2, 40, 1000, embedding_only=0.0, references=most
+        )
+        rng = np.random.default_rng(0)
+        seen, counts = set(), set()
+        for _ in range(40):
+            (_, _, keys, values), _ = task._voice(
+                speech, speech.items[0], slice(0, 40), rng, "teacher"
+            )
+            numbers = set(np.round(5.5 - 2.2 * values[:, 0]).astype(int))
+            assert len(keys) == len(values)
+            # Of the speaker, and never the recording that is to be said.
+            assert numbers <= {1, 2, 3}
+            seen |= numbers
+            counts.add(len(numbers))
+            frames[most] = max(frames.get(most, 0), len(values))
+        assert seen == {1, 2, 3}
+        assert max(counts) == most
+    assert frames[1] == speech.items[0].frames
+    assert frames[3] == 3 * frames[1]
 
 
 def test_vtlp_changes_targets_only_where_asked() -> None:

@@ -169,13 +169,17 @@ def warp_formants(mel: FloatArray, factor: float) -> FloatArray:
     return np.asarray(mel[before] * (1 - share) + mel[after] * share, np.float32)
 
 
-def equalise(mel: FloatArray, rng: np.random.Generator, spread_db: float) -> FloatArray:
-    """Adds a smooth random response: four cosines over the bands, and an overall gain."""
-    bands = len(mel)
+def smooth_response(rng: np.random.Generator, bands: int, spread_db: float) -> FloatArray:
+    """``(bands,)`` in nats of power: four cosines over the bands, and an overall gain."""
     order = np.arange(5)[:, None]
     basis = np.cos(np.pi * order * (np.arange(bands) + 0.5) / bands)
     amounts = rng.normal(0, spread_db, (5, 1)) / (1 + order)
-    response = LOG_POWER_PER_DB * (basis * amounts).sum(0)[:, None]
+    return np.asarray(LOG_POWER_PER_DB * (basis * amounts).sum(0), np.float32)
+
+
+def equalise(mel: FloatArray, rng: np.random.Generator, spread_db: float) -> FloatArray:
+    """Adds a smooth random response."""
+    response = smooth_response(rng, len(mel), spread_db)[:, None]
     return np.asarray(mel + response, np.float32)
 
 

@@ -313,7 +313,7 @@ _GIVEN = {
     "teacher", "shape",
 }  # fmt: skip
 # Arguments of tasks of which there must be some.
-_COUNTS = {"batch", "frames", "reference_frames"}
+_COUNTS = {"batch", "frames", "reference_frames", "references"}
 # Arguments of tasks that are no larger than 1.
 _SHARES = {"embedding_only", "vtlp", "dropout", "perturbed", "streamed", "hidden_share", "live"}
 

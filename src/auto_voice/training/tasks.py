@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,14 @@ from auto_voice.models.converter_model import (
     voice_profile,
 )
 from auto_voice.models.whisper_encoder import ContentSpace, scaled
-from auto_voice.training.corpus import Aligned, Corpus, LoadedUtterance, crop, perturb
+from auto_voice.training.corpus import (
+    Aligned,
+    Corpus,
+    LoadedUtterance,
+    crop,
+    perturb,
+    smooth_response,
+)
 from auto_voice.training.features import PERTURBED, WHISPER_ENERGIES
 from auto_voice.training.fine_tuning import GUARD_FRAMES
 from auto_voice.training.losses import AdversarialLoss, PerceptualLosses
@@ -57,6 +64,45 @@ SILENCE = float(np.log(HIFIGAN_MEL.log_floor or 1e-5))
 NetT = TypeVar("NetT", bound=nn.Module)
 # Content, pitch inputs and standardised mel of a crop, each ``(frames, …)``, and its voice.
 Crop: TypeAlias = "tuple[FloatArray, FloatArray, FloatArray, tuple[FloatArray, ...]]"
+
+
+class VoiceChange(NamedTuple):
+    """What makes a voice of a recording that nobody has.
+
+    Attributes:
+        factor: that every frequency is moved by.
+        response: ``(bands,)`` nats added to the mel: another throat, room or microphone.
+    """
+
+    factor: float = 1.0
+    response: FloatArray | None = None
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, response_db: float) -> VoiceChange:
+        """Another vocal tract length, and a response of this spread."""
+        factor = float(np.exp(rng.normal(0, VTLP_SPREAD)))
+        if not response_db:
+            return cls(factor)
+        # That of power is twice that of the amplitudes of this mel. The level stays what it is.
+        response = smooth_response(rng, HIFIGAN_MEL.bands, response_db) / 2
+        return cls(factor, response - response.mean())
+
+    @property
+    def log_factor(self) -> np.float32:
+        return np.float32(np.log(self.factor))
+
+    def __call__(self, mel: FloatArray) -> FloatArray:
+        """``(bands, frames)`` as ``(frames, bands)`` in the changed voice."""
+        values = mel.astype(np.float32)
+        if self.factor != 1.0:
+            values = warp_formants(
+                Mel(values, HIFIGAN_MEL.sample_rate, HIFIGAN_MEL.hop_samples), self.factor
+            ).values
+        out: FloatArray = values.T
+        return out if self.response is None else np.maximum(out + self.response, SILENCE)
+
+
+UNCHANGED = VoiceChange()
 
 
 class Task(Protocol[NetT]):
@@ -221,12 +267,14 @@ class ConverterTask:
         batch: crops in a step.
         frames: mel frames in a crop.
         reference_frames: mel frames of the reference at most.
+        references: recordings that these are taken from at most.
         content: features that hold the content, one drawn for each crop, so that one converter
             understands several encoders of one space.
         embedding_only: share of crops whose voice is the embedding alone.
         vtlp: share of crops in a voice that nobody has: crop and reference with all
             frequencies moved by one factor, and no embedding, so that the rest of the reference
             must tell who speaks (vocal tract length perturbation, Jaitly & Hinton 2013).
+        response_db: spread of a smooth random response that crop and reference of those get, too.
         cepstral_vtlp: spread of the log of the factor by which the source's cepstra are warped,
             where the content ends with some; see ``cepstral_warp``.
         noise: spread of what is added at random to the content of the crop, whose components have a
@@ -277,6 +325,8 @@ class ConverterTask:
         parallel: int = 0,
         back_translated: int = 0,
         perturbed: float = 0.0,
+        references: int = 1,
+        response_db: float = 0.0,
     ) -> None:
         self.model = ConverterNet(**net)
         self.parallel, self.back_translated, self.perturbed = parallel, back_translated, perturbed
@@ -301,6 +351,7 @@ class ConverterTask:
         self.batch, self.frames, self.reference_frames = batch, frames, reference_frames
         self.content, self.embedding_only = tuple(content), embedding_only
         self.vtlp, self.noise, self.cepstral_vtlp = vtlp, noise, cepstral_vtlp
+        self.references, self.response_db = references, response_db
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
         crops = self._crops(self.corpus, rng, self.batch)
@@ -497,11 +548,10 @@ class ConverterTask:
         for item in corpus.draw(rng, count):
             part = crop(rng, item.frames, self.frames)
             feature = features_used[rng.integers(len(features_used))]
-            moved = vtlp > 0 and rng.random() < vtlp
-            factor = float(np.exp(rng.normal(0, VTLP_SPREAD))) if moved else 1.0
-            voice, log_f0_mean = self._voice(corpus, item, part, rng, feature, factor)
+            change = self._change(rng, vtlp)
+            voice, log_f0_mean = self._voice(corpus, item, part, rng, feature, change)
             features = item.features
-            log_f0 = features["log_f0"][part] + np.float32(np.log(factor))
+            log_f0 = features["log_f0"][part] + change.log_factor
             voiced = features["voiced"][part].astype(np.float32)
             source = feature
             copies = [
@@ -510,7 +560,7 @@ class ConverterTask:
             if perturbed and copies and rng.random() < perturbed:
                 source = copies[rng.integers(len(copies))]
             content = self._content_input(item, part, rng, source, noise)
-            mel = standardise(_warped(features["mel"][:, part], factor))
+            mel = standardise(change(features["mel"][:, part]))
             crops.append((content, pitch_inputs(log_f0, voiced, log_f0_mean), mel, voice))
         return crops
 
@@ -533,14 +583,19 @@ class ConverterTask:
             target, source = groups[int(rng.integers(len(groups)))].draw(rng)
             part = crop(rng, min(target.frames, source.frames), self.frames)
             feature = self.content[rng.integers(len(self.content))]
-            voice, log_f0_mean = self._voice(corpus, target, part, rng, feature)
-            noise = self.noise if training else 0.0
+            noise, vtlp = (self.noise, self.vtlp) if training else (0.0, 0.0)
+            change = self._change(rng, vtlp)
+            voice, log_f0_mean = self._voice(corpus, target, part, rng, feature, change)
             content = self._content_input(source if across else target, part, rng, feature, noise)
-            log_f0 = target.features["log_f0"][part]
+            log_f0 = target.features["log_f0"][part] + change.log_factor
             voiced = target.features["voiced"][part].astype(np.float32)
-            mel = standardise(target.features["mel"][:, part].T)
+            mel = standardise(change(target.features["mel"][:, part]))
             crops.append((content, pitch_inputs(log_f0, voiced, log_f0_mean), mel, voice))
         return crops
+
+    def _change(self, rng: np.random.Generator, share: float) -> VoiceChange:
+        moved = share > 0 and rng.random() < share
+        return VoiceChange.draw(rng, self.response_db) if moved else UNCHANGED
 
     def _predict(self, crops: Sequence[Crop]) -> tuple[Tensor, Tensor, Tensor]:
         """Mels ``(batch, frames, bands)``, predicted and true, and which frames count."""
@@ -557,34 +612,42 @@ class ConverterTask:
         part: slice,
         rng: np.random.Generator,
         feature: str,
-        factor: float = 1.0,
+        change: VoiceChange = UNCHANGED,
     ) -> tuple[tuple[FloatArray, ...], float]:
         """Embedding, profile, keys and values from elsewhere in the speaker's speech.
 
         Args:
-            factor: that every frequency of the voice is moved by.
+            change: of the voice.
         """
         # Where timbres speak in several prosodies, the reference should mostly be of a like one.
         aligned = bool(item.utterance.parallel)
         draw = corpus.of_like_pitch if aligned else corpus.same_speaker
-        other = draw(rng, item)
-        frames = np.arange(other.frames)
-        if other is item:
-            hidden = (frames >= part.start - GUARD_FRAMES) & (frames < part.stop + GUARD_FRAMES)
-            frames = frames[~hidden]
+        first = draw(rng, item)
         length = int(rng.integers(self.reference_frames // 4, self.reference_frames + 1))
-        frames = frames[crop(rng, len(frames), length)]
-        embedding = other.features["embedding"] * np.float32(factor == 1.0)
-        log_f0_mean = other.log_f0_mean + float(np.log(factor))
-        dims = other.features[feature].shape[1]
-        if len(frames) < MIN_REFERENCE_FRAMES or rng.random() < self.embedding_only:
-            bands = HIFIGAN_MEL.bands
-            nothing = np.zeros((0, dims), np.float32), np.zeros((0, bands), np.float32)
-            return (embedding, np.zeros(2 * bands + 2, np.float32), *nothing), log_f0_mean
-        mel = _warped(other.features["mel"][:, frames], factor)
-        keys = mel_rate_content(other, feature)[frames].astype(np.float32)
-        profile = voice_profile(mel, log_f0_mean, other.log_f0_std)
-        return (embedding, profile, keys, standardise(mel)), log_f0_mean
+        others, keys, mels = [], [], []
+        for _ in range(self.references):
+            other = draw(rng, item) if others else first
+            if other in others:
+                continue
+            frames = np.arange(other.frames)
+            if other is item:
+                hidden = (frames >= part.start - GUARD_FRAMES) & (frames < part.stop + GUARD_FRAMES)
+                frames = frames[~hidden]
+            frames = frames[crop(rng, len(frames), length)]
+            others.append(other)
+            keys.append(mel_rate_content(other, feature)[frames].astype(np.float32))
+            mels.append(change(other.features["mel"][:, frames]))
+            length -= len(frames)
+            if length < MIN_REFERENCE_FRAMES:
+                break
+        embedding = first.features["embedding"] * np.float32(change is UNCHANGED)
+        log_f0_mean = first.log_f0_mean + float(change.log_factor)
+        mel, content = np.concatenate(mels), np.concatenate(keys)
+        if len(mel) < MIN_REFERENCE_FRAMES or rng.random() < self.embedding_only:
+            profile = np.zeros(2 * HIFIGAN_MEL.bands + 2, np.float32)
+            return (embedding, profile, content[:0], mel[:0]), log_f0_mean
+        profile = voice_profile(mel, log_f0_mean, first.log_f0_std)
+        return (embedding, profile, content, standardise(mel)), log_f0_mean
 
 
 def mel_rate_content(item: LoadedUtterance, feature: str) -> FloatArray:
@@ -601,17 +664,6 @@ def mel_rate_content(item: LoadedUtterance, feature: str) -> FloatArray:
 def standardise(mel: FloatArray) -> FloatArray:
     """Natural-log mel to the scale that networks see."""
     return np.asarray((mel.astype(np.float32) - MEL_MEAN) / MEL_SCALE, np.float32)
-
-
-def _warped(mel: FloatArray, factor: float) -> FloatArray:
-    """``(bands, frames)`` as ``(frames, bands)`` with every frequency times ``factor``."""
-    values = mel.astype(np.float32)
-    if factor != 1.0:
-        values = warp_formants(
-            Mel(values, HIFIGAN_MEL.sample_rate, HIFIGAN_MEL.hop_samples), factor
-        ).values
-    out: FloatArray = values.T
-    return out
 
 
 def _unlike(voice: Tensor, target: Tensor, source: Tensor) -> Tensor:
