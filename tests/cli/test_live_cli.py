@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import sys
@@ -371,20 +370,39 @@ def test_a_device_that_falls_silent_counts_as_unplugged(portaudio, monkeypatch):
         live.SoundDevice(None, None, RATE).play(lambda x: time.sleep(0.2) or x, threading.Event())
 
 
-def test_a_microphone_that_gave_sound_and_gives_zeros_is_opened_again(portaudio, monkeypatch):
+class Microphone:
+    """Gives blocks of ``sounds``, one after the other, each time that it is opened."""
+
+    name, sample_rate = "a microphone", RATE
+
+    def __init__(self, *sounds):
+        self.sounds, self.opened = list(sounds), 0
+
+    def play(self, exchange, stop):
+        if self.opened == len(self.sounds):
+            stop.set()
+            return
+        self.opened += 1
+        for level in self.sounds[self.opened - 1]:
+            exchange(np.full(160, level, np.float32))
+            time.sleep(0.01)
+
+
+def test_a_microphone_that_gives_nothing_but_zeros_is_opened_again(monkeypatch, caplog):
     monkeypatch.setattr(live, "ZERO_SECONDS", 0.1)
-    calls = itertools.count()
+    monkeypatch.setattr(live, "MOST_ZERO_SECONDS", 0.2)
+    monkeypatch.setattr(live, "AGAIN_SECONDS", 0.0)
+    # Gone, still gone, and back.
+    device = Microphone([0.5] * 5 + [0.0] * 50, [0.0] * 50, [0.5, 0.0] * 20)
+    live.LiveRun(LiveSession(Stream())).run(device)
+    assert device.opened == 3
+    assert caplog.text.count("no sound at all") == 2
+    assert "muted, unplugged" in caplog.text
 
-    def speak(samples):
-        return np.full_like(samples, 0.5 if next(calls) < 20 else 0.0)
 
-    with pytest.raises(AudioDeviceError, match="fallen silent"):
-        live.SoundDevice(None, None, RATE).play(speak, threading.Event())
-
-
-def test_a_microphone_that_never_gives_sound_is_told_once(portaudio, monkeypatch, caplog):
-    monkeypatch.setattr(live, "ZERO_SECONDS", 0.05)
-    ended = threading.Event()
-    threading.Timer(0.5, ended.set).start()
-    live.SoundDevice(None, None, RATE).play(np.zeros_like, ended)
-    assert caplog.text.count("nothing but silence") == 1
+def test_pauses_and_recordings_may_hold_zeros(monkeypatch):
+    monkeypatch.setattr(live, "ZERO_SECONDS", 0.1)
+    # Sound comes back before the patience ends.
+    live.LiveRun(LiveSession(Stream())).run(Microphone(([0.5] + [0.0] * 4) * 8))
+    # A recording is as it is.
+    live.LiveRun(LiveSession(Stream())).run(Microphone([0.0] * 30), reconnect=False)

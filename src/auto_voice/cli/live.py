@@ -44,8 +44,9 @@ LOOK_SECONDS, STATUS_SECONDS = 0.05, 0.25
 # Seconds without any sound from a device after which it counts as unplugged, and between attempts
 # to open it again.
 LOST_SECONDS, AGAIN_SECONDS = 2.0, 1.0
-# Seconds of zeros alone, which a microphone that is on never gives.
-ZERO_SECONDS = 5.0
+# Seconds of zeros from a microphone after which it is opened again, at first and at most: behind a
+# sound server, one that is unplugged gives them. So do some that are muted.
+ZERO_SECONDS, MOST_ZERO_SECONDS = 10.0, 60.0
 # Samples that a file gives at once: a hundredth of a second, as devices do.
 FILE_BLOCKS_PER_SECOND = 100
 # The chirp of the loopback test: from and to Hz, its seconds, seconds of the pause after it, how
@@ -137,7 +138,6 @@ class SoundDevice:
 
     def play(self, exchange: Exchange, stop: threading.Event) -> None:
         heard = [time.monotonic()]
-        alive, was_alive, told = [time.monotonic()], [False], False
         failed: list[BaseException] = []
         # PortAudio looks for devices only when it starts.
         self._sound._terminate()
@@ -149,8 +149,6 @@ class SoundDevice:
 
         def callback(mic: Any, speaker: Any, frames: int, times: Any, status: Any) -> None:
             heard[0] = time.monotonic()
-            if mic.any():
-                alive[0], was_alive[0] = heard[0], True
             try:
                 speaker[:] = exchange(mic.mean(axis=1, dtype=np.float32))[:, None]
             except BaseException as error:  # An exception here would only be printed.
@@ -167,18 +165,6 @@ class SoundDevice:
                         raise failed[0]
                     if not stream.active or time.monotonic() - heard[0] > LOST_SECONDS:
                         raise AudioDeviceError(f"{self.name} gives no more sound.")
-                    if time.monotonic() - alive[0] > ZERO_SECONDS:
-                        # Where a sound server stands before the devices, this is how one goes away.
-                        if was_alive[0]:
-                            raise AudioDeviceError(
-                                f"{self.name}: the microphone has fallen silent."
-                            )
-                        if not told:
-                            told = True
-                            log.warning(
-                                "the microphone gives nothing but silence: is it switched on, and "
-                                "may this program use it?"
-                            )
         except self._sound.PortAudioError as error:
             raise AudioDeviceError(
                 f"{self.name} cannot be opened at {self.sample_rate} Hz ({error}); choose others "
@@ -245,6 +231,9 @@ class LiveRun:
         self._meters = (Meter(), Meter())
         self._heard: queue.SimpleQueue[FloatArray] = queue.SimpleQueue()
         self._failed: list[BaseException] = []
+        # When the last sound came, or the first zeros, and how long zeros may go on.
+        self._sounded: float | None = None
+        self._patience = ZERO_SECONDS
 
     def run(self, device: LiveDevice, *, reconnect: bool = True) -> None:
         """Until the device has no more sound or :attr:`stop` is set.
@@ -259,8 +248,9 @@ class LiveRun:
             thread.start()
         try:
             while not self.stop.is_set():
+                self._sounded = None
                 try:
-                    device.play(self._exchange, self.stop)
+                    device.play(self._watched if reconnect else self._exchange, self.stop)
                     break
                 except AudioDeviceError as error:
                     if not reconnect:
@@ -273,6 +263,21 @@ class LiveRun:
                 thread.join()
         if self._failed:
             raise self._failed[0]
+
+    def _watched(self, spoken: FloatArray) -> FloatArray:
+        """:meth:`_exchange`; raises AudioDeviceError where a microphone seems to be gone."""
+        now = time.monotonic()
+        if spoken.any():
+            self._sounded, self._patience = now, ZERO_SECONDS
+        elif self._sounded is None:
+            self._sounded = now
+        elif now - self._sounded > self._patience:
+            self._patience = min(2 * self._patience, MOST_ZERO_SECONDS)
+            raise AudioDeviceError(
+                f"the microphone has given no sound at all for {now - self._sounded:.0f} s: it may "
+                "be muted, unplugged, or closed to this program."
+            )
+        return self._exchange(spoken)
 
     def _exchange(self, spoken: FloatArray) -> FloatArray:
         self.session.feed(spoken)
