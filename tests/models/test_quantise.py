@@ -183,12 +183,17 @@ def test_ranges_of_another_model_are_refused(weights: dict[str, np.ndarray]) -> 
 # The shipped version
 
 
-def test_the_shipped_ranges_are_of_the_graph_that_runs() -> None:
-    version = load_catalog([builtin_catalog()]).version("hifigan_universal", "1.0-int8")
+@pytest.mark.parametrize(
+    ("name", "graph"),
+    [("hifigan_universal", "hifigan"), ("vocoder_compact", "hifigan-hidden_share0.5")],
+)
+def test_the_shipped_ranges_are_of_the_graph_that_runs(name: str, graph: str) -> None:
+    version = load_catalog([builtin_catalog()]).version(name, "1.0-int8")
     assert version.quantised is not None
     (file,) = (file for file in version.files if file.file == version.quantised.calibration)
     found = map_safetensors(Path(quantise.__file__).parents[2] / "weights" / file.file)
-    names = {node.inputs[1] for node in quantise.eight_bit_convolutions(GRAPH)}
+    data = (graphs.FOLDER / f"{graph}.onnx").read_bytes()
+    names = {node.inputs[1] for node in quantise.eight_bit_convolutions(data)}
     assert set(found) == {f"{name}{end}" for name in names for end in (":read", ":given")}
     assert all(step > 0 and 0 <= zero <= 255 for step, zero in found.values())
 

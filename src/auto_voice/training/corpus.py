@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from auto_voice.errors import TrainingError
 from auto_voice.training.data import Utterance
@@ -169,12 +170,13 @@ def warp_formants(mel: FloatArray, factor: float) -> FloatArray:
     return np.asarray(mel[before] * (1 - share) + mel[after] * share, np.float32)
 
 
-def smooth_response(rng: np.random.Generator, bands: int, spread_db: float) -> FloatArray:
+def smooth_response(rng: np.random.Generator, bands: int, spread_db: float) -> NDArray[np.float64]:
     """``(bands,)`` in nats of power: four cosines over the bands, and an overall gain."""
     order = np.arange(5)[:, None]
     basis = np.cos(np.pi * order * (np.arange(bands) + 0.5) / bands)
     amounts = rng.normal(0, spread_db, (5, 1)) / (1 + order)
-    return np.asarray(LOG_POWER_PER_DB * (basis * amounts).sum(0), np.float32)
+    response: NDArray[np.float64] = LOG_POWER_PER_DB * (basis * amounts).sum(0)
+    return response
 
 
 def equalise(mel: FloatArray, rng: np.random.Generator, spread_db: float) -> FloatArray:
