@@ -61,20 +61,27 @@ def test_a_crop_has_the_content_of_one_and_the_mel_of_another() -> None:
         assert nearest == target
 
 
-def test_an_invented_voice_leaves_the_content_of_a_crop_to_another() -> None:
+def test_a_changed_voice_leaves_the_content_of_a_crop_as_it_is() -> None:
     corpus = parallel()
-    crops = {}
+    made = {}
     for share in (0.0, 1.0):
-        made = task(corpus, parallel=1, vtlp=share, embedding_only=0.0)
+        asked = task(corpus, parallel=1, vtlp=share, embedding_only=0.0)
         rng = np.random.default_rng(4)
-        ((_, _, mel, voice),) = made._aligned_crops(corpus, corpus.parallel, rng, 1)
-        crops[share] = mel
-        assert voice[0].any() == (share == 0)
+        (made[share],) = asked._aligned_crops(corpus, corpus.parallel, rng, 1)
         # Comparisons are of the voices that there are.
         rng = np.random.default_rng(4)
-        (plain,) = made._aligned_crops(corpus, corpus.parallel, rng, 1, training=False)
+        (plain,) = asked._aligned_crops(corpus, corpus.parallel, rng, 1, training=False)
         assert plain[3][0].any()
-    assert np.abs(crops[0.0].mean(0) - crops[1.0].mean(0)).max() > 0.05
+    (content, pitch, mel, voice), (same, moved, warped, unknown) = made[0.0], made[1.0]
+    np.testing.assert_array_equal(content, same)
+    assert voice[0].any()
+    assert not unknown[0].any()
+    # By one factor, and as far from the voice's mean as before.
+    shift = moved[:, 0] - pitch[:, 0]
+    assert abs(shift[0]) > 1e-3
+    np.testing.assert_allclose(shift, shift[0], atol=1e-5)
+    np.testing.assert_allclose(moved[:, 1], pitch[:, 1], atol=1e-5)
+    assert np.abs(mel.mean(0) - warped.mean(0)).max() > 0.05
 
 
 def test_the_same_crop_can_have_its_own_content_for_comparison() -> None:

@@ -208,23 +208,35 @@ def test_an_invented_voice_moves_crop_reference_and_pitch_alike() -> None:
     np.testing.assert_array_equal(moved[2], plain[2])  # What is said stays.
 
 
-def test_an_invented_voice_gives_crop_and_reference_one_response() -> None:
+def test_a_changed_voice_has_one_response_on_crop_and_reference() -> None:
     speech = corpus(speakers=2, each=2)
     for one in speech.items:
-        one.features["mel"] = np.full_like(one.features["mel"], -5.5)
-    responses = []
-    for seed in range(3):
-        task = ConverterTask(
-            speech, speech, SMALL, 2, 40, 200, embedding_only=0.0, vtlp=1.0, response_db=6.0
-        )
-        ((_, _, mel, (_, _, _, values)),) = task._crops(speech, np.random.default_rng(seed), 1)
-        # Flat before, whatever frequencies are moved by.
-        np.testing.assert_allclose(mel, np.broadcast_to(values[0], mel.shape), atol=1e-5)
-        responses.append(mel[0] * 2.2)
-    decibels = np.stack(responses) * 20 / np.log(10)
-    assert 1 < decibels.std() < 15
-    # Smooth: neighbouring bands are alike.
-    assert np.abs(np.diff(decibels, axis=1)).max() < 2
+        one.features["mel"] = np.full_like(one.features["mel"], -7.0)
+    task = ConverterTask(
+        speech, speech, SMALL, 2, 40, 200, embedding_only=0.0, vtlp=1.0, response_db=6.0
+    )
+    ((_, _, mel, (_, _, _, values)),) = task._crops(speech, np.random.default_rng(0), 1)
+    assert mel[0].std() > 0.05
+    # Flat before, whatever frequencies are moved by.
+    np.testing.assert_allclose(mel, np.broadcast_to(values[0], mel.shape), atol=1e-5)
+
+
+def test_a_response_is_as_wide_as_asked_and_keeps_mean_and_silence() -> None:
+    rng = np.random.default_rng(0)
+    responses = np.stack([VoiceChange.draw(rng, 6.0).response for _ in range(500)])
+    decibels = responses * 20 / np.log(10)
+    assert decibels.std() == pytest.approx(0.49 * 6, rel=0.1)
+    np.testing.assert_allclose(responses.mean(1), 0, atol=1e-6)
+    assert np.abs(np.diff(decibels, axis=1)).max() < 2  # Neighbouring bands are alike.
+    silence = np.full((80, 3), np.log(1e-5), np.float32)
+    assert VoiceChange(1.0, responses[0])(silence).min() == pytest.approx(np.log(1e-5))
+    assert VoiceChange.draw(rng, 0.0).response is None
+
+
+def test_a_response_without_changed_voices_is_an_error() -> None:
+    speech = corpus(speakers=2)
+    with pytest.raises(TrainingError, match="response_db"):
+        ConverterTask(speech, speech, SMALL, 2, 40, 60, response_db=4.0)
 
 
 def test_a_reference_is_taken_from_several_recordings_where_one_is_too_short() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -66,11 +67,12 @@ NetT = TypeVar("NetT", bound=nn.Module)
 Crop: TypeAlias = "tuple[FloatArray, FloatArray, FloatArray, tuple[FloatArray, ...]]"
 
 
-class VoiceChange(NamedTuple):
-    """What makes a voice of a recording that nobody has.
+@dataclass(frozen=True, eq=False)
+class VoiceChange:
+    """A change that turns the voice of a recording into one that nobody has.
 
     Attributes:
-        factor: that every frequency is moved by.
+        factor: every frequency is multiplied by it.
         response: ``(bands,)`` nats added to the mel: another throat, room or microphone.
     """
 
@@ -79,13 +81,13 @@ class VoiceChange(NamedTuple):
 
     @classmethod
     def draw(cls, rng: np.random.Generator, response_db: float) -> VoiceChange:
-        """Another vocal tract length, and a response of this spread."""
+        """Another vocal tract length, and where ``response_db`` is not 0 another response."""
         factor = float(np.exp(rng.normal(0, VTLP_SPREAD)))
         if not response_db:
             return cls(factor)
-        # That of power is twice that of the amplitudes of this mel. The level stays what it is.
+        # In nats of power, where this mel is of amplitudes. The mean over the bands stays.
         response = smooth_response(rng, HIFIGAN_MEL.bands, response_db) / 2
-        return cls(factor, response - response.mean())
+        return cls(factor, (response - response.mean()).astype(np.float32))
 
     @property
     def log_factor(self) -> np.float32:
@@ -267,14 +269,17 @@ class ConverterTask:
         batch: crops in a step.
         frames: mel frames in a crop.
         reference_frames: mel frames of the reference at most.
-        references: recordings that these are taken from at most.
+        references: recordings that these are drawn from, where one is too short; embedding and
+            pitch are those of the first.
         content: features that hold the content, one drawn for each crop, so that one converter
             understands several encoders of one space.
         embedding_only: share of crops whose voice is the embedding alone.
         vtlp: share of crops in a voice that nobody has: crop and reference with all
             frequencies moved by one factor, and no embedding, so that the rest of the reference
-            must tell who speaks (vocal tract length perturbation, Jaitly & Hinton 2013).
-        response_db: spread of a smooth random response that crop and reference of those get, too.
+            must tell who speaks (vocal tract length perturbation, Jaitly & Hinton 2013). So are
+            ``parallel`` and ``back_translated`` crops, whose content stays.
+        response_db: of a smooth random response that crop and reference of those get, too: its
+            spread over the bands is about half of this.
         cepstral_vtlp: spread of the log of the factor by which the source's cepstra are warped,
             where the content ends with some; see ``cepstral_warp``.
         noise: spread of what is added at random to the content of the crop, whose components have a
@@ -351,6 +356,11 @@ class ConverterTask:
         self.batch, self.frames, self.reference_frames = batch, frames, reference_frames
         self.content, self.embedding_only = tuple(content), embedding_only
         self.vtlp, self.noise, self.cepstral_vtlp = vtlp, noise, cepstral_vtlp
+        if response_db and not vtlp:
+            raise TrainingError(
+                "The recipe asks for a response_db, which voices of another vocal tract length "
+                "get, and has no vtlp; give a share, such as vtlp: 0.3, or leave response_db out."
+            )
         self.references, self.response_db = references, response_db
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
