@@ -101,7 +101,9 @@ class VoiceChange:
                 Mel(values, HIFIGAN_MEL.sample_rate, HIFIGAN_MEL.hop_samples), self.factor
             ).values
         out: FloatArray = values.T
-        return out if self.response is None else np.maximum(out + self.response, SILENCE)
+        if self.response is not None:
+            out = np.maximum(out + self.response, np.float32(SILENCE))
+        return out
 
 
 UNCHANGED = VoiceChange()
@@ -634,7 +636,8 @@ class ConverterTask:
         draw = corpus.of_like_pitch if aligned else corpus.same_speaker
         first = draw(rng, item)
         length = int(rng.integers(self.reference_frames // 4, self.reference_frames + 1))
-        others, keys, mels = [], [], []
+        others: list[LoadedUtterance] = []
+        keys, mels = [], []
         for _ in range(self.references):
             other = draw(rng, item) if others else first
             if other in others:
