@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -90,8 +91,8 @@ class VoiceChange:
         return cls(factor, (response - response.mean()).astype(np.float32))
 
     @property
-    def log_factor(self) -> np.float32:
-        return np.float32(np.log(self.factor))
+    def log_factor(self) -> float:
+        return math.log(self.factor)
 
     def __call__(self, mel: FloatArray) -> FloatArray:
         """``(bands, frames)`` as ``(frames, bands)`` in the changed voice."""
@@ -654,7 +655,7 @@ class ConverterTask:
             if length < MIN_REFERENCE_FRAMES:
                 break
         embedding = first.features["embedding"] * np.float32(change is UNCHANGED)
-        log_f0_mean = first.log_f0_mean + float(change.log_factor)
+        log_f0_mean = first.log_f0_mean + change.log_factor
         mel, content = np.concatenate(mels), np.concatenate(keys)
         if len(mel) < MIN_REFERENCE_FRAMES or rng.random() < self.embedding_only:
             profile = np.zeros(2 * HIFIGAN_MEL.bands + 2, np.float32)
