@@ -111,6 +111,16 @@ def test_committed_recipes_load(path: Path) -> None:
             "name: x\nvocoder: {task: {batch: 1, frames: 9, live: 2}, schedule: {steps: 5}}\n",
             "live is a share",
         ),
+        (
+            "name: x\nconverter:\n  schedule: {steps: 5}\n"
+            "  task: {batch: 1, frames: 9, reference_frames: 9, response_db: 4}\n",
+            "get response_db, and there is no vtlp",
+        ),
+        (
+            "name: x\nconverter:\n  schedule: {steps: 5}\n"
+            "  task: {batch: 1, frames: 9, reference_frames: 9, references: 0}\n",
+            "references must be 1 or more",
+        ),
     ],
 )
 def test_a_wrong_recipe_names_the_key(tmp_path: Path, text: str, says: str) -> None:

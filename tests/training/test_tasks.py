@@ -233,12 +233,6 @@ def test_a_response_is_as_wide_as_asked_and_keeps_mean_and_silence() -> None:
     assert VoiceChange.draw(rng, 0.0).response is None
 
 
-def test_a_response_without_changed_voices_is_an_error() -> None:
-    speech = corpus(speakers=2)
-    with pytest.raises(TrainingError, match="response_db"):
-        ConverterTask(speech, speech, SMALL, 2, 40, 60, response_db=4.0)
-
-
 def test_a_reference_is_taken_from_several_recordings_where_one_is_too_short() -> None:
     speech = corpus(speakers=2, each=4, seconds=2.0)
     for number, one in enumerate(speech.items):

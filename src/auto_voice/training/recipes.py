@@ -349,6 +349,11 @@ def _check_arguments(kind: Callable[..., Any], values: Mapping[str, Any], where:
             f"{where}: content_loss and speaker_loss are computed on cross_speaker crops, and "
             "cross_speaker is 0; leave it out."
         )
+    if values.get("response_db") and not values.get("vtlp"):
+        raise TrainingError(
+            f"{where}: voices of another vocal tract length get response_db, and there is no "
+            "vtlp; give a share, such as vtlp: 0.3, or leave response_db out."
+        )
     for key, parameter in taken.items():
         if parameter.default is inspect.Parameter.empty and key not in values:
             raise TrainingError(f"{where}: the key {key} is missing.")

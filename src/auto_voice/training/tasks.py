@@ -359,11 +359,6 @@ class ConverterTask:
         self.batch, self.frames, self.reference_frames = batch, frames, reference_frames
         self.content, self.embedding_only = tuple(content), embedding_only
         self.vtlp, self.noise, self.cepstral_vtlp = vtlp, noise, cepstral_vtlp
-        if response_db and not vtlp:
-            raise TrainingError(
-                "The recipe asks for a response_db, which voices of another vocal tract length "
-                "get, and has no vtlp; give a share, such as vtlp: 0.3, or leave response_db out."
-            )
         self.references, self.response_db = references, response_db
 
     def loss(self, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -563,18 +558,16 @@ class ConverterTask:
             feature = features_used[rng.integers(len(features_used))]
             change = self._change(rng, vtlp)
             voice, log_f0_mean = self._voice(corpus, item, part, rng, feature, change)
-            features = item.features
-            log_f0 = features["log_f0"][part] + change.log_factor
-            voiced = features["voiced"][part].astype(np.float32)
             source = feature
             copies = [
-                n for n in features if n.startswith(PERTURBED) and n[len(PERTURBED) :].isdigit()
+                n
+                for n in item.features
+                if n.startswith(PERTURBED) and n[len(PERTURBED) :].isdigit()
             ]
             if perturbed and copies and rng.random() < perturbed:
                 source = copies[rng.integers(len(copies))]
             content = self._content_input(item, part, rng, source, noise)
-            mel = standardise(change(features["mel"][:, part]))
-            crops.append((content, pitch_inputs(log_f0, voiced, log_f0_mean), mel, voice))
+            crops.append(_crop(item, part, change, content, voice, log_f0_mean))
         return crops
 
     def _aligned_crops(
@@ -600,10 +593,7 @@ class ConverterTask:
             change = self._change(rng, vtlp)
             voice, log_f0_mean = self._voice(corpus, target, part, rng, feature, change)
             content = self._content_input(source if across else target, part, rng, feature, noise)
-            log_f0 = target.features["log_f0"][part] + change.log_factor
-            voiced = target.features["voiced"][part].astype(np.float32)
-            mel = standardise(change(target.features["mel"][:, part]))
-            crops.append((content, pitch_inputs(log_f0, voiced, log_f0_mean), mel, voice))
+            crops.append(_crop(target, part, change, content, voice, log_f0_mean))
         return crops
 
     def _change(self, rng: np.random.Generator, share: float) -> VoiceChange:
@@ -662,6 +652,21 @@ class ConverterTask:
             return (embedding, profile, content[:0], mel[:0]), log_f0_mean
         profile = voice_profile(mel, log_f0_mean, first.log_f0_std)
         return (embedding, profile, content, standardise(mel)), log_f0_mean
+
+
+def _crop(
+    target: LoadedUtterance,
+    part: slice,
+    change: VoiceChange,
+    content: FloatArray,
+    voice: tuple[FloatArray, ...],
+    log_f0_mean: float,
+) -> Crop:
+    """``part`` of ``target`` in its voice after ``change``, to be drawn from ``content``."""
+    log_f0 = target.features["log_f0"][part] + change.log_factor
+    voiced = target.features["voiced"][part].astype(np.float32)
+    mel = standardise(change(target.features["mel"][:, part]))
+    return content, pitch_inputs(log_f0, voiced, log_f0_mean), mel, voice
 
 
 def mel_rate_content(item: LoadedUtterance, feature: str) -> FloatArray:
